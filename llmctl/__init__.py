@@ -1,0 +1,3 @@
+"""llmctl: pretrain, finetune and use language models from the command line."""
+
+__version__ = "0.1.0"

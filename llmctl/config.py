@@ -1,0 +1,165 @@
+"""Configurations: frozen, keyword-only, checked when made, an unknown key an error.
+
+A stage's configuration is a tree of ``Config`` classes. It is resolved from, in rising order:
+the defaults, a preset, the stage's table of a recipe (TOML), options and ``--set key=value``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
+from llmctl.reporting.units import parse_duration
+
+# Marks fields that change how a stage runs but not what it makes: left out of fingerprints.
+NOT_IDENTITY: dict[str, Any] = {"identity": False}
+
+ALIASES = {"training.lr": "training.learning_rate"}
+"""Short names that people type, and the field each stands for."""
+
+
+def _seconds(value: object) -> object:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+"""A duration: a number of seconds, or text such as ``10m``, ``1h30m``."""
+
+
+class Config(BaseModel):
+    """Base of every configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide what a stage makes, as JSON values."""
+        values: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("identity") is False:
+                continue
+            value = getattr(self, name)
+            values[name] = value.identity() if isinstance(value, Config) else value
+        return values
+
+    def replace(self, **changes: Any) -> Self:
+        """A checked copy with some fields changed."""
+        return type(self).model_validate({**self.model_dump(), **changes})
+
+
+C = TypeVar("C", bound=Config)
+
+
+def build(kind: type[C], *layers: Mapping[str, Any]) -> C:
+    """A configuration from layers of values, later ones over earlier ones.
+
+    Raises ConfigError naming the field, what was given and the closest known name.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merge(merged, layer)
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(kind, error)) from None
+
+
+def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Lay one tree of values over another, in place."""
+    for key, value in layer.items():
+        if isinstance(value, Mapping):
+            branch = into.get(key)
+            into[key] = dict(branch) if isinstance(branch, Mapping) else {}
+            merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """``["training.max_steps=100", …]`` as a tree; values are TOML, else text.
+
+    >>> parse_assignments(["training.lr=3e-4", "model.activation=relu"])
+    {'training': {'learning_rate': 0.0003}, 'model': {'activation': 'relu'}}
+    """
+    tree: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = ALIASES.get(key.strip(), key.strip())
+        if not equals or not key:
+            raise UsageError(
+                f"--set {assignment!r} is not KEY=VALUE; write for example "
+                "--set training.max_steps=1000"
+            )
+        *parents, leaf = key.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                raise UsageError(f"--set {key}: {parent} is already set to a value")
+        branch[leaf] = _parse_value(text.strip())
+    return tree
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        # Python's and shells' spellings that TOML lacks, and words without quotes.
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def read_recipe(path: Path, stage: str) -> dict[str, Any]:
+    """A stage's table of a recipe file. Raises InputError if the file can't be read."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"--recipe {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--recipe {path} can't be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"--recipe {path} is not TOML: {error}") from None
+    table = tables.get(stage)
+    if table is None:
+        known = ", ".join(f"[{name}]" for name in tables) or "no tables"
+        raise InputError(
+            f"--recipe {path} has no table [{stage}] (it has {known}); add one, empty for defaults"
+        )
+    if not isinstance(table, dict):
+        raise InputError(f"--recipe {path}: {stage} is a value; write a table [{stage}]")
+    return table
+
+
+def field_names(kind: type[Config], prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration, as ``--set`` takes it."""
+    names: list[str] = []
+    for name, field in kind.model_fields.items():
+        nested = _config_of(field.annotation)
+        if nested is None:
+            names.append(prefix + name)
+        else:
+            names.extend(field_names(nested, f"{prefix}{name}."))
+    return names
+
+
+def _config_of(annotation: Any) -> type[Config] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Config):
+            return candidate
+    return None
+
+
+def _explain(kind: type[Config], error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = field_names(kind)
+        hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
+        return f"unknown key {key!r}{hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict) else f", and {first['input']!r} was given"
+    return f"{key}: {message}{given}" if key else message

@@ -1,0 +1,179 @@
+"""Shards: tokenised documents in Arrow IPC files, memory-mapped, read without a copy.
+
+A row is a document: ``tokens`` (large_list of uint16, or uint32 where the vocabulary needs it)
+and ``sentence_starts`` (large_list of int32, token offsets, the first 0). The schema's metadata
+names the tokenizer's digest and the format. Memory stays flat: only the documents' lengths, eight
+bytes each, are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from llmctl.errors import InputError
+
+FORMAT = "1"
+
+ROWS_TOKENS = 1 << 20
+"""Tokens in a record batch: large enough that a file of 64 of them has a small footer."""
+SHARD_TOKENS = 1 << 26
+"""Tokens in a file: 128 MiB of uint16, convenient to copy and to spread over machines."""
+
+SPLITS = ("train", "validation")
+
+
+def token_type(vocab_size: int) -> pa.DataType:
+    """The narrowest type that holds every id of a vocabulary."""
+    return pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
+
+
+class ShardWriter:
+    """Writes the documents of one split, starting a new file at every ``SHARD_TOKENS``.
+
+    The bytes written depend on the documents and their order alone, not on how they came
+    grouped into ``add`` calls.
+    """
+
+    def __init__(self, folder: Path, split: str, vocab_size: int, tokenizer_digest: str) -> None:
+        self._folder, self._split = folder, split
+        self._schema = pa.schema(
+            [
+                pa.field("tokens", pa.large_list(token_type(vocab_size)), nullable=False),
+                pa.field("sentence_starts", pa.large_list(pa.int32()), nullable=False),
+            ],
+            metadata={
+                "llmctl.format": FORMAT,
+                "llmctl.tokenizer": tokenizer_digest,
+                "llmctl.vocab_size": str(vocab_size),
+            },
+        )
+        self._tokens: list[NDArray[Any]] = []
+        self._starts: list[NDArray[Any]] = []
+        self._pending = 0
+        self._in_file = 0
+        self._number = 0
+        self._writer: Any = None
+        self.documents = 0
+        self.tokens = 0
+
+    def add(self, tokens: NDArray[Any], sentence_starts: NDArray[Any]) -> None:
+        """Append one document."""
+        self._tokens.append(tokens)
+        self._starts.append(sentence_starts)
+        self._pending += len(tokens)
+        self.documents += 1
+        self.tokens += len(tokens)
+        if self._pending >= ROWS_TOKENS:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is pending and finish the file. A split without documents has one empty file."""
+        if self._tokens or self._number == 0:
+            self._flush()
+        self._finish_file()
+
+    def abandon(self) -> None:
+        """Release the open file after a failure."""
+        if self._writer is not None:
+            self._sink.close()
+            self._writer = None
+
+    def _flush(self) -> None:
+        if self._writer is None:
+            path = self._folder / f"{self._split}-{self._number:05d}.arrow"
+            self._sink = pa.OSFile(str(path), "wb")
+            self._writer = pa.ipc.new_file(self._sink, self._schema)
+            self._number += 1
+        columns = [
+            _list_array(self._tokens, self._schema.field("tokens").type),
+            _list_array(self._starts, self._schema.field("sentence_starts").type),
+        ]
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._in_file += self._pending
+        self._tokens, self._starts, self._pending = [], [], 0
+        if self._in_file >= SHARD_TOKENS:
+            self._finish_file()
+
+    def _finish_file(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._sink.close()
+            self._writer, self._in_file = None, 0
+
+
+def _list_array(parts: Sequence[NDArray[Any]], kind: pa.DataType) -> pa.Array:
+    dtype = kind.value_type.to_pandas_dtype()
+    offsets = np.zeros(len(parts) + 1, dtype=np.int64)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    values = np.concatenate(parts) if parts else np.empty(0, dtype)
+    return pa.LargeListArray.from_arrays(
+        pa.array(offsets), pa.array(values.astype(dtype, copy=False)), type=kind
+    )
+
+
+class ShardReader:
+    """The documents of one split of a shard folder."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        files = sorted(folder.glob(f"{split}-*.arrow"))
+        if not files:
+            raise InputError(f"{folder} has no {split} shards; run `llmctl tokenize` again")
+        self._values: list[NDArray[Any]] = []
+        self._offsets: list[NDArray[np.int64]] = []
+        self._starts: list[NDArray[np.int32]] = []
+        self._starts_offsets: list[NDArray[np.int64]] = []
+        first, lengths = [0], []
+        for path in files:
+            for batch in _record_batches(path):
+                tokens, starts = batch.column("tokens"), batch.column("sentence_starts")
+                offsets = tokens.offsets.to_numpy()
+                self._values.append(tokens.values.to_numpy(zero_copy_only=True))
+                self._offsets.append(offsets)
+                self._starts.append(starts.values.to_numpy(zero_copy_only=True))
+                self._starts_offsets.append(starts.offsets.to_numpy())
+                lengths.append(np.diff(offsets))
+                first.append(first[-1] + len(batch))
+        self._first = np.asarray(first)
+        self.document_lengths: NDArray[np.int64] = (
+            np.concatenate(lengths) if lengths else np.empty(0, np.int64)
+        )
+        """Tokens in each document."""
+
+    def __len__(self) -> int:
+        return len(self.document_lengths)
+
+    def tokens(self, document: int, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """A view of the token ids of a document, or of a part of it."""
+        batch, row = self._locate(document)
+        begin, end = self._offsets[batch][row], self._offsets[batch][row + 1]
+        stop = int(end - begin) if stop is None else min(stop, int(end - begin))
+        return self._values[batch][begin + start : begin + stop]
+
+    def sentence_starts(self, document: int) -> NDArray[np.int32]:
+        """A view of the token offsets at which the document's sentences start."""
+        batch, row = self._locate(document)
+        offsets = self._starts_offsets[batch]
+        return self._starts[batch][offsets[row] : offsets[row + 1]]
+
+    def _locate(self, document: int) -> tuple[int, int]:
+        batch = int(np.searchsorted(self._first, document, side="right")) - 1
+        return batch, document - int(self._first[batch])
+
+
+def _record_batches(path: Path) -> list[pa.RecordBatch]:
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        metadata = reader.schema.metadata or {}
+        if metadata.get(b"llmctl.format") != FORMAT.encode():
+            raise InputError(
+                f"{path} is not a shard of format {FORMAT}; make it with `llmctl tokenize`"
+            )
+        return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} can't be read as Arrow ({error}); make it again") from None

@@ -1,0 +1,69 @@
+"""Errors meant for the user, and the exit code of each.
+
+Every message is one sentence that names the file, line or option, says what was wrong and what
+to do. They are caught once, around the app; anything else that escapes is our own bug (exit 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable
+
+
+class LlmctlError(Exception):
+    """An error that the user can act on."""
+
+    exit_code = 1
+
+
+class UsageError(LlmctlError):
+    """An option, a recipe or a configuration that can't be used."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration field that is unknown, of the wrong type or out of range."""
+
+
+class InputError(LlmctlError):
+    """Input data or an artefact that is missing, malformed or corrupt."""
+
+    exit_code = 3
+
+
+class BusyError(LlmctlError):
+    """Another process is writing the same artefact."""
+
+    exit_code = 4
+
+
+class ResourceError(LlmctlError):
+    """Disk or memory ran out."""
+
+    exit_code = 5
+
+
+class DivergedError(LlmctlError):
+    """Training produced losses or gradients that are not finite."""
+
+    exit_code = 6
+
+
+class Interrupted(LlmctlError):
+    """Stopped by a signal after saving what there was; the exit code is the shell's 128 + n."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the operating system answers when a disk, a quota or a file-size limit is exhausted."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

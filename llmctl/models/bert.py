@@ -1,0 +1,251 @@
+"""BERT: a bidirectional Transformer encoder (Devlin et al. 2018, arXiv:1810.04805).
+
+Notable: token, position and segment embeddings, normalised; post-norm blocks; exact GELU (ReLU
+selectable); learned positions. H⁰ = X·E + P + S, then per block
+x = norm(x + attention(x)); x = norm(x + feed_forward(x)).
+
+The body returns hidden states; pooler and heads belong to the objectives. A row may hold several
+texts end to end (packing): ``position_ids`` then start anew at each and the mask keeps them apart.
+
+B batch, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from llmctl.config import Config
+from llmctl.errors import InputError, did_you_mean
+from llmctl.models.layers import Activation, FeedForward, SelfAttention, initialise
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Sizes of Turc et al. 2019 (arXiv:1908.08962), table 1, and of BERT-base; heads are 64 wide.
+    "nano": {"num_layers": 2, "hidden_size": 128},
+    "mini": {"num_layers": 4, "hidden_size": 256},
+    "small": {"num_layers": 4, "hidden_size": 512},
+    "medium": {"num_layers": 8, "hidden_size": 512},
+    "base": {"num_layers": 12, "hidden_size": 768},
+}
+
+
+class BertConfig(Config):
+    """The shape of a BERT."""
+
+    vocab_size: int = Field(0, ge=0)
+    """Filled in from the tokenizer."""
+    num_layers: int = Field(4, ge=1)
+    hidden_size: int = Field(256, ge=1)
+    num_heads: int = Field(0, ge=0)
+    """0: one head for each 64 of the width, as in every published size."""
+    intermediate_size: int = Field(0, ge=0)
+    """0: four times the width."""
+    max_positions: int = Field(512, ge=8)
+    activation: Activation = "gelu"
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Of embeddings, attention weights and block outputs. The paper has 0.1; a run over less
+    text than the model can memorise learns faster without (Geiping and Goldstein 2022)."""
+    norm_epsilon: float = Field(1e-12, gt=0.0)
+    initializer_range: float = Field(0.02, gt=0.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        width = values.get("hidden_size", cls.model_fields["hidden_size"].default)
+        if isinstance(width, int) and width > 0:
+            values = dict(values)
+            values["num_heads"] = values.get("num_heads") or max(1, width // 64)
+            values["intermediate_size"] = values.get("intermediate_size") or 4 * width
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> BertConfig:
+        if self.hidden_size % self.num_heads:
+            below = self.hidden_size - self.hidden_size % self.num_heads
+            raise ValueError(
+                f"model.hidden_size {self.hidden_size} is not divisible by model.num_heads "
+                f"{self.num_heads}; try {below or self.num_heads}"
+            )
+        return self
+
+
+class Block(nn.Module):
+    """One encoder layer: attention and feed-forward, each added to its input and normalised."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width, epsilon = config.hidden_size, config.norm_epsilon
+        self.attention = SelfAttention(width, config.num_heads, config.dropout)
+        self.norm_1 = nn.LayerNorm(width, eps=epsilon)
+        self.feed_forward = FeedForward(width, config.intermediate_size, config.activation)
+        self.norm_2 = nn.LayerNorm(width, eps=epsilon)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, mask: Tensor | None) -> Tensor:
+        x_BTD = self.norm_1(x_BTD + self.dropout(self.attention(x_BTD, mask)))
+        return self.norm_2(x_BTD + self.dropout(self.feed_forward(x_BTD)))
+
+
+class Bert(nn.Module):
+    """The encoder: token ids to hidden states."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.position_embedding = nn.Embedding(config.max_positions, width)
+        self.segment_embedding = nn.Embedding(2, width)
+        self.norm = nn.LayerNorm(width, eps=config.norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.apply(lambda module: initialise(module, config.initializer_range))
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        segment_ids_BT: Tensor | None = None,
+        mask: Tensor | None = None,
+        position_ids_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) of the last layer.
+
+        input_ids_BT: int64. segment_ids_BT: 0 or 1, default 0. mask: bool, (B, T) True at real
+        tokens, or (B, T, T) True where token i may attend to token j; default all.
+        position_ids_BT: default 0 … T-1.
+        """
+        if position_ids_BT is None:
+            position_ids_BT = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+        if segment_ids_BT is None:
+            segment_ids_BT = torch.zeros_like(input_ids_BT)
+        if mask is not None:
+            mask = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None, :, :]
+        x_BTD = (
+            self.token_embedding(input_ids_BT)
+            + self.position_embedding(position_ids_BT)
+            + self.segment_embedding(segment_ids_BT)
+        )
+        x_BTD = self.dropout(self.norm(x_BTD))
+        for block in self.blocks:
+            x_BTD = block(x_BTD, mask)
+        return x_BTD
+
+
+# Our names and Hugging Face's, without the layer's number; {} stands for the number.
+_BODY_NAMES = {
+    "token_embedding": "bert.embeddings.word_embeddings",
+    "position_embedding": "bert.embeddings.position_embeddings",
+    "segment_embedding": "bert.embeddings.token_type_embeddings",
+    "norm": "bert.embeddings.LayerNorm",
+    "blocks.{}.attention.output": "bert.encoder.layer.{}.attention.output.dense",
+    "blocks.{}.norm_1": "bert.encoder.layer.{}.attention.output.LayerNorm",
+    "blocks.{}.feed_forward.expand": "bert.encoder.layer.{}.intermediate.dense",
+    "blocks.{}.feed_forward.contract": "bert.encoder.layer.{}.output.dense",
+    "blocks.{}.norm_2": "bert.encoder.layer.{}.output.LayerNorm",
+}
+_FUSED = "blocks.{}.attention.query_key_value"
+_SPLIT = tuple(
+    "bert.encoder.layer.{}.attention.self." + part for part in ("query", "key", "value")
+)
+
+
+def export_tensors(body: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """The body's state dict in Hugging Face's names; the fused projection is split in three."""
+    tensors: dict[str, Tensor] = {}
+    for ours, theirs, kind in _pairs(num_layers):
+        tensors[f"{theirs}.{kind}"] = body[f"{ours}.{kind}"]
+    for layer in range(num_layers):
+        for kind in ("weight", "bias"):
+            parts = body[f"{_FUSED.format(layer)}.{kind}"].chunk(3)
+            for name, part in zip(_SPLIT, parts, strict=True):
+                tensors[f"{name.format(layer)}.{kind}"] = part
+    return tensors
+
+
+def import_tensors(tensors: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """The inverse of ``export_tensors``. Raises InputError naming a tensor that is missing."""
+
+    def take(name: str) -> Tensor:
+        # A bare BertModel has no "bert." before its names, and old files say gamma and beta.
+        old = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        old = old.replace("LayerNorm.bias", "LayerNorm.beta")
+        for candidate in (name, name.removeprefix("bert."), old):
+            if candidate in tensors:
+                return tensors[candidate]
+        raise InputError(f"the model file has no tensor {name}; it is not a BERT of this shape")
+
+    body = {
+        f"{ours}.{kind}": take(f"{theirs}.{kind}") for ours, theirs, kind in _pairs(num_layers)
+    }
+    for layer in range(num_layers):
+        for kind in ("weight", "bias"):
+            parts = [take(f"{name.format(layer)}.{kind}") for name in _SPLIT]
+            body[f"{_FUSED.format(layer)}.{kind}"] = torch.cat(parts)
+    return body
+
+
+def _pairs(num_layers: int) -> list[tuple[str, str, str]]:
+    pairs = []
+    for ours, theirs in _BODY_NAMES.items():
+        kinds = ("weight",) if "_embedding" in ours else ("weight", "bias")
+        for layer in range(num_layers) if "{}" in ours else (0,):
+            pairs += [(ours.format(layer), theirs.format(layer), kind) for kind in kinds]
+    return pairs
+
+
+def to_hugging_face(config: BertConfig) -> dict[str, Any]:
+    """The fields of Hugging Face's config.json."""
+    return {
+        "model_type": "bert",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.intermediate_size,
+        "hidden_act": config.activation,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.dropout,
+        "max_position_embeddings": config.max_positions,
+        "type_vocab_size": 2,
+        "initializer_range": config.initializer_range,
+        "layer_norm_eps": config.norm_epsilon,
+        "position_embedding_type": "absolute",
+    }
+
+
+def from_hugging_face(fields: Mapping[str, Any]) -> BertConfig:
+    """The configuration that a Hugging Face config.json describes.
+
+    Raises InputError for what this BERT does not have.
+    """
+    activation = fields.get("hidden_act", "gelu")
+    if activation not in ("gelu", "relu"):
+        hint = did_you_mean(str(activation), ["gelu", "relu"])
+        raise InputError(
+            f"config.json: hidden_act {activation!r} is not supported{hint}; use gelu or relu"
+        )
+    if fields.get("position_embedding_type", "absolute") != "absolute":
+        raise InputError("config.json: only absolute position embeddings are supported")
+    if fields.get("type_vocab_size", 2) != 2:
+        raise InputError("config.json: only BERTs with two segment types are supported")
+    try:
+        return BertConfig(
+            vocab_size=fields["vocab_size"],
+            hidden_size=fields["hidden_size"],
+            num_layers=fields["num_hidden_layers"],
+            num_heads=fields["num_attention_heads"],
+            intermediate_size=fields["intermediate_size"],
+            activation=activation,
+            dropout=fields.get("hidden_dropout_prob", 0.1),
+            max_positions=fields["max_position_embeddings"],
+            initializer_range=fields.get("initializer_range", 0.02),
+            norm_epsilon=fields.get("layer_norm_eps", 1e-12),
+        )
+    except KeyError as error:
+        raise InputError(f"config.json has no field {error.args[0]}; it is not a BERT's") from None

@@ -1,0 +1,288 @@
+"""Masked language modelling with next-sentence prediction (Devlin et al. 2018, §3.1).
+
+15 % of the tokens are chosen; of these 80 % become [MASK], 10 % a random ordinary token, 10 %
+stay; a softmax over the vocabulary predicts them. A second softmax on [CLS] tells whether B
+follows A. The two losses are added. What is chosen is drawn anew each epoch, never a special
+token. The head runs at the chosen positions only: elsewhere its output would be thrown away, and
+with a small body it is half of the cost.
+
+B rows, T tokens in a row, D width, M masked tokens, S texts (pairs) in the batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmctl.config import Config
+from llmctl.data.chunks import ChunkRefs, Chunks
+from llmctl.data.keyed import integers, key_of, uniform
+from llmctl.data.pairs import TextPair, draw_pairs
+from llmctl.models.bert import Bert, export_tensors, import_tensors
+from llmctl.models.layers import ACTIVATIONS, initialise
+from llmctl.objectives.base import LossParts, Ratio, TensorBatch
+
+PUBLISHED_MASK_RATE = 0.15
+
+
+class MaskedLMConfig(Config):
+    """How tokens are hidden, and whether pairs are judged."""
+
+    mask_rate: float = Field(PUBLISHED_MASK_RATE, gt=0.0, lt=1.0)
+    """Share of the tokens to predict."""
+    mask_share: float = Field(0.8, ge=0.0, le=1.0)
+    """Of these, the share that becomes [MASK]."""
+    random_share: float = Field(0.1, ge=0.0, le=1.0)
+    """… and the share that becomes a random token; the rest stays."""
+    whole_word: bool = False
+    """Choose words, not pieces (Devlin's update of 2019)."""
+    next_sentence: bool = True
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What masking must know of a tokenizer."""
+
+    cls: int
+    sep: int
+    mask: int
+    pad: int
+    ordinary: NDArray[np.int64]
+    """Every id that is not special: what random replacements are drawn from."""
+    continuation: NDArray[np.bool_]
+    """(V,): whether the token continues a word."""
+
+
+@dataclass(frozen=True)
+class MaskedBatch(TensorBatch):
+    """Packed rows with their hidden tokens."""
+
+    input_ids_BT: Tensor
+    segment_ids_BT: Tensor
+    position_ids_BT: Tensor
+    mask_BTT: Tensor | None
+    """True where attention stays inside one text; None if every row is one full text."""
+    masked_M: Tensor
+    """Flat places (b · T + t) of the tokens to predict."""
+    labels_M: Tensor
+    cls_S: Tensor
+    """Flat place of each text's [CLS]."""
+    next_labels_S: Tensor
+    """0 where B follows A, 1 where it is random: Hugging Face's convention."""
+
+
+class MaskedLM(nn.Module):
+    """BERT's body with the two heads of its pretraining."""
+
+    def __init__(self, body: Bert, *, next_sentence: bool = True) -> None:
+        super().__init__()
+        self.body = body
+        width, config = body.config.hidden_size, body.config
+        self.transform = nn.Linear(width, width)
+        self.transform_norm = nn.LayerNorm(width, eps=config.norm_epsilon)
+        self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.pooler = nn.Linear(width, width) if next_sentence else None
+        self.next_sentence = nn.Linear(width, 2) if next_sentence else None
+        for head in (self.transform, self.pooler, self.next_sentence):
+            if head is not None:
+                initialise(head, config.initializer_range)
+
+    def token_logits(self, hidden_MD: Tensor) -> Tensor:
+        """Logits (M, V): a transform, then the token embedding's transpose and a bias."""
+        activation = ACTIVATIONS[self.body.config.activation]
+        hidden_MD = self.transform_norm(activation(self.transform(hidden_MD)))
+        return F.linear(hidden_MD, self.body.token_embedding.weight, self.output_bias)
+
+    def next_logits(self, cls_SD: Tensor) -> Tensor:
+        """Logits (S, 2) from the hidden states of [CLS]: is next, is random."""
+        assert self.pooler is not None
+        assert self.next_sentence is not None
+        return self.next_sentence(torch.tanh(self.pooler(cls_SD)))
+
+    def loss(self, batch: TensorBatch) -> LossParts:
+        """Cross-entropy of the hidden tokens and of the pair labels, in nats."""
+        assert isinstance(batch, MaskedBatch)
+        hidden_BTD = self.body(
+            batch.input_ids_BT, batch.segment_ids_BT, batch.mask_BTT, batch.position_ids_BT
+        )
+        flat = hidden_BTD.flatten(0, 1)
+        parts = {"mlm": (self.token_logits(flat[batch.masked_M]), batch.labels_M)}
+        if self.next_sentence is not None:
+            parts["nsp"] = (self.next_logits(flat[batch.cls_S]), batch.next_labels_S)
+        losses, metrics = {}, {}
+        for name, (logits, labels) in parts.items():
+            count = len(labels)
+            nll = F.cross_entropy(logits.float(), labels, reduction="sum")
+            losses[f"{name}_loss"] = Ratio(nll, count)
+            correct = (logits.detach().argmax(-1) == labels).sum()
+            metrics[f"{name}_accuracy"] = Ratio(correct, count)
+        return LossParts(losses, metrics)
+
+
+def collate(
+    chunks: Chunks,
+    refs: ChunkRefs,
+    rows: Sequence[Sequence[int]],
+    *,
+    config: MaskedLMConfig,
+    vocabulary: Vocabulary,
+    sequence_length: int,
+    seed: int,
+) -> MaskedBatch:
+    """Packed, masked rows; a pure function of its arguments.
+
+    refs: the batch's chunks. rows: for each row, which of them it holds, in order.
+    """
+    pairs: Sequence[TextPair | None]
+    if config.next_sentence:
+        pairs = draw_pairs(chunks, refs, key_of(seed, "pairs"))
+    else:
+        pairs = [None] * len(refs)
+    shape = (len(rows), sequence_length)
+    ids = np.full(shape, vocabulary.pad, dtype=np.int64)
+    segments, places, texts, draws = (np.zeros(shape, dtype=np.int64) for _ in range(4))
+    special = np.ones(shape, dtype=bool)
+    cls, labels = [], []
+    for row, members in enumerate(rows):
+        end = 0
+        for number, member in enumerate(members, 1):
+            begin, pair = end, pairs[member]
+            if pair is None:
+                spans = [
+                    chunks.reader.tokens(
+                        int(refs.document[member]), int(refs.start[member]), int(refs.stop[member])
+                    )
+                ]
+            else:
+                spans = [pair.first, pair.second]
+            ids[row, end] = vocabulary.cls
+            end += 1
+            for segment, span in enumerate(spans):
+                stop = end + len(span)
+                ids[row, end:stop] = span
+                special[row, end:stop] = False
+                ids[row, stop] = vocabulary.sep
+                segments[row, end : stop + 1] = segment
+                end = stop + 1
+            places[row, begin:end] = np.arange(end - begin)
+            texts[row, begin:end] = number
+            draws[row, begin:end] = refs.position[member]
+            cls.append(row * sequence_length + begin)
+            labels.append(0 if pair is None or pair.is_next else 1)
+    chosen = choose(ids, special, places, draws, config, vocabulary, seed)
+    hidden = hide(ids, chosen, places, draws, config, vocabulary, seed)
+    packed = texts.max() > 1 or not texts.all()
+    same_text = torch.from_numpy(texts[:, :, None] == texts[:, None, :]) if packed else None
+    flat_chosen = np.flatnonzero(chosen)
+    return MaskedBatch(
+        real_tokens=int(np.count_nonzero(texts)),
+        slots=texts.size,
+        input_ids_BT=torch.from_numpy(hidden),
+        segment_ids_BT=torch.from_numpy(segments),
+        position_ids_BT=torch.from_numpy(places),
+        mask_BTT=same_text,
+        masked_M=torch.from_numpy(flat_chosen),
+        labels_M=torch.from_numpy(ids.reshape(-1)[flat_chosen]),
+        cls_S=torch.tensor(cls),
+        next_labels_S=torch.tensor(labels),
+    )
+
+
+def choose(
+    ids_BT: NDArray[np.int64],
+    special_BT: NDArray[np.bool_],
+    places_BT: NDArray[np.int64],
+    draws_BT: NDArray[np.int64],
+    config: MaskedLMConfig,
+    vocabulary: Vocabulary,
+    seed: int,
+) -> NDArray[np.bool_]:
+    """Which tokens to predict: each with probability ``mask_rate``, whole words together.
+
+    places_BT: each token's place in its text; draws_BT: its text's position in the stream.
+    """
+    units = places_BT
+    if config.whole_word:
+        # Special tokens are boundaries too: a piece after one, cut off its word, starts a unit.
+        starts = ~vocabulary.continuation[ids_BT] | special_BT
+        starts[:, 1:] |= special_BT[:, :-1]
+        starts[:, 0] = True
+        columns = np.where(starts, np.arange(ids_BT.shape[1]), 0)
+        units = np.take_along_axis(places_BT, np.maximum.accumulate(columns, axis=1), axis=1)
+    drawn = uniform(key_of(seed, "mask"), draws_BT, units)
+    return (drawn < config.mask_rate) & ~special_BT
+
+
+def hide(
+    ids_BT: NDArray[np.int64],
+    chosen_BT: NDArray[np.bool_],
+    places_BT: NDArray[np.int64],
+    draws_BT: NDArray[np.int64],
+    config: MaskedLMConfig,
+    vocabulary: Vocabulary,
+    seed: int,
+) -> NDArray[np.int64]:
+    """The ids with chosen tokens hidden: 80 % [MASK], 10 % any ordinary token, 10 % as they are."""
+    result = ids_BT.copy()
+    draws, places = draws_BT[chosen_BT], places_BT[chosen_BT]
+    kind = uniform(key_of(seed, "hide"), draws, places)
+    random = integers(key_of(seed, "random"), len(vocabulary.ordinary), draws, places)
+    result[chosen_BT] = np.select(
+        [kind < config.mask_share, kind < config.mask_share + config.random_share],
+        [np.int64(vocabulary.mask), vocabulary.ordinary[random]],
+        ids_BT[chosen_BT],
+    )
+    return result
+
+
+_HEAD_NAMES = {
+    "transform": "cls.predictions.transform.dense",
+    "transform_norm": "cls.predictions.transform.LayerNorm",
+    "pooler": "bert.pooler.dense",
+    "next_sentence": "cls.seq_relationship",
+}
+
+
+def to_hugging_face(model: MaskedLM) -> dict[str, Tensor]:
+    """Tensors in the names of BertForPreTraining, or of BertForMaskedLM without pair judging."""
+    state = model.state_dict()
+    body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+    tensors = export_tensors(body, model.body.config.num_layers)
+    for ours, theirs in _HEAD_NAMES.items():
+        for kind in ("weight", "bias"):
+            if f"{ours}.{kind}" in state:
+                tensors[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
+    tensors["cls.predictions.bias"] = state["output_bias"]
+    return tensors
+
+
+def from_hugging_face(body: Bert, tensors: Mapping[str, Tensor]) -> MaskedLM:
+    """The inverse of ``to_hugging_face``; the given body is filled.
+
+    Raises InputError if the heads of pretraining are not there.
+    """
+    from llmctl.errors import InputError
+
+    if "cls.predictions.bias" not in tensors:
+        raise InputError(
+            "the model has no masked-language-model head; give --from a pretrained run"
+        )
+    model = MaskedLM(body, next_sentence="cls.seq_relationship.weight" in tensors)
+    state: dict[str, Any] = {
+        f"body.{k}": v for k, v in import_tensors(tensors, body.config.num_layers).items()
+    }
+    for ours, theirs in _HEAD_NAMES.items():
+        for kind in ("weight", "bias"):
+            if f"{theirs}.{kind}" in tensors:
+                state[f"{ours}.{kind}"] = tensors[f"{theirs}.{kind}"]
+    state["output_bias"] = tensors["cls.predictions.bias"]
+    model.load_state_dict(state)
+    return model

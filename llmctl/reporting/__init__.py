@@ -1,0 +1,1 @@
+"""How results look: durations and counts in words, sparklines, tables."""

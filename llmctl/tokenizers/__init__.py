@@ -1,0 +1,107 @@
+"""WordPiece, byte-level BPE and unigram behind one class: learned from text or loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer as RustTokenizer
+
+from llmctl.errors import InputError, UsageError, did_you_mean
+from llmctl.tokenizers.base import FastTokenizer, Tokenizer, count_words
+from llmctl.tokenizers.bpe import learn_bpe
+from llmctl.tokenizers.unigram import SentencePieceTokenizer, learn_unigram
+from llmctl.tokenizers.wordpiece import WordPieceTokenizer, build_wordpiece, learn_wordpiece
+
+LEARNERS: dict[str, Callable[..., Tokenizer]] = {
+    "wordpiece": learn_wordpiece,
+    "bpe": learn_bpe,
+    "unigram": learn_unigram,
+}
+
+
+def learn(kind: str, texts: Iterable[str], vocab_size: int, *, cased: bool = False) -> Tokenizer:
+    """Learn a tokenizer from texts, which may be iterated more than once.
+
+    Raises UsageError for an unknown kind, InputError if the corpus can't fill the vocabulary.
+    """
+    if kind not in LEARNERS:
+        raise UsageError(
+            f"--tokenizer {kind!r} is not a kind{did_you_mean(kind, LEARNERS)}; "
+            f"choose one of {', '.join(LEARNERS)}"
+        )
+    options = {"cased": cased} if kind == "wordpiece" else {}
+    return LEARNERS[kind](texts, vocab_size, **options)
+
+
+def load(path: Path, *, cased: bool = False) -> Tokenizer:
+    """Load a tokenizer: a folder (ours or Hugging Face's), a tokenizer.json, a sentencepiece
+    .model or a BERT vocab.txt, whose casing ``cased`` tells.
+
+    Raises InputError naming the file that is missing or malformed.
+    """
+    if path.is_dir():
+        for name in ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt"):
+            if (path / name).is_file():
+                return load(path / name, cased=cased)
+        raise InputError(
+            f"{path} has no tokenizer.json, spiece.model or vocab.txt; give a tokenizer's folder"
+        )
+    if not path.is_file():
+        raise InputError(f"--tokenizer {path}: no such file")
+    if path.suffix == ".json":
+        return _load_json(path)
+    if path.suffix == ".model":
+        return _load_sentencepiece(path)
+    if path.suffix == ".txt":
+        return _load_vocabulary(path, cased=cased)
+    raise InputError(f"{path} is not a tokenizer: give a tokenizer.json, a .model or a vocab.txt")
+
+
+def _load_json(path: Path) -> Tokenizer:
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        rust = RustTokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exception
+        raise InputError(f"{path} is not a tokenizer.json: {error}") from None
+    model = value.get("model", {}).get("type", "")
+    normalizer, splitter = value.get("normalizer") or {}, value.get("pre_tokenizer") or {}
+    if model == "WordPiece":
+        if normalizer.get("type") == "BertNormalizer" and splitter.get("type") == (
+            "BertPreTokenizer"
+        ):
+            return WordPieceTokenizer(rust)
+        return FastTokenizer("wordpiece", rust)
+    kinds = {"BPE": "bpe", "Unigram": "unigram"}
+    if model not in kinds:
+        raise InputError(f"{path} holds a {model or 'nameless'} model; WordPiece, BPE and Unigram "
+                         "are supported")
+    return FastTokenizer(kinds[model], rust)
+
+
+def _load_sentencepiece(path: Path) -> Tokenizer:
+    try:
+        return SentencePieceTokenizer(path.read_bytes())
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"{path} is not a sentencepiece model: {error}") from None
+
+
+def _load_vocabulary(path: Path, *, cased: bool) -> Tokenizer:
+    try:
+        vocabulary = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: byte 0x{error.object[error.start]:02x} at offset {error.start} is not "
+            "UTF-8; a vocab.txt has one piece a line"
+        ) from None
+    while vocabulary and not vocabulary[-1]:
+        vocabulary.pop()
+    try:
+        return build_wordpiece([line.rstrip("\r") for line in vocabulary], cased=cased)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; give the vocab.txt of a BERT") from None
+
+
+__all__ = ["LEARNERS", "Tokenizer", "count_words", "learn", "load"]

@@ -1,0 +1,159 @@
+"""Unigram language-model pieces (Kudo 2018), learned by sentencepiece.
+
+The pieces and their scores move into a tokenizer.json, so that one library encodes and every tool
+opens the result. Text is normalised (NFKC, spaces collapsed) before sentencepiece sees it, as its
+own normaliser has no counterpart elsewhere. A ``.model`` of somebody else is used as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.models import Unigram
+
+from llmctl.errors import InputError
+from llmctl.tokenizers.base import FastTokenizer, Tokenizer, roles_in, write_transformers_config
+
+SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+MAX_SENTENCES = 2_000_000
+"""Sentencepiece holds its sample in memory; this many lines are about a gigabyte."""
+LONGEST_LINE = 4192
+"""Bytes; sentencepiece leaves out longer ones, so they are cut here."""
+
+
+def learn_unigram(texts: Iterable[str], vocab_size: int) -> FastTokenizer:
+    """Learn pieces. Raises InputError if the corpus can't fill the vocabulary."""
+    written = io.BytesIO()
+    sentencepiece.set_random_generator_seed(0)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(texts),
+            model_writer=written,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            character_coverage=0.9995,
+            normalization_rule_name="identity",
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            control_symbols=["<mask>"],
+            # The vocabulary changes with the number of threads.
+            num_threads=1,
+            input_sentence_size=MAX_SENTENCES,
+            shuffle_input_sentence=True,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        text = str(error)
+        most = re.search(r"value <= (\d+)", text)
+        if most:
+            raise InputError(
+                f"--vocab-size {vocab_size}: the corpus has only {most[1]} distinct pieces; "
+                f"use --vocab-size {most[1]} or less, or give more text"
+            ) from None
+        least = re.search(r"required_chars\D*(\d+)", text)
+        if "smaller than required_chars" in text:
+            need = f" (it has {least[1]} characters)" if least else ""
+            raise InputError(
+                f"--vocab-size {vocab_size} can't hold the corpus's alphabet{need}; use more"
+            ) from None
+        raise InputError(
+            f"sentencepiece can't learn {vocab_size} pieces from this corpus: {text.strip()}; "
+            "give more text or a smaller --vocab-size"
+        ) from None
+    processor = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    pieces = [
+        (processor.id_to_piece(number), processor.get_score(number))
+        for number in range(processor.get_piece_size())
+    ]
+    rust = RustTokenizer(Unigram(pieces, unk_id=1, byte_fallback=False))
+    rust.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    rust.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    rust.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    rust.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    rust.post_processor = processors.TemplateProcessing(
+        single="<s>:0 $A:0 </s>:0",
+        pair="<s>:0 $A:0 </s>:0 $B:1 </s>:1",
+        special_tokens=[("<s>", 2), ("</s>", 3)],
+    )
+    # Scores lose digits in JSON: go through it once, so that a loaded copy is the same.
+    return FastTokenizer("unigram", RustTokenizer.from_str(rust.to_str()))
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for line in unicodedata.normalize("NFKC", text).splitlines():
+            words = " ".join(line.split())
+            while len(words.encode()) > LONGEST_LINE:
+                cut = words.rfind(" ", 0, LONGEST_LINE // 4)
+                cut = LONGEST_LINE // 4 if cut <= 0 else cut
+                yield words[:cut]
+                words = words[cut:].lstrip()
+            if words:
+                yield words
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A ``.model`` file of sentencepiece, as it is."""
+
+    kind = "unigram"
+
+    def __init__(self, model: bytes) -> None:
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size = self._processor.get_piece_size()
+        self.special = roles_in(self.token_to_id)
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        if not allow_special or not self.special:
+            return list(self._processor.encode(text))
+        tokens = {self.id_to_token(number): number for number in self.special.values()}
+        pattern = "(" + "|".join(map(re.escape, tokens)) + ")"
+        ids: list[int] = []
+        for part in re.split(pattern, text):
+            ids += [tokens[part]] if part in tokens else self._processor.encode(part)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        parts: list[list[int]] = self._processor.encode(list(texts))
+        lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
+        flat = [number for part in parts for number in part]
+        return np.asarray(flat, dtype=np.uint32), lengths
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        kept = [i for i in ids if not (skip_special and i in self.special_ids)]
+        return str(self._processor.decode(kept))
+
+    def id_to_token(self, id: int) -> str:
+        return str(self._processor.id_to_piece(id))
+
+    def token_to_id(self, token: str) -> int | None:
+        number = self._processor.piece_to_id(token)
+        return number if self._processor.id_to_piece(number) == token else None
+
+    def save(self, folder: Path, *, max_length: int | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "spiece.model").write_bytes(self._model)
+        fields: dict[str, Any] = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+        write_transformers_config(folder, self, max_length, fields)
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._model).hexdigest()

@@ -1,0 +1,152 @@
+"""Checkpoints: everything that training needs to go on as if it had not stopped.
+
+A checkpoint is a folder ``checkpoints/step-00000200`` of safetensors and JSON, published in one
+step, with a manifest of digests. No pickle. Random states are not kept: every draw is a function
+of (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llmctl.errors import InputError
+from llmctl.workspace.artefacts import FileRecord, describe_files, verify_files
+from llmctl.workspace.files import published_folder, read_json, write_json
+
+STEP_FOLDER = re.compile(r"step-(\d{8})")
+DIGESTS = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint, read."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimiser: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self._keep = folder, keep
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, ascending."""
+        if not self.folder.is_dir():
+            return []
+        matches = (STEP_FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        state: Mapping[str, Any],
+    ) -> Path:
+        """Write a checkpoint, then delete the oldest beyond the limit."""
+        target = self._path(step)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with published_folder(target) as folder:
+            write_tensors(folder / "model.safetensors", model.state_dict())
+            write_tensors(folder / "optimiser.safetensors", optimiser_tensors(model, optimiser))
+            write_json(folder / "state.json", {"step": step, **state})
+            files = {k: v.model_dump() for k, v in describe_files(folder).items()}
+            write_json(folder / DIGESTS, files)
+        for old in self.steps()[: -self._keep]:
+            shutil.rmtree(self._path(old), ignore_errors=True)
+        return target
+
+    def load_newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint whose digests hold; a damaged one is passed over with a warning.
+
+        Raises InputError if there are checkpoints but none is whole.
+        """
+        failure: InputError | None = None
+        for step in reversed(self.steps()):
+            try:
+                return self._load(step)
+            except InputError as error:
+                if failure is not None or len(self.steps()) > 1:
+                    warn(f"{error}; trying the checkpoint before it")
+                failure = error
+        if failure is not None:
+            raise InputError(f"{failure}; no whole checkpoint is left, start again with --force")
+        return None
+
+    def _load(self, step: int) -> Checkpoint:
+        folder = self._path(step)
+        records = read_json(folder / DIGESTS)
+        files = {name: FileRecord.model_validate(value) for name, value in records.items()}
+        verify_files(folder, files, remedy="this checkpoint can't be used")
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return Checkpoint(
+            step=step,
+            model=load_file(folder / "model.safetensors"),
+            optimiser=load_file(folder / "optimiser.safetensors"),
+            state=state,
+        )
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write safetensors. Raises OSError, as any writer does, when the disk is full."""
+    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata=metadata or {"format": "pt"})
+    except SafetensorError as error:
+        # The library wraps the operating system's error in text: "… (os error 28)".
+        number = re.search(r"os error (\d+)", str(error))
+        if number:
+            raise OSError(int(number[1]), str(error), str(path)) from None
+        raise
+    path.chmod(0o644)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read safetensors. Raises InputError if the file is missing or malformed."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; copy it again from where it was made") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} can't be read as safetensors: {error}") from None
+
+
+def optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state by parameter name, as ``NAME/STATE``."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"{name}/{key}"] = value
+    return tensors
+
+
+def restore_optimiser(
+    model: nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of ``optimiser_tensors``."""
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        parameter_name, _, key = name.rpartition("/")
+        parameter = parameters[parameter_name]
+        # A fused optimiser wants its step counter where the parameter is.
+        optimiser.state[parameter][key] = value.to(parameter.device)

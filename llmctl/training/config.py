@@ -1,0 +1,51 @@
+"""What every training shares, whatever is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from llmctl.config import NOT_IDENTITY, Config, Seconds
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class TrainingConfig(Config):
+    """How long, how fast, and how often to look."""
+
+    max_steps: int | None = Field(None, ge=1)
+    """Steps in all. Unset: as many as ``epochs`` need, or as ``time_limit`` allows."""
+    epochs: float = Field(10.0, gt=0)
+    """Passes over the training data, where neither steps nor time are given."""
+    time_limit: Seconds | None = Field(None, gt=0)
+    """Seconds of wall clock (``10m``, ``1h30m``); the learning rate decays to zero by then. Such a
+    run does as many steps as the machine manages, so it can't be repeated to the bit."""
+    batch_size: int = Field(32, ge=1)
+    """Rows in a step: sequences in pretraining, examples in finetuning."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """At its peak, after the warm-up."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up; linear, to zero, is BERT's."""
+    warmup: float = Field(0.06, ge=0, lt=1)
+    """Share of the training during which the learning rate rises from zero."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Of matrices; biases, norms and embeddings' norms are left alone."""
+    beta_1: float = Field(0.9, ge=0, lt=1)
+    beta_2: float = Field(0.98, ge=0, lt=1)
+    epsilon: float = Field(1e-6, gt=0)
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this Euclidean norm."""
+    precision: Precision = "auto"
+    """auto: bf16 where a measurement on this machine finds it clearly faster, else fp32."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: the accelerator if there is one."""
+    log_every: int = Field(10, ge=1, json_schema_extra=NOT_IDENTITY)
+    eval_every: int = Field(0, ge=0)
+    """Steps between looks at the validation data; 0: about ten in all, or each epoch."""
+    checkpoint_every: int = Field(0, ge=0, json_schema_extra=NOT_IDENTITY)
+    """Steps between checkpoints; 0: every ``checkpoint_seconds``."""
+    checkpoint_seconds: Seconds = Field(60.0, gt=0, json_schema_extra=NOT_IDENTITY)
+    """Wall clock between checkpoints where ``checkpoint_every`` is 0."""
+    keep_checkpoints: int = Field(2, ge=1, json_schema_extra=NOT_IDENTITY)
+    """The newest so many stay on disk."""

@@ -1,0 +1,265 @@
+"""The training loop: one for every objective, a generator of records.
+
+It prints and writes nothing but checkpoints: stages record what it yields and commands draw it.
+Batch N and every random draw in step N are functions of (seed, N), so a run that goes on from a
+checkpoint does exactly what an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmctl.data.keyed import key_of
+from llmctl.errors import DivergedError
+from llmctl.objectives.base import LossParts, Objective, Ratio, TensorBatch
+from llmctl.training.checkpoints import Checkpoint, CheckpointStore, restore_optimiser
+from llmctl.training.config import TrainingConfig
+from llmctl.training.optimiser import build_optimiser, set_learning_rate
+from llmctl.training.precision import autocast
+from llmctl.training.schedules import share_of_peak
+
+PATIENCE_NOT_FINITE = 5
+"""Steps in a row without a finite gradient before training gives up."""
+
+Batches = Callable[[int], TensorBatch]
+
+
+@dataclass(frozen=True)
+class Record:
+    """Something that happened at a step: a logged step, a validation, a checkpoint, the end."""
+
+    kind: str
+    """``train``, ``validation``, ``checkpoint``, ``skipped``, ``stopped`` or ``finished``."""
+    step: int
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Progress:
+    """The part of training's state that is numbers; kept in checkpoints."""
+
+    step: int = 0
+    elapsed: float = 0.0
+    """Seconds of wall clock, over all sessions."""
+    tokens: int = 0
+    window: dict[str, list[float]] = field(default_factory=dict)
+    """Sums and counts since the last logged step."""
+    best: float = math.inf
+    """Lowest validation loss so far, for early stopping …"""
+    best_step: int = 0
+    """… and the step it was measured at."""
+
+
+class Trainer:
+    """Trains an objective on batches."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        config: TrainingConfig,
+        *,
+        total_steps: int | None,
+        seed: int,
+        device: torch.device,
+        precision: str,
+        store: CheckpointStore,
+        validate: Callable[[], dict[str, float]] | None = None,
+        eval_every: int = 0,
+        patience: int = 0,
+        on_best: Callable[[int], None] | None = None,
+        rate_scale: dict[str, float] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """total_steps: None if only the time limits the run. patience: validations without a
+        new best before an early stop; 0: never. on_best: called at each new best."""
+        self.model, self._batches, self.config = model, batches, config
+        self.total_steps, self._seed = total_steps, seed
+        self._device, self._precision, self._store = device, precision, store
+        self._validate, self._eval_every = validate, eval_every
+        self._patience, self._on_best = patience, on_best
+        self._should_stop = should_stop
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimiser = build_optimiser(model.named_parameters(), config, rate_scale=rate_scale)
+        self.progress = Progress()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        self.model.load_state_dict(checkpoint.model)
+        restore_optimiser(self.model, self.optimiser, checkpoint.optimiser)
+        known = Progress.__dataclass_fields__
+        self.progress = Progress(**{k: v for k, v in checkpoint.state.items() if k in known})
+
+    def run(self) -> Iterator[Record]:
+        """Train to the end, or until ``should_stop``; yields what happens.
+
+        Raises DivergedError after several steps in a row without a finite gradient.
+        """
+        progress, config = self.progress, self.config
+        begun = time.perf_counter() - progress.elapsed
+        saved_at, saved_step = time.perf_counter(), progress.step
+        window_start, window_tokens, window_slots = time.perf_counter(), 0, 0
+        not_finite = 0
+        self.model.train()
+        with ThreadPoolExecutor(1) as background:
+            upcoming = background.submit(self._batches, progress.step)
+            while not self._done():
+                batch = upcoming.result().to(self._device)
+                upcoming = background.submit(self._batches, progress.step + 1)
+                rate = config.learning_rate * share_of_peak(
+                    self._share_done(), config.warmup, config.schedule
+                )
+                parts, norm = self._step(batch, rate)
+                progress.step += 1
+                progress.elapsed = time.perf_counter() - begun
+                progress.tokens += batch.real_tokens
+                window_tokens += batch.real_tokens
+                window_slots += batch.slots
+                if math.isfinite(norm):
+                    not_finite = 0
+                    self._accumulate(parts, norm)
+                else:
+                    not_finite += 1
+                    yield Record("skipped", progress.step, {"gradient_norm": norm})
+                    if not_finite >= PATIENCE_NOT_FINITE:
+                        raise DivergedError(
+                            f"step {progress.step}: the gradient was not finite for {not_finite} "
+                            "steps in a row; the last checkpoint is intact, lower "
+                            "training.learning_rate"
+                        )
+                last = self._done()
+                if progress.step % config.log_every == 0 or last:
+                    seconds = time.perf_counter() - window_start
+                    yield Record(
+                        "train",
+                        progress.step,
+                        {
+                            **self._drain(),
+                            "learning_rate": rate,
+                            "tokens": progress.tokens,
+                            "tokens_per_second": window_tokens / seconds,
+                            "padding": 1.0 - window_tokens / max(window_slots, 1),
+                            "elapsed": progress.elapsed,
+                        },
+                    )
+                    window_start, window_tokens, window_slots = time.perf_counter(), 0, 0
+                if self._validate and (
+                    last or (self._eval_every and progress.step % self._eval_every == 0)
+                ):
+                    before = time.perf_counter()
+                    yield self._look(self._validate)
+                    window_start += time.perf_counter() - before
+                    if self._patience and self._stale():
+                        break
+                stop = self._should_stop()
+                due = (
+                    progress.step % config.checkpoint_every == 0
+                    if config.checkpoint_every
+                    else time.perf_counter() - saved_at >= config.checkpoint_seconds
+                )
+                if (stop or due or last) and saved_step != progress.step:
+                    before = time.perf_counter()
+                    self._store.save(
+                        progress.step, self.model, self.optimiser, dict(vars(progress))
+                    )
+                    saved_at, saved_step = time.perf_counter(), progress.step
+                    window_start += saved_at - before
+                    yield Record("checkpoint", progress.step)
+                if stop and not last:
+                    yield Record("stopped", progress.step)
+                    return
+        yield Record("finished", progress.step)
+
+    def _step(self, batch: TensorBatch, rate: float) -> tuple[LossParts, float]:
+        """Forward, backward, update; the update is left out if the gradient is not finite."""
+        # Dropout draws from the global generator: tie it to the step, so that there is no state.
+        torch.manual_seed(key_of(self._seed, "step", self.progress.step))
+        set_learning_rate(self.optimiser, rate)
+        objective: Objective = self.model  # type: ignore[assignment]
+        with autocast(self._device, self._precision):
+            parts = objective.loss(batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        parts.total.backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm, foreach=True)
+        value = float(norm)
+        if math.isfinite(value):
+            self.optimiser.step()
+        return parts, value
+
+    def _share_done(self) -> float:
+        """How much of the training is behind us, by steps or by time, whichever is more."""
+        shares = [0.0]
+        if self.total_steps:
+            shares.append(self.progress.step / self.total_steps)
+        if self.config.time_limit:
+            shares.append(self.progress.elapsed / self.config.time_limit)
+        return min(1.0, max(shares))
+
+    def _done(self) -> bool:
+        return self._share_done() >= 1.0
+
+    def _accumulate(self, parts: LossParts, norm: float) -> None:
+        sums = self.progress.window
+        ratios = {**parts.losses, **parts.metrics, "gradient_norm": Ratio(torch.tensor(norm), 1)}
+        for name, ratio in ratios.items():
+            entry = sums.setdefault(name, [0.0, 0.0])
+            entry[0] += float(ratio.total.detach())
+            entry[1] += ratio.count
+        entry = sums.setdefault("loss", [0.0, 0.0])
+        entry[0] += float(parts.total.detach())
+        entry[1] += 1
+
+    def _drain(self) -> dict[str, float]:
+        means = {name: s / n for name, (s, n) in self.progress.window.items() if n}
+        self.progress.window = {}
+        return means
+
+    def _look(self, validate: Callable[[], dict[str, float]]) -> Record:
+        values = validate()
+        self.model.train()
+        if values["loss"] < self.progress.best:
+            self.progress.best, self.progress.best_step = values["loss"], self.progress.step
+            if self._on_best:
+                self._on_best(self.progress.step)
+        return Record("validation", self.progress.step, values)
+
+    def _stale(self) -> bool:
+        behind = self.progress.step - self.progress.best_step
+        return bool(self._eval_every) and behind >= self._patience * self._eval_every
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Callable[[int], TensorBatch],
+    count: int,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+) -> dict[str, float]:
+    """Losses and metrics over some batches, each a sum over all divided by its count.
+
+    ``loss`` is the sum of the objective's losses.
+    """
+    objective: Objective = model  # type: ignore[assignment]
+    model.eval()
+    sums: dict[str, list[float]] = {}
+    losses: set[str] = set()
+    for number in range(count):
+        with autocast(device, precision):
+            parts = objective.loss(batches(number).to(device))
+        losses.update(parts.losses)
+        for name, ratio in {**parts.losses, **parts.metrics}.items():
+            entry = sums.setdefault(name, [0.0, 0.0])
+            entry[0] += float(ratio.total)
+            entry[1] += ratio.count
+    means = {name: s / n for name, (s, n) in sums.items() if n}
+    return {"loss": sum(means[name] for name in losses if name in means), **means}

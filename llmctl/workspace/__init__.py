@@ -1,0 +1,1 @@
+"""The shared folder that stages read artefacts from and write them to."""

@@ -1,0 +1,379 @@
+"""Artefacts: folders with a manifest, published atomically, found by name or by fingerprint.
+
+A manifest says what made the folder (command, resolved configuration, inputs by digest, seed,
+versions) and what lies in it (size and SHA-256 of each file). The *fingerprint* is the digest of
+what determines the content: running the same command again finds the finished artefact by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llmctl import __version__
+from llmctl.errors import InputError, UsageError, did_you_mean
+from llmctl.workspace.files import (
+    hidden_sibling,
+    published_folder,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
+from llmctl.workspace.locks import is_locked, lock_path, writer_lock
+
+FORMAT_VERSION = 1
+"""Of workspaces and manifests; raised when an older llmctl could not read a newer one."""
+
+Kind = Literal["tokenizer", "shards", "run", "report"]
+
+FOLDERS: dict[Kind, str] = {
+    "tokenizer": "tokenizers",
+    "shards": "shards",
+    "run": "runs",
+    "report": "reports",
+}
+
+MANIFEST = "manifest.json"
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Frozen(BaseModel):
+    """Base of the records kept in a workspace."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputRecord(Frozen):
+    """Something that an artefact was made from."""
+
+    role: str
+    name: str
+    """``kind/name`` of an artefact of this workspace, or the name of a file."""
+    digest: str
+
+
+class FileRecord(Frozen):
+    """A file of an artefact."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(Frozen):
+    """What made an artefact, and what lies in it."""
+
+    kind: Kind
+    name: str
+    format_version: int = FORMAT_VERSION
+    stage: str
+    command: list[str]
+    config: dict[str, Any]
+    inputs: list[InputRecord]
+    fingerprint: str
+    seed: int | None = None
+    llmctl_version: str = __version__
+    torch_version: str | None = None
+    python_version: str = ".".join(map(str, sys.version_info[:3]))
+    created: str
+    finished: str | None = None
+    """None while a run is being trained."""
+    summary: dict[str, Any] = {}
+    """The stage's own figures: documents, tokens, losses, …"""
+    files: dict[str, FileRecord] = {}
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content: equal for equal files, whatever the name or the time."""
+        return sha256_json({name: record.sha256 for name, record in self.files.items()})
+
+    @property
+    def reference(self) -> str:
+        """``kind/name``, as lineage writes it."""
+        return f"{self.kind}/{self.name}"
+
+
+def now() -> str:
+    """The time in UTC, as manifests write it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def new_manifest(
+    kind: Kind,
+    name: str,
+    *,
+    stage: str,
+    config: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    inputs: Sequence[InputRecord],
+    seed: int | None,
+) -> Manifest:
+    """A manifest at the start of a stage. ``identity``: the part of the config that decides
+    the content (options such as the number of workers do not)."""
+    return Manifest(
+        kind=kind,
+        name=name,
+        stage=stage,
+        command=["llmctl", *sys.argv[1:]],
+        config=dict(config),
+        inputs=list(inputs),
+        fingerprint=fingerprint(stage, identity, inputs),
+        seed=seed,
+        torch_version=_torch_version(),
+        created=now(),
+    )
+
+
+def fingerprint(stage: str, identity: Mapping[str, Any], inputs: Sequence[InputRecord]) -> str:
+    """Digest of everything that determines an artefact's content."""
+    digests = [[record.role, record.digest] for record in inputs]
+    return sha256_json({"stage": stage, "config": dict(identity), "inputs": digests})
+
+
+def describe_files(folder: Path) -> dict[str, FileRecord]:
+    """Size and digest of every file below a folder but its manifest."""
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(
+            size=path.stat().st_size, sha256=sha256_file(path)
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() != MANIFEST
+    }
+
+
+def verify_files(folder: Path, files: Mapping[str, FileRecord], *, remedy: str) -> None:
+    """Compare files with their records. Raises InputError naming the first that differs."""
+    for name, record in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing; {remedy}")
+        size = path.stat().st_size
+        if size != record.size:
+            raise InputError(
+                f"{path} has {size} bytes where its manifest says {record.size}; {remedy}"
+            )
+        if sha256_file(path) != record.sha256:
+            raise InputError(
+                f"{path} has changed since it was written (its SHA-256 differs from the "
+                f"manifest's); {remedy}"
+            )
+
+
+class Artefact:
+    """A published artefact, or a run at any point of its life."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @property
+    def finished(self) -> bool:
+        return self.manifest.finished is not None
+
+    def verify(self, prefix: str = "") -> None:
+        """Check the files (those whose name starts with ``prefix``) against their digests."""
+        files = {k: v for k, v in self.manifest.files.items() if k.startswith(prefix)}
+        remedy = (
+            f"copy it again from where it was made, or make it again: "
+            f"llmctl {self.manifest.stage} … --name {self.manifest.name} --force"
+        )
+        verify_files(self.folder, files, remedy=remedy)
+
+    def as_input(self, role: str) -> InputRecord:
+        return InputRecord(role=role, name=self.manifest.reference, digest=self.manifest.digest)
+
+
+class Workspace:
+    """A folder of artefacts."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._check_format()
+
+    def _check_format(self) -> None:
+        marker = self.root / "workspace.json"
+        if self.root.exists() and not self.root.is_dir():
+            raise UsageError(f"--workspace {self.root} is a file; give a folder")
+        if marker.exists():
+            value = read_json(marker)
+            _refuse_newer(marker, value.get("format_version") if isinstance(value, dict) else None)
+
+    def prepare(self) -> None:
+        """Make the folder if it is new, and clear what crashed writers left."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        marker = self.root / "workspace.json"
+        if not marker.exists():
+            write_json(marker, {"format_version": FORMAT_VERSION})
+        for folder in FOLDERS.values():
+            for leftover in (self.root / folder).glob(".*.partial"):
+                target = leftover.with_name(leftover.name[1 : -len(".partial")])
+                if not is_locked(target):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                    lock_path(target).unlink(missing_ok=True) if not target.exists() else None
+
+    def path(self, kind: Kind, name: str) -> Path:
+        """Where an artefact lies. Raises UsageError for a name that can't be a folder's."""
+        if not NAME_PATTERN.fullmatch(name):
+            raise UsageError(
+                f"--name {name!r}: a name has letters, digits, '.', '_' and '-', at most 100, "
+                "and starts with a letter or digit"
+            )
+        return self.root / FOLDERS[kind] / name
+
+    def names(self, kind: Kind) -> list[str]:
+        """Names of the artefacts of a kind, in alphabetical order."""
+        folder = self.root / FOLDERS[kind]
+        if not folder.is_dir():
+            return []
+        return sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file())
+
+    def list(self, kind: Kind) -> list[Artefact]:
+        """All artefacts of a kind, oldest first."""
+        artefacts = [self.get(kind, name) for name in self.names(kind)]
+        return sorted(artefacts, key=lambda artefact: artefact.manifest.created)
+
+    def get(self, kind: Kind, name: str) -> Artefact:
+        """An artefact by name. Raises InputError if there is none or its manifest is bad."""
+        folder = self.path(kind, name)
+        if not (folder / MANIFEST).is_file():
+            names = self.names(kind)
+            known = f"; there are: {', '.join(names)}" if names else f"; there are no {kind}s yet"
+            raise InputError(
+                f"no {kind} named {name!r} in workspace {self.root}"
+                f"{did_you_mean(name, names) or known}"
+            )
+        return Artefact(folder, read_manifest(folder))
+
+    def match(
+        self, kind: Kind, requested: str | None, default: str, fingerprint: str, *, force: bool
+    ) -> tuple[str, Artefact | None]:
+        """The name under which to make an artefact, and what is there already of the same content.
+
+        With ``requested`` an artefact of that name must have the same fingerprint, unless
+        ``force``. Without, any artefact with the same fingerprint is the one, else the default
+        name, numbered if it is taken.
+        """
+        if requested is not None:
+            folder = self.path(kind, requested)
+            if not (folder / MANIFEST).is_file() or force:
+                return requested, None
+            existing = self.get(kind, requested)
+            if existing.manifest.fingerprint == fingerprint:
+                return requested, existing
+            raise UsageError(
+                f"{folder} was made with other options or inputs; choose another --name, or "
+                f"--force to replace it (`llmctl status {requested}` shows what made it)"
+            )
+        for artefact in self.list(kind):
+            if artefact.manifest.fingerprint == fingerprint:
+                name = artefact.manifest.name
+                return (name, None) if force else (name, artefact)
+        taken, number, name = set(self.names(kind)), 2, default
+        while name in taken:
+            name, number = f"{default}-{number}", number + 1
+        return name, None
+
+    @contextlib.contextmanager
+    def publish(self, manifest: Manifest) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Write an artefact: yields the hidden folder to fill and the summary to fill in.
+
+        The lock is held throughout; the artefact appears, complete, when the block ends well.
+        """
+        target = self.path(manifest.kind, manifest.name)
+        self.prepare()
+        summary: dict[str, Any] = {}
+        with writer_lock(target), published_folder(target) as folder:
+            yield folder, summary
+            finished = manifest.model_copy(
+                update={
+                    "finished": now(),
+                    "summary": summary,
+                    "files": describe_files(folder),
+                }
+            )
+            write_manifest(folder, finished)
+
+    def lineage(self, manifest: Manifest) -> Iterator[tuple[int, InputRecord, Manifest | None]]:
+        """What an artefact was made from, depth first: (depth, record, its manifest if here)."""
+        yield from self._lineage(manifest, 1, {manifest.reference})
+
+    def _lineage(
+        self, manifest: Manifest, depth: int, seen: set[str]
+    ) -> Iterator[tuple[int, InputRecord, Manifest | None]]:
+        for record in manifest.inputs:
+            parent = self._manifest_of(record)
+            yield depth, record, parent
+            if parent is not None and parent.reference not in seen:
+                yield from self._lineage(parent, depth + 1, {*seen, parent.reference})
+
+    def _manifest_of(self, record: InputRecord) -> Manifest | None:
+        kind, _, name = record.name.partition("/")
+        for known, folder in FOLDERS.items():
+            if kind == known and (self.root / folder / name / MANIFEST).is_file():
+                return read_manifest(self.root / folder / name)
+        return None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a folder's manifest. Raises InputError if it is damaged or of a newer format."""
+    path = folder / MANIFEST
+    value = read_json(path)
+    _refuse_newer(path, value.get("format_version") if isinstance(value, dict) else None)
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path} is damaged ({field}: {first['msg']}); make the artefact again with --force"
+        ) from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a folder's manifest in one step."""
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def _refuse_newer(path: Path, version: object) -> None:
+    if not isinstance(version, int):
+        raise InputError(f"{path} is damaged: it names no format_version; restore it from a copy")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format {version}, and this llmctl ({__version__}) reads up to "
+            f"{FORMAT_VERSION}; upgrade llmctl: pip install --upgrade llmctl"
+        )
+
+
+def _torch_version() -> str | None:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+__all__ = [
+    "FOLDERS",
+    "Artefact",
+    "FileRecord",
+    "InputRecord",
+    "Kind",
+    "Manifest",
+    "Workspace",
+    "describe_files",
+    "fingerprint",
+    "hidden_sibling",
+    "new_manifest",
+    "now",
+    "read_manifest",
+    "verify_files",
+    "write_manifest",
+]

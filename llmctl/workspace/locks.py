@@ -1,0 +1,63 @@
+"""One writer for each artefact: an advisory lock that dies with its process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from llmctl.errors import BusyError
+
+GRACE_SECONDS = 1.0
+"""How long a writer waits: a reader that asks whether the lock is held holds it for an instant."""
+
+
+def lock_path(target: Path) -> Path:
+    """The lock file of an artefact folder: beside it, so that it outlives a rename."""
+    return target.with_name(f".{target.name}.lock")
+
+
+@contextlib.contextmanager
+def writer_lock(target: Path) -> Iterator[None]:
+    """Hold the writer's lock of an artefact folder. Raises BusyError if another process does."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_path(target))
+    try:
+        lock.acquire(timeout=GRACE_SECONDS)
+    except Timeout:
+        raise BusyError(
+            f"{target} is being written by another process; wait until it is done "
+            "(see `llmctl status`), or choose another --name"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(target: Path) -> bool:
+    """Whether a living process holds the writer's lock of an artefact folder."""
+    path = lock_path(target)
+    if not path.exists():
+        return False
+    try:
+        import fcntl
+    except ImportError:  # Windows: no shared lock to ask with, so take the lock for an instant
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,97 @@
+"""A run: one training, from its first step to its model folder.
+
+``manifest.json`` says what is trained, ``progress.json`` how far it is (rewritten in one step,
+also the sign of life), ``metrics.jsonl`` holds a line for each logged step and is the only file
+that grows. Whether the process lives is told by the writer's lock, never by a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from llmctl.errors import InputError
+from llmctl.workspace.artefacts import Artefact
+from llmctl.workspace.files import read_json, write_atomic, write_json
+from llmctl.workspace.locks import is_locked
+
+State = Literal["running", "stalled", "interrupted", "failed", "finished"]
+
+STALLED_FLOOR_SECONDS = 60.0
+"""A living run without a sign of life is not called stalled before this, whatever its speed."""
+STALLED_STEPS = 20
+"""… nor before it has missed this many of its own steps."""
+
+
+class RunRecorder:
+    """Writes down a run while it is trained. The caller holds the writer's lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._progress: dict[str, Any] = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": time.time(),
+        }
+
+    def start(self, *, step: int, total_steps: int | None) -> None:
+        """Begin at ``step``: records of later steps, trained before a crash, are dropped."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            kept = [
+                json.dumps(record) for record in read_metrics(path) if record.get("step", 0) <= step
+            ]
+            write_atomic(path, "".join(line + "\n" for line in kept))
+        self.update(state="running", step=step, total_steps=total_steps, message=None)
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        """Append one line to the metrics log."""
+        line = json.dumps(metrics) + "\n"
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(line)
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of the progress and sign that the run is alive."""
+        self._progress.update(fields, updated=time.time())
+        write_json(self.folder / "progress.json", self._progress)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics log; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    records: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number >= len(lines) - 1:
+                break
+            raise InputError(
+                f"{path}:{number} is not JSON; remove that line, or start the run again with --force"
+            ) from None
+    return records
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """How far a run is; empty before its first sign of life."""
+    path = folder / "progress.json"
+    return read_json(path) if path.exists() else {}
+
+
+def run_state(artefact: Artefact, progress: dict[str, Any]) -> State:
+    """The state of a run, by its manifest and its lock."""
+    if artefact.finished:
+        return "finished"
+    if is_locked(artefact.folder):
+        silence = time.time() - progress.get("updated", time.time())
+        patience = STALLED_STEPS * progress.get("seconds_per_step", 0.0)
+        return "stalled" if silence > max(STALLED_FLOOR_SECONDS, patience) else "running"
+    return "failed" if progress.get("state") == "failed" else "interrupted"
