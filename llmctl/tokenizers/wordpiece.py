@@ -117,7 +117,8 @@ def learn_wordpiece(
     Raises InputError if the corpus can't fill the vocabulary or its alphabet doesn't fit.
     """
     rust = _bert_rules(WordPiece(unk_token="[UNK]"), cased)
-    alphabet = _alphabet(texts, rust.normalizer, vocab_size)
+    counts = _character_counts(texts, rust.normalizer)
+    alphabet = _alphabet(counts)
     # Punctuation and Chinese characters stand alone, so they never continue a word.
     isolated = set(_isolated(rust.pre_tokenizer, alphabet))
     continuations = [f"##{character}" for character in alphabet if character not in isolated]
@@ -125,25 +126,21 @@ def learn_wordpiece(
     if len(base) > vocab_size:
         raise InputError(
             f"--vocab-size {vocab_size}: the corpus's alphabet alone needs {len(base)} pieces; "
-            f"use --vocab-size {2 * len(base)} or more"
+            f"use --vocab-size {len(base)} or more"
         )
     trainer = WordPieceTrainer(
-        vocab_size=vocab_size,
+        # It also numbers the characters left out of the alphabet, alone and with ##.
+        vocab_size=vocab_size + 2 * len(counts),
         min_frequency=MIN_PAIR_COUNT,
         special_tokens=base,
-        limit_alphabet=len(alphabet),
-        initial_alphabet=[],
         show_progress=False,
     )
     rust.train_from_iterator(iter(texts), trainer)
     learned = rust.get_vocab()
     in_merge_order = sorted(learned, key=learned.__getitem__)
     fixed = set(base)
-    characters = {*alphabet, *continuations}
     merged = [
-        token
-        for token in in_merge_order
-        if token not in fixed and token not in characters and _character_count(token) > 1
+        token for token in in_merge_order if token not in fixed and _character_count(token) > 1
     ]
     vocabulary = [*base, *merged][:vocab_size]
     if len(vocabulary) < vocab_size:
@@ -177,7 +174,7 @@ def _isolated(pre_tokenizer: Any, characters: Sequence[str]) -> list[str]:
     ]
 
 
-def _alphabet(texts: Iterable[str], normalizer: Any, vocab_size: int) -> list[str]:
+def _character_counts(texts: Iterable[str], normalizer: Any) -> Counter[str]:
     raw: Counter[str] = Counter()
     for text in texts:
         raw.update(text)
@@ -188,11 +185,15 @@ def _alphabet(texts: Iterable[str], normalizer: Any, vocab_size: int) -> list[st
                 counts[normal] += count
     if not counts:
         raise InputError("the corpus has no text to learn a vocabulary from; give other files")
+    return counts
+
+
+def _alphabet(counts: Counter[str]) -> list[str]:
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
     enough, covered = COVERAGE * counts.total(), 0
-    kept = []
+    kept: list[str] = []
     for character in ranked:
-        if len(kept) >= SMALL_ALPHABET and (covered >= enough or len(kept) >= vocab_size // 2):
+        if len(kept) >= SMALL_ALPHABET and covered >= enough:
             break
         kept.append(character)
         covered += counts[character]

@@ -1,0 +1,252 @@
+"""Documents: the pieces of text that a corpus is made of, read one after another.
+
+Sources are files (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, .arrow, the text formats also
+.gz and .zst), folders, globs, ``-`` for standard input, and the two corpora that every Python
+carries: ``python:docs`` and ``python:code``.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmctl.data.files import (
+    RowReader,
+    format_of,
+    is_readable,
+    split_columns,
+    text_blocks,
+    text_lines,
+)
+from llmctl.data.python_corpora import python_code, python_docs
+from llmctl.errors import InputError, UsageError, did_you_mean
+from llmctl.workspace.files import sha256_file
+
+UNITS = ("auto", "file", "paragraph", "line")
+
+LONG_FILE = 1 << 16
+"""Characters; a plain text up to this length is one document …"""
+PIECE = 1 << 14
+"""… and a longer one (a book, a dump) is cut into documents of about this, so that there is
+something to split into training and validation."""
+
+TEXT_COLUMNS = (
+    "text", "content", "document", "body", "article", "sentence", "review", "abstract",
+    "description", "title",
+)  # fmt: skip
+"""Where a table's text is looked for, in this order."""
+
+PYTHON_CORPORA = {"python:docs": python_docs, "python:code": python_code}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text, stripped, with newlines as ``\\n``."""
+
+    text: str
+    source: str
+    """Its file, with the line where that tells more; for messages."""
+    position: int
+    """Bytes of the corpus read once this document is; compressed bytes of compressed files."""
+
+
+class Corpus:
+    """The documents of some sources, in a fixed order; can be iterated again and again."""
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        *,
+        text_column: str | None = None,
+        encoding_errors: str = "strict",
+        unit: str = "auto",
+    ) -> None:
+        """Raises InputError for a source that isn't there, UsageError for an unknown unit."""
+        if unit not in UNITS:
+            raise UsageError(
+                f"--document {unit!r} is not known{did_you_mean(unit, UNITS)}; "
+                f"choose one of {', '.join(UNITS)}"
+            )
+        self._columns = split_columns(text_column)
+        self._errors, self._unit = encoding_errors, unit
+        self._sources = list(sources)
+        self._spool: tempfile._TemporaryFileWrapper[bytes] | None = None
+        self._files = [file for source in sources for file in self._resolve(source)]
+        if not self._files:
+            raise InputError("no text was given; name files, folders, - or python:docs")
+        self.names = [str(file) for file in self._files]
+        self.total_bytes = sum(self._size(file) for file in self._files)
+
+    @property
+    def suggested_name(self) -> str:
+        """A name for what is made of this corpus: that of its first source."""
+        first = self._sources[0]
+        if first == "-":
+            return "stdin"
+        stem = first.replace(":", "-") if first in PYTHON_CORPORA else Path(first).name
+        while Path(stem).suffix and len(stem) > len(Path(stem).suffix):
+            stem = Path(stem).stem
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")
+        return name or "corpus"
+
+    def __iter__(self) -> Iterator[Document]:
+        found = False
+        done = 0
+        for file in self._files:
+            for text, source, position in self._read(file):
+                stripped = text.strip()
+                if stripped:
+                    found = True
+                    yield Document(stripped, source, done + position)
+            done += self._size(file)
+        if not found:
+            raise InputError(f"{', '.join(self._sources)} has no text: every document is empty")
+
+    def digest(self) -> str:
+        """SHA-256 of the content, whatever the files are called."""
+        total = hashlib.sha256()
+        for file in self._files:
+            if isinstance(file, Path):
+                total.update(sha256_file(file).encode())
+            else:
+                for _, text in PYTHON_CORPORA[file]():
+                    total.update(hashlib.sha256(text.encode()).digest())
+        return total.hexdigest()
+
+    def _resolve(self, source: str) -> list[Path | str]:
+        if source in PYTHON_CORPORA:
+            return [source]
+        if source == "-":
+            if self._spool is None:
+                self._spool = tempfile.NamedTemporaryFile(prefix="llmctl-stdin-")  # noqa: SIM115
+                shutil.copyfileobj(sys.stdin.buffer, self._spool)
+                self._spool.flush()
+            return [Path(self._spool.name)]
+        path = Path(source).expanduser()
+        if path.is_dir():
+            inside = sorted(
+                child
+                for child in path.rglob("*")
+                if child.is_file()
+                and is_readable(child)
+                and not any(part.startswith(".") for part in child.relative_to(path).parts)
+            )
+            if not inside:
+                raise InputError(
+                    f"{source} has no text files (.txt, .md, .jsonl, .csv, .parquet, …); "
+                    "name the files themselves"
+                )
+            return list(inside)
+        if path.exists():
+            return [path]
+        matches = sorted(glob.glob(str(path), recursive=True))
+        if not matches:
+            hint = did_you_mean(source, PYTHON_CORPORA) if ":" in source else ""
+            raise InputError(f"{source}: no such file or folder{hint}")
+        return [Path(match) for match in matches if Path(match).is_file()]
+
+    def _size(self, file: Path | str) -> int:
+        if isinstance(file, Path):
+            return file.stat().st_size
+        return sum(len(text) for _, text in PYTHON_CORPORA[file]())
+
+    def _read(self, file: Path | str) -> Iterator[tuple[str, str, int]]:
+        if isinstance(file, str):
+            position = 0
+            for name, text in PYTHON_CORPORA[file]():
+                position += len(text)
+                yield text, name, position
+        elif format_of(file) == ".txt":
+            yield from self._read_text(file)
+        else:
+            yield from self._read_rows(file)
+
+    def _read_rows(self, file: Path) -> Iterator[tuple[str, str, int]]:
+        reader = RowReader(
+            file,
+            requested=self._columns,
+            known=frozenset(TEXT_COLUMNS) | {"label", "class"},
+            errors=self._errors,
+        )
+        columns = self._columns or next(
+            ((name,) for name in TEXT_COLUMNS if name in reader.columns), ()
+        )
+        missing = [name for name in columns if name not in reader.columns]
+        if reader.columns and (missing or not columns):
+            wanted = missing[0] if missing else "text"
+            raise InputError(
+                f"{file} has no column {wanted!r}{did_you_mean(wanted, reader.columns)}; it has "
+                f"{', '.join(reader.columns)}: choose with --text-column"
+            )
+        for row in reader:
+            values = [row.values.get(name) for name in columns]
+            for name, value in zip(columns, values, strict=True):
+                if value is not None and not isinstance(value, str):
+                    raise InputError(
+                        f"{row.source}: {name} is {type(value).__name__}, not text; "
+                        "choose another --text-column"
+                    )
+            yield _clean(" ".join(v for v in values if v)), row.source, row.position
+
+    def _read_text(self, file: Path) -> Iterator[tuple[str, str, int]]:
+        if self._unit == "line":
+            for number, (line, position) in enumerate(text_lines(file, self._errors), 1):
+                yield line, f"{file}:{number}", position
+        elif self._unit == "file":
+            blocks = list(text_blocks(file, self._errors))
+            yield "".join(block for block, _ in blocks), str(file), self._size(file)
+        else:
+            smallest, longest = (0, 0) if self._unit == "paragraph" else (PIECE, LONG_FILE)
+            yield from _pieces(file, self._errors, smallest, longest)
+
+
+def _clean(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _pieces(
+    file: Path, errors: str, smallest: int, longest: int
+) -> Iterator[tuple[str, str, int]]:
+    """A file up to ``longest`` whole; a longer one cut at the first blank line after ``smallest``
+    characters, else at a line end once a piece is four times as long, else there."""
+    pending, position, whole = "", 0, longest > 0
+    for block, position in text_blocks(file, errors):  # noqa: B007
+        pending += block
+        if whole and len(pending) <= longest:
+            continue
+        whole = False
+        start = 0
+        while True:
+            cut = _cut(pending, start, smallest)
+            if cut is None:
+                break
+            yield pending[start:cut], str(file), position
+            start = cut
+        pending = pending[start:]
+    while not whole and (cut := _cut(pending, 0, smallest)) is not None:
+        yield pending[:cut], str(file), position
+        pending = pending[cut:]
+    yield pending, str(file), position
+
+
+def _cut(text: str, start: int, smallest: int) -> int | None:
+    """Where the piece that begins at ``start`` ends, or None if the text may be short of it."""
+    from_ = start + smallest
+    if not smallest:
+        # The blank line before a paragraph is not its end.
+        from_ += len(text[start:]) - len(text[start:].lstrip("\n"))
+    blank = text.find("\n\n", from_)
+    limit = start + 4 * smallest
+    if blank != -1 and (not smallest or blank < limit):
+        return blank + 2
+    if smallest and len(text) > limit:
+        line = text.rfind("\n", from_, limit)
+        return line + 1 if line != -1 else limit
+    return None

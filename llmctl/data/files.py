@@ -1,0 +1,311 @@
+"""Opening what people have: plain or compressed text checked for UTF-8, and rows of tables.
+
+Everything streams: a file is never held whole, except a .json that is one list.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from llmctl.errors import InputError, UsageError
+
+BLOCK = 1 << 20
+"""Bytes read at a time."""
+PARQUET_ROWS = 1024
+"""Rows decoded at a time: long documents make larger batches costly."""
+
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
+COMPRESSED_SUFFIXES = (".gz", ".zst")
+
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+
+
+def format_of(path: Path) -> str:
+    """The suffix that tells a file's format, compression aside; ``.txt`` if it has none known."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
+        suffixes.pop()
+    last = suffixes[-1] if suffixes else ""
+    return last if last in ROW_SUFFIXES else ".txt"
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a file of a folder is one that we know by its name."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
+        suffixes.pop()
+    return bool(suffixes) and suffixes[-1] in (*TEXT_SUFFIXES, *ROW_SUFFIXES)
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """The decompressed stream and, to tell how far it has been read, the file below it."""
+    try:
+        raw = path.open("rb")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from None
+    with raw:
+        suffix = path.suffix.lower()
+        stream: IO[bytes]
+        if suffix == ".gz":
+            stream = gzip.GzipFile(fileobj=raw)  # type: ignore[assignment]
+        elif suffix == ".zst":
+            stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)  # type: ignore[assignment]
+        else:
+            stream = raw
+        try:
+            yield stream, raw
+        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+            raise InputError(
+                f"{path} is cut short or damaged ({error}); fetch or compress it again"
+            ) from None
+
+
+def text_blocks(path: Path, errors: str = "strict") -> Iterator[tuple[str, int]]:
+    """Blocks of text with newlines as ``\\n``, and the bytes of the file read so far.
+
+    A byte-order mark is dropped. Raises InputError naming the offset (in the decompressed text)
+    of the first byte that is not UTF-8, unless ``errors`` is ``replace``.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    offset, first = 0, True
+    with open_bytes(path) as (stream, raw):
+        while True:
+            block = stream.read(BLOCK)
+            if b"\0" in block:
+                raise InputError(
+                    f"{path}: byte 0x00 at offset {offset + block.index(0)}: it is binary, not "
+                    "text; give text, or name the file by its format (.parquet, .arrow, .gz, .zst)"
+                )
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                bad = offset - pending + error.start
+                raise InputError(
+                    f"{path}: byte 0x{error.object[error.start]:02x} at offset {bad} is not UTF-8; "
+                    "convert the file, or go on with --encoding-errors replace"
+                ) from None
+            offset += len(block)
+            if first and text:
+                text, first = text.removeprefix("\ufeff"), False
+            text = newlines.decode(text, final=not block)
+            if text:
+                yield text, raw.tell()
+            if not block:
+                return
+
+
+def text_lines(path: Path, errors: str = "strict") -> Iterator[tuple[str, int]]:
+    """Lines with their ``\\n``, and the bytes of the file read so far."""
+    rest: list[str] = []
+    position = 0
+    for block, position in text_blocks(path, errors):
+        lines = block.split("\n")
+        rest.append(lines[0])
+        if len(lines) > 1:
+            yield "".join(rest) + "\n", position
+            for line in lines[1:-1]:
+                yield line + "\n", position
+            rest = [lines[-1]]
+    last = "".join(rest)
+    if last:
+        yield last, position
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table, its place for messages, and the bytes of the file read so far."""
+
+    values: dict[str, Any]
+    source: str
+    position: int
+
+
+class RowReader:
+    """The rows of a table file.
+
+    requested: column names or positions that the user gave. known: names by which a first row
+    of a CSV is recognised as its header where none were given.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        requested: Sequence[str] = (),
+        known: frozenset[str] = frozenset(),
+        errors: str = "strict",
+    ) -> None:
+        self.path, self._errors = path, errors
+        self._format = format_of(path)
+        self.has_header = True
+        self.columns: list[str] = []
+        """Names of the columns; ``1``, ``2``, … where the file has no header."""
+        if self._format in (".csv", ".tsv"):
+            self._look_at_header(requested, known)
+        else:
+            for row in self:
+                self.columns = list(row.values)
+                break
+
+    def __iter__(self) -> Iterator[Row]:
+        readers = {".csv": self._delimited, ".tsv": self._delimited, ".parquet": self._parquet}
+        readers |= {".arrow": self._arrow, ".feather": self._arrow, ".json": self._json}
+        return readers.get(self._format, self._json_lines)()
+
+    def _look_at_header(self, requested: Sequence[str], known: frozenset[str]) -> None:
+        first = next(self._records(), None)
+        if first is None:
+            return
+        cells = [cell.strip() for cell in first[0]]
+        names = [name for name in requested if not name.isdigit()]
+        if names:
+            self.has_header = any(name in cells for name in names) or not requested_positions(
+                requested
+            )
+        elif requested:
+            self.has_header = bool(known.intersection(cell.lower() for cell in cells))
+        else:
+            self.has_header = bool(known.intersection(cell.lower() for cell in cells))
+        self.columns = cells if self.has_header else [str(n + 1) for n in range(len(cells))]
+
+    def _records(self) -> Iterator[tuple[list[str], int, int]]:
+        position = 0
+
+        def lines() -> Iterator[str]:
+            nonlocal position
+            for line, position in text_lines(self.path, self._errors):  # noqa: B007
+                yield line
+
+        # A TSV has no quoting: quotes in it are text.
+        dialect: dict[str, Any] = (
+            {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if self._format == ".tsv" else {}
+        )
+        reader = csv.reader(lines(), **dialect)
+        line = 1
+        try:
+            for record in reader:
+                if record:
+                    yield record, line, position
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise InputError(f"{self.path}:{reader.line_num}: {error}; check the quotes") from None
+
+    def _delimited(self) -> Iterator[Row]:
+        records = self._records()
+        if self.has_header:
+            next(records, None)
+        for record, line, position in records:
+            if len(record) != len(self.columns):
+                raise InputError(
+                    f"{self.path}:{line} has {len(record)} fields where the first row has "
+                    f"{len(self.columns)}; check its quotes and separators"
+                )
+            values = dict(zip(self.columns, record, strict=True))
+            yield Row(values, f"{self.path}:{line}", position)
+
+    def _json_lines(self) -> Iterator[Row]:
+        for number, (line, position) in enumerate(text_lines(self.path, self._errors), 1):
+            if line.strip():
+                yield self._object(line, f"{self.path}:{number}", position)
+
+    def _json(self) -> Iterator[Row]:
+        lines = text_lines(self.path, self._errors)
+        first = next((line for line, _ in lines if line.strip()), "")
+        if not first.lstrip().startswith("["):
+            yield from self._json_lines()
+            return
+        text = "".join(block for block, _ in text_blocks(self.path, self._errors))
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{self.path}:{error.lineno} is not JSON: {error.msg}") from None
+        total = self.path.stat().st_size
+        for number, value in enumerate(values, 1):
+            source = f"{self.path} item {number}"
+            if not isinstance(value, dict):
+                raise InputError(f"{source} is not an object; give a list of {{…}}")
+            yield Row(value, source, total * number // len(values))
+
+    def _object(self, line: str, source: str, position: int) -> Row:
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{source} is not JSON: {error.msg}; one object a line") from None
+        if not isinstance(value, dict):
+            raise InputError(f"{source} is not a JSON object; write {{\"text\": …}}")
+        return Row(value, source, position)
+
+    def _parquet(self) -> Iterator[Row]:
+        try:
+            with pq.ParquetFile(self.path) as file:
+                self.columns = file.schema_arrow.names
+                yield from self._batches(
+                    file.iter_batches(batch_size=PARQUET_ROWS), file.metadata.num_rows
+                )
+        except FileNotFoundError:
+            raise InputError(f"{self.path}: no such file") from None
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self.path} can't be read as Parquet: {error}") from None
+
+    def _arrow(self) -> Iterator[Row]:
+        try:
+            with pa.memory_map(str(self.path)) as source:
+                try:
+                    file = pa.ipc.open_file(source)
+                    batches = (file.get_batch(n) for n in range(file.num_record_batches))
+                    self.columns = file.schema.names
+                except pa.ArrowInvalid:
+                    source.seek(0)
+                    batches = pa.ipc.open_stream(source)
+                    self.columns = batches.schema.names
+                yield from self._batches(batches, None)
+        except FileNotFoundError:
+            raise InputError(f"{self.path}: no such file") from None
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self.path} can't be read as Arrow: {error}") from None
+
+    def _batches(self, batches: Any, rows: int | None) -> Iterator[Row]:
+        total, number = self.path.stat().st_size, 0
+        for batch in batches:
+            # A damaged or hostile file can crash the reader of its buffers.
+            batch.validate(full=True)
+            for values in batch.to_pylist():
+                number += 1
+                position = total * number // rows if rows else total
+                yield Row(values, f"{self.path} row {number}", position)
+
+
+def requested_positions(requested: Sequence[str]) -> list[str]:
+    """Those of the requested columns that are positions."""
+    return [name for name in requested if name.isdigit()]
+
+
+def split_columns(option: str | None) -> tuple[str, ...]:
+    """``title,description`` as a tuple of names. Raises UsageError for an empty one."""
+    if option is None:
+        return ()
+    names = tuple(name.strip() for name in option.split(","))
+    if not all(names):
+        raise UsageError(f"column {option!r} has an empty name; write for example title,text")
+    return names
