@@ -211,13 +211,11 @@ def _clean(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def _pieces(
-    file: Path, errors: str, smallest: int, longest: int
-) -> Iterator[tuple[str, str, int]]:
+def _pieces(file: Path, errors: str, smallest: int, longest: int) -> Iterator[tuple[str, str, int]]:
     """A file up to ``longest`` whole; a longer one cut at the first blank line after ``smallest``
     characters, else at a line end once a piece is four times as long, else there."""
     pending, position, whole = "", 0, longest > 0
-    for block, position in text_blocks(file, errors):  # noqa: B007
+    for block, position in text_blocks(file, errors):
         pending += block
         if whole and len(pending) <= longest:
             continue

@@ -253,7 +253,7 @@ class RowReader:
         except json.JSONDecodeError as error:
             raise InputError(f"{source} is not JSON: {error.msg}; one object a line") from None
         if not isinstance(value, dict):
-            raise InputError(f"{source} is not a JSON object; write {{\"text\": …}}")
+            raise InputError(f'{source} is not a JSON object; write {{"text": …}}')
         return Row(value, source, position)
 
     def _parquet(self) -> Iterator[Row]:

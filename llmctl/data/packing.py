@@ -79,9 +79,7 @@ class PackedBatches:
         rows = deals[place]
         flat = np.asarray([index for row in rows for index in row], dtype=np.int64)
         ends = np.cumsum([len(row) for row in rows]).tolist()
-        local = [
-            list(range(start, end)) for start, end in zip([0, *ends], ends, strict=False)
-        ]
+        local = [list(range(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
         return refs.take(flat), local
 
     def _make_window(self, window: int) -> tuple[ChunkRefs, list[list[list[int]]]]:

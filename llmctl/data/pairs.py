@@ -18,7 +18,7 @@ from llmctl.data.chunks import ChunkRefs, Chunks
 from llmctl.data.keyed import integers, uniform
 
 TRIES = 8
-"""Draws for a chunk of another document; a corpus of one document may have none."""
+"""Draws for text of another document that is long enough; a corpus of one document has none."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,34 @@ def draw_pairs(chunks: Chunks, refs: ChunkRefs, key: int) -> list[TextPair]:
         )
         cut = _cut(chunks, document, start, stop, float(cut_draw[row]))
         first = chunks.reader.tokens(document, start, cut)
-        second = chunks.reader.tokens(document, cut, stop)
+        second = None
         # A chunk of one token has no second part to replace.
         if not is_next[row] and stop > cut:
-            for other in others:
-                other_document = int(other.document[row])
-                if other_document == document:
-                    continue
-                from_ = _cut(
-                    chunks,
-                    other_document,
-                    int(other.start[row]),
-                    int(other.stop[row]),
-                    float(cut_draw[row]),
-                )
-                second = chunks.reader.tokens(other_document, from_, from_ + stop - cut)
-                if len(second):
-                    break
-            else:
-                is_next[row] = True
+            draw, room = float(cut_draw[row]), stop - cut
+            second = _elsewhere(chunks, others, row, document, draw, room)
+            is_next[row] = second is None
+        if is_next[row] or second is None:
+            second = chunks.reader.tokens(document, cut, stop)
         pairs.append(TextPair(first, second, bool(is_next[row])))
     return pairs
+
+
+def _elsewhere(
+    chunks: Chunks, others: list[ChunkRefs], row: int, document: int, draw: float, room: int
+) -> NDArray[Any] | None:
+    """``room`` tokens from a cut in another document; the longest found, if all are shorter."""
+    best: NDArray[Any] | None = None
+    for other in others:
+        candidate = int(other.document[row])
+        if candidate == document:
+            continue
+        begin = _cut(chunks, candidate, int(other.start[row]), int(other.stop[row]), draw)
+        tokens = chunks.reader.tokens(candidate, begin, begin + room)
+        if len(tokens) and (best is None or len(tokens) > len(best)):
+            best = tokens
+        if best is not None and len(best) == room:
+            break
+    return best
 
 
 def _cut(chunks: Chunks, document: int, start: int, stop: int, draw: float) -> int:

@@ -134,8 +134,9 @@ def read_examples(
 ) -> Iterator[Example]:
     """The examples of a file, one after another.
 
-    Raises InputError, naming the line, for a labelled row without text or label. An unlabelled
-    row without text is left out.
+    Raises InputError, naming the line, for a row without the label that is asked for. A labelled
+    row without text is given with an empty one, for the caller to count; an unlabelled one is
+    left out.
     """
     if _is_lines(path):
         for source, line in _lines(path, encoding_errors):
@@ -153,12 +154,7 @@ def read_examples(
             label = _label(row.values.get(columns.label))
             if not label:
                 raise InputError(f"{row.source} has no {columns.label}; fill it in or remove it")
-            if not text:
-                raise InputError(
-                    f"{row.source} has no text in {' + '.join(columns.text)}; fill it in or "
-                    "remove the row"
-                )
-        if text:
+        if text or label:
             yield Example(text, pair, label, row.source)
 
 

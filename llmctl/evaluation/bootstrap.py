@@ -8,8 +8,6 @@ point; it tells nothing of what a larger test set would show.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -19,8 +17,8 @@ def percentile_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[fl
 
     Raises ValueError if there are none, one is NaN, or confidence isn't between 0 and 1.
 
-    >>> percentile_interval(range(101), 0.9)
-    (5.0, 95.0)
+    >>> percentile_interval(range(101), 0.5)
+    (25.0, 75.0)
     """
     values_R = np.asarray(values, dtype=np.float64)
     if values_R.ndim != 1 or not values_R.size:
@@ -47,18 +45,6 @@ def resample_counts(
     return generator.multinomial(total, counts_K / total, size=resamples)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """Accuracy of B less that of A on the same examples, with its interval."""
-
-    difference: float
-    low: float
-    high: float
-    only_a: int
-    """Examples that A alone gets right."""
-    only_b: int
-
-
 def paired_difference(
     correct_a_N: ArrayLike,
     correct_b_N: ArrayLike,
@@ -66,11 +52,13 @@ def paired_difference(
     resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
-) -> PairedDifference:
-    """How much more accurate B is than A on the examples that both answered.
+) -> dict[str, float | int]:
+    """Accuracy of A less that of B on the examples that both answered, as JSON values.
 
-    Examples are resampled in pairs: what both find easy or hard cancels, so the interval is
-    narrower than two separate ones suggest. Raises ValueError if the lengths differ or are zero.
+    Returns ``difference`` with its interval ``low`` and ``high``, and how many examples A alone
+    (``only_a``) and B alone (``only_b``) got right. Examples are resampled in pairs: what both
+    find easy or hard cancels, so the interval is narrower than two separate ones suggest. Raises
+    ValueError if the lengths differ or are zero.
     """
     a_N, b_N = np.asarray(correct_a_N, dtype=bool), np.asarray(correct_b_N, dtype=bool)
     if a_N.ndim != 1 or a_N.shape != b_N.shape or not a_N.size:
@@ -78,7 +66,11 @@ def paired_difference(
     only_a, only_b = int((a_N & ~b_N).sum()), int((b_N & ~a_N).sum())
     kinds_K = np.array([only_a, only_b, a_N.size - only_a - only_b])
     drawn_RK = resample_counts(kinds_K, resamples, np.random.default_rng(seed))
-    low, high = percentile_interval((drawn_RK[:, 1] - drawn_RK[:, 0]) / a_N.size, confidence)
-    return PairedDifference(
-        difference=(only_b - only_a) / a_N.size, low=low, high=high, only_a=only_a, only_b=only_b
-    )
+    low, high = percentile_interval((drawn_RK[:, 0] - drawn_RK[:, 1]) / a_N.size, confidence)
+    return {
+        "difference": (only_a - only_b) / a_N.size,
+        "low": low,
+        "high": high,
+        "only_a": only_a,
+        "only_b": only_b,
+    }

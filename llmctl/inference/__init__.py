@@ -1,0 +1,1 @@
+"""Using a trained model: classes of texts, candidates for a mask."""

@@ -5,8 +5,8 @@ An entry of ``ARCHITECTURES`` is all that a new one needs outside its own file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn

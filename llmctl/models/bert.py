@@ -150,9 +150,7 @@ _BODY_NAMES = {
     "blocks.{}.norm_2": "bert.encoder.layer.{}.output.LayerNorm",
 }
 _FUSED = "blocks.{}.attention.query_key_value"
-_SPLIT = tuple(
-    "bert.encoder.layer.{}.attention.self." + part for part in ("query", "key", "value")
-)
+_SPLIT = tuple("bert.encoder.layer.{}.attention.self." + part for part in ("query", "key", "value"))
 
 
 def export_tensors(body: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
@@ -180,9 +178,7 @@ def import_tensors(tensors: Mapping[str, Tensor], num_layers: int) -> dict[str, 
                 return tensors[candidate]
         raise InputError(f"the model file has no tensor {name}; it is not a BERT of this shape")
 
-    body = {
-        f"{ours}.{kind}": take(f"{theirs}.{kind}") for ours, theirs, kind in _pairs(num_layers)
-    }
+    body = {f"{ours}.{kind}": take(f"{theirs}.{kind}") for ours, theirs, kind in _pairs(num_layers)}
     for layer in range(num_layers):
         for kind in ("weight", "bias"):
             parts = [take(f"{name.format(layer)}.{kind}") for name in _SPLIT]

@@ -24,8 +24,10 @@ def sparkline(values: Sequence[float], width: int = 20) -> str:
     known = [mean for mean in means if math.isfinite(mean)]
     if not known:
         return " " * buckets
-    low, high = min(known), max(known)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    # Halved, so that the span of two floats is a float; a span of nothing divides by 1.
+    low, high = min(known) / 2, max(known) / 2
+    span = (high - low) or 1.0
     return "".join(
-        BARS[round((mean - low) * scale)] if math.isfinite(mean) else " " for mean in means
+        BARS[round((mean / 2 - low) / span * (len(BARS) - 1))] if math.isfinite(mean) else " "
+        for mean in means
     )

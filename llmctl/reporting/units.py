@@ -5,23 +5,39 @@ from __future__ import annotations
 import math
 import re
 
+from llmctl.errors import UsageError
+
 _UNIT_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)([dhms]))+")
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_BARE = re.compile(_NUMBER)
+_DURATION = re.compile(r"\s*".join(rf"(?:{_NUMBER}\s*{unit})?" for unit in _UNIT_SECONDS))
+
+
+class DurationError(UsageError, ValueError):
+    """Text that is no duration; a ValueError too, so that pydantic adds the field it stands in."""
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from ``90``, ``90s``, ``10m``, ``1h30m``, ``2d``. Raises ValueError on nonsense.
+    """Seconds from ``90``, ``90s``, ``10m``, ``1h30m``, ``2d``: each unit once, the largest first.
+
+    Raises DurationError, naming what was given, on anything else.
 
     >>> parse_duration("1h30m")
     5400.0
     """
-    compact = text.strip().lower().replace(" ", "")
-    if re.fullmatch(r"\d+(\.\d+)?", compact):
-        return float(compact)
-    if not _DURATION.fullmatch(compact):
-        raise ValueError(f"{text!r} is not a duration; write for example 90s, 10m or 1h30m")
-    return sum(float(n) * _UNIT_SECONDS[unit] for n, unit in _DURATION_PART.findall(compact))
+    compact = text.strip().lower()
+    if _BARE.fullmatch(compact):
+        seconds = float(compact)
+    elif compact and (parts := _DURATION.fullmatch(compact)):
+        seconds = sum(
+            float(number) * unit
+            for number, unit in zip(parts.groups("0"), _UNIT_SECONDS.values(), strict=True)
+        )
+    else:
+        seconds = math.inf
+    if not math.isfinite(seconds):
+        raise DurationError(f"{text!r} is not a duration; write for example 90s, 10m or 1h30m")
+    return seconds
 
 
 def duration(seconds: float) -> str:
@@ -40,29 +56,32 @@ def duration(seconds: float) -> str:
 
 def count(number: float) -> str:
     """``950``, ``12.3 k``, ``4.56 M``, ``7.89 G``: three figures."""
-    return _scaled(number, 1000.0, ["", " k", " M", " G", " T", " P"])
+    return _scaled(number, ["", " k", " M", " G", " T", " P"], figures=3)
 
 
 def size(number: float) -> str:
-    """Bytes with decimal prefixes: ``512 B``, ``3.40 MB``."""
-    return _scaled(number, 1000.0, [" B", " kB", " MB", " GB", " TB", " PB"])
+    """Bytes with decimal prefixes: ``512 B``, ``3.4 MB``, ``12 GB``: two figures, or whole."""
+    return _scaled(number, [" B", " kB", " MB", " GB", " TB", " PB"], figures=2)
 
 
-def _scaled(number: float, step: float, units: list[str]) -> str:
+def _scaled(number: float, units: list[str], figures: int) -> str:
     value, place = float(number), 0
-    while abs(value) >= step * 0.9995 and place < len(units) - 1:
-        value, place = value / step, place + 1
-    if place == 0:
-        return f"{value:.0f}{units[0]}"
-    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    if not math.isfinite(value):
+        return "?"
+    # What would round to 1000 is 1 of the next unit.
+    while abs(value) >= 999.5 and place < len(units) - 1:
+        value, place = value / 1000.0, place + 1
+    digits = figures - 1 if place else 0
+    while digits and abs(value) >= 10.0 ** (figures - digits) - 0.5 * 10.0**-digits:
+        digits -= 1
     return f"{value:.{digits}f}{units[place]}"
 
 
 def age(seconds: float) -> str:
     """``just now``, ``5 min ago``, ``3 h ago``, ``2 d ago``."""
-    if seconds < 60:
-        return "just now"
+    if not math.isfinite(seconds):
+        return "?"
     for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= unit:
             return f"{int(seconds // unit)} {name} ago"
-    raise AssertionError("unreachable")
+    return "just now"

@@ -1,0 +1,1 @@
+"""What each command does: reads artefacts from the workspace and writes one."""

@@ -76,8 +76,9 @@ def _load_json(path: Path) -> Tokenizer:
         return FastTokenizer("wordpiece", rust)
     kinds = {"BPE": "bpe", "Unigram": "unigram"}
     if model not in kinds:
-        raise InputError(f"{path} holds a {model or 'nameless'} model; WordPiece, BPE and Unigram "
-                         "are supported")
+        raise InputError(
+            f"{path} holds a {model or 'nameless'} model; WordPiece, BPE and Unigram are supported"
+        )
     return FastTokenizer(kinds[model], rust)
 
 

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as RustTokenizer
 
+from llmctl.errors import InputError
+
 ROLES: dict[str, tuple[str, ...]] = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -43,6 +45,17 @@ _WORD = re.compile(f"[{CJK}]|[^\\s{CJK}]+")
 def count_words(text: str) -> int:
     """Words between spaces; each Chinese character counts as one."""
     return len(text.split()) if text.isascii() else sum(1 for _ in _WORD.finditer(text))
+
+
+class VocabularyError(InputError):
+    """A vocabulary larger than the corpus has pieces for; ``available`` is what it has."""
+
+    def __init__(self, vocab_size: int, available: int) -> None:
+        super().__init__(
+            f"--vocab-size {vocab_size}: the corpus has only {available} distinct pieces; "
+            f"use --vocab-size {available} or less, or give more text"
+        )
+        self.available = available
 
 
 class Tokenizer(ABC):
@@ -174,8 +187,7 @@ def write_transformers_config(
 ) -> None:
     """tokenizer_config.json and special_tokens_map.json, as transformers reads them."""
     tokens = {
-        f"{role}_token": tokenizer.id_to_token(number)
-        for role, number in tokenizer.special.items()
+        f"{role}_token": tokenizer.id_to_token(number) for role, number in tokenizer.special.items()
     }
     config: dict[str, Any] = {**fields, **tokens}
     if max_length is not None:

@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from llmctl.errors import InputError
-from llmctl.tokenizers.base import FastTokenizer
+from llmctl.tokenizers.base import FastTokenizer, VocabularyError
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 """RoBERTa's, in its order."""
@@ -43,10 +43,7 @@ def learn_bpe(texts: Iterable[str], vocab_size: int) -> FastTokenizer:
     rust.train_from_iterator(iter(texts), trainer)
     size = rust.get_vocab_size()
     if size < vocab_size:
-        raise InputError(
-            f"--vocab-size {vocab_size}: the corpus has only {size} distinct pieces; "
-            f"use --vocab-size {size} or less, or give more text"
-        )
+        raise VocabularyError(vocab_size, size)
     ids = {token: rust.token_to_id(token) for token in SPECIAL}
     rust.post_processor = processors.TemplateProcessing(
         single="<s>:0 $A:0 </s>:0",

@@ -23,7 +23,13 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import Unigram
 
 from llmctl.errors import InputError
-from llmctl.tokenizers.base import FastTokenizer, Tokenizer, roles_in, write_transformers_config
+from llmctl.tokenizers.base import (
+    FastTokenizer,
+    Tokenizer,
+    VocabularyError,
+    roles_in,
+    write_transformers_config,
+)
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 MAX_SENTENCES = 2_000_000
@@ -59,10 +65,7 @@ def learn_unigram(texts: Iterable[str], vocab_size: int) -> FastTokenizer:
         text = str(error)
         most = re.search(r"value <= (\d+)", text)
         if most:
-            raise InputError(
-                f"--vocab-size {vocab_size}: the corpus has only {most[1]} distinct pieces; "
-                f"use --vocab-size {most[1]} or less, or give more text"
-            ) from None
+            raise VocabularyError(vocab_size, int(most[1])) from None
         least = re.search(r"required_chars\D*(\d+)", text)
         if "smaller than required_chars" in text:
             need = f" (it has {least[1]} characters)" if least else ""

@@ -24,7 +24,7 @@ from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
 
 from llmctl.errors import InputError
-from llmctl.tokenizers.base import CJK, FastTokenizer
+from llmctl.tokenizers.base import CJK, FastTokenizer, VocabularyError
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD = 100
@@ -58,9 +58,7 @@ class WordPieceTokenizer(FastTokenizer):
         self._ids_of_word: dict[str, tuple[int, ...]] = {}
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        words_of_text = [
-            [text] if _JOINED_BY_BERT.search(text) else text.split() for text in texts
-        ]
+        words_of_text = [[text] if _JOINED_BY_BERT.search(text) else text.split() for text in texts]
         table = self._ids_of_word
         unseen = list(
             dict.fromkeys(w for w in chain.from_iterable(words_of_text) if w not in table)
@@ -144,10 +142,7 @@ def learn_wordpiece(
     ]
     vocabulary = [*base, *merged][:vocab_size]
     if len(vocabulary) < vocab_size:
-        raise InputError(
-            f"--vocab-size {vocab_size}: the corpus has only {len(vocabulary)} distinct pieces; "
-            f"use --vocab-size {len(vocabulary)} or less, or give more text"
-        )
+        raise VocabularyError(vocab_size, len(vocabulary))
     return build_wordpiece(vocabulary, cased=cased)
 
 

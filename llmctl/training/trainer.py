@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -53,7 +52,8 @@ class Progress:
     window: dict[str, list[float]] = field(default_factory=dict)
     """Sums and counts since the last logged step."""
     best: float = math.inf
-    """Lowest validation loss so far, for early stopping …"""
+    """Lowest validation criterion so far (the loss, or what ``validate`` calls ``criterion``),
+    for early stopping …"""
     best_step: int = 0
     """… and the step it was measured at."""
 
@@ -115,7 +115,7 @@ class Trainer:
                 batch = upcoming.result().to(self._device)
                 upcoming = background.submit(self._batches, progress.step + 1)
                 rate = config.learning_rate * share_of_peak(
-                    self._share_done(), config.warmup, config.schedule
+                    self.share_done(), config.warmup, config.schedule
                 )
                 parts, norm = self._step(batch, rate)
                 progress.step += 1
@@ -157,8 +157,7 @@ class Trainer:
                     before = time.perf_counter()
                     yield self._look(self._validate)
                     window_start += time.perf_counter() - before
-                    if self._patience and self._stale():
-                        break
+                    last = last or self._stale()
                 stop = self._should_stop()
                 due = (
                     progress.step % config.checkpoint_every == 0
@@ -173,7 +172,9 @@ class Trainer:
                     saved_at, saved_step = time.perf_counter(), progress.step
                     window_start += saved_at - before
                     yield Record("checkpoint", progress.step)
-                if stop and not last:
+                if last:
+                    break
+                if stop:
                     yield Record("stopped", progress.step)
                     return
         yield Record("finished", progress.step)
@@ -194,7 +195,7 @@ class Trainer:
             self.optimiser.step()
         return parts, value
 
-    def _share_done(self) -> float:
+    def share_done(self) -> float:
         """How much of the training is behind us, by steps or by time, whichever is more."""
         shares = [0.0]
         if self.total_steps:
@@ -204,7 +205,7 @@ class Trainer:
         return min(1.0, max(shares))
 
     def _done(self) -> bool:
-        return self._share_done() >= 1.0
+        return self.share_done() >= 1.0
 
     def _accumulate(self, parts: LossParts, norm: float) -> None:
         sums = self.progress.window
@@ -225,15 +226,18 @@ class Trainer:
     def _look(self, validate: Callable[[], dict[str, float]]) -> Record:
         values = validate()
         self.model.train()
-        if values["loss"] < self.progress.best:
-            self.progress.best, self.progress.best_step = values["loss"], self.progress.step
+        criterion = values.pop("criterion", values["loss"])
+        if criterion < self.progress.best:
+            self.progress.best, self.progress.best_step = criterion, self.progress.step
             if self._on_best:
                 self._on_best(self.progress.step)
         return Record("validation", self.progress.step, values)
 
     def _stale(self) -> bool:
+        if not self._patience or not self._eval_every:
+            return False
         behind = self.progress.step - self.progress.best_step
-        return bool(self._eval_every) and behind >= self._patience * self._eval_every
+        return behind >= self._patience * self._eval_every
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ what determines the content: running the same command again finds the finished a
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import sys
@@ -22,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from llmctl import __version__
 from llmctl.errors import InputError, UsageError, did_you_mean
 from llmctl.workspace.files import (
-    hidden_sibling,
     published_folder,
     read_json,
     sha256_file,
@@ -77,6 +77,8 @@ class Manifest(Frozen):
     format_version: int = FORMAT_VERSION
     stage: str
     command: list[str]
+    directory: str = ""
+    """Where the command was given: its paths are relative to it."""
     config: dict[str, Any]
     inputs: list[InputRecord]
     fingerprint: str
@@ -123,7 +125,8 @@ def new_manifest(
         kind=kind,
         name=name,
         stage=stage,
-        command=["llmctl", *sys.argv[1:]],
+        command=command_line(),
+        directory=str(Path.cwd()),
         config=dict(config),
         inputs=list(inputs),
         fingerprint=fingerprint(stage, identity, inputs),
@@ -131,6 +134,15 @@ def new_manifest(
         torch_version=_torch_version(),
         created=now(),
     )
+
+
+def command_line() -> list[str]:
+    """The command being run, with the workspace that the environment names written out."""
+    words = ["llmctl", *sys.argv[1:]]
+    given = any(word in ("-w", "--workspace") or word.startswith("--workspace=") for word in words)
+    if "LLMCTL_WORKSPACE" in os.environ and not given:
+        words += ["--workspace", os.environ["LLMCTL_WORKSPACE"]]
+    return words
 
 
 def fingerprint(stage: str, identity: Mapping[str, Any], inputs: Sequence[InputRecord]) -> str:
@@ -358,22 +370,3 @@ def _torch_version() -> str | None:
         return metadata.version("torch")
     except metadata.PackageNotFoundError:
         return None
-
-
-__all__ = [
-    "FOLDERS",
-    "Artefact",
-    "FileRecord",
-    "InputRecord",
-    "Kind",
-    "Manifest",
-    "Workspace",
-    "describe_files",
-    "fingerprint",
-    "hidden_sibling",
-    "new_manifest",
-    "now",
-    "read_manifest",
-    "verify_files",
-    "write_manifest",
-]

@@ -75,7 +75,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if number >= len(lines) - 1:
                 break
             raise InputError(
-                f"{path}:{number} is not JSON; remove that line, or start the run again with --force"
+                f"{path}:{number} is not JSON; remove that line, or begin again with --force"
             ) from None
     return records
 

@@ -40,7 +40,8 @@ def hugging_face_bert_pretraining(
     """Pretrain ``BertForPreTraining`` in a plain loop until it has seen ``real_tokens``.
 
     text_documents: the sentences of each document. real_tokens: padding not counted.
-    evaluate: called with the model at the end, not timed; its answer is under ``evaluation``.
+    evaluate: called with the model at the end, in eval mode and not timed; its answer is under
+    ``evaluation``.
     Returns tokens_per_second (real tokens, without the first steps and without making pairs),
     seconds (the timed ones), padding_share, steps, real_tokens, losses and model.
     """
@@ -103,6 +104,7 @@ def hugging_face_bert_pretraining(
             started = time.perf_counter()
         else:
             pairs = make_pairs(documents, tokenizer, sequence_length, rng)
+    model.eval()
     return {
         "tokens_per_second": timed_tokens / seconds if seconds else math.nan,
         "seconds": seconds,
@@ -196,6 +198,7 @@ def hugging_face_tokenize(
     with tempfile.TemporaryDirectory() as cache:
         os.environ["HF_DATASETS_CACHE"] = cache
         import datasets
+        import pyarrow.compute as pc
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, use_fast=True)
@@ -220,5 +223,5 @@ def hugging_face_tokenize(
             "seconds": seconds,
             "mb_per_second": megabytes / seconds,
             "rows": len(encoded),
-            "tokens": sum(len(ids) for ids in encoded["input_ids"]),
+            "tokens": pc.sum(pc.list_value_length(encoded.data.column("input_ids"))).as_py(),
         }

@@ -1,0 +1,59 @@
+"""The command line: one subcommand for each stage.
+
+Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from llmctl import __version__
+from llmctl.cli import evaluate, finetune, predict, pretrain, status, tokenize
+
+app = typer.Typer(
+    name="llmctl",
+    help="Pretrain, finetune and use language models.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: llmctl tokenize corpus/*.txt && llmctl pretrain --arch bert && llmctl status",
+)
+
+COMMANDS = {
+    "tokenize": tokenize,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "predict": predict,
+    "eval": evaluate,
+    "status": status,
+}
+
+for _name, _module in COMMANDS.items():
+    app.command(_name, epilog=_module.EXAMPLE)(_module.command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llmctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["LLMCTL_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,117 @@
+"""The terminal: results to stdout, everything else to stderr; no colour where nobody looks."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from llmctl.stages.reporter import Reporter
+
+LINES_APART = 15.0
+"""Seconds between lines of progress where no bar can be drawn (a file, a pipe)."""
+
+TRAIN_FIGURES = (
+    ("loss", "loss {:.4f}"),
+    ("mlm_accuracy", "MLM {:.1%}"),
+    ("nsp_accuracy", "NSP {:.1%}"),
+    ("accuracy", "accuracy {:.1%}"),
+    ("tokens_per_second", "{:,.0f} tokens/s"),
+    ("padding", "padding {:.1%}"),
+)
+
+
+def out() -> Console:
+    """For results."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout; numbers that aren't finite become null."""
+    print(json.dumps(_finite(value), ensure_ascii=False))  # noqa: T201
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+class TerminalReporter(Reporter):
+    """Draws bars on a terminal, and lines now and then elsewhere."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, highlight=False, quiet=quiet)
+        self._drawn = self._console.is_terminal and not quiet
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._drawn,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._said: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def note(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, markup=False)
+
+    def progress(self, task: str, done: float, total: float | None, detail: str = "") -> None:
+        if task not in self._tasks:
+            self._tasks[task] = self._progress.add_task(task, total=total, detail="")
+        self._progress.update(self._tasks[task], completed=done, total=total, detail=detail)
+        if not self._drawn:
+            self._line(task, done, total, detail)
+        if total is not None and done >= total:
+            self._progress.remove_task(self._tasks.pop(task))
+            self._said.pop(task, None)
+
+    def metrics(self, kind: str, step: int, total: int | None, values: dict[str, Any]) -> None:
+        figures = ", ".join(
+            form.format(values[name]) for name, form in TRAIN_FIGURES if name in values
+        )
+        if kind == "validation":
+            self.note(f"step {step:>6}  validation: {figures}")
+        elif kind == "train":
+            self.progress("training", step, total, figures)
+
+    def _line(self, task: str, done: float, total: float | None, detail: str) -> None:
+        now = time.monotonic()
+        if now - self._said.setdefault(task, now) >= LINES_APART:
+            self._said[task] = now
+            share = f" {done / total:.0%}" if total else f" {done:,.0f}"
+            self.note(f"{task}{share}  {detail}")

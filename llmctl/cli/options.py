@@ -1,0 +1,141 @@
+"""Options that several commands share, and what every command does around its stage."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
+
+import typer
+
+from llmctl.errors import NO_SPACE, LlmctlError
+
+if TYPE_CHECKING:
+    from llmctl.workspace.artefacts import Workspace
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+WorkspaceOption = Annotated[
+    Path,
+    typer.Option(
+        "--workspace", "-w", envvar="LLMCTL_WORKSPACE", help="The folder of all artefacts.",
+        show_default=True,
+    ),
+]  # fmt: skip
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name of what is made; by default from its inputs.")
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Make it again, replacing what is there.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="A TOML file; the table of this command's name is read."),
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Set any field, e.g. training.max_steps=1000."),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan only.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Of every random draw.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+TextColumnOption = Annotated[
+    str | None,
+    typer.Option("--text-column", help="The text's column; several (a,b) are joined."),
+]
+TextPairColumnOption = Annotated[
+    str | None, typer.Option("--text-pair-column", help="The second text's column.")
+]
+LabelColumnOption = Annotated[
+    str | None, typer.Option("--label-column", help="The label's column.")
+]
+
+
+def open_workspace(path: Path) -> Workspace:
+    """The workspace of ``--workspace``."""
+    from llmctl.workspace.artefacts import Workspace
+
+    return Workspace(path)
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """A command whose errors become one sentence on stderr and an exit code (0 done, 1 our bug,
+    2 usage, 3 input, 4 busy, 5 disk or memory, 6 diverged, 130 and 143 signals)."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return command(*args, **kwargs)
+        except LlmctlError as error:
+            _fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing half-written was left", 130)
+        except BrokenPipeError:
+            # The reader (head, less) has enough: leave quietly, as other tools do.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except MemoryError:
+            _fail("out of memory; use a smaller batch or model, or a machine with more", 5)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                where = f" ({error.filename})" if error.filename else ""
+                _fail(
+                    f"the disk is full{where}: {error.strerror}; free some space and run the "
+                    "command again, it goes on where it was",
+                    5,
+                )
+            _bug(error)
+        except Exception as error:
+            if "out of memory" in str(error).lower():
+                _fail(f"out of memory: {str(error).splitlines()[0]}; lower training.batch_size", 5)
+            _bug(error)
+
+    return run
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if debugging():
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+def _bug(error: Exception) -> NoReturn:
+    if debugging():
+        traceback.print_exc()
+    print(  # noqa: T201
+        f"error: this is a bug in llmctl ({type(error).__name__}: {error}); run the command again "
+        "as `llmctl --debug …` and report what it prints",
+        file=sys.stderr,
+    )
+    sys.exit(1)
+
+
+def debugging() -> bool:
+    """Whether ``--debug`` was given."""
+    return bool(os.environ.get("LLMCTL_DEBUG"))
+
+
+def resume_command() -> str:
+    """The command that goes on with what is being made."""
+    import shlex
+
+    from llmctl.workspace.artefacts import command_line
+
+    return shlex.join(word for word in command_line() if word != "--force")

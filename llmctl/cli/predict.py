@@ -1,0 +1,102 @@
+"""``llmctl predict``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmctl.cli import options
+from llmctl.cli.options import guarded
+
+if TYPE_CHECKING:
+    from llmctl.data.tables import Example
+
+EXAMPLE = 'Example: llmctl predict --from reviews "I would buy it again"'
+
+SHOWN = 60
+"""Characters of a text in a table."""
+
+
+@guarded
+def command(
+    start: Annotated[str, typer.Option("--from", help="A run, or a model folder.")],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts; with none, --data or standard input is read."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A file of texts (a line each, or a table), - for standard input."),
+    ] = None,
+    text_column: options.TextColumnOption = None,
+    text_pair_column: options.TextPairColumnOption = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes or candidates shown.")] = 5,
+    device: options.DeviceOption = "auto",
+    workspace: options.WorkspaceOption = Path("workspace"),
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Classify texts, or fill the [MASK]s of a text with a pretrained model."""
+    from llmctl.cli.console import print_json
+    from llmctl.errors import UsageError
+    from llmctl.stages.predict import Filling, predict
+
+    if texts and data is not None:
+        raise UsageError("give texts or --data, not both")
+    if not texts and data is None and sys.stdin.isatty():
+        raise UsageError('give texts, --data FILE or standard input: llmctl predict "a text"')
+    examples = _examples(texts, data, text_column, text_pair_column)
+    answers = predict(options.open_workspace(workspace), start, examples, top=top, device=device)
+    found = False
+    for answer in answers:
+        found = True
+        if isinstance(answer, Filling):
+            candidates = [
+                [{"token": c.token, "probability": c.probability} for c in mask]
+                for mask in answer.masks
+            ]
+            if json:
+                print_json({"text": answer.text, "masks": candidates})
+            else:
+                _print_filling(answer)
+        elif json:
+            print_json(
+                {
+                    "text": answer.text,
+                    "label": answer.label,
+                    "probabilities": answer.probabilities,
+                }
+            )
+        else:
+            best = list(answer.probabilities.items())[:top]
+            ranking = "  ".join(f"{label} {share:.1%}" for label, share in best)
+            shown = answer.text if len(answer.text) <= SHOWN else f"{answer.text[: SHOWN - 1]}…"
+            sys.stdout.write(f"{answer.label}\t{ranking}\t{' '.join(shown.split())}\n")
+        sys.stdout.flush()
+    if not found:
+        raise UsageError("there was no text to predict for; give texts, --data or standard input")
+
+
+def _examples(
+    texts: list[str] | None, data: Path | None, text_column: str | None, pair: str | None
+) -> Iterator[Example]:
+    from llmctl.data.tables import Example, read_examples, resolve_columns
+
+    if texts:
+        return iter([Example(text, None, None, f"text {n}") for n, text in enumerate(texts, 1)])
+    path = data or Path("-")
+    columns = resolve_columns(
+        path, text_column=text_column, text_pair_column=pair, need_label=False
+    )
+    return read_examples(path, columns)
+
+
+def _print_filling(answer: Any) -> None:
+    sys.stdout.write(f"{answer.text}\n")
+    for number, mask in enumerate(answer.masks, 1):
+        words = "  ".join(f"{c.token} {c.probability:.1%}" for c in mask)
+        prefix = f"  {number}: " if len(answer.masks) > 1 else "  "
+        sys.stdout.write(f"{prefix}{words}\n")

@@ -1,0 +1,147 @@
+"""Documents to token ids, in as many processes as there are, in the order they came.
+
+What is made of a document depends on its text alone, and batches come back in order, so the
+result is the same for any number of workers. A bounded number of batches is under way at a time,
+so memory is flat.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.data.sentences import sentence_starts
+from llmctl.tokenizers import Tokenizer, count_words, load
+
+BATCH_CHARACTERS = 1 << 18
+"""Text in a unit of work: enough to hide the cost of handing it over."""
+IN_FLIGHT = 2
+"""Batches under way for each worker: one being worked on, one waiting."""
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Some documents as ids. ``tokens`` and ``starts`` are concatenated over the documents."""
+
+    tokens: NDArray[Any]
+    token_counts: NDArray[np.int64]
+    """Tokens of each document."""
+    starts: NDArray[np.int32]
+    """Token offsets in their document at which sentences start."""
+    start_counts: NDArray[np.int64]
+    """Sentences of each document."""
+    words: int
+    unknown: int
+
+    def documents(self) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
+        """(tokens, sentence starts) of each document."""
+        tokens = np.split(self.tokens, np.cumsum(self.token_counts)[:-1])
+        starts = np.split(self.starts, np.cumsum(self.start_counts)[:-1])
+        return zip(tokens, starts, strict=True)
+
+
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> EncodedBatch:
+    """Encode documents sentence by sentence."""
+    sentences: list[str] = []
+    counts = []
+    for text in texts:
+        cuts = _cuts(text)
+        sentences += [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+        counts.append(len(cuts))
+    ids, lengths = tokenizer.encode_batch(sentences)
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    first_sentence = np.concatenate([[0], np.cumsum(counts)])
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    document_of = np.repeat(np.arange(len(texts)), counts)
+    starts = ends[:-1] - ends[first_sentence[document_of]]
+    # A sentence without tokens (control characters alone) is none.
+    kept = lengths > 0
+    return EncodedBatch(
+        tokens=ids.astype(dtype),
+        token_counts=np.diff(ends[first_sentence]),
+        starts=starts[kept].astype(np.int32),
+        start_counts=np.bincount(document_of[kept], minlength=len(texts)),
+        words=sum(map(count_words, texts)),
+        unknown=int(np.count_nonzero(ids == tokenizer.special.get("unk", -1))),
+    )
+
+
+def _cuts(text: str) -> list[int]:
+    """Where sentences start, each with the spaces before it: byte-level pieces begin with one."""
+    starts = sentence_starts(text)
+    for number in range(1, len(starts)):
+        place = starts[number]
+        while text[place - 1].isspace():
+            place -= 1
+        starts[number] = place
+    return starts
+
+
+def encode_in_order(
+    batches: Iterable[Sequence[str]], folder: Path, workers: int
+) -> Iterator[EncodedBatch]:
+    """Encode batches with the tokenizer of a folder, in ``workers`` processes, in their order."""
+    if workers <= 1:
+        tokenizer = load(folder)
+        for batch in batches:
+            yield encode_documents(tokenizer, batch)
+        return
+    # Spawned, not forked: a fork of a process with threads can lock up.
+    context = multiprocessing.get_context("spawn")
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_start_worker, initargs=(folder,)
+        ) as pool,
+    ):
+        under_way: deque[Future[EncodedBatch]] = deque()
+        try:
+            for batch in batches:
+                under_way.append(pool.submit(_work, list(batch)))
+                if len(under_way) >= IN_FLIGHT * workers:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Workers share the cores among them: none starts threads of its own."""
+    before = os.environ.get("RAYON_NUM_THREADS")
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAYON_NUM_THREADS"]
+        else:
+            os.environ["RAYON_NUM_THREADS"] = before
+
+
+_worker_tokenizer: Tokenizer
+
+
+def _start_worker(folder: Path) -> None:
+    import signal
+
+    # Ctrl-C reaches the whole group; the parent ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    global _worker_tokenizer
+    _worker_tokenizer = load(folder)
+
+
+def _work(texts: list[str]) -> EncodedBatch:
+    return encode_documents(_worker_tokenizer, texts)

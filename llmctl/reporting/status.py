@@ -1,0 +1,181 @@
+"""The tables of ``llmctl status``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from llmctl.reporting.sparkline import sparkline
+from llmctl.reporting.units import age, count, duration, size
+
+STATE_STYLES = {
+    "running": "green",
+    "finished": "bold",
+    "interrupted": "yellow",
+    "stalled": "yellow",
+    "failed": "red",
+}
+BAR = 10
+
+
+def render_overview(document: dict[str, Any]) -> RenderableType:
+    """Every artefact in short."""
+    parts: list[RenderableType] = []
+    if document["shards"]:
+        parts.append(_shards(document["shards"]))
+    if document["runs"]:
+        parts.append(_runs(document["runs"]))
+    if document["reports"]:
+        parts.append(_reports(document["reports"]))
+    if not parts:
+        parts.append(Text(f"{document['workspace']} is empty; begin with: llmctl tokenize FILE …"))
+    return Group(*parts)
+
+
+def _table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for heading, justify in columns:
+        table.add_column(heading, justify=justify, no_wrap=heading in ("", "name"))  # type: ignore[arg-type]
+    return table
+
+
+def _shards(entries: Sequence[dict[str, Any]]) -> Table:
+    table = _table(
+        "shards",
+        [
+            ("name", "left"), ("tokenizer", "left"), ("documents", "right"), ("tokens", "right"),
+            ("held out", "right"), ("size", "right"), ("age", "right"),
+        ],
+    )  # fmt: skip
+    for entry in entries:
+        table.add_row(
+            entry["name"],
+            f"{entry['tokenizer']} {entry['vocab_size']:,}",
+            f"{entry['documents']:,}",
+            count(entry["tokens"]),
+            count(entry["validation_tokens"]),
+            size(entry["bytes"]),
+            age(entry["age_seconds"]),
+        )
+    return table
+
+
+def _runs(entries: Sequence[dict[str, Any]]) -> Table:
+    table = _table(
+        "runs",
+        [
+            ("name", "left"), ("stage", "left"), ("state", "left"), ("step", "right"),
+            ("progress", "left"), ("left", "right"), ("loss", "right"), ("", "left"),
+            ("tokens/s", "right"), ("age", "right"),
+        ],
+    )  # fmt: skip
+    for entry in entries:
+        table.add_row(
+            entry["name"],
+            entry["stage"],
+            _state(entry["state"]),
+            _steps(entry),
+            _bar(entry["progress"]),
+            duration(entry["eta_seconds"]) if entry["eta_seconds"] is not None else "",
+            f"{entry['loss']:.3f}" if entry["loss"] is not None else "",
+            sparkline(entry["losses"], 16),
+            f"{entry['tokens_per_second']:,.0f}" if entry["tokens_per_second"] else "",
+            age(entry["age_seconds"]),
+        )
+    return table
+
+
+def _reports(entries: Sequence[dict[str, Any]]) -> Table:
+    table = _table("reports", [("name", "left"), ("figures", "left"), ("age", "right")])
+    for entry in entries:
+        figures = "  ".join(
+            f"{name} {value:.4g}" for name, value in entry.items()
+            if isinstance(value, float) and name not in ("age_seconds",)
+        )  # fmt: skip
+        table.add_row(entry["name"], figures, age(entry["age_seconds"]))
+    return table
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=STATE_STYLES.get(state, ""))
+
+
+def _steps(entry: dict[str, Any]) -> str:
+    total = entry["total_steps"]
+    return f"{entry['step']:,} / {total:,}" if total else f"{entry['step']:,}"
+
+
+def _bar(share: float) -> str:
+    full = round(share * BAR)
+    return "━" * full + "╌" * (BAR - full) + f" {share:4.0%}"
+
+
+def render_detail(document: dict[str, Any]) -> RenderableType:
+    """One artefact in full."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(document["kind"], document["name"])
+    run = document.get("run")
+    if run:
+        state = _state(run["state"])
+        if run["message"]:
+            state.append(f": {run['message']}")
+        table.add_row("state", state)
+        table.add_row("step", f"{_steps(run)}  {_bar(run['progress'])}")
+        if run["eta_seconds"] is not None:
+            table.add_row("time left", duration(run["eta_seconds"]))
+        table.add_row("time spent", duration(run["elapsed_seconds"]))
+        if run["losses"]:
+            table.add_row("loss", f"{run['loss']:.4f}  {sparkline(run['losses'], 40)}")
+        if run["tokens_per_second"]:
+            table.add_row("speed", f"{run['tokens_per_second']:,.0f} tokens/s")
+        if document["validations"]:
+            last = document["validations"][-1]
+            figures = "  ".join(f"{k} {v:.4f}" for k, v in last.items() if isinstance(v, float))
+            table.add_row("validation", f"step {last['step']}: {figures}")
+        if document["checkpoints"]:
+            table.add_row("checkpoints", ", ".join(document["checkpoints"]))
+    table.add_row("folder", document["folder"])
+    table.add_row("made by", Text(document["command"]))
+    if document.get("resume"):
+        table.add_row("go on with", Text(document["resume"]))
+    versions = "  ".join(f"{k} {v}" for k, v in document["versions"].items() if v)
+    table.add_row("versions", versions)
+    table.add_row("created", document["created"])
+    if document["finished"]:
+        table.add_row("finished", document["finished"])
+    if document["summary"]:
+        table.add_row("figures", Text(json.dumps(document["summary"], ensure_ascii=False)))
+    return Group(table, _lineage(document), _config(document["config"]))
+
+
+def _lineage(document: dict[str, Any]) -> Tree:
+    tree = Tree(Text("made from", style="bold"))
+    branches = {0: tree}
+    for entry in document["lineage"]:
+        missing = "" if entry["present"] else "  (not here)"
+        label = Text(f"{entry['role']}: {entry['name']}  {entry['digest'][:12]}{missing}")
+        branches[entry["depth"]] = branches[entry["depth"] - 1].add(label)
+    return tree
+
+
+def _config(config: dict[str, Any]) -> Tree:
+    tree = Tree(Text("configuration", style="bold"))
+    _add(tree, config)
+    return tree
+
+
+def _add(tree: Tree, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _add(tree.add(Text(str(key))), value)
+        else:
+            tree.add(Text(f"{key} = {json.dumps(value, ensure_ascii=False)}"))

@@ -1,0 +1,295 @@
+"""Evaluate: a model and held-out data to a report, with baselines beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmctl.config import Config
+from llmctl.data.duplicates import text_hash
+from llmctl.data.shards import ShardReader
+from llmctl.data.tables import Example
+from llmctl.errors import InputError, UsageError
+from llmctl.evaluation import baselines, classification
+from llmctl.evaluation.bootstrap import paired_difference
+from llmctl.evaluation.pseudo_perplexity import pseudo_perplexity
+from llmctl.inference.prediction import class_probabilities
+from llmctl.interop.model_folder import ModelFolder
+from llmctl.objectives.masked_lm import PUBLISHED_MASK_RATE, collate
+from llmctl.stages.finetune import FinetuneData, encode_examples, open_model, read_labelled
+from llmctl.stages.pretrain import VALIDATION_SEED, PretrainConfig, Pretraining
+from llmctl.stages.reporter import Reporter
+from llmctl.training.precision import choose_device
+from llmctl.training.trainer import evaluate
+from llmctl.workspace.artefacts import (
+    Artefact,
+    InputRecord,
+    Manifest,
+    Workspace,
+    fingerprint,
+    new_manifest,
+)
+from llmctl.workspace.files import read_json, sha256_file, write_json
+
+
+class EvaluateConfig(Config):
+    """How much is measured."""
+
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    baselines: bool = True
+    """Train the baselines on the classifier's data and measure them beside it."""
+    resamples: int = 1000
+    """Of the bootstrap."""
+    max_tokens: int = 2000
+    """Tokens scored for the pseudo-perplexity: each costs a forward pass."""
+    device: str = "auto"
+    seed: int = 0
+
+
+def evaluate_model(
+    workspace: Workspace,
+    start: str,
+    data: Path | None,
+    config: EvaluateConfig,
+    *,
+    name: str | None = None,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> tuple[dict[str, Any], Artefact, bool]:
+    """Measure a model; returns the report, its artefact, and whether it was there already."""
+    reporter = reporter or Reporter()
+    folder, record = open_model(workspace, start)
+    run = workspace.get("run", start) if start in workspace.names("run") else None
+    inputs = [record]
+    if folder.labels is not None:
+        if data is None:
+            raise UsageError(f"{start} is a classifier: give --data FILE with labelled examples")
+        if not data.is_file():
+            raise InputError(f"--data {data}: no such file")
+        inputs.append(InputRecord(role="data", name=str(data.resolve()), digest=sha256_file(data)))
+    else:
+        if data is not None:
+            raise UsageError(
+                f"{start} is a pretrained model: it is measured on the validation part of its "
+                "shards; leave out --data, or give --from a classifier"
+            )
+        if run is None:
+            raise InputError(f"{start} is a folder: its shards are not known; give a run's name")
+        shards = _shards_of(workspace, run.manifest)
+        inputs.append(shards.as_input("shards"))
+    report_name, found = workspace.match(
+        "report",
+        name,
+        f"{start if run else Path(start).name}-{data.name.partition('.')[0] if data else 'validation'}",
+        fingerprint("eval", config.identity(), inputs),
+        force=force,
+    )
+    if found is not None:
+        found.verify()
+        return read_json(found.folder / "report.json"), found, True
+    manifest = new_manifest(
+        "report",
+        report_name,
+        stage="eval",
+        config=config.model_dump(mode="json"),
+        identity=config.identity(),
+        inputs=inputs,
+        seed=config.seed,
+    )
+    if data is not None:
+        report = _classifier_report(folder, run, data, config, reporter)
+    else:
+        report = _pretrained_report(workspace, folder, run, config, reporter)  # type: ignore[arg-type]
+    report = {"model": start, **report}
+    with workspace.publish(manifest) as (target, summary):
+        write_json(target / "report.json", report)
+        summary.update(report["summary"])
+    return report, workspace.get("report", report_name), False
+
+
+def _classifier_report(
+    folder: ModelFolder,
+    run: Artefact | None,
+    data: Path,
+    config: EvaluateConfig,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    labels = folder.labels or []
+    examples = _columns_like_training(run, data, config, reporter)
+    number_of = {label: number for number, label in enumerate(labels)}
+    unknown = sorted({e.label for e in examples if e.label not in number_of} - {None})
+    if unknown:
+        raise InputError(
+            f"{data} has labels that the classifier does not know ({', '.join(map(str, unknown[:5]))}"
+            f"); it knows {', '.join(labels[:10])}"
+        )
+    encoded = encode_examples(folder.tokenizer, examples, folder.max_length, number_of)
+    true = np.asarray([example.label for example in encoded])
+    model = folder.classifier().to(choose_device(config.device))
+    probabilities = class_probabilities(model, encoded, folder.tokenizer.special["pad"])
+    options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
+    rows = {"model": classification.report(probabilities, true, labels, **options)}
+    correct = {"model": probabilities.argmax(-1) == true}
+    notes: list[str] = []
+    train = _training_examples(run, reporter, notes) if config.baselines else None
+    if train:
+        train_labels = np.asarray([number_of[example.label or ""] for example in train])
+        texts = [_joined(example) for example in examples]
+        train_texts = [_joined(example) for example in train]
+        for name, make in (
+            ("majority class", lambda: baselines.majority(train_labels, len(labels), len(true))),
+            (
+                "TF-IDF + logistic regression",
+                lambda: baselines.tfidf_logistic_regression(
+                    train_texts, train_labels, texts, len(labels), config.seed
+                ),
+            ),
+        ):
+            try:
+                guessed = make()
+            except UsageError as error:
+                notes.append(f"{name} left out: {error}")
+                reporter.note(notes[-1])
+                continue
+            rows[name] = classification.report(guessed, true, labels, **options)
+            correct[name] = guessed.argmax(-1) == true
+    differences = {
+        name: paired_difference(correct["model"], values, seed=config.seed)
+        for name, values in correct.items()
+        if name != "model"
+    }
+    return {
+        "task": "classify",
+        "data": str(data),
+        "examples": len(true),
+        "results": rows,
+        "differences": differences,
+        "notes": notes,
+        "summary": {"accuracy": rows["model"]["accuracy"], "macro_f1": rows["model"]["macro_f1"]},
+    }
+
+
+def _joined(example: Example) -> str:
+    return f"{example.text} {example.text_pair}" if example.text_pair else example.text
+
+
+def _columns_like_training(
+    run: Artefact | None, data: Path, config: EvaluateConfig, reporter: Reporter
+) -> list[Example]:
+    """Read the data with the columns given, else with those of the finetuning."""
+    trained = run.manifest.config.get("data", {}) if run else {}
+    columns = FinetuneData(
+        text_column=config.text_column or trained.get("text_column"),
+        text_pair_column=config.text_pair_column or trained.get("text_pair_column"),
+        label_column=config.label_column or trained.get("label_column"),
+    )
+    return read_labelled(data, columns, reporter)
+
+
+def _training_examples(
+    run: Artefact | None, reporter: Reporter, notes: list[str]
+) -> list[Example] | None:
+    """What the classifier was trained on, its held-out part left out, for the baselines."""
+    record = None
+    if run is not None:
+        record = next((r for r in run.manifest.inputs if r.role == "data"), None)
+    path = Path(record.name) if record else None
+    if run is None or record is None or path is None:
+        notes.append("baselines left out: a model folder does not say what it was trained on")
+    elif not path.is_file() or sha256_file(path) != record.digest:
+        notes.append(f"baselines left out: the training data {path} is gone or has changed")
+    else:
+        columns = FinetuneData.model_validate(run.manifest.config["data"])
+        limit = round(columns.validation * 2**64)
+        return [
+            example
+            for example in read_labelled(path, columns, Reporter())
+            if text_hash(f"{example.text}\x1f{example.text_pair or ''}") >= limit
+        ]
+    reporter.note(notes[-1])
+    return None
+
+
+def _shards_of(workspace: Workspace, manifest: Manifest) -> Artefact:
+    record = next((r for r in manifest.inputs if r.role == "shards"), None)
+    if record is None:
+        raise InputError(f"run {manifest.name} names no shards; it can't be measured")
+    shards = workspace.get("shards", record.name.partition("/")[2])
+    if shards.manifest.digest != record.digest:
+        raise InputError(
+            f"shards {shards.manifest.name} are not those that run {manifest.name} was trained "
+            "on; make them again as they were"
+        )
+    shards.verify("validation")
+    return shards
+
+
+def _pretrained_report(
+    workspace: Workspace,
+    folder: ModelFolder,
+    run: Artefact,
+    config: EvaluateConfig,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    shards = _shards_of(workspace, run.manifest)
+    trained = PretrainConfig.model_validate(run.manifest.config)
+    # Always as published, whatever the model was trained with: so that models can be compared.
+    objective = trained.objective.replace(
+        mask_rate=PUBLISHED_MASK_RATE, mask_share=0.8, random_share=0.1, whole_word=False
+    )
+    pretraining = Pretraining(shards, trained.replace(objective=objective.model_dump()))
+    batches = pretraining.batches("validation", seed=VALIDATION_SEED)
+    if not batches.chunks.count:
+        raise InputError(
+            f"shards {shards.manifest.name} have no validation documents; tokenize with a larger "
+            "--validation"
+        )
+    device = choose_device(config.device)
+    model = folder.masked_lm().to(device)
+    total = batches.batches_per_epoch
+
+    def batch(number: int) -> Any:
+        reporter.progress("masked-LM loss", number + 1, total)
+        refs, rows = batches.batch(number)
+        return collate(
+            batches.chunks,
+            refs,
+            rows,
+            config=objective,
+            vocabulary=pretraining.vocabulary,
+            sequence_length=trained.data.sequence_length,
+            seed=VALIDATION_SEED,
+        )
+
+    values = evaluate(model, batch, total, device=device)
+    reader = ShardReader(shards.folder, "validation")
+    perplexity, scored = pseudo_perplexity(
+        model,
+        _texts(reader, trained.data.sequence_length - 2),
+        pretraining.vocabulary,
+        max_tokens=config.max_tokens,
+        progress=lambda done: reporter.progress("pseudo-perplexity", done, config.max_tokens),
+    )
+    reporter.progress("pseudo-perplexity", config.max_tokens, config.max_tokens)
+    results = {**values, "pseudo_perplexity": perplexity}
+    return {
+        "task": "pretrain",
+        "data": shards.manifest.reference,
+        "validation_tokens": int(reader.document_lengths.sum()),
+        "mask_rate": PUBLISHED_MASK_RATE,
+        "pseudo_perplexity_tokens": scored,
+        "results": results,
+        "notes": [],
+        "summary": results,
+    }
+
+
+def _texts(reader: ShardReader, longest: int) -> Iterator[list[int]]:
+    """The beginning of each document."""
+    for document in range(len(reader)):
+        yield reader.tokens(document, 0, longest).tolist()

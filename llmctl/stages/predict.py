@@ -1,0 +1,67 @@
+"""Predict: texts to classes, or to the words behind their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from llmctl.data.tables import Example
+from llmctl.inference.prediction import Candidate, class_probabilities, fill_masks, in_blocks
+from llmctl.stages.finetune import encode_examples, open_model
+from llmctl.training.precision import choose_device
+from llmctl.workspace.artefacts import Workspace
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes of a text by falling probability."""
+
+    text: str
+    label: str
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Filling:
+    """The candidates at each mask of a text."""
+
+    text: str
+    masks: list[list[Candidate]]
+
+
+def predict(
+    workspace: Workspace,
+    start: str,
+    examples: Iterable[Example],
+    *,
+    top: int = 5,
+    device: str = "auto",
+) -> Iterator[Prediction | Filling]:
+    """Answers in the order of the texts, as they are computed.
+
+    A classifier gives classes; a pretrained model fills masks. Raises InputError if the model is
+    neither.
+    """
+    folder, _ = open_model(workspace, start)
+    where = choose_device(device)
+    labels = folder.labels
+    if labels is None:
+        model = folder.masked_lm().to(where)
+        for example in examples:
+            masks = fill_masks(
+                model,
+                folder.tokenizer,
+                example.text,
+                max_length=folder.config.max_positions,
+                top=top,
+            )
+            yield Filling(example.text, masks)
+        return
+    classifier = folder.classifier().to(where)
+    max_length = min(folder.max_length, folder.config.max_positions)
+    for block in in_blocks(examples):
+        encoded = encode_examples(folder.tokenizer, block, max_length)
+        probabilities_BC = class_probabilities(classifier, encoded, folder.tokenizer.special["pad"])
+        for example, row in zip(block, probabilities_BC, strict=True):
+            ranked = sorted(zip(labels, row.tolist(), strict=True), key=lambda pair: -pair[1])
+            yield Prediction(example.text, ranked[0][0], dict(ranked))

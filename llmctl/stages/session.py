@@ -1,0 +1,207 @@
+"""What every training stage does around its trainer: lock, resume, record, stop, finish."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from llmctl.errors import Interrupted
+from llmctl.stages.reporter import Reporter
+from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.config import TrainingConfig
+from llmctl.training.precision import choose_device, choose_precision
+from llmctl.training.trainer import Trainer
+from llmctl.workspace.artefacts import (
+    Artefact,
+    Manifest,
+    Workspace,
+    describe_files,
+    now,
+    write_manifest,
+)
+from llmctl.workspace.files import published_folder
+from llmctl.workspace.locks import writer_lock
+from llmctl.workspace.runs import RunRecorder
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run computes; settled at its start, kept when it goes on."""
+
+    device: torch.device
+    precision: str
+
+
+class StopFlag:
+    """Set by the first SIGINT or SIGTERM; the second stops at once."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    def __call__(self) -> bool:
+        return self.signal_number is not None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            raise Interrupted("stopped at once by a second signal", number)
+        self.signal_number = number
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """A flag that SIGINT and SIGTERM set while the block runs."""
+    flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    before = {n: signal.signal(n, flag.handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_training(
+    workspace: Workspace,
+    manifest: Manifest,
+    existing: Artefact | None,
+    config: TrainingConfig,
+    *,
+    prepare: Callable[[Path, Machine, CheckpointStore, StopFlag], Trainer],
+    export: Callable[[Trainer, Path], dict[str, Any]],
+    resume_command: str,
+    reporter: Reporter,
+) -> Artefact:
+    """Train a run to its end: start it, or go on from its newest whole checkpoint.
+
+    prepare: builds the trainer. export: writes the model folder and returns figures for the
+    manifest's summary. Raises Interrupted after the checkpoint that a signal asks for.
+    """
+    workspace.prepare()
+    folder = workspace.path(manifest.kind, manifest.name)
+    with writer_lock(folder), stop_on_signals() as stop:
+        if existing is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            device = choose_device(config.device)
+            precision = choose_precision(config.precision, device)
+            summary = {
+                "device": device.type,
+                "precision": precision,
+                "threads": torch.get_num_threads(),
+                "cpu": torch.backends.cpu.get_cpu_capability(),
+            }
+            manifest = manifest.model_copy(update={"summary": summary})
+            write_manifest(folder, manifest)
+        else:
+            manifest = existing.manifest
+            _warn_of_another_machine(manifest, reporter)
+        machine = Machine(torch.device(manifest.summary["device"]), manifest.summary["precision"])
+        recorder = RunRecorder(folder)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                _train(
+                    folder, manifest, config, machine, recorder, stop, prepare, export,
+                    resume_command, reporter,
+                )  # fmt: skip
+        except Interrupted as error:
+            recorder.update(state="interrupted", message=str(error))
+            raise
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                recorder.update(state="failed", message=str(error) or type(error).__name__)
+            raise
+    return workspace.get(manifest.kind, manifest.name)
+
+
+def _train(
+    folder: Path,
+    manifest: Manifest,
+    config: TrainingConfig,
+    machine: Machine,
+    recorder: RunRecorder,
+    stop: StopFlag,
+    prepare: Callable[[Path, Machine, CheckpointStore, StopFlag], Trainer],
+    export: Callable[[Trainer, Path], dict[str, Any]],
+    resume_command: str,
+    reporter: Reporter,
+) -> None:
+    store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
+    for leftover in (folder / "checkpoints").glob(".*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    trainer = prepare(folder, machine, store, stop)
+    checkpoint = store.load_newest(reporter.note)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        reporter.note(f"going on with {manifest.name} from step {checkpoint.step}")
+    recorder.start(step=trainer.progress.step, total_steps=trainer.total_steps)
+    last: dict[str, float] = {}
+    for record in trainer.run():
+        if record.kind in ("train", "validation", "skipped"):
+            recorder.record({"kind": record.kind, "step": record.step, **record.values})
+            reporter.metrics(record.kind, record.step, trainer.total_steps, record.values)
+            if record.kind == "validation":
+                last = dict(record.values)
+            recorder.update(
+                step=record.step,
+                share_done=trainer.share_done(),
+                elapsed=trainer.progress.elapsed,
+                seconds_per_step=trainer.progress.elapsed / max(trainer.progress.step, 1),
+            )
+            if record.kind == "skipped":
+                reporter.note(f"step {record.step}: the gradient was not finite; step skipped")
+        elif record.kind == "stopped":
+            total = f" of {trainer.total_steps}" if trainer.total_steps else ""
+            number = stop.signal_number
+            assert number is not None
+            raise Interrupted(
+                f"stopped by {signal.Signals(number).name} at step {record.step}{total} after "
+                f"writing a checkpoint; go on with: {resume_command}",
+                number,
+            )
+    with published_folder(folder / "model") as model_folder:
+        figures = export(trainer, model_folder)
+    files = {f"model/{k}": v for k, v in describe_files(folder / "model").items()}
+    summary = {
+        **manifest.summary,
+        "steps": trainer.progress.step,
+        "tokens": trainer.progress.tokens,
+        "seconds": round(trainer.progress.elapsed, 3),
+        **({"validation": last} if last else {}),
+        **figures,
+    }
+    write_manifest(
+        folder,
+        manifest.model_copy(update={"finished": now(), "files": files, "summary": summary}),
+    )
+    recorder.update(state="finished", step=trainer.progress.step, share_done=1.0)
+
+
+def _warn_of_another_machine(manifest: Manifest, reporter: Reporter) -> None:
+    here = {
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
+    differing = [
+        f"{key} {manifest.summary[key]}, now {value}"
+        for key, value in here.items()
+        if manifest.summary.get(key, value) != value
+    ]
+    version = torch.__version__.partition("+")[0]
+    if manifest.torch_version and manifest.torch_version.partition("+")[0] != version:
+        differing.append(f"torch {manifest.torch_version}, now {torch.__version__}")
+    if differing:
+        reporter.note(
+            f"{manifest.name} was begun with {'; '.join(differing)}: it goes on, but its results "
+            "may differ in the last bits from a run that never stopped"
+        )
