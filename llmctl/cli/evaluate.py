@@ -23,6 +23,9 @@ def command(
         Path | None,
         typer.Option(help="Labelled texts for a classifier; a pretrained run has its own."),
     ] = None,
+    compare: Annotated[
+        list[str], typer.Option(help="Another classifier for the same table; may be repeated.")
+    ] = [],  # noqa: B006
     text_column: options.TextColumnOption = None,
     text_pair_column: options.TextPairColumnOption = None,
     label_column: options.LabelColumnOption = None,
@@ -59,6 +62,7 @@ def command(
             start,
             data,
             config,
+            compare=compare,
             name=name,
             force=force,
             reporter=reporter,

@@ -73,7 +73,7 @@ class ShardWriter:
             self._flush()
 
     def close(self) -> None:
-        """Write what is pending and finish the file. A split without documents has one empty file."""
+        """Write what is pending; a split without documents has one empty file."""
         if self._tokens or self._number == 0:
             self._flush()
         self._finish_file()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from llmctl import tokenizers
 from llmctl.errors import InputError, did_you_mean
 from llmctl.models import ARCHITECTURES, Architecture
+from llmctl.models.bert import Bert
 from llmctl.objectives import classify, masked_lm
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.checkpoints import read_tensors, write_tensors
@@ -53,13 +54,11 @@ class ModelFolder:
 
     def masked_lm(self) -> masked_lm.MaskedLM:
         """The model with the heads of pretraining. Raises InputError if it has none."""
-        body = self.architecture.model(self.config)
-        return masked_lm.from_hugging_face(body, self.tensors)
+        return masked_lm.from_hugging_face(Bert(self.config), self.tensors)
 
     def classifier(self) -> classify.Classifier:
         """The model with its classification head. Raises InputError if it has none."""
-        body = self.architecture.model(self.config)
-        return classify.from_hugging_face(body, self.tensors)
+        return classify.from_hugging_face(Bert(self.config), self.tensors)
 
 
 def write_model_folder(

@@ -106,6 +106,21 @@ class Bert(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.apply(lambda module: initialise(module, config.initializer_range))
+        self._start_positions()
+
+    @torch.no_grad()
+    def _start_positions(self) -> None:
+        """Begin the learned positions as sinusoids (Vaswani et al. 2017, §3.5), as large as the
+        token embeddings: neighbours can then be told from the first step on, which ends the long
+        plateau of masked language modelling early."""
+        table_TD = self.position_embedding.weight
+        positions_T1 = torch.arange(len(table_TD), device=table_TD.device)[:, None]
+        half = table_TD.shape[1] // 2
+        frequencies = 10000.0 ** (-torch.arange(half, device=table_TD.device) / half)
+        angles = positions_T1 * frequencies
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        # A sine's root mean square is 1/√2.
+        table_TD[:, : 2 * half] = waves * (self.config.initializer_range * 2**0.5)
 
     def forward(
         self,

@@ -8,6 +8,7 @@ B batch, T tokens, D width, N heads, H head width, F feed-forward width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 Activation = Literal["gelu", "relu"]
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 """GELU in its exact form (Hendrycks and Gimpel 2016), as BERT was published; ReLU as in
 Vaswani et al. 2017."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class TensorBatch:
     """Tokens with padding."""
 
     def to(self, device: torch.device) -> Self:
-        moved = {}
+        moved: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
             moved[entry.name] = (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmctl.config import Config
 from llmctl.data.duplicates import text_hash
@@ -57,11 +58,15 @@ def evaluate_model(
     data: Path | None,
     config: EvaluateConfig,
     *,
+    compare: Sequence[str] = (),
     name: str | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[dict[str, Any], Artefact, bool]:
-    """Measure a model; returns the report, its artefact, and whether it was there already."""
+    """Measure a model; returns the report, its artefact, and whether it was there already.
+
+    compare: further classifiers to measure on the same data, in the same table.
+    """
     reporter = reporter or Reporter()
     folder, record = open_model(workspace, start)
     run = workspace.get("run", start) if start in workspace.names("run") else None
@@ -73,6 +78,8 @@ def evaluate_model(
             raise InputError(f"--data {data}: no such file")
         inputs.append(InputRecord(role="data", name=str(data.resolve()), digest=sha256_file(data)))
     else:
+        if compare:
+            raise UsageError(f"--compare is for classifiers, and {start} is a pretrained model")
         if data is not None:
             raise UsageError(
                 f"{start} is a pretrained model: it is measured on the validation part of its "
@@ -82,10 +89,14 @@ def evaluate_model(
             raise InputError(f"{start} is a folder: its shards are not known; give a run's name")
         shards = _shards_of(workspace, run.manifest)
         inputs.append(shards.as_input("shards"))
+    others = {other: open_model(workspace, other) for other in compare}
+    inputs += [other_record for _, other_record in others.values()]
+    model_name = start if run else Path(start).name
+    data_name = data.name.partition(".")[0] if data else "validation"
     report_name, found = workspace.match(
         "report",
         name,
-        f"{start if run else Path(start).name}-{data.name.partition('.')[0] if data else 'validation'}",
+        f"{model_name}-{data_name}",
         fingerprint("eval", config.identity(), inputs),
         force=force,
     )
@@ -102,7 +113,8 @@ def evaluate_model(
         seed=config.seed,
     )
     if data is not None:
-        report = _classifier_report(folder, run, data, config, reporter)
+        folders = {other: other_folder for other, (other_folder, _) in others.items()}
+        report = _classifier_report(folder, run, data, folders, config, reporter)
     else:
         report = _pretrained_report(workspace, folder, run, config, reporter)  # type: ignore[arg-type]
     report = {"model": start, **report}
@@ -116,25 +128,28 @@ def _classifier_report(
     folder: ModelFolder,
     run: Artefact | None,
     data: Path,
+    others: Mapping[str, ModelFolder],
     config: EvaluateConfig,
     reporter: Reporter,
 ) -> dict[str, Any]:
     labels = folder.labels or []
     examples = _columns_like_training(run, data, config, reporter)
     number_of = {label: number for number, label in enumerate(labels)}
-    unknown = sorted({e.label for e in examples if e.label not in number_of} - {None})
+    unknown = sorted({e.label or "" for e in examples} - number_of.keys())
     if unknown:
         raise InputError(
-            f"{data} has labels that the classifier does not know ({', '.join(map(str, unknown[:5]))}"
-            f"); it knows {', '.join(labels[:10])}"
+            f"{data} has labels that the classifier does not know ({', '.join(unknown[:5])}); "
+            f"it knows {', '.join(labels[:10])}"
         )
-    encoded = encode_examples(folder.tokenizer, examples, folder.max_length, number_of)
-    true = np.asarray([example.label for example in encoded])
-    model = folder.classifier().to(choose_device(config.device))
-    probabilities = class_probabilities(model, encoded, folder.tokenizer.special["pad"])
+    true = np.asarray([number_of[example.label or ""] for example in examples])
+    probabilities = _probabilities(folder, examples, labels, config.device)
     options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     rows = {"model": classification.report(probabilities, true, labels, **options)}
     correct = {"model": probabilities.argmax(-1) == true}
+    for name, other in others.items():
+        guessed = _probabilities(other, examples, labels, config.device)
+        rows[name] = classification.report(guessed, true, labels, **options)
+        correct[name] = guessed.argmax(-1) == true
     notes: list[str] = []
     train = _training_examples(run, reporter, notes) if config.baselines else None
     if train:
@@ -172,6 +187,22 @@ def _classifier_report(
         "notes": notes,
         "summary": {"accuracy": rows["model"]["accuracy"], "macro_f1": rows["model"]["macro_f1"]},
     }
+
+
+def _probabilities(
+    folder: ModelFolder, examples: Sequence[Example], labels: Sequence[str], device: str
+) -> NDArray[np.float64]:
+    """A classifier's probabilities, its classes in the order of ``labels``."""
+    known = folder.labels or []
+    if set(known) != set(labels):
+        raise InputError(
+            f"{folder.path} knows other classes ({', '.join(known[:5])}, …) than the model it is "
+            "compared with; compare classifiers of one task"
+        )
+    model = folder.classifier().to(choose_device(device))
+    encoded = encode_examples(folder.tokenizer, examples, folder.max_length)
+    result = class_probabilities(model, encoded, folder.tokenizer.special["pad"])
+    return result[:, [known.index(label) for label in labels]]
 
 
 def _joined(example: Example) -> str:

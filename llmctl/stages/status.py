@@ -113,7 +113,7 @@ def find(workspace: Workspace, name: str) -> Artefact:
     """The artefact of a name, a run before anything else; ``kind/name`` says which is meant."""
     kind, slash, rest = name.partition("/")
     if slash and kind in FOLDERS:
-        return workspace.get(kind, rest)  # type: ignore[arg-type]
+        return workspace.get(kind, rest)
     order: tuple[Kind, ...] = ("run", "report", "shards", "tokenizer")
     for candidate in order:
         if name in workspace.names(candidate):

@@ -16,7 +16,7 @@ from llmctl import tokenizers
 from llmctl.config import NOT_IDENTITY, Config
 from llmctl.data.documents import Corpus
 from llmctl.data.duplicates import SeenHashes, text_hash
-from llmctl.data.encoding import BATCH_CHARACTERS, EncodedBatch, encode_in_order
+from llmctl.data.encoding import BATCH_CHARACTERS, encode_in_order
 from llmctl.data.shards import SPLITS, ShardWriter
 from llmctl.errors import InputError
 from llmctl.stages.reporter import Reporter
@@ -265,12 +265,11 @@ def _one_pass(
             writer = ShardWriter(target, split, tokenizer.vocab_size, tokenizer.digest())
             cleanup.callback(writer.abandon)
             writers[split] = writer
-        encoded: EncodedBatch
         for encoded in encode_in_order(batches(), target / "tokenizer", workers):
             held_out, position = sent.pop(0)
-            for (tokens, starts), validation in zip(encoded.documents(), held_out, strict=True):
-                if len(tokens):
-                    writers["validation" if validation else "train"].add(tokens, starts)
+            for (ids, starts), validation in zip(encoded.documents(), held_out, strict=True):
+                if len(ids):
+                    writers["validation" if validation else "train"].add(ids, starts)
             words += encoded.words
             unknown += encoded.unknown
             seconds = time.perf_counter() - started

@@ -56,6 +56,8 @@ class Progress:
     for early stopping …"""
     best_step: int = 0
     """… and the step it was measured at."""
+    ended: bool = False
+    """Whether training came to its end, which may be before its last step."""
 
 
 class Trainer:
@@ -158,6 +160,7 @@ class Trainer:
                     yield self._look(self._validate)
                     window_start += time.perf_counter() - before
                     last = last or self._stale()
+                progress.ended = last
                 stop = self._should_stop()
                 due = (
                     progress.step % config.checkpoint_every == 0
@@ -205,7 +208,7 @@ class Trainer:
         return min(1.0, max(shares))
 
     def _done(self) -> bool:
-        return self.share_done() >= 1.0
+        return self.progress.ended or self.share_done() >= 1.0
 
     def _accumulate(self, parts: LossParts, norm: float) -> None:
         sums = self.progress.window

@@ -1,0 +1,187 @@
+"""Bad input: one sentence that names what and says what to do, the right exit code, no harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+from tests.run import llmctl, one_sentence
+
+
+@pytest.fixture
+def workspace(tiny_workspace: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_workspace, tmp_path / "workspace"))
+
+
+def snapshot(root: Path) -> set[Path]:
+    return {p for p in root.rglob("*") if not p.name.endswith(".lock")}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["tokenize", "nowhere.txt"], 3, ["nowhere.txt", "no such file"]),
+        (["tokenize", "python:doc"], 3, ["python:docs"]),
+        (["tokenize", "{corpus}", "--tokenizer", "wordpeice"], 3, ["wordpeice", "wordpiece"]),
+        (["tokenize", "{corpus}", "--vocab-size", "90000", "--name", "x"], 3, ["90000", "use"]),
+        (["tokenize", "{corpus}", "--vocab-size", "9", "--name", "x"], 3, ["alphabet", "use"]),
+        (["tokenize", "{corpus}", "--document", "book"], 2, ["document"]),
+        (["pretrain", "--arch", "brt"], 2, ["did you mean 'bert'"]),
+        (["pretrain", "--preset", "smal"], 2, ["did you mean 'small'"]),
+        (["pretrain", "--set", "training.max_step=3"], 2, ["did you mean 'training.max_steps'"]),
+        (["pretrain", "--set", "training.max_steps"], 2, ["KEY=VALUE"]),
+        (["pretrain", "--set", "training.max_steps=-1"], 2, ["training.max_steps", "-1"]),
+        (["pretrain", "--set", "training.time_limit=soon"], 2, ["soon", "10m"]),
+        (["pretrain", "--set", "model.hidden_size=100", "--set", "model.num_heads=3"], 2,
+         ["not divisible", "try 99"]),
+        (["pretrain", "--set", "data.sequence_length=1024"], 2, ["model.max_positions 512"]),
+        (["pretrain", "--shards", "storis"], 3, ["did you mean 'stories'"]),
+        (["pretrain", "--recipe", "none.toml"], 3, ["none.toml", "no such file"]),
+        (["pretrain", "--name", "../x"], 2, ["--name"]),
+        (["finetune", "--from", "tiny", "--data", "none.csv"], 3, ["none.csv", "no such file"]),
+        (["finetune", "--from", "tony", "--data", "{labelled}"], 3, ["did you mean 'tiny'"]),
+        (["finetune", "--from", "tiny", "--data", "{labelled}", "--label-column", "lable"], 3,
+         ["did you mean 'label'"]),
+        (["finetune", "--from", "tiny", "--data", "{labelled}", "--freeze-layers", "9"], 2,
+         ["--freeze-layers 9", "at most 2"]),
+        (["finetune", "--from", "tiny", "--data", "{labelled}", "--task", "clasify"], 2,
+         ["classify"]),
+        (["predict", "--from", "tiny", "no mask here"], 3, ["[MASK]"]),
+        (["eval", "--from", "subjects"], 2, ["--data"]),
+        (["eval", "--from", "subjects", "--data", "none.csv"], 3, ["none.csv"]),
+        (["status", "subject"], 3, ["did you mean 'subjects'"]),
+    ],
+)  # fmt: skip
+def test_bad_usage_is_one_sentence_and_changes_nothing(
+    tiny_workspace: Path,
+    corpus_file: Path,
+    labelled_file: Path,
+    words: list[str],
+    code: int,
+    says: list[str],
+):
+    before = snapshot(tiny_workspace)
+    filled = [w.format(corpus=corpus_file, labelled=labelled_file) for w in words]
+    message = one_sentence(llmctl(tiny_workspace, *filled, code=code))
+    for part in says:
+        assert part in message, message
+    assert snapshot(tiny_workspace) == before
+
+
+def test_binary_and_empty_files(tmp_path: Path):
+    (tmp_path / "picture.bin").write_bytes(bytes(range(256)) * 10)
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait")
+    for name, says in (
+        ("picture.bin", "offset 0"),
+        ("empty.txt", "no text"),
+        ("latin.txt", "offset 3"),
+    ):
+        message = one_sentence(llmctl(tmp_path / "w", "tokenize", tmp_path / name, code=3))
+        assert name in message
+        assert says in message
+    assert not list((tmp_path / "w").glob("*/*"))
+
+
+def test_one_class_only(tiny_workspace: Path, tmp_path: Path):
+    data = tmp_path / "one.csv"
+    data.write_text("label,text\na,first text\na,second text\n")
+    message = one_sentence(
+        llmctl(tiny_workspace, "finetune", "--from", "tiny", "--data", data, code=3)
+    )
+    assert "one class only" in message
+
+
+def test_an_unknown_label_in_the_test_data(tiny_workspace: Path, tmp_path: Path):
+    data = tmp_path / "other.csv"
+    data.write_text("label,text\nsea,the ship sails\nmoon,dust and stone\n")
+    message = one_sentence(
+        llmctl(tiny_workspace, "eval", "--from", "subjects", "--data", data, code=3)
+    )
+    assert "moon" in message
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_model_is_found_by_its_digest(workspace: Path, damage: str):
+    weights = workspace / "runs" / "subjects" / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    if damage == "cut":
+        content = content[:-10]
+    else:
+        content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    message = one_sentence(llmctl(workspace, "predict", "--from", "subjects", "a ship", code=3))
+    assert "model.safetensors" in message
+
+
+def test_a_damaged_shard_is_found_by_its_digest(workspace: Path):
+    shard = next((workspace / "shards" / "stories").glob("train-*.arrow"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    message = one_sentence(llmctl(workspace, "pretrain", *TINY, "--name", "new", code=3))
+    assert shard.name in message
+    assert not (workspace / "runs" / "new").exists()
+
+
+def test_a_foreign_tokenizer_in_the_model_folder(workspace: Path):
+    model = workspace / "runs" / "subjects" / "model"
+    value = json.loads((model / "tokenizer.json").read_text())
+    value["model"]["vocab"]["zebra"] = len(value["model"]["vocab"])
+    (model / "tokenizer.json").write_text(json.dumps(value))
+    assert "tokenizer.json" in one_sentence(
+        llmctl(workspace, "predict", "--from", "subjects", "a ship", code=3)
+    )
+    assert "don't belong together" in one_sentence(
+        llmctl(workspace, "predict", "--from", model, "a ship", code=3)
+    )
+
+
+def test_a_workspace_of_a_newer_format(workspace: Path):
+    (workspace / "workspace.json").write_text('{"format_version": 99}')
+    message = one_sentence(llmctl(workspace, "status", code=3))
+    assert "format 99" in message
+    assert "upgrade" in message
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+
+@pytest.mark.parametrize("stage", ["tokenize", "pretrain"])
+def test_a_full_disk_stops_cleanly(workspace: Path, corpus_file: Path, stage: str):
+    """A limit on the size of files stands for the disk: the system calls fail alike."""
+    before = {p for p in snapshot(workspace) if "tokenizers" not in p.parts}
+    words = {
+        "tokenize": ["tokenize", corpus_file, "--tokenizer", "stories", "--name", "again"],
+        "pretrain": ["pretrain", *TINY, "--set", "training.max_steps=4", "--name", "again"],
+    }[stage]
+    if stage == "tokenize":
+        large = workspace.parent / "large.txt"
+        large.write_text("".join(f"line {n} of the sea\n" for n in range(20_000)))
+        words[1] = large
+        words += ["--document", "line"]
+    result = llmctl(workspace, *words, code=5, preexec_fn=limit_file_size)
+    assert "disk is full" in one_sentence(result)
+    assert not list(workspace.rglob("*.partial"))
+    after = {
+        p for p in snapshot(workspace) if "again" not in p.parts and "tokenizers" not in p.parts
+    }
+    assert before <= after
+    if stage == "pretrain":
+        llmctl(workspace, *words)
+    status = json.loads(llmctl(workspace, "status", "--json").stdout)
+    assert {run["state"] for run in status["runs"]} == {"finished"}
+
+
+def test_debug_shows_the_traceback(tiny_workspace: Path):
+    result = llmctl(tiny_workspace, "--debug", "tokenize", "nowhere.txt", code=3)
+    assert "Traceback" in result.stderr
+    assert os.linesep in result.stderr

@@ -1,0 +1,73 @@
+"""What tests of stages share: a small corpus of our own and a workspace with a tiny BERT."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+SUBJECTS = {
+    "sea": "the ship sails over the wide sea . waves rise and fall . the captain watches the stars",
+    "farm": "the farmer feeds the cows at dawn . hens lay eggs in the barn . wheat grows tall",
+    "city": "the tram stops at the square . people hurry to work . the baker opens the shop early",
+}
+
+
+def make_sentences(subject: str, count: int, generator: random.Random) -> str:
+    """Sentences of one subject's words in a random order."""
+    words = SUBJECTS[subject].replace(".", "").split()
+    return " ".join(
+        " ".join(generator.choices(words, k=generator.randint(4, 9))).capitalize() + "."
+        for _ in range(count)
+    )
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 short documents, a line each."""
+    generator = random.Random(0)
+    path = tmp_path_factory.mktemp("corpus") / "stories.txt"
+    lines = [
+        make_sentences(generator.choice(list(SUBJECTS)), generator.randint(2, 8), generator)
+        for _ in range(300)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def labelled_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 labelled texts as CSV with a header."""
+    generator = random.Random(1)
+    path = tmp_path_factory.mktemp("labelled") / "subjects.csv"
+    rows = ["label,text"]
+    for number in range(120):
+        subject = list(SUBJECTS)[number % 3]
+        rows.append(f"{subject},{make_sentences(subject, 2, generator)}")
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+TINY = [
+    "--preset", "nano", "--set", "model.hidden_size=32", "--set", "model.num_heads=2",
+    "--set", "data.sequence_length=32", "--set", "training.batch_size=8",
+    "--set", "data.eval_batches=2", "--set", "training.precision=fp32",
+]  # fmt: skip
+"""Options of ``llmctl pretrain`` that make a step take milliseconds."""
+
+
+@pytest.fixture(scope="session")
+def tiny_workspace(
+    tmp_path_factory: pytest.TempPathFactory, corpus_file: Path, labelled_file: Path
+) -> Path:
+    """A workspace with shards ``stories``, a pretrained run ``tiny`` and a classifier ``subjects``."""
+    from tests.run import llmctl
+
+    root = tmp_path_factory.mktemp("workspace")
+    llmctl(root, "tokenize", corpus_file, "--document", "line", "--vocab-size", "120",
+           "--validation", "0.1")  # fmt: skip
+    llmctl(root, "pretrain", *TINY, "--set", "training.max_steps=30", "--name", "tiny")
+    llmctl(root, "finetune", "--from", "tiny", "--data", labelled_file, "--name", "subjects",
+           "--set", "training.epochs=3", "--set", "training.precision=fp32")  # fmt: skip
+    return root

@@ -1,0 +1,315 @@
+"""The way from text to a measured classifier, through the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmctl.data.shards import ShardReader
+from tests.conftest import TINY
+from tests.run import llmctl
+
+
+def manifest(root: Path, kind: str, name: str) -> dict:
+    return json.loads((root / kind / name / "manifest.json").read_text())
+
+
+def test_shards_are_the_same_for_any_number_of_workers(tmp_path: Path, corpus_file: Path):
+    digests = []
+    for workers in (1, 2, 3):
+        root = tmp_path / f"w{workers}"
+        llmctl(root, "tokenize", corpus_file, "--document", "line", "--vocab-size", "120",
+               "--workers", workers)  # fmt: skip
+        files = manifest(root, "shards", "stories")["files"]
+        digests.append({name: record["sha256"] for name, record in files.items()})
+    assert digests[0] == digests[1] == digests[2]
+
+
+def test_duplicates_are_dropped_and_the_split_ignores_order(tmp_path: Path, corpus_file: Path):
+    lines = corpus_file.read_text().splitlines()
+    twice = tmp_path / "twice.txt"
+    twice.write_text("\n".join([*reversed(lines), *lines[:50]]))
+    options = ["--document", "line", "--vocab-size", "120", "--validation", "0.2", "--json"]
+    once = json.loads(llmctl(tmp_path / "a", "tokenize", corpus_file, *options).stdout)
+    again = json.loads(llmctl(tmp_path / "b", "tokenize", twice, *options).stdout)
+    unique = len(set(lines))
+    assert once["documents"] == again["documents"] == unique
+    assert again["duplicates"] - once["duplicates"] == 50
+    assert once["validation_documents"] == again["validation_documents"]
+    held_out = []
+    for root, name in (("a", "stories"), ("b", "twice")):
+        reader = ShardReader(tmp_path / root / "shards" / name, "validation")
+        held_out.append({tuple(reader.tokens(i).tolist()) for i in range(len(reader))})
+    assert held_out[0] == held_out[1]
+
+
+def test_a_small_corpus_still_has_a_validation_document(tmp_path: Path):
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} is the text of this file. " * 20)
+    result = llmctl(tmp_path / "w", "tokenize", *tmp_path.glob("*.txt"), "--json")
+    assert json.loads(result.stdout)["validation_documents"] == 1
+
+
+def test_an_existing_tokenizer_is_taken_as_it_is(
+    tiny_workspace: Path, tmp_path: Path, corpus_file: Path
+):
+    root = Path(shutil.copytree(tiny_workspace, tmp_path / "w"))
+    folder = root / "tokenizers" / "stories"
+    ids = []
+    for number, tokenizer in enumerate(
+        ("stories", folder / "tokenizer.json", folder / "vocab.txt")
+    ):
+        name = f"again-{number}"
+        llmctl(root, "tokenize", corpus_file, "--document", "line", "--tokenizer", tokenizer,
+               "--name", name)  # fmt: skip
+        reader = ShardReader(root / "shards" / name, "train")
+        ids.append(np.concatenate([reader.tokens(i) for i in range(len(reader))]))
+    assert np.array_equal(ids[0], ids[1])
+    assert np.array_equal(ids[0], ids[2])
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_bert_trains_on_other_tokenizers(tmp_path: Path, corpus_file: Path, kind: str):
+    llmctl(tmp_path, "tokenize", corpus_file, "--document", "line", "--tokenizer", kind,
+           "--vocab-size", "300" if kind == "bpe" else "100", "--validation", "0.1")  # fmt: skip
+    result = llmctl(tmp_path, "pretrain", *TINY, "--set", "training.max_steps=2", "--json")
+    assert math.isfinite(json.loads(result.stdout)["validation"]["loss"])
+
+
+def test_tokenizing_again_is_up_to_date(tiny_workspace: Path, corpus_file: Path):
+    result = llmctl(tiny_workspace, "tokenize", corpus_file, "--document", "line",
+                    "--vocab-size", "120", "--validation", "0.1")  # fmt: skip
+    assert "up to date" in result.stderr
+
+
+def test_pretraining_learns_and_logs_what_it_promises(tiny_workspace: Path):
+    lines = (tiny_workspace / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    train = [record for record in records if record["kind"] == "train"]
+    assert train[-1]["loss"] < train[0]["loss"]
+    promised = {"loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy", "gradient_norm",
+                "learning_rate", "tokens_per_second", "padding"}  # fmt: skip
+    assert promised <= train[-1].keys()
+    validation = next(record for record in records if record["kind"] == "validation")
+    assert {"loss", "mlm_loss", "mlm_accuracy", "nsp_accuracy"} <= validation.keys()
+    assert train[-1]["loss"] == pytest.approx(
+        train[-1]["mlm_loss"] + train[-1]["nsp_loss"], rel=0.05
+    )
+
+
+def test_a_recipe_is_read_and_options_win_over_it(tiny_workspace: Path, tmp_path: Path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        "[pretrain]\npreset = 'nano'\n[pretrain.training]\nmax_steps = 7\nbatch_size = 3\n"
+    )
+    plan = json.loads(
+        llmctl(tiny_workspace, "pretrain", "--recipe", recipe, "--set", "training.max_steps=9",
+               "--dry-run").stdout
+    )  # fmt: skip
+    assert plan["config"]["training"]["max_steps"] == 9
+    assert plan["config"]["training"]["batch_size"] == 3
+    assert plan["config"]["model"]["hidden_size"] == 128
+    assert plan["plan"]["total_steps"] == 9
+    assert plan["plan"]["parameters"] > 400_000
+
+
+def test_a_time_limit_ends_the_run_with_a_decayed_learning_rate(
+    tiny_workspace: Path, tmp_path: Path
+):
+    root = Path(shutil.copytree(tiny_workspace, tmp_path / "w"))
+    result = llmctl(
+        root, "pretrain", *TINY, "--set", "training.time_limit=3s", "--name", "timed", "--json"
+    )
+    assert 3.0 <= json.loads(result.stdout)["seconds"] < 6.0
+    last = (root / "runs" / "timed" / "metrics.jsonl").read_text().splitlines()
+    rates = [r["learning_rate"] for r in map(json.loads, last) if r["kind"] == "train"]
+    assert rates[-1] < 0.1 * max(rates)
+
+
+def test_frozen_layers_stay_bit_for_bit(tiny_workspace: Path, tmp_path: Path, labelled_file: Path):
+    from safetensors.numpy import load_file
+
+    root = Path(shutil.copytree(tiny_workspace, tmp_path / "w"))
+    llmctl(root, "finetune", "--from", "tiny", "--data", labelled_file, "--freeze-layers", "1",
+           "--name", "frozen", "--set", "training.epochs=1")  # fmt: skip
+    before, after = (
+        load_file(root / "runs" / name / "model" / "model.safetensors")
+        for name in ("tiny", "frozen")
+    )
+    for name, tensor in before.items():
+        if name.startswith(("bert.embeddings", "bert.encoder.layer.0")):
+            assert np.array_equal(tensor, after[name]), name
+        elif name.startswith("bert.encoder.layer.1") and name.endswith("weight"):
+            assert not np.array_equal(tensor, after[name]), name
+
+
+def test_from_scratch_is_the_same_network_with_other_weights(
+    tiny_workspace: Path, tmp_path: Path, labelled_file: Path
+):
+    root = Path(shutil.copytree(tiny_workspace, tmp_path / "w"))
+    llmctl(root, "finetune", "--from", "scratch", "--data", labelled_file, "--name", "scratch",
+           "--set", "training.epochs=1")  # fmt: skip
+    models = [
+        json.loads((root / "runs" / name / "model" / "config.json").read_text())
+        for name in ("subjects", "scratch")
+    ]
+    assert models[0] == models[1]
+
+
+def test_the_classifier_learns_a_plain_task(
+    tiny_workspace: Path, labelled_file: Path, tmp_path: Path
+):
+    root = Path(shutil.copytree(tiny_workspace, tmp_path / "w"))
+    llmctl(root, "finetune", "--from", "tiny", "--data", labelled_file, "--name", "learned",
+           "--set", "training.epochs=12", "--set", "training.learning_rate=1e-3")  # fmt: skip
+    report = json.loads(
+        llmctl(root, "eval", "--from", "learned", "--compare", "subjects", "--data", labelled_file,
+               "--no-baselines", "--json").stdout
+    )  # fmt: skip
+    model = report["results"]["model"]
+    assert model["accuracy"] > 0.9
+    low, high = model["intervals"]["accuracy"]
+    assert low <= model["accuracy"] <= high
+    assert np.sum(model["confusion_matrix"]) == report["examples"] == 120
+    assert report["results"]["subjects"]["accuracy"] <= model["accuracy"]
+    assert report["differences"]["subjects"]["difference"] == pytest.approx(
+        model["accuracy"] - report["results"]["subjects"]["accuracy"]
+    )
+    assert (root / "reports" / "learned-subjects" / "report.json").is_file()
+
+
+@pytest.mark.reference
+def test_evaluation_prints_the_baselines_beside_the_model(
+    tiny_workspace: Path, labelled_file: Path
+):
+    pytest.importorskip("sklearn")
+    result = llmctl(tiny_workspace, "eval", "--from", "subjects", "--data", labelled_file)
+    for heading in ("majority class", "TF-IDF + logistic regression", "macro F1", "MCC", "ECE"):
+        assert heading in result.stdout
+
+
+def test_predict_takes_arguments_files_and_standard_input_alike(
+    tiny_workspace: Path, tmp_path: Path
+):
+    texts = ["the ship sails over the sea", "the farmer feeds the cows", "hens lay eggs"]
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(texts) + "\n")
+    table = tmp_path / "texts.jsonl"
+    table.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    command = ["predict", "--from", "subjects", "--json"]
+    outputs = [
+        llmctl(tiny_workspace, *command, *texts).stdout,
+        llmctl(tiny_workspace, *command, "--data", file).stdout,
+        llmctl(tiny_workspace, *command, "--data", table).stdout,
+        llmctl(tiny_workspace, *command, stdin=file.read_text()).stdout,
+    ]
+    assert len(set(outputs)) == 1
+    answers = [json.loads(line) for line in outputs[0].splitlines()]
+    assert [answer["text"] for answer in answers] == texts
+    for answer in answers:
+        probabilities = answer["probabilities"]
+        assert sum(probabilities.values()) == pytest.approx(1.0)
+        assert answer["label"] == max(probabilities, key=probabilities.get)
+
+
+def test_predictions_do_not_depend_on_their_neighbours(tiny_workspace: Path):
+    command = ["predict", "--from", "subjects", "--json"]
+    long = "the captain watches the stars and " * 4
+    alone = json.loads(llmctl(tiny_workspace, *command, "hens lay eggs").stdout)
+    together = llmctl(tiny_workspace, *command, long, "hens lay eggs").stdout.splitlines()
+    assert json.loads(together[1])["probabilities"] == pytest.approx(
+        alone["probabilities"], abs=1e-5
+    )
+
+
+def test_a_pretrained_model_fills_masks(tiny_workspace: Path):
+    result = llmctl(
+        tiny_workspace, "predict", "--from", "tiny", "the [MASK] is wide [MASK]", "--json"
+    )
+    answer = json.loads(result.stdout)
+    assert len(answer["masks"]) == 2
+    for candidates in answer["masks"]:
+        shares = [candidate["probability"] for candidate in candidates]
+        assert shares == sorted(shares, reverse=True)
+        assert not any(candidate["token"].startswith("[") for candidate in candidates)
+
+
+def test_evaluation_of_a_pretrained_model(tiny_workspace: Path):
+    report = json.loads(
+        llmctl(tiny_workspace, "eval", "--from", "tiny", "--max-tokens", "300", "--json").stdout
+    )
+    results = report["results"]
+    assert report["mask_rate"] == 0.15
+    assert report["pseudo_perplexity_tokens"] == 300
+    # A tiny model that has learned little is near the size of its vocabulary, 120.
+    assert 1 < results["pseudo_perplexity"] < 200
+    assert 0 < results["mlm_loss"] < math.log(200)
+    assert 0 <= results["nsp_accuracy"] <= 1
+
+
+def test_status_lists_everything_with_a_schema(tiny_workspace: Path):
+    document = json.loads(llmctl(tiny_workspace, "status", "--json").stdout)
+    assert document["schema_version"] == 1
+    run = next(run for run in document["runs"] if run["name"] == "tiny")
+    assert run["state"] == "finished"
+    assert run["step"] == run["total_steps"] == 30
+    assert run["progress"] == 1.0
+    assert run["eta_seconds"] is None
+    assert run["losses"]
+    text = llmctl(tiny_workspace, "status").stdout
+    for name in ("stories", "tiny", "subjects", "finished"):
+        assert name in text
+    assert "\x1b" not in text
+
+
+def test_status_of_one_run_has_its_lineage_and_configuration(
+    tiny_workspace: Path, labelled_file: Path
+):
+    document = json.loads(llmctl(tiny_workspace, "status", "subjects", "--json").stdout)
+    names = [entry["name"] for entry in document["lineage"]]
+    assert names[:3] == ["run/tiny", "shards/stories", names[2]]
+    assert "tokenizer/stories" in names
+    assert str(labelled_file) in names
+    assert document["config"]["task"] == "classify"
+    assert document["resume"] is None
+    assert document["command"].startswith("llmctl finetune --from tiny")
+    text = llmctl(tiny_workspace, "status", "subjects").stdout
+    assert "tokenizer: tokenizer/stories" in text
+
+
+def test_json_is_the_only_thing_on_standard_output(
+    tiny_workspace: Path, corpus_file: Path, tmp_path: Path
+):
+    result = llmctl(tmp_path, "tokenize", corpus_file, "--vocab-size", "120", "--json")
+    assert json.loads(result.stdout)["tokens"] > 0
+    quiet = llmctl(tmp_path, "tokenize", corpus_file, "--vocab-size", "120", "--quiet")
+    assert quiet.stderr == ""
+
+
+@pytest.mark.reference
+def test_transformers_opens_what_was_trained(tiny_workspace: Path):
+    """The same logits as ours, from the folder alone; fp32 sums in another order differ by 1e-6."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    from llmctl.interop.model_folder import read_model_folder
+
+    path = tiny_workspace / "runs" / "tiny" / "model"
+    theirs = transformers.BertForPreTraining.from_pretrained(path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    encoded = tokenizer("The ship sails", "hens lay eggs", return_tensors="pt")
+    ours = read_model_folder(path).masked_lm().eval()
+    with torch.no_grad():
+        expected = theirs(**encoded)
+        hidden = ours.body(encoded["input_ids"], encoded["token_type_ids"])
+        torch.testing.assert_close(
+            ours.token_logits(hidden), expected.prediction_logits, atol=1e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(
+            ours.next_logits(hidden[:, 0]), expected.seq_relationship_logits, atol=1e-5, rtol=1e-5
+        )

@@ -1,0 +1,159 @@
+"""The training loop: exact resume, checkpoints, faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llmctl.errors import DivergedError, InputError
+from llmctl.objectives.base import LossParts, Ratio, TensorBatch
+from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.config import TrainingConfig
+from llmctl.training.optimiser import build_optimiser
+from llmctl.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Numbers(TensorBatch):
+    x: Tensor
+    y: Tensor
+
+
+class Regression(nn.Module):
+    """Dropout makes every step draw random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.3), nn.Linear(16, 1))
+
+    def loss(self, batch: TensorBatch) -> LossParts:
+        assert isinstance(batch, Numbers)
+        error = (self.layers(batch.x).squeeze(-1) - batch.y) ** 2
+        return LossParts({"squared_error": Ratio(error.sum(), len(error))})
+
+
+def numbers(step: int, scale: float = 1.0) -> Numbers:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(8, 4, generator=generator) * scale
+    return Numbers(real_tokens=8, slots=8, x=x, y=x.sum(-1))
+
+
+def make_trainer(folder: Path, steps: int, **changes: object) -> Trainer:
+    config = TrainingConfig(
+        max_steps=steps, learning_rate=0.01, log_every=3, checkpoint_every=5, precision="fp32"
+    )
+    options: dict[str, object] = {
+        "total_steps": steps,
+        "seed": 7,
+        "device": torch.device("cpu"),
+        "precision": "fp32",
+        "store": CheckpointStore(folder, keep=2),
+    }
+    batches = changes.pop("batches", numbers)
+    return Trainer(Regression(), batches, config, **{**options, **changes})  # type: ignore[arg-type]
+
+
+def losses(trainer: Trainer) -> dict[int, float]:
+    return {r.step: r.values["loss"] for r in trainer.run() if r.kind == "train"}
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 5, 7, 11])
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path: Path, stop_after: int):
+    whole = make_trainer(tmp_path / "whole", 12)
+    expected = losses(whole)
+
+    first = make_trainer(
+        tmp_path / "parts", 12, should_stop=lambda: first.progress.step >= stop_after
+    )
+    before = losses(first)
+    assert first.progress.step == stop_after
+    second = make_trainer(tmp_path / "parts", 12)
+    checkpoint = CheckpointStore(tmp_path / "parts", 2).load_newest(pytest.fail)
+    assert checkpoint is not None
+    assert checkpoint.step == stop_after
+    second.restore(checkpoint)
+    after = losses(second)
+
+    assert {**before, **after} == expected
+    for ours, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path):
+    list(make_trainer(tmp_path, 20).run())
+    assert CheckpointStore(tmp_path, 2).steps() == [15, 20]
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path):
+    list(make_trainer(tmp_path, 10).run())
+    weights = tmp_path / "step-00000010" / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    warnings: list[str] = []
+    checkpoint = CheckpointStore(tmp_path, 2).load_newest(warnings.append)
+    assert checkpoint is not None
+    assert checkpoint.step == 5
+    assert len(warnings) == 1
+    assert "step-00000010/model.safetensors" in warnings[0]
+
+
+def test_no_whole_checkpoint_is_an_error_that_names_the_file(tmp_path: Path):
+    list(make_trainer(tmp_path, 5).run())
+    weights = tmp_path / "step-00000005" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"step-00000005/model\.safetensors has \d+ bytes"):
+        CheckpointStore(tmp_path, 2).load_newest(lambda text: None)
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step(tmp_path: Path):
+    def one_bad(step: int) -> Numbers:
+        return numbers(step, scale=float("inf") if step == 3 else 1.0)
+
+    records = list(make_trainer(tmp_path, 8, batches=one_bad).run())
+    assert [r.step for r in records if r.kind == "skipped"] == [4]
+    assert records[-1].kind == "finished"
+    assert all(r.values["loss"] == r.values["loss"] for r in records if r.kind == "train")
+
+
+def test_gradients_that_stay_not_finite_stop_with_the_checkpoint_intact(tmp_path: Path):
+    def bad_from_six(step: int) -> Numbers:
+        return numbers(step, scale=float("inf") if step >= 6 else 1.0)
+
+    with pytest.raises(DivergedError, match=r"training\.learning_rate"):
+        list(make_trainer(tmp_path, 50, batches=bad_from_six).run())
+    checkpoint = CheckpointStore(tmp_path, 2).load_newest(pytest.fail)
+    assert checkpoint is not None
+    assert all(torch.isfinite(t).all() for t in checkpoint.model.values())
+
+
+def test_stops_early_and_stays_stopped_after_a_resume(tmp_path: Path):
+    values = iter([3.0, 2.0, 2.5, 2.6, 2.7, 1.0])
+    options = {"eval_every": 2, "patience": 2}
+    trainer = make_trainer(tmp_path, 40, validate=lambda: {"loss": next(values)}, **options)
+    assert list(trainer.run())[-1].step == 8
+    assert trainer.progress.best_step == 4
+    again = make_trainer(tmp_path, 40, validate=lambda: {"loss": 0.0}, **options)
+    checkpoint = CheckpointStore(tmp_path, 2).load_newest(pytest.fail)
+    assert checkpoint is not None
+    again.restore(checkpoint)
+    assert [record.kind for record in again.run()] == ["finished"]
+
+
+def test_first_update_is_adamw_by_hand():
+    """One step from zero moments: m̂ = g, v̂ = g², so the update is -lr (g / (|g| + ε) + λ w)."""
+    torch.manual_seed(0)
+    weight, bias = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(3))
+    config = TrainingConfig(learning_rate=0.1, weight_decay=0.5, epsilon=1e-6)
+    optimiser = build_optimiser([("weight", weight), ("bias", bias)], config)
+    before = weight.detach().clone(), bias.detach().clone()
+    weight.grad, bias.grad = torch.randn(3, 2), torch.randn(3)
+    optimiser.step()
+    signed = [g / (g.abs() + 1e-6) for g in (weight.grad, bias.grad)]
+    torch.testing.assert_close(weight.detach(), before[0] * (1 - 0.1 * 0.5) - 0.1 * signed[0])
+    torch.testing.assert_close(bias.detach(), before[1] - 0.1 * signed[1])
