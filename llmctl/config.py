@@ -138,7 +138,7 @@ def field_names(kind: type[Config], prefix: str = "") -> list[str]:
     """Every dotted key of a configuration, as ``--set`` takes it."""
     names: list[str] = []
     for name, field in kind.model_fields.items():
-        nested = _config_of(field.annotation)
+        nested = config_of(field.annotation)
         if nested is None:
             names.append(prefix + name)
         else:
@@ -146,7 +146,7 @@ def field_names(kind: type[Config], prefix: str = "") -> list[str]:
     return names
 
 
-def _config_of(annotation: Any) -> type[Config] | None:
+def config_of(annotation: Any) -> type[Config] | None:
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, Config):
             return candidate

@@ -30,8 +30,9 @@ def main(folder: Path) -> None:
             writer = csv.writer(file)
             writer.writerow(["label", "text"])
             writer.writerows(part)
+    parts = len({label for label, _ in rows})
     print(
-        f"{len(rows)} docstrings of {len({label for label, _ in rows})} parts: {TRAIN} to train on, "
+        f"{len(rows)} docstrings of {parts} parts: {TRAIN} to train on, "
         f"{min(TEST, len(rows) - TRAIN)} to test on",
         file=sys.stderr,
     )

@@ -61,7 +61,7 @@ TINY = [
 def tiny_workspace(
     tmp_path_factory: pytest.TempPathFactory, corpus_file: Path, labelled_file: Path
 ) -> Path:
-    """A workspace with shards ``stories``, a pretrained run ``tiny`` and a classifier ``subjects``."""
+    """Shards ``stories``, a pretrained run ``tiny`` and a classifier ``subjects``."""
     from tests.run import llmctl
 
     root = tmp_path_factory.mktemp("workspace")

@@ -185,7 +185,7 @@ class Corpus:
                 f"{file} has no column {wanted!r}{did_you_mean(wanted, reader.columns)}; it has "
                 f"{', '.join(reader.columns)}: choose with --text-column"
             )
-        for row in reader:
+        for row in reader.rows(columns):
             values = [row.values.get(name) for name in columns]
             for name, value in zip(columns, values, strict=True):
                 if value is not None and not isinstance(value, str):
@@ -239,7 +239,8 @@ def _cut(text: str, start: int, smallest: int) -> int | None:
     from_ = start + smallest
     if not smallest:
         # The blank line before a paragraph is not its end.
-        from_ += len(text[start:]) - len(text[start:].lstrip("\n"))
+        while text.startswith("\n", from_):
+            from_ += 1
     blank = text.find("\n\n", from_)
     limit = start + 4 * smallest
     if blank != -1 and (not smallest or blank < limit):

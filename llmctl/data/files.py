@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,18 +21,20 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from llmctl.errors import InputError, UsageError
 
 BLOCK = 1 << 20
 """Bytes read at a time."""
-PARQUET_ROWS = 1024
-"""Rows decoded at a time: long documents make larger batches costly."""
+BATCH_ROWS = 1024
+"""Rows of Parquet and Arrow decoded at a time: long documents make larger batches costly."""
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
+COLUMNAR = {".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"}
 COMPRESSED_SUFFIXES = (".gz", ".zst")
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
@@ -68,12 +71,13 @@ def open_bytes(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
         if suffix == ".gz":
             stream = gzip.GzipFile(fileobj=raw)  # type: ignore[assignment]
         elif suffix == ".zst":
-            stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+            # Unlike zstandard's reader it tells a file cut short from a whole one.
+            stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
         else:
             stream = raw
         try:
             yield stream, raw
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        except (EOFError, zlib.error, OSError) as error:
             raise InputError(
                 f"{path} is cut short or damaged ({error}); fetch or compress it again"
             ) from None
@@ -164,13 +168,23 @@ class RowReader:
         if self._format in (".csv", ".tsv"):
             self._look_at_header(requested, known)
         else:
-            for row in self:
-                self.columns = list(row.values)
-                break
+            for row in self.rows(()):
+                self.columns = self.columns or list(row.values)
+                if self.columns:
+                    break
 
     def __iter__(self) -> Iterator[Row]:
-        readers = {".csv": self._delimited, ".tsv": self._delimited, ".parquet": self._parquet}
-        readers |= {".arrow": self._arrow, ".feather": self._arrow, ".json": self._json}
+        return self.rows()
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """The rows, with at least these columns; None for all.
+
+        Of Parquet and Arrow no other column is decoded: it costs time, and may be of a type that
+        has no equal in Python.
+        """
+        if self._format in COLUMNAR:
+            return self._columnar(columns)
+        readers = {".csv": self._delimited, ".tsv": self._delimited, ".json": self._json}
         return readers.get(self._format, self._json_lines)()
 
     def _look_at_header(self, requested: Sequence[str], known: frozenset[str]) -> None:
@@ -183,8 +197,6 @@ class RowReader:
             self.has_header = any(name in cells for name in names) or not requested_positions(
                 requested
             )
-        elif requested:
-            self.has_header = bool(known.intersection(cell.lower() for cell in cells))
         else:
             self.has_header = bool(known.intersection(cell.lower() for cell in cells))
         self.columns = cells if self.has_header else [str(n + 1) for n in range(len(cells))]
@@ -197,9 +209,12 @@ class RowReader:
             for line, position in text_lines(self.path, self._errors):  # noqa: B007
                 yield line
 
-        # A TSV has no quoting: quotes in it are text.
+        # A TSV has no quoting: quotes in it are text. In a CSV a quote that is never closed would
+        # swallow the rest of the file if the reader weren't strict.
         dialect: dict[str, Any] = (
-            {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if self._format == ".tsv" else {}
+            {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+            if self._format == ".tsv"
+            else {"strict": True}
         )
         reader = csv.reader(lines(), **dialect)
         line = 1
@@ -209,7 +224,10 @@ class RowReader:
                     yield record, line, position
                 line = reader.line_num + 1
         except csv.Error as error:
-            raise InputError(f"{self.path}:{reader.line_num}: {error}; check the quotes") from None
+            raise InputError(
+                f"{self.path}:{line}: the row that begins here can't be read ({error}); "
+                "check its quotes"
+            ) from None
 
     def _delimited(self) -> Iterator[Row]:
         records = self._records()
@@ -240,11 +258,14 @@ class RowReader:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"{self.path}:{error.lineno} is not JSON: {error.msg}") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.path} can't be read as JSON: {error}") from None
         total = self.path.stat().st_size
         for number, value in enumerate(values, 1):
             source = f"{self.path} item {number}"
             if not isinstance(value, dict):
                 raise InputError(f"{source} is not an object; give a list of {{…}}")
+            self._check_surrogates(value, source)
             yield Row(value, source, total * number // len(values))
 
     def _object(self, line: str, source: str, position: int) -> Row:
@@ -252,48 +273,79 @@ class RowReader:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{source} is not JSON: {error.msg}; one object a line") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{source} can't be read as JSON: {error}") from None
         if not isinstance(value, dict):
             raise InputError(f'{source} is not a JSON object; write {{"text": …}}')
+        if "\\u" in line:
+            self._check_surrogates(value, source)
         return Row(value, source, position)
 
-    def _parquet(self) -> Iterator[Row]:
+    def _check_surrogates(self, value: dict[str, Any], source: str) -> None:
+        """JSON can escape half of a character, which no encoding can write."""
+        for name, text in value.items():
+            if isinstance(text, str) and _SURROGATE.search(text):
+                if self._errors == "strict":
+                    raise InputError(
+                        f"{source}: {name} has half of a surrogate pair, which is not Unicode; "
+                        "mend it, or go on with --encoding-errors replace"
+                    )
+                value[name] = _SURROGATE.sub("\ufffd", text)
+
+    def _columnar(self, columns: Sequence[str] | None) -> Iterator[Row]:
+        batches = self._parquet if self._format == ".parquet" else self._arrow
+        number, begin = 0, 0
         try:
-            with pq.ParquetFile(self.path) as file:
-                self.columns = file.schema_arrow.names
-                yield from self._batches(
-                    file.iter_batches(batch_size=PARQUET_ROWS), file.metadata.num_rows
-                )
+            for batch, end in batches(columns):
+                # A damaged or hostile file can crash the reader of its buffers.
+                batch.validate(full=True)
+                for start in range(0, batch.num_rows, BATCH_ROWS):
+                    for row, values in enumerate(batch.slice(start, BATCH_ROWS).to_pylist(), start):
+                        number += 1
+                        position = begin + (end - begin) * (row + 1) // batch.num_rows
+                        yield Row(values, f"{self.path} row {number}", position)
+                begin = end
         except FileNotFoundError:
             raise InputError(f"{self.path}: no such file") from None
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.path} can't be read as Parquet: {error}") from None
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"{self.path} can't be read as {COLUMNAR[self._format]}: {reason}"
+            ) from None
 
-    def _arrow(self) -> Iterator[Row]:
-        try:
-            with pa.memory_map(str(self.path)) as source:
-                try:
-                    file = pa.ipc.open_file(source)
-                    batches = (file.get_batch(n) for n in range(file.num_record_batches))
-                    self.columns = file.schema.names
-                except pa.ArrowInvalid:
-                    source.seek(0)
-                    batches = pa.ipc.open_stream(source)
-                    self.columns = batches.schema.names
-                yield from self._batches(batches, None)
-        except FileNotFoundError:
-            raise InputError(f"{self.path}: no such file") from None
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.path} can't be read as Arrow: {error}") from None
+    def _parquet(self, columns: Sequence[str] | None) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Batches, and the bytes of the file read after each."""
+        total, done = self.path.stat().st_size, 0
+        with pq.ParquetFile(self.path) as file:
+            self.columns = file.schema_arrow.names
+            chosen = _chosen(self.columns, columns)
+            names = [self.columns[n] for n in chosen]
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names):
+                done += batch.num_rows
+                yield batch, total * done // max(file.metadata.num_rows, done)
 
-    def _batches(self, batches: Any, rows: int | None) -> Iterator[Row]:
-        total, number = self.path.stat().st_size, 0
-        for batch in batches:
-            # A damaged or hostile file can crash the reader of its buffers.
-            batch.validate(full=True)
-            for values in batch.to_pylist():
-                number += 1
-                position = total * number // rows if rows else total
-                yield Row(values, f"{self.path} row {number}", position)
+    def _arrow(self, columns: Sequence[str] | None) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Batches of an Arrow file or stream, and the bytes of the file read after each."""
+        total = self.path.stat().st_size
+        with pa.memory_map(str(self.path)) as source:
+            try:
+                file = pa.ipc.open_file(source)
+            except pa.ArrowInvalid:
+                source.seek(0)
+                stream = pa.ipc.open_stream(source)
+                self.columns = stream.schema.names
+                for batch in stream:
+                    yield batch.select(_chosen(self.columns, columns)), source.tell()
+                return
+            self.columns = file.schema.names
+            for number in range(file.num_record_batches):
+                batch = file.get_batch(number).select(_chosen(self.columns, columns))
+                yield batch, total * (number + 1) // file.num_record_batches
+
+
+def _chosen(names: list[str], columns: Sequence[str] | None) -> list[int]:
+    """Positions of the columns; by name would fail where two have the same."""
+    return [n for n, name in enumerate(names) if columns is None or name in columns]
 
 
 def requested_positions(requested: Sequence[str]) -> list[str]:

@@ -91,6 +91,11 @@ class PackedBatches:
             batches = -(-(last - first) // self.chunks_per_batch)
         refs = self.chunks.at(np.arange(first, last))
         rows = pack(refs.lengths + self._overhead, self.sequence_length)
+        while len(rows) < batches:  # texts shorter than most: a batch would get no row
+            fullest = max(rows, key=len)
+            half = len(fullest) // 2
+            rows.append(fullest[half:])
+            del fullest[half:]
         # Longest-first packing leaves like rows together: shuffle before dealing them out.
         order = np.argsort(bits(key_of(self._seed, "deal", window), np.arange(len(rows))))
         dealt = [part.tolist() for part in np.array_split(order, batches)]

@@ -49,10 +49,10 @@ def draw_pairs(chunks: Chunks, refs: ChunkRefs, key: int) -> list[TextPair]:
         cut = _cut(chunks, document, start, stop, float(cut_draw[row]))
         first = chunks.reader.tokens(document, start, cut)
         second = None
-        # A chunk of one token has no second part to replace.
-        if not is_next[row] and stop > cut:
+        if not is_next[row]:
             draw, room = float(cut_draw[row]), stop - cut
-            second = _elsewhere(chunks, others, row, document, draw, room)
+            # A chunk of one token has no second part to replace.
+            second = _elsewhere(chunks, others, row, document, draw, room) if room else None
             is_next[row] = second is None
         if is_next[row] or second is None:
             second = chunks.reader.tokens(document, cut, stop)

@@ -1,8 +1,8 @@
 """Where sentences start, in English and in Chinese, by rules.
 
 A full stop ends a sentence if a space and something that can begin a sentence follow, and it
-does not belong to an abbreviation, an initial or a number. A Chinese full stop ends one anywhere.
-A blank line, or a line break before a bullet, always does.
+does not belong to an abbreviation, an initial or a list's number. A Chinese full stop ends one
+anywhere. A blank line, or a line break before a bullet, always does.
 """
 
 from __future__ import annotations
@@ -10,95 +10,48 @@ from __future__ import annotations
 import re
 
 CLOSING = "\"'”’»)\\]」』）》】"
+_OPENING = "[\"'“‘«(\\[「『（《*`]*"
+_CHINESE = "\u3400-\u9fff"
+_BULLET = r"(?:[-*•·‣]\s|\d{1,3}[.)]\s)"
 _BOUNDARY = re.compile(
+    # One class first, by which the engine skips to the candidates.
+    "[。！？.!?…\n](?:"
     # Chinese: the marks, what closes after them, and any space.
-    f"[。！？]+[{CLOSING}]*\\s*"
+    f"(?<=[。！？])[。！？!?…]*[{CLOSING}]*\\s*"
+    # The same with a keyboard's ASCII marks.
+    f"|(?<=[{_CHINESE}][.!?])[.!?。！？]*[{CLOSING}]*\\s*(?={_OPENING}[{_CHINESE}])"
     # English: the marks, what closes, a space, and what can begin a sentence.
-    f"|(?P<stop>[.!?…]+[{CLOSING}]*)\\s+(?=[\"'“‘«(\\[「『（《*`]*[A-Z0-9À-ÖØ-ÞА-ЯΑ-Ω\u3400-\u9fff])"
+    f"|(?<=[.!?…])(?<![.!?…][.!?…])(?P<more>[.!?…]*[{CLOSING}]*)\\s+"
+    f"(?={_OPENING}[A-Z0-9À-ÖØ-ÞČĆĐİŁŃŐŒŘŚŞŠŤŮŸŹŻŽА-ЯΑ-Ω{_CHINESE}])"
     # A blank line; a line break before a bullet or a number.
-    r"|\n[^\S\n]*\n\s*"
-    r"|\n[^\S\n]*(?=[-*•·‣]\s|\d{1,3}[.)]\s)"
+    r"|(?<=\n)[^\S\n]*\n\s*"
+    rf"|(?<=\n)[^\S\n]*(?={_BULLET})"
+    ")"
 )
 
-ABBREVIATIONS = frozenset(
-    [
-        "mr",
-        "mrs",
-        "ms",
-        "dr",
-        "prof",
-        "rev",
-        "gen",
-        "col",
-        "sgt",
-        "capt",
-        "lt",
-        "st",
-        "sen",
-        "rep",
-        "gov",
-        "pres",
-        "hon",
-        "jr",
-        "sr",
-        "vs",
-        "e.g",
-        "i.e",
-        "cf",
-        "viz",
-        "al",
-        "ca",
-        "approx",
-        "dept",
-        "est",
-        "fig",
-        "figs",
-        "no",
-        "nos",
-        "vol",
-        "pp",
-        "ed",
-        "eds",
-        "eq",
-        "ch",
-        "sec",
-        "ref",
-        "refs",
-        "art",
-        "jan",
-        "feb",
-        "mar",
-        "apr",
-        "jun",
-        "jul",
-        "aug",
-        "sep",
-        "sept",
-        "oct",
-        "nov",
-        "dec",
-        "mon",
-        "tue",
-        "wed",
-        "thu",
-        "fri",
-        "sat",
-        "sun",
-        "inc",
-        "ltd",
-        "co",
-        "corp",
-        "bros",
-        "u.s",
-        "u.k",
-        "u.n",
-        "a.m",
-        "p.m",
-        "ph.d",
-    ]
+TITLES = frozenset(
+    ["Mr", "Mrs", "Ms", "Messrs", "Dr", "Prof", "Rev", "Hon", "Sen", "Rep", "Gov", "Pres", "Gen", "Col", "Maj", "Sgt", "Capt", "Cmdr", "Lt", "Mt", "Ft"]
 )
-"""Words whose full stop seldom ends a sentence, without it and in lower case."""
+"""Before a name; in lower case several are words."""
+JOINING = frozenset(["e.g", "i.e", "cf", "viz", "vs", "approx"])
+"""In the middle of a sentence, in any case."""
+NUMBERED = frozenset(["no", "nos", "fig", "figs", "vol", "vols", "p", "pp", "ch", "sec", "art", "eq", "ref", "refs", "ca", "c", "b", "d", "r"])
+"""Before a number; several are words."""
+DATES = frozenset(
+    ["Jan", "Feb", "Mar", "Apr", "Jun", "Jul", "Aug", "Sep", "Sept", "Oct", "Nov", "Dec", "Mon", "Tue", "Tues", "Wed", "Thu", "Thurs", "Fri", "Sat", "Sun"]
+)
+MAY_END = frozenset(["jr", "sr", "st", "ave", "co", "corp", "inc", "ltd", "bros", "dept", "est", "al", "ed", "eds", "v"])
+"""These, dates and initials (J., U.S., p.m.) end a sentence if a word of STARTERS follows."""
 
+_STARTERS = re.compile(
+    rf"{_OPENING}(?:The|This|That|These|Those|There|Then|They|He|She|It|Its|His|Her|Their|We|Our|You"
+    "|Your|I|My|In|On|At|As|A|An|And|But|Or|If|When|While|After|Before|However|For|From|With|By|To"
+    r"|Not|No|So|What|Who|Why|How|Where)\b(?!\.)"
+)
+_NUMBER = re.compile(rf"{_OPENING}(?:\d|[IVXLC]{{2,}}\b)")
+_INITIALS = re.compile(r"[A-Z]|(?:[A-Za-z]+\.)+[A-Za-z]")
+_LIST_MARK = re.compile(r"\d{1,3}|[A-Za-z]")
+_LINE_BULLET = re.compile(_BULLET)
 _LAST_WORD = re.compile(r"[^\s(\[\"'“‘]*$")
 
 
@@ -111,21 +64,31 @@ def sentence_starts(text: str) -> list[int]:
     starts = [0]
     for match in _BOUNDARY.finditer(text):
         end = match.end()
-        if end >= len(text) or (match["stop"] is not None and _continues(text, match)):
-            continue
-        if end > starts[-1]:
+        if end < len(text) and not (match["more"] == "" and _continues(text, match, starts[-1])):
             starts.append(end)
     return starts
 
 
-def _continues(text: str, match: re.Match[str]) -> bool:
-    """Whether a full stop belongs to an abbreviation or an initial, not to a sentence's end."""
-    stop = match["stop"]
-    if stop != ".":
+def _continues(text: str, match: re.Match[str], sentence: int) -> bool:
+    """Whether a single mark belongs to an abbreviation, an initial or a list's number.
+
+    sentence: where the sentence that it might end began.
+    """
+    stop, end = match.start(), match.end()
+    if text[stop] != ".":
         return False
-    word = _LAST_WORD.search(text, max(0, match.start() - 24), match.start())
-    before = word[0] if word else ""
-    # "J. K. Rowling": one capital letter; but "Plan B. Then" is rarer than an initial.
-    if len(before) == 1 and before.isupper():
+    word = _LAST_WORD.search(text, max(sentence, stop - 24), stop)
+    if word is None or not word[0]:
+        return False
+    before, lower = word[0], word[0].lower()
+    lines = text.count("\n", stop, end)
+    if lines > 1 or (lines and _LINE_BULLET.match(text, end)):
+        return False
+    if before in TITLES or lower in JOINING:
         return True
-    return before.lower() in ABBREVIATIONS
+    if word.start() == sentence and _LIST_MARK.fullmatch(before):
+        return True
+    if lower in NUMBERED and _NUMBER.match(text, end):
+        return True
+    may_end = before in DATES or lower in MAY_END or _INITIALS.fullmatch(before)
+    return bool(may_end) and not _STARTERS.match(text, end)

@@ -130,15 +130,13 @@ class ShardReader:
         self._starts_offsets: list[NDArray[np.int64]] = []
         first, lengths = [0], []
         for path in files:
-            for batch in _record_batches(path):
-                tokens, starts = batch.column("tokens"), batch.column("sentence_starts")
-                offsets = tokens.offsets.to_numpy()
-                self._values.append(tokens.values.to_numpy(zero_copy_only=True))
+            for tokens, offsets, starts, starts_offsets in _record_batches(path):
+                self._values.append(tokens)
                 self._offsets.append(offsets)
-                self._starts.append(starts.values.to_numpy(zero_copy_only=True))
-                self._starts_offsets.append(starts.offsets.to_numpy())
+                self._starts.append(starts)
+                self._starts_offsets.append(starts_offsets)
                 lengths.append(np.diff(offsets))
-                first.append(first[-1] + len(batch))
+                first.append(first[-1] + len(offsets) - 1)
         self._first = np.asarray(first)
         self.document_lengths: NDArray[np.int64] = (
             np.concatenate(lengths) if lengths else np.empty(0, np.int64)
@@ -166,14 +164,25 @@ class ShardReader:
         return batch, document - int(self._first[batch])
 
 
-def _record_batches(path: Path) -> list[pa.RecordBatch]:
+def _record_batches(path: Path) -> list[tuple[NDArray[Any], ...]]:
+    """Token ids, their offsets, sentence starts and their offsets of each record batch."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        metadata = reader.schema.metadata or {}
-        if metadata.get(b"llmctl.format") != FORMAT.encode():
+        schema = reader.schema
+        ours = schema.names == ["tokens", "sentence_starts"] and all(
+            pa.types.is_large_list(kind) for kind in schema.types
+        )
+        if not ours or (schema.metadata or {}).get(b"llmctl.format") != FORMAT.encode():
             raise InputError(
                 f"{path} is not a shard of format {FORMAT}; make it with `llmctl tokenize`"
             )
-        return [reader.get_batch(number) for number in range(reader.num_record_batches)]
-    except (pa.ArrowInvalid, OSError) as error:
+        return [
+            tuple(
+                array.to_numpy(zero_copy_only=True)
+                for column in reader.get_batch(number).columns
+                for array in (column.values, column.offsets)
+            )
+            for number in range(reader.num_record_batches)
+        ]
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} can't be read as Arrow ({error}); make it again") from None

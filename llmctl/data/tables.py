@@ -144,7 +144,8 @@ def read_examples(
                 yield Example(line.strip(), None, None, source)
         return
     wanted = (*columns.text, columns.text_pair, columns.label)
-    for row in _reader(path, wanted, encoding_errors):
+    named = [name for name in wanted if name]
+    for row in _reader(path, wanted, encoding_errors).rows(named):
         text = " ".join(filter(None, (_text(row.values.get(c), row.source) for c in columns.text)))
         pair = None
         if columns.text_pair is not None:
@@ -191,12 +192,12 @@ def _guess(reader: RowReader) -> tuple[str | None, str]:
     """Of two nameless columns, the label's and the text's; no label if it isn't plain."""
     rows = list(islice(reader, SAMPLE_ROWS))
     distinct = {name: len({row.values[name] for row in rows}) for name in reader.columns}
-    few, many = sorted(reader.columns, key=distinct.__getitem__)
-    # A handful of rows can't tell: then the shorter column is the label's.
-    plain = distinct[few] <= max(1, FEW * distinct[many])
-    if not plain and distinct[few] < distinct[many]:
-        length = {n: sum(len(row.values[n]) for row in rows) for n in reader.columns}
-        plain = length[few] * 3 < length[many]
+    length = {name: sum(len(row.values[name]) for row in rows) for name in reader.columns}
+    few, many = sorted(reader.columns, key=lambda name: (distinct[name], length[name]))
+    # A handful of rows can't tell by share: then a much shorter column is the label's.
+    plain = distinct[few] < distinct[many] and (
+        distinct[few] <= max(1, FEW * distinct[many]) or length[few] * 3 < length[many]
+    )
     return (few if plain else None), many
 
 

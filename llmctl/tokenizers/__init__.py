@@ -31,6 +31,8 @@ def learn(kind: str, texts: Iterable[str], vocab_size: int, *, cased: bool = Fal
             f"--tokenizer {kind!r} is not a kind{did_you_mean(kind, LEARNERS)}; "
             f"choose one of {', '.join(LEARNERS)}"
         )
+    if not any(text and not text.isspace() for text in texts):
+        raise InputError("the corpus has no text to learn a vocabulary from; give other files")
     options = {"cased": cased} if kind == "wordpiece" else {}
     return LEARNERS[kind](texts, vocab_size, **options)
 
@@ -61,9 +63,8 @@ def load(path: Path, *, cased: bool = False) -> Tokenizer:
 
 def _load_json(path: Path) -> Tokenizer:
     try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text)
-        rust = RustTokenizer.from_str(text)
+        rust = RustTokenizer.from_str(path.read_text(encoding="utf-8"))
+        value = json.loads(rust.to_str())  # older files don't name the model's type
     except Exception as error:  # the library raises plain Exception
         raise InputError(f"{path} is not a tokenizer.json: {error}") from None
     model = value.get("model", {}).get("type", "")

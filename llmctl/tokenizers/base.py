@@ -33,7 +33,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 
 _CONTINUES = {
     "wordpiece": lambda token: token.startswith("##"),
-    "bpe": lambda token: not token.startswith(("Ġ", "Ċ", "ĉ")),
+    "bpe": lambda token: not token.startswith(("Ġ", "Ċ", "ĉ", "▁")),
     "unigram": lambda token: not token.startswith("▁"),
 }
 
@@ -139,7 +139,8 @@ class FastTokenizer(Tokenizer):
         rust.no_truncation()
         rust.no_padding()
         rust.encode_special_tokens = True
-        self.vocab_size = rust.get_vocab_size(with_added_tokens=True)
+        # Not the number of pieces: a file may skip ids, or repeat a piece.
+        self.vocab_size = max(rust.get_vocab().values(), default=-1) + 1
         self.special = roles_in(rust.token_to_id)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:

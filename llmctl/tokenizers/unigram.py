@@ -32,6 +32,10 @@ from llmctl.tokenizers.base import (
 )
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+SPECIAL_START = "<(?=(?:pad|unk|s|/s|mask)>)"
+"""Text is cut behind this: the special tokens are pieces, and text must not match them."""
+SPACES = r"[\s\x1c-\x1f]+"
+"""What str.split() takes for spaces, as the learner sees the text."""
 MAX_SENTENCES = 2_000_000
 """Sentencepiece holds its sample in memory; this many lines are about a gigabyte."""
 LONGEST_LINE = 4192
@@ -66,11 +70,11 @@ def learn_unigram(texts: Iterable[str], vocab_size: int) -> FastTokenizer:
         most = re.search(r"value <= (\d+)", text)
         if most:
             raise VocabularyError(vocab_size, int(most[1])) from None
-        least = re.search(r"required_chars\D*(\d+)", text)
-        if "smaller than required_chars" in text:
-            need = f" (it has {least[1]} characters)" if least else ""
+        least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", text)
+        if least:
             raise InputError(
-                f"--vocab-size {vocab_size} can't hold the corpus's alphabet{need}; use more"
+                f"--vocab-size {vocab_size}: the corpus's alphabet alone needs {least[1]} pieces; "
+                f"use --vocab-size {least[1]} or more"
             ) from None
         raise InputError(
             f"sentencepiece can't learn {vocab_size} pieces from this corpus: {text.strip()}; "
@@ -85,11 +89,16 @@ def learn_unigram(texts: Iterable[str], vocab_size: int) -> FastTokenizer:
     rust.normalizer = normalizers.Sequence(
         [
             normalizers.NFKC(),
-            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Replace(Regex(SPACES), " "),
             normalizers.Strip(),
         ]
     )
-    rust.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    rust.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always"),
+            pre_tokenizers.Split(Regex(SPECIAL_START), "merged_with_previous"),
+        ]
+    )
     rust.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     rust.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     rust.post_processor = processors.TemplateProcessing(
