@@ -18,7 +18,7 @@ else
   python=.venv/bin/python
   # PyTorch first and by itself: a range would let another package choose its build.
   "$python" -m pip install --quiet --disable-pip-version-check torch==2.13.0
-  "$python" -m pip install --quiet --disable-pip-version-check --editable '.[eval]'
+  "$python" -m pip install --quiet --disable-pip-version-check --editable . scikit-learn
 fi
 llmctl() { "$python" -m llmctl "$@"; }
 tasks=$LLMCTL_WORKSPACE/tasks

@@ -80,15 +80,19 @@ def _print_classifier(console: Any, report: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE, title=f"{report['model']} on {report['examples']:,} examples")
-    for heading in ("", "accuracy", "95 % interval", "macro F1", "micro F1", "MCC", "ECE"):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{report['model']} on {report['examples']:,} examples",
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("")
+    for heading in ("accuracy (95 %)", "macro F1", "micro F1", "MCC", "ECE"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, row in report["results"].items():
         low, high = row["intervals"]["accuracy"]
         table.add_row(
             report["model"] if name == "model" else name,
-            f"{row['accuracy']:.1%}",
-            f"{low:.1%} – {high:.1%}",
+            f"{row['accuracy']:.1%} ({100 * low:.1f}–{100 * high:.1f})",
             f"{row['macro_f1']:.3f}",
             f"{row['micro_f1']:.3f}",
             f"{row['mcc']:.3f}",

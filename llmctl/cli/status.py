@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmctl.cli import options
 from llmctl.cli.options import guarded
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 EXAMPLE = "Example: llmctl status --watch, or llmctl status bert-docs"
 
@@ -40,17 +43,21 @@ def command(
             "--workspace"
         )
     console = out()
+
+    def picture() -> RenderableType:
+        if name:
+            return render_detail(detail(place, name))
+        return render_overview(overview(place), console.width)
+
+    if json:
+        print_json(detail(place, name) if name else overview(place))
+        return
     if not watch:
-        document = detail(place, name) if name else overview(place)
-        if json:
-            print_json(document)
-        else:
-            console.print((render_detail if name else render_overview)(document))
+        console.print(picture())
         return
     from rich.live import Live
 
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            document = detail(place, name) if name else overview(place)
-            live.update((render_detail if name else render_overview)(document), refresh=True)
+            live.update(picture(), refresh=True)
             time.sleep(REFRESH_SECONDS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from llmctl.data.files import (
     RowReader,
@@ -43,6 +45,7 @@ TEXT_COLUMNS = (
 )  # fmt: skip
 """Where a table's text is looked for, in this order."""
 
+STDIN = "standard input"
 PYTHON_CORPORA = {"python:docs": python_docs, "python:code": python_code}
 
 
@@ -81,7 +84,7 @@ class Corpus:
         self._files = [file for source in sources for file in self._resolve(source)]
         if not self._files:
             raise InputError("no text was given; name files, folders, - or python:docs")
-        self.names = [str(file) for file in self._files]
+        self.names = [self._shown(str(file)) for file in self._files]
         self.total_bytes = sum(self._size(file) for file in self._files)
 
     @property
@@ -100,11 +103,14 @@ class Corpus:
         found = False
         done = 0
         for file in self._files:
-            for text, source, position in self._read(file):
-                stripped = text.strip()
-                if stripped:
-                    found = True
-                    yield Document(stripped, source, done + position)
+            try:
+                for text, source, position in self._read(file):
+                    stripped = text.strip()
+                    if stripped:
+                        found = True
+                        yield Document(stripped, self._shown(source), done + position)
+            except InputError as error:
+                raise InputError(self._shown(str(error))) from None
             done += self._size(file)
         if not found:
             raise InputError(f"{', '.join(self._sources)} has no text: every document is empty")
@@ -120,6 +126,10 @@ class Corpus:
                     total.update(hashlib.sha256(text.encode()).digest())
         return total.hexdigest()
 
+    def _shown(self, message: str) -> str:
+        """A message in which standard input is not called by its temporary file's name."""
+        return message if self._spool is None else message.replace(self._spool.name, STDIN)
+
     def _resolve(self, source: str) -> list[Path | str]:
         if source in PYTHON_CORPORA:
             return [source]
@@ -130,7 +140,7 @@ class Corpus:
                 self._spool.flush()
             return [Path(self._spool.name)]
         path = Path(source).expanduser()
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path's, false for what can't be a name
             inside = sorted(
                 child
                 for child in path.rglob("*")
@@ -144,7 +154,7 @@ class Corpus:
                     "name the files themselves"
                 )
             return list(inside)
-        if path.exists():
+        if os.path.exists(path):
             return [path]
         matches = sorted(glob.glob(str(path), recursive=True))
         if not matches:
@@ -178,6 +188,12 @@ class Corpus:
         columns = self._columns or next(
             ((name,) for name in TEXT_COLUMNS if name in reader.columns), ()
         )
+        if not columns and not reader.has_header:
+            cells = ", ".join(shorten(cell, 24, placeholder="…") for cell in reader.first_row[:4])
+            raise InputError(
+                f"{file} has no header that names its text (its first row is {cells}): choose "
+                "with --text-column, by name or by number from 1"
+            )
         missing = [name for name in columns if name not in reader.columns]
         if reader.columns and (missing or not columns):
             wanted = missing[0] if missing else "text"

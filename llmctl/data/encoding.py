@@ -81,7 +81,7 @@ def _cuts(text: str) -> list[int]:
     starts = sentence_starts(text)
     for number in range(1, len(starts)):
         place = starts[number]
-        while text[place - 1].isspace():
+        while place and text[place - 1].isspace():
             place -= 1
         starts[number] = place
     return starts

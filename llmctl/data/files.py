@@ -165,6 +165,8 @@ class RowReader:
         self.has_header = True
         self.columns: list[str] = []
         """Names of the columns; ``1``, ``2``, … where the file has no header."""
+        self.first_row: list[str] = []
+        """Cells of a CSV's or TSV's first row, header or not; for messages."""
         if self._format in (".csv", ".tsv"):
             self._look_at_header(requested, known)
         else:
@@ -199,6 +201,7 @@ class RowReader:
             )
         else:
             self.has_header = bool(known.intersection(cell.lower() for cell in cells))
+        self.first_row = cells
         self.columns = cells if self.has_header else [str(n + 1) for n in range(len(cells))]
 
     def _records(self) -> Iterator[tuple[list[str], int, int]]:
@@ -307,7 +310,7 @@ class RowReader:
                 begin = end
         except FileNotFoundError:
             raise InputError(f"{self.path}: no such file") from None
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             reason = str(error).partition("\n")[0]
             raise InputError(
                 f"{self.path} can't be read as {COLUMNAR[self._format]}: {reason}"

@@ -29,18 +29,26 @@ _BOUNDARY = re.compile(
     ")"
 )
 
-TITLES = frozenset(
-    ["Mr", "Mrs", "Ms", "Messrs", "Dr", "Prof", "Rev", "Hon", "Sen", "Rep", "Gov", "Pres", "Gen", "Col", "Maj", "Sgt", "Capt", "Cmdr", "Lt", "Mt", "Ft"]
-)
+TITLES = frozenset({
+    "Mr", "Mrs", "Ms", "Messrs", "Dr", "Prof", "Rev", "Hon", "Sen", "Rep", "Gov", "Pres",
+    "Gen", "Col", "Maj", "Sgt", "Capt", "Cmdr", "Lt", "Mt", "Ft",
+})  # fmt: skip
 """Before a name; in lower case several are words."""
-JOINING = frozenset(["e.g", "i.e", "cf", "viz", "vs", "approx"])
+JOINING = frozenset({"e.g", "i.e", "cf", "viz", "vs", "approx"})
 """In the middle of a sentence, in any case."""
-NUMBERED = frozenset(["no", "nos", "fig", "figs", "vol", "vols", "p", "pp", "ch", "sec", "art", "eq", "ref", "refs", "ca", "c", "b", "d", "r"])
+NUMBERED = frozenset({
+    "no", "nos", "fig", "figs", "vol", "vols", "p", "pp", "ch", "sec", "art", "eq", "ref",
+    "refs", "ca", "c", "b", "d", "r",
+})  # fmt: skip
 """Before a number; several are words."""
-DATES = frozenset(
-    ["Jan", "Feb", "Mar", "Apr", "Jun", "Jul", "Aug", "Sep", "Sept", "Oct", "Nov", "Dec", "Mon", "Tue", "Tues", "Wed", "Thu", "Thurs", "Fri", "Sat", "Sun"]
-)
-MAY_END = frozenset(["jr", "sr", "st", "ave", "co", "corp", "inc", "ltd", "bros", "dept", "est", "al", "ed", "eds", "v"])
+DATES = frozenset({
+    "Jan", "Feb", "Mar", "Apr", "Jun", "Jul", "Aug", "Sep", "Sept", "Oct", "Nov", "Dec",
+    "Mon", "Tue", "Tues", "Wed", "Thu", "Thurs", "Fri", "Sat", "Sun",
+})  # fmt: skip
+MAY_END = frozenset({
+    "jr", "sr", "st", "ave", "co", "corp", "inc", "ltd", "bros", "dept", "est", "al", "ed", "eds",
+    "v",
+})  # fmt: skip
 """These, dates and initials (J., U.S., p.m.) end a sentence if a word of STARTERS follows."""
 
 _STARTERS = re.compile(

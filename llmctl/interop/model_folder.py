@@ -114,4 +114,11 @@ def read_model_folder(path: Path) -> ModelFolder:
             f"{path}: the tokenizer has {tokenizer.vocab_size} pieces and the model "
             f"{config.vocab_size}; they don't belong together"
         )
-    return ModelFolder(path, fields, architecture, config, read_tensors(path / WEIGHTS), tokenizer)
+    tensors = {_current_name(k): v for k, v in read_tensors(path / WEIGHTS).items()}
+    return ModelFolder(path, fields, architecture, config, tensors, tokenizer)
+
+
+def _current_name(name: str) -> str:
+    """The first BERTs' files say gamma and beta, as TensorFlow does."""
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+    return name.replace("LayerNorm.beta", "LayerNorm.bias")

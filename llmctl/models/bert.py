@@ -185,10 +185,8 @@ def import_tensors(tensors: Mapping[str, Tensor], num_layers: int) -> dict[str, 
     """The inverse of ``export_tensors``. Raises InputError naming a tensor that is missing."""
 
     def take(name: str) -> Tensor:
-        # A bare BertModel has no "bert." before its names, and old files say gamma and beta.
-        old = name.replace("LayerNorm.weight", "LayerNorm.gamma")
-        old = old.replace("LayerNorm.bias", "LayerNorm.beta")
-        for candidate in (name, name.removeprefix("bert."), old):
+        # A bare BertModel has no "bert." before its names.
+        for candidate in (name, name.removeprefix("bert.")):
             if candidate in tensors:
                 return tensors[candidate]
         raise InputError(f"the model file has no tensor {name}; it is not a BERT of this shape")

@@ -22,16 +22,18 @@ STATE_STYLES = {
     "stalled": "yellow",
     "failed": "red",
 }
-BAR = 10
+BAR, CURVE = 8, 16
+WIDE = 110
+"""Columns of a terminal that hold every column of the table of runs."""
 
 
-def render_overview(document: dict[str, Any]) -> RenderableType:
-    """Every artefact in short."""
+def render_overview(document: dict[str, Any], width: int = WIDE) -> RenderableType:
+    """Every artefact in short, on a terminal of ``width`` columns."""
     parts: list[RenderableType] = []
     if document["shards"]:
         parts.append(_shards(document["shards"]))
     if document["runs"]:
-        parts.append(_runs(document["runs"]))
+        parts.append(_runs(document["runs"], width))
     if document["reports"]:
         parts.append(_reports(document["reports"]))
     if not parts:
@@ -40,9 +42,20 @@ def render_overview(document: dict[str, Any]) -> RenderableType:
 
 
 def _table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        padding=(0, 1, 0, 0),
+    )
     for heading, justify in columns:
-        table.add_column(heading, justify=justify, no_wrap=heading in ("", "name"))  # type: ignore[arg-type]
+        table.add_column(
+            heading,
+            justify=justify,  # type: ignore[arg-type]
+            no_wrap=heading != "name",
+            overflow="fold",
+        )
     return table
 
 
@@ -67,33 +80,36 @@ def _shards(entries: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _runs(entries: Sequence[dict[str, Any]]) -> Table:
-    table = _table(
-        "runs",
-        [
-            ("name", "left"), ("stage", "left"), ("state", "left"), ("step", "right"),
-            ("progress", "left"), ("left", "right"), ("loss", "right"), ("", "left"),
-            ("tokens/s", "right"), ("age", "right"),
-        ],
-    )  # fmt: skip
+def _runs(entries: Sequence[dict[str, Any]], width: int) -> Table:
+    columns = [
+        ("name", "left"), ("state", "left"), ("step", "right"), ("progress", "left"),
+        ("left", "right"), ("loss", "right"), ("curve", "left"), ("tokens/s", "right"),
+        ("age", "right"),
+    ]  # fmt: skip
+    # The curve and the bar are the first to go where there is little room.
+    spare = {"curve", "progress"} if width < WIDE else set()
+    table = _table("runs", [column for column in columns if column[0] not in spare])
     for entry in entries:
-        table.add_row(
-            entry["name"],
-            entry["stage"],
-            _state(entry["state"]),
-            _steps(entry),
-            _bar(entry["progress"]),
-            duration(entry["eta_seconds"]) if entry["eta_seconds"] is not None else "",
-            f"{entry['loss']:.3f}" if entry["loss"] is not None else "",
-            sparkline(entry["losses"], 16),
-            f"{entry['tokens_per_second']:,.0f}" if entry["tokens_per_second"] else "",
-            age(entry["age_seconds"]),
-        )
+        left = entry["eta_seconds"]
+        speed = entry["tokens_per_second"]
+        cells = {
+            "name": entry["name"],
+            "state": _state(entry["state"]),
+            "step": _steps(entry),
+            "progress": _bar(entry["progress"]),
+            "left": duration(left) if left is not None else "",
+            "loss": f"{entry['loss']:.3f}" if entry["loss"] is not None else "",
+            "curve": sparkline(entry["losses"], CURVE),
+            "tokens/s": f"{speed:,.0f}" if speed else "",
+            "age": age(entry["age_seconds"]),
+        }
+        table.add_row(*(cell for name, cell in cells.items() if name not in spare))
     return table
 
 
 def _reports(entries: Sequence[dict[str, Any]]) -> Table:
     table = _table("reports", [("name", "left"), ("figures", "left"), ("age", "right")])
+    table.columns[1].no_wrap = False
     for entry in entries:
         figures = "  ".join(
             f"{name} {value:.4g}" for name, value in entry.items()

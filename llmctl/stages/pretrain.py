@@ -96,13 +96,19 @@ def choose_shards(workspace: Workspace, name: str | None, reporter: Reporter) ->
     if name is not None:
         shards = workspace.get("shards", name)
     else:
-        candidates = workspace.list("shards")
+        candidates = [
+            shards
+            for shards in workspace.list("shards")
+            if not missing_roles(tokenizers.load(shards.folder / "tokenizer"))
+        ]
         if not candidates:
             raise InputError(
-                f"workspace {workspace.root} has no shards; make some: llmctl tokenize FILE …"
+                f"workspace {workspace.root} has no shards that suit BERT; make some: "
+                "llmctl tokenize FILE …"
             )
         shards = candidates[-1]
-        reporter.note(f"shards: {shards.manifest.name} (the newest)")
+        if len(candidates) > 1:
+            reporter.note(f"shards: {shards.manifest.name} (the newest)")
     shards.verify()
     return shards
 
@@ -172,9 +178,14 @@ class Pretraining:
         return max(1, math.ceil(training.epochs * batches.batches_per_epoch))
 
 
+def missing_roles(tokenizer: Tokenizer) -> list[str]:
+    """The special tokens of BERT that a tokenizer lacks."""
+    return [role for role in ("cls", "sep", "mask", "pad") if role not in tokenizer.special]
+
+
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """What masking needs. Raises InputError if the tokenizer lacks one of BERT's tokens."""
-    missing = [role for role in ("cls", "sep", "mask", "pad") if role not in tokenizer.special]
+    missing = missing_roles(tokenizer)
     if missing:
         raise InputError(
             f"the tokenizer has no token for {', '.join(missing)}, which BERT needs; learn one "

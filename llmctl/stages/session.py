@@ -150,17 +150,17 @@ def _train(
         if record.kind in ("train", "validation", "skipped"):
             recorder.record({"kind": record.kind, "step": record.step, **record.values})
             reporter.metrics(record.kind, record.step, trainer.total_steps, record.values)
-            if record.kind == "validation":
-                last = dict(record.values)
-            recorder.update(
-                step=record.step,
-                share_done=trainer.share_done(),
-                elapsed=trainer.progress.elapsed,
-                seconds_per_step=trainer.progress.elapsed / max(trainer.progress.step, 1),
-            )
-            if record.kind == "skipped":
-                reporter.note(f"step {record.step}: the gradient was not finite; step skipped")
-        elif record.kind == "stopped":
+        if record.kind == "validation":
+            last = dict(record.values)
+        elif record.kind == "skipped":
+            reporter.note(f"step {record.step}: the gradient was not finite; step skipped")
+        recorder.update(
+            step=record.step,
+            share_done=trainer.share_done(),
+            elapsed=trainer.progress.elapsed,
+            seconds_per_step=trainer.progress.elapsed / max(trainer.progress.step, 1),
+        )
+        if record.kind == "stopped":
             total = f" of {trainer.total_steps}" if trainer.total_steps else ""
             number = stop.signal_number
             assert number is not None

@@ -85,7 +85,10 @@ def _load_json(path: Path) -> Tokenizer:
 
 def _load_sentencepiece(path: Path) -> Tokenizer:
     try:
-        return SentencePieceTokenizer(path.read_bytes())
+        model = path.read_bytes()
+        if not model:  # sentencepiece takes it, and fails later
+            raise InputError(f"{path} is empty; give a sentencepiece .model")
+        return SentencePieceTokenizer(model)
     except (RuntimeError, OSError) as error:
         raise InputError(f"{path} is not a sentencepiece model: {error}") from None
 

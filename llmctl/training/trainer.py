@@ -52,10 +52,13 @@ class Progress:
     window: dict[str, list[float]] = field(default_factory=dict)
     """Sums and counts since the last logged step."""
     best: float = math.inf
-    """Lowest validation criterion so far (the loss, or what ``validate`` calls ``criterion``),
-    for early stopping …"""
+    """Lowest validation criterion so far (the loss, or what ``validate`` calls ``criterion``) …"""
     best_step: int = 0
     """… and the step it was measured at."""
+    lowest_loss: float = math.inf
+    """Of the validations so far."""
+    improved_step: int = 0
+    """Step of the last validation with a new lowest criterion or loss, for early stopping."""
     ended: bool = False
     """Whether training came to its end, which may be before its last step."""
 
@@ -81,8 +84,9 @@ class Trainer:
         rate_scale: dict[str, float] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """total_steps: None if only the time limits the run. patience: validations without a
-        new best before an early stop; 0: never. on_best: called at each new best."""
+        """total_steps: None if only the time limits the run. patience: validations after the
+        warm-up that better neither the criterion nor the loss before an early stop; 0: never.
+        on_best: called at each new best."""
         self.model, self._batches, self.config = model, batches, config
         self.total_steps, self._seed = total_steps, seed
         self._device, self._precision, self._store = device, precision, store
@@ -230,16 +234,22 @@ class Trainer:
         values = validate()
         self.model.train()
         criterion = values.pop("criterion", values["loss"])
-        if criterion < self.progress.best:
-            self.progress.best, self.progress.best_step = criterion, self.progress.step
+        progress = self.progress
+        if self.share_done() <= self.config.warmup:
+            progress.improved_step = progress.step  # too early to tell
+        if values["loss"] < progress.lowest_loss:
+            progress.lowest_loss, progress.improved_step = values["loss"], progress.step
+        if criterion < progress.best:
+            progress.best, progress.best_step = criterion, progress.step
+            progress.improved_step = progress.step
             if self._on_best:
-                self._on_best(self.progress.step)
-        return Record("validation", self.progress.step, values)
+                self._on_best(progress.step)
+        return Record("validation", progress.step, values)
 
     def _stale(self) -> bool:
         if not self._patience or not self._eval_every:
             return False
-        behind = self.progress.step - self.progress.best_step
+        behind = self.progress.step - self.progress.improved_step
         return behind >= self._patience * self._eval_every
 
 

@@ -29,7 +29,7 @@ from llmctl.workspace.files import (
     sha256_json,
     write_json,
 )
-from llmctl.workspace.locks import is_locked, lock_path, writer_lock
+from llmctl.workspace.locks import is_locked, writer_lock
 
 FORMAT_VERSION = 1
 """Of workspaces and manifests; raised when an older llmctl could not read a newer one."""
@@ -230,7 +230,12 @@ class Workspace:
                 target = leftover.with_name(leftover.name[1 : -len(".partial")])
                 if not is_locked(target):
                     shutil.rmtree(leftover, ignore_errors=True)
-                    lock_path(target).unlink(missing_ok=True) if not target.exists() else None
+            for leftover in (self.root / folder).glob(".*.replaced"):
+                target = leftover.with_name(leftover.name[1 : -len(".replaced")])
+                if target.exists():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                elif not is_locked(target):
+                    leftover.rename(target)
 
     def path(self, kind: Kind, name: str) -> Path:
         """Where an artefact lies. Raises UsageError for a name that can't be a folder's."""

@@ -38,15 +38,19 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace a file in one step: readers see the old content or the new, nothing between."""
+def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None:
+    """Replace a file in one step: readers see the old content or the new, nothing between.
+
+    durable: flush it to the disk first, which takes milliseconds.
+    """
     payload = data.encode() if isinstance(data, str) else data
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(payload)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except BaseException:
@@ -54,9 +58,9 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         raise
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     """Write JSON in one step, indented so that a person can read it."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
 
 
 def read_json(path: Path) -> Any:
@@ -80,6 +84,7 @@ def published_folder(target: Path) -> Iterator[Path]:
     """
     hidden = hidden_sibling(target)
     shutil.rmtree(hidden, ignore_errors=True)
+    restore_replaced(target)
     hidden.mkdir(parents=True)
     try:
         yield hidden
@@ -87,19 +92,30 @@ def published_folder(target: Path) -> Iterator[Path]:
             fsync_path(path)
         fsync_path(hidden)
         if target.exists():
-            old = target.with_name(f".{target.name}.replaced")
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-            hidden.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            hidden.rename(target)
+            target.rename(replaced_sibling(target))
+        hidden.rename(target)
         fsync_path(target.parent)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         raise
+    finally:
+        restore_replaced(target)
+
+
+def restore_replaced(target: Path) -> None:
+    """Put a folder back whose replacement stopped between its two renames; drop it otherwise."""
+    old = replaced_sibling(target)
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        old.rename(target)
 
 
 def hidden_sibling(target: Path) -> Path:
     """Where ``target`` is prepared before it is published."""
     return target.with_name(f".{target.name}.partial")
+
+
+def replaced_sibling(target: Path) -> Path:
+    """Where ``target`` lies for the instant in which another takes its place."""
+    return target.with_name(f".{target.name}.replaced")

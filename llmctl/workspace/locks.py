@@ -16,15 +16,20 @@ GRACE_SECONDS = 1.0
 
 
 def lock_path(target: Path) -> Path:
-    """The lock file of an artefact folder: beside it, so that it outlives a rename."""
-    return target.with_name(f".{target.name}.lock")
+    """The lock file of an artefact folder KIND/NAME: ``.locks/KIND-NAME.lock`` of its workspace.
+
+    Outside the folder, so that it outlives a rename; and never deleted, as a waiting writer would
+    then hold the lock of a file that nobody else sees.
+    """
+    return target.parent.parent / ".locks" / f"{target.parent.name}-{target.name}.lock"
 
 
 @contextlib.contextmanager
 def writer_lock(target: Path) -> Iterator[None]:
     """Hold the writer's lock of an artefact folder. Raises BusyError if another process does."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(lock_path(target))
+    path = lock_path(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=GRACE_SECONDS)
     except Timeout:

@@ -57,7 +57,8 @@ class RunRecorder:
     def update(self, **fields: Any) -> None:
         """Set fields of the progress and sign that the run is alive."""
         self._progress.update(fields, updated=time.time())
-        write_json(self.folder / "progress.json", self._progress)
+        # A sign of life is worth nothing after a power cut: no need to wait for the disk.
+        write_json(self.folder / "progress.json", self._progress, durable=False)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

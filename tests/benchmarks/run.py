@@ -111,8 +111,8 @@ def pretraining(options: argparse.Namespace) -> None:
                 summary = llmctl(
                     root, "pretrain", "--shards", "corpus", "--preset", "mini", "--name", name,
                     "--set", f"training.max_steps={steps}", "--set", f"training.batch_size={BATCH}",
-                    "--set", f"training.precision={precision}", "--set", f"training.eval_every={steps}",
-                    "--seed", repeat,
+                    "--set", f"training.precision={precision}",
+                    "--set", f"training.eval_every={steps}", "--seed", repeat,
                 )  # fmt: skip
                 log = (root / "runs" / name / "metrics.jsonl").read_text().splitlines()
                 logged = [r for r in map(json.loads, log) if r["kind"] == "train"]
@@ -151,8 +151,9 @@ def pretraining(options: argparse.Namespace) -> None:
             rate = matrix_rate(machine.device, dtype)
             used = ours_speed * plan.flops_per_token
             print(
-                f"llmctl {name}: {ours_speed / peer:.2f} times Hugging Face; {used / 1e9:.0f} GFLOP/s, "
-                f"{used / rate:.0%} of this machine's {dtype} matrix peak ({rate / 1e9:.0f})"
+                f"llmctl {name}: {ours_speed / peer:.2f} times Hugging Face; "
+                f"{used / 1e9:.0f} GFLOP/s, {used / rate:.0%} of this machine's "
+                f"{dtype} matrix peak ({rate / 1e9:.0f})"
             )
 
 
@@ -179,7 +180,8 @@ def tokenizing(options: argparse.Namespace) -> None:
             theirs.append(result["mb_per_second"])
         table(
             [["", "MB/s (median)", "runs"],
-             ["llmctl tokenize (whole command)", f"{median(ours):.1f}", [round(x, 1) for x in ours]],
+             ["llmctl tokenize (whole command)", f"{median(ours):.1f}",
+              [round(x, 1) for x in ours]],
              ["datasets.map + save", f"{median(theirs):.1f}", [round(x, 1) for x in theirs]]]
         )  # fmt: skip
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
@@ -210,8 +212,10 @@ def memory(options: argparse.Namespace) -> None:
             text = root / "text.jsonl"
             write_corpus(options.corpus, text, options.megabytes * factor)
             llmctl(root / "w", "tokenize", options.corpus, "--vocab-size", 8000, "--name", "learn")
-            command = [sys.executable, "-m", "llmctl", "tokenize", str(text), "--tokenizer", "learn",
-                       "--workers", "1", "--quiet"]  # fmt: skip
+            command = [
+                sys.executable, "-m", "llmctl", "tokenize", str(text), "--tokenizer", "learn",
+                "--workers", "1", "--quiet",
+            ]  # fmt: skip
             process = subprocess.Popen(command, env={**os.environ, "LLMCTL_WORKSPACE": f"{root}/w"})
             _, _, usage = os.wait4(process.pid, 0)
             peaks.append(usage.ru_maxrss / 1024)

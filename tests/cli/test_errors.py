@@ -87,7 +87,7 @@ def test_binary_and_empty_files(tmp_path: Path):
         message = one_sentence(llmctl(tmp_path / "w", "tokenize", tmp_path / name, code=3))
         assert name in message
         assert says in message
-    assert not list((tmp_path / "w").glob("*/*"))
+    assert not list((tmp_path / "w").glob("[!.]*/*"))
 
 
 def test_one_class_only(tiny_workspace: Path, tmp_path: Path):

@@ -34,9 +34,14 @@ def test_duplicates_are_dropped_and_the_split_ignores_order(tmp_path: Path, corp
     lines = corpus_file.read_text().splitlines()
     twice = tmp_path / "twice.txt"
     twice.write_text("\n".join([*reversed(lines), *lines[:50]]))
-    options = ["--document", "line", "--vocab-size", "120", "--validation", "0.2", "--json"]
-    once = json.loads(llmctl(tmp_path / "a", "tokenize", corpus_file, *options).stdout)
-    again = json.loads(llmctl(tmp_path / "b", "tokenize", twice, *options).stdout)
+    options = ["--document", "line", "--validation", "0.2", "--json"]
+    learned = tmp_path / "a" / "tokenizers" / "stories"
+    once = json.loads(
+        llmctl(tmp_path / "a", "tokenize", corpus_file, "--vocab-size", "120", *options).stdout
+    )
+    again = json.loads(
+        llmctl(tmp_path / "b", "tokenize", twice, "--tokenizer", learned, *options).stdout
+    )
     unique = len(set(lines))
     assert once["documents"] == again["documents"] == unique
     assert again["duplicates"] - once["duplicates"] == 50
@@ -166,7 +171,7 @@ def test_the_classifier_learns_a_plain_task(
 ):
     root = Path(shutil.copytree(tiny_workspace, tmp_path / "w"))
     llmctl(root, "finetune", "--from", "tiny", "--data", labelled_file, "--name", "learned",
-           "--set", "training.epochs=12", "--set", "training.learning_rate=1e-3")  # fmt: skip
+           "--set", "training.epochs=12", "--set", "training.learning_rate=3e-3")  # fmt: skip
     report = json.loads(
         llmctl(root, "eval", "--from", "learned", "--compare", "subjects", "--data", labelled_file,
                "--no-baselines", "--json").stdout

@@ -157,3 +157,16 @@ def test_first_update_is_adamw_by_hand():
     signed = [g / (g.abs() + 1e-6) for g in (weight.grad, bias.grad)]
     torch.testing.assert_close(weight.detach(), before[0] * (1 - 0.1 * 0.5) - 0.1 * signed[0])
     torch.testing.assert_close(bias.detach(), before[1] - 0.1 * signed[1])
+
+
+def test_a_falling_loss_keeps_training_going_though_the_criterion_stands_still(tmp_path: Path):
+    values = iter([3.0, 2.0, 1.5, 1.2, 1.1, 1.3, 1.4])
+    trainer = make_trainer(
+        tmp_path,
+        40,
+        validate=lambda: {"loss": next(values), "criterion": 0.5},
+        eval_every=4,
+        patience=2,
+    )
+    assert list(trainer.run())[-1].step == 28
+    assert trainer.progress.best_step == 4

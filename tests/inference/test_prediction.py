@@ -1,0 +1,77 @@
+"""Prediction against probabilities computed by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from llmctl.data.tables import Example
+from llmctl.errors import InputError
+from llmctl.inference.prediction import BATCH, class_probabilities, fill_masks, in_blocks
+from llmctl.models.bert import Bert, BertConfig
+from llmctl.objectives.classify import Classifier, with_special_tokens
+from llmctl.objectives.masked_lm import MaskedLM
+from llmctl.tokenizers.wordpiece import SPECIAL, build_wordpiece
+
+WORDS = ["the", "sea", "is", "wide", "ship"]
+CONFIG = BertConfig(
+    vocab_size=len(SPECIAL) + len(WORDS), num_layers=1, hidden_size=16, num_heads=2,
+    max_positions=16, initializer_range=0.3,
+)  # fmt: skip
+
+
+@pytest.fixture
+def tokenizer():
+    return build_wordpiece([*SPECIAL, *WORDS], cased=False)
+
+
+def test_probabilities_are_those_of_each_text_alone():
+    torch.manual_seed(0)
+    model = Classifier(Bert(CONFIG), 3).eval()
+    generator = np.random.default_rng(0)
+    examples = [
+        with_special_tokens(
+            generator.integers(5, 10, size=generator.integers(1, 12)).tolist(), None,
+            cls=2, sep=3, max_length=16,
+        )
+        for _ in range(BATCH + 7)
+    ]  # fmt: skip
+    together = class_probabilities(model, examples, pad=0)
+    with torch.no_grad():
+        for row, example in enumerate(examples):
+            hidden = model.body(torch.from_numpy(example.ids)[None])
+            logits = model.output(torch.tanh(model.pooler(hidden[:, 0])))[0].numpy()
+            expected = np.exp(logits - logits.max())
+            # Padding changes the order of sums in fp32: a few 1e-7.
+            np.testing.assert_allclose(together[row], expected / expected.sum(), atol=1e-5)
+
+
+def test_masks_get_the_likeliest_ordinary_tokens(tokenizer):
+    torch.manual_seed(0)
+    model = MaskedLM(Bert(CONFIG)).eval()
+    filled = fill_masks(model, tokenizer, "the [MASK] is [MASK]", max_length=16, top=3)
+    ids = torch.tensor([[2, 5, 4, 7, 4, 3]])
+    with torch.no_grad():
+        logits = model.token_logits(model.body(ids)[0, [2, 4]]).double()
+    probabilities = torch.softmax(logits, -1)
+    for candidates, row in zip(filled, probabilities, strict=True):
+        ordinary = sorted(range(5, 10), key=lambda number: -float(row[number]))[:3]
+        assert [c.token for c in candidates] == [WORDS[number - 5] for number in ordinary]
+        for candidate, number in zip(candidates, ordinary, strict=True):
+            assert candidate.probability == pytest.approx(float(row[number]), abs=1e-6)
+
+
+def test_a_text_without_a_mask_or_too_long_is_refused(tokenizer):
+    model = MaskedLM(Bert(CONFIG))
+    with pytest.raises(InputError, match=r"\[MASK\]"):
+        fill_masks(model, tokenizer, "the sea", max_length=16, top=1)
+    with pytest.raises(InputError, match="22 tokens and the model takes 16"):
+        fill_masks(model, tokenizer, "sea " * 19 + "[MASK]", max_length=16, top=1)
+
+
+def test_blocks_keep_order_and_begin_small():
+    examples = [Example(str(n), None, None, "") for n in range(BATCH * 3 + 1)]
+    blocks = list(in_blocks(iter(examples), size=BATCH * 2))
+    assert [len(block) for block in blocks] == [BATCH, BATCH * 2, 1]
+    assert [example for block in blocks for example in block] == examples

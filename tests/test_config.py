@@ -1,0 +1,129 @@
+"""Configurations: layers, --set, did-you-mean, fingerprints."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmctl.config import build, field_names, merge, parse_assignments
+from llmctl.errors import ConfigError, InputError, UsageError
+from llmctl.stages.pretrain import PretrainConfig, resolve
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("a=1", 1), ("a=3e-4", 3e-4), ("a=true", True), ("a=False", False), ("a=none", None),
+        ("a=relu", "relu"), ("a='10m'", "10m"), ("a=10m", "10m"), ("a=[1, 2]", [1, 2]),
+        ("a=x=y", "x=y"), ("a=", ""),
+    ],
+)  # fmt: skip
+def test_values_of_set(assignment: str, value: object):
+    assert parse_assignments([assignment]) == {"a": value}
+
+
+def test_dotted_keys_make_a_tree_and_lr_is_the_learning_rate():
+    assert parse_assignments(["training.lr=1e-3", "training.max_steps=5", "seed=1"]) == {
+        "training": {"learning_rate": 1e-3, "max_steps": 5},
+        "seed": 1,
+    }
+
+
+@pytest.mark.parametrize("text", ["training.max_steps", "=3", "a.b=1 "])
+def test_what_is_not_an_assignment_is_refused(text: str):
+    if text == "a.b=1 ":
+        assert parse_assignments([text]) == {"a": {"b": 1}}
+    else:
+        with pytest.raises(UsageError, match="KEY=VALUE"):
+            parse_assignments([text])
+
+
+def test_rising_order_of_layers():
+    config = resolve(
+        "bert", "small", {"training": {"max_steps": 5}}, {"training": {"max_steps": 9}}
+    )
+    assert config.model.hidden_size == 512
+    assert config.training.max_steps == 9
+
+
+@pytest.mark.parametrize(
+    ("preset", "layers", "width", "heads"),
+    [("nano", 2, 128, 2), ("mini", 4, 256, 4), ("small", 4, 512, 8), ("medium", 8, 512, 8),
+     ("base", 12, 768, 12)],
+)  # fmt: skip
+def test_presets_have_the_published_sizes(preset: str, layers: int, width: int, heads: int):
+    model = resolve("bert", preset).model
+    assert (model.num_layers, model.hidden_size, model.num_heads) == (layers, width, heads)
+    assert model.intermediate_size == 4 * width
+
+
+def test_a_misspelt_key_names_the_right_one():
+    with pytest.raises(ConfigError, match=r"did you mean 'objective\.mask_rate'"):
+        resolve("bert", None, {"objective": {"mask_rat": 0.3}})
+
+
+def test_an_unknown_key_with_nothing_like_it_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"training\.max_steps"):
+        resolve("bert", None, {"zzz": 1})
+
+
+def test_fingerprints_leave_out_what_does_not_change_the_result():
+    plain, often = (
+        resolve("bert", None),
+        resolve("bert", None, {"training": {"checkpoint_every": 5}}),
+    )
+    longer = resolve("bert", None, {"training": {"max_steps": 5}})
+    assert plain.identity() == often.identity()
+    assert plain.identity() != longer.identity()
+
+
+def test_every_key_can_be_set():
+    names = field_names(PretrainConfig)
+    for needed in ("training.max_steps", "training.checkpoint_every", "training.learning_rate",
+                   "training.batch_size", "training.time_limit", "data.sequence_length",
+                   "model.num_layers", "model.hidden_size", "objective.mask_rate",
+                   "objective.next_sentence", "objective.whole_word"):  # fmt: skip
+        assert needed in names
+
+
+def test_durations():
+    assert build(PretrainConfig, {"training": {"time_limit": "1h30m"}}).training.time_limit == 5400
+    with pytest.raises(ConfigError, match="soon"):
+        build(PretrainConfig, {"training": {"time_limit": "soon"}})
+
+
+trees = st.recursive(
+    st.integers() | st.text(max_size=3),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), trees), st.dictionaries(st.sampled_from("abc"), trees)
+)
+def test_merging_keeps_the_upper_layer(lower: dict, upper: dict):
+    result: dict = {}
+    merge(result, lower)
+    merge(result, upper)
+    again = dict(result)
+    merge(again, upper)
+    assert again == result
+    for key, value in upper.items():
+        if not isinstance(value, dict):
+            assert result[key] == value
+    assert set(result) == set(lower) | set(upper)
+
+
+def test_errors_have_the_documented_exit_codes():
+    from llmctl import errors
+
+    codes = {name: getattr(errors, name).exit_code for name in
+             ("UsageError", "ConfigError", "InputError", "BusyError", "ResourceError",
+              "DivergedError")}  # fmt: skip
+    assert codes == {"UsageError": 2, "ConfigError": 2, "InputError": 3, "BusyError": 4,
+                     "ResourceError": 5, "DivergedError": 6}  # fmt: skip
+    assert errors.Interrupted("", 2).exit_code == 130
+    assert errors.Interrupted("", 15).exit_code == 143
+    assert issubclass(InputError, errors.LlmctlError)

@@ -1,0 +1,179 @@
+"""Imports go one way through the house: read from the source, run nothing."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "llmctl"
+
+FLOORS = [
+    {"workspace"},
+    {"models", "data", "tokenizers"},
+    {"objectives"},
+    {"training", "inference", "evaluation", "interop", "reporting"},
+    {"stages"},
+    {"cli"},
+]
+"""From the ground up: a room imports from the floors below its own."""
+
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+EVERYWHERE = {"", "errors", "config"}
+"""``llmctl`` itself (its version), and what has no room because every room may use it."""
+
+EXCEPTIONS = {
+    ("config", "reporting.units"): "durations such as 10m, parsed where they are printed",
+    ("data.encoding", "tokenizers"): "documents become ids here, by a tokenizer that is given",
+    ("interop.model_folder", "training.checkpoints"): "one way to read and write safetensors",
+}
+"""(module, what it imports): why it may import from its own floor or from above."""
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """``data.encoding`` for llmctl/data/encoding.py."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+KNOWN = {name_of(path) for path in MODULES}
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that run when the module is imported: none in functions or for the type checker."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        yield child
+        yield from at_import(child)
+
+
+def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+    """Full names of the modules that a file imports."""
+    nodes = at_import(tree_of(path)) if top_level else ast.walk(tree_of(path))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: relative import"
+            assert node.module
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                is_module = inner.removeprefix("llmctl.") in KNOWN
+                yield inner if is_module else node.module
+
+
+def own_imports(path: Path) -> set[str]:
+    """Modules of llmctl that a file imports, without the ``llmctl.``."""
+    found = {name for name in imports(path) if name.partition(".")[0] == "llmctl"}
+    return {name.removeprefix("llmctl").removeprefix(".") for name in found}
+
+
+def outside(path: Path, *, top_level: bool = False) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path, top_level=top_level)}
+
+
+def is_exception(module: str, imported: str) -> bool:
+    return any(
+        module == importer and (imported == allowed or imported.startswith(f"{allowed}."))
+        for importer, allowed in EXCEPTIONS
+    )
+
+
+def breaches() -> Iterator[tuple[str, str]]:
+    for path in MODULES:
+        module = name_of(path)
+        room = room_of(module)
+        for imported in sorted(own_imports(path)):
+            target = room_of(imported)
+            if target in EVERYWHERE or target == room or module == "__main__":
+                continue
+            if room not in FLOOR or FLOOR[target] >= FLOOR[room]:
+                yield module, imported
+
+
+def test_every_module_has_a_room():
+    rooms = {room_of(name_of(path)) for path in MODULES}
+    assert rooms - set(FLOOR) == {"", "__main__", "errors", "config"}
+    assert set(FLOOR) <= rooms
+
+
+def test_rooms_import_from_below_only():
+    assert [pair for pair in breaches() if not is_exception(*pair)] == []
+
+
+def test_exceptions_are_still_needed():
+    found = list(breaches())
+    for importer, allowed in EXCEPTIONS:
+        assert any(
+            module == importer and is_exception(module, imported) and imported.startswith(allowed)
+            for module, imported in found
+        ), (importer, allowed)
+
+
+def test_errors_imports_nothing_of_ours():
+    assert own_imports(PACKAGE / "errors.py") == set()
+
+
+def test_only_the_command_line_knows_typer():
+    users = {room_of(name_of(path)) for path in MODULES if "typer" in outside(path)}
+    assert users == {"cli"}
+
+
+def test_only_the_command_line_and_reporting_know_rich():
+    users = {room_of(name_of(path)) for path in MODULES if "rich" in outside(path)}
+    assert users == {"cli", "reporting"}
+
+
+@pytest.mark.parametrize("room", ["data", "tokenizers", "workspace", "reporting", "cli"])
+def test_no_torch_on_import(room: str):
+    """The workers that tokenize, and every --help, start without it."""
+    torch_rooms = {"models", "objectives", "training", "inference", "evaluation", "interop"}
+    for path in MODULES:
+        if room_of(name_of(path)) != room:
+            continue
+        names = set(imports(path, top_level=True))
+        assert not {name for name in names if name.partition(".")[0] == "torch"}, path
+        own = {name.removeprefix("llmctl.") for name in names if name.startswith("llmctl.")}
+        assert not {room_of(name) for name in own} & torch_rooms, path
+
+
+def test_no_pickle():
+    """Not in files that others made, nor in ours: neither by name nor through torch or NumPy."""
+    picklers = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    for path in MODULES:
+        assert not outside(path) & picklers, path
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                call = f"{node.value.id}.{node.attr}"
+                assert call not in {"torch.load", "torch.save", "np.load", "np.save"}, path
+            if isinstance(node, ast.keyword):
+                assert node.arg != "allow_pickle", path
+
+
+def test_our_modules_are_imported_by_statement_only():
+    """``importlib`` would go round every rule above."""
+    for path in MODULES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                ("import_module", "__import__")
+            ):
+                name = ast.literal_eval(node.args[0])
+                assert not name.startswith("llmctl"), f"{path}:{node.lineno}"

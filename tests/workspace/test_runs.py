@@ -1,0 +1,147 @@
+"""Runs: the metrics log, the progress, and the state that they and the lock tell."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmctl.errors import InputError
+from llmctl.workspace.artefacts import Artefact, Workspace, new_manifest, write_manifest
+from llmctl.workspace.locks import writer_lock
+from llmctl.workspace.runs import (
+    STALLED_FLOOR_SECONDS,
+    STALLED_STEPS,
+    RunRecorder,
+    read_metrics,
+    read_progress,
+    run_state,
+)
+
+RECORDS = st.lists(
+    st.fixed_dictionaries({"step": st.integers(0, 10**6), "loss": st.floats(0, 100)}), max_size=8
+)
+
+
+def artefact(root: Path, *, finished: str | None = None) -> Artefact:
+    made = new_manifest(
+        "run", "tiny", stage="pretrain", config={}, identity={}, inputs=[], seed=0
+    ).model_copy(update={"finished": finished})
+    folder = Workspace(root).path("run", "tiny")
+    folder.mkdir(parents=True)
+    write_manifest(folder, made)
+    return Artefact(folder, made)
+
+
+@settings(max_examples=80, deadline=None)
+@given(records=RECORDS, data=st.data())
+def test_a_log_cut_anywhere_in_its_last_line_gives_the_records_before_it(
+    tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]], data: st.DataObject
+):
+    folder = tmp_path_factory.mktemp("run")
+    recorder = RunRecorder(folder)
+    for record in records:
+        recorder.record(record)
+    path = folder / "metrics.jsonl"
+    assert read_metrics(path) == records
+    if records:
+        content = path.read_bytes()
+        last = len(json.dumps(records[-1])) + 1
+        path.write_bytes(content[: len(content) - data.draw(st.integers(2, last))])
+        assert read_metrics(path) == records[:-1]
+
+
+def test_a_last_line_of_nothing_but_zeros_is_left_out(tmp_path: Path):
+    """Some file systems lengthen a file before its bytes arrive."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + bytes(40))
+    assert read_metrics(path) == [{"step": 1}]
+    path.write_bytes(b'{"step": 1}\n' + bytes(40) + b"\n")
+    assert read_metrics(path) == [{"step": 1}]
+
+
+def test_a_bad_line_inside_is_an_input_error_that_names_it(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n{"step": 4}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2"):
+        read_metrics(path)
+
+
+def test_a_run_without_a_log_has_no_records(tmp_path: Path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    assert read_progress(tmp_path) == {}
+
+
+@settings(max_examples=50, deadline=None)
+@given(records=RECORDS, step=st.integers(0, 10**6))
+def test_a_start_drops_the_records_after_its_step(
+    tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]], step: int
+):
+    folder = tmp_path_factory.mktemp("run")
+    for record in records:
+        RunRecorder(folder).record(record)
+    recorder = RunRecorder(folder)
+    recorder.start(step=step, total_steps=10)
+    kept = [record for record in records if record["step"] <= step]
+    assert read_metrics(folder / "metrics.jsonl") == kept
+    recorder.record({"step": step + 1})
+    assert read_metrics(folder / "metrics.jsonl") == [*kept, {"step": step + 1}]
+
+
+def test_a_start_after_a_cut_line_begins_a_line_of_its_own(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "lo')
+    recorder = RunRecorder(tmp_path)
+    recorder.start(step=1, total_steps=None)
+    recorder.record({"step": 2})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_progress_keeps_what_is_not_updated(tmp_path: Path):
+    recorder = RunRecorder(tmp_path)
+    recorder.start(step=0, total_steps=10)
+    before = time.time()
+    recorder.update(step=3, loss=2.5)
+    progress = read_progress(tmp_path)
+    assert progress["state"] == "running"
+    assert (progress["step"], progress["total_steps"], progress["loss"]) == (3, 10, 2.5)
+    assert before <= progress["updated"] <= time.time()
+    assert {"pid", "host", "started", "message"} <= set(progress)
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "interrupted", None])
+def test_a_finished_run_is_finished_whatever_else_is_there(tmp_path: Path, state: str | None):
+    run = artefact(tmp_path, finished="2024-01-01T00:00:00+00:00")
+    assert run_state(run, {"state": state}) == "finished"
+    with writer_lock(run.folder):
+        assert run_state(run, {"state": state}) == "finished"
+
+
+def test_a_run_whose_writer_is_gone(tmp_path: Path):
+    """It says running to its end; the lock knows better."""
+    run = artefact(tmp_path)
+    assert run_state(run, {"state": "running", "updated": time.time()}) == "interrupted"
+    assert run_state(run, {"state": "interrupted"}) == "interrupted"
+    assert run_state(run, {"state": "failed"}) == "failed"
+    assert run_state(run, {}) == "interrupted"
+
+
+def test_a_run_whose_writer_lives(tmp_path: Path):
+    run = artefact(tmp_path)
+    silent = time.time() - STALLED_FLOOR_SECONDS - 5
+    with writer_lock(run.folder):
+        assert run_state(run, {}) == "running"
+        assert run_state(run, {"updated": time.time()}) == "running"
+        # A run that failed and was started again, before its first sign of life.
+        assert run_state(run, {"state": "failed", "updated": time.time()}) == "running"
+        assert run_state(run, {"updated": silent}) == "stalled"
+        fast = {"updated": silent, "seconds_per_step": 0.1}
+        assert run_state(run, fast) == "stalled"
+        slow = {"updated": silent, "seconds_per_step": 2 * STALLED_FLOOR_SECONDS / STALLED_STEPS}
+        assert run_state(run, slow) == "running"
+    assert run_state(run, slow) == "interrupted"
