@@ -21,7 +21,13 @@ from torch import Tensor, nn
 
 from llmctl.config import Config
 from llmctl.errors import InputError, did_you_mean
-from llmctl.models.layers import Activation, FeedForward, SelfAttention, initialise
+from llmctl.models.layers import (
+    Activation,
+    FeedForward,
+    SelfAttention,
+    additive_mask,
+    initialise,
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Sizes of Turc et al. 2019 (arXiv:1908.08962), table 1, and of BERT-base; heads are 64 wide.
@@ -38,11 +44,11 @@ class BertConfig(Config):
 
     vocab_size: int = Field(0, ge=0)
     """Filled in from the tokenizer."""
-    num_layers: int = Field(4, ge=1)
-    hidden_size: int = Field(256, ge=1)
-    num_heads: int = Field(0, ge=0)
+    num_layers: int = Field(4, ge=1, strict=True)
+    hidden_size: int = Field(256, ge=1, strict=True)
+    num_heads: int = Field(0, ge=0, strict=True)
     """0: one head for each 64 of the width, as in every published size."""
-    intermediate_size: int = Field(0, ge=0)
+    intermediate_size: int = Field(0, ge=0, strict=True)
     """0: four times the width."""
     max_positions: int = Field(512, ge=8)
     activation: Activation = "gelu"
@@ -141,6 +147,7 @@ class Bert(nn.Module):
             segment_ids_BT = torch.zeros_like(input_ids_BT)
         if mask is not None:
             mask = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None, :, :]
+            mask = additive_mask(mask)
         x_BTD = (
             self.token_embedding(input_ids_BT)
             + self.position_embedding(position_ids_BT)

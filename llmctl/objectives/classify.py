@@ -127,9 +127,15 @@ def with_special_tokens(
     max_length: int,
     label: int = 0,
 ) -> EncodedExample:
-    """[CLS] first [SEP] second [SEP], cut to ``max_length``: the longer text loses first."""
-    a, b = len(first), len(second or ())
-    excess = a + b + (3 if second is not None else 2) - max_length
+    """[CLS] first [SEP] second [SEP], cut to ``max_length``: the longer text loses first.
+
+    Raises ValueError if not even the special tokens fit.
+    """
+    a, b = len(first), 0 if second is None else len(second)
+    special = 2 if second is None else 3
+    if max_length < special:
+        raise ValueError(f"max_length {max_length} has no room for {special} special tokens")
+    excess = a + b + special - max_length
     while excess > 0:
         if a >= b:
             a, excess = a - 1, excess - 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from llmctl.data.pairs import TextPair, draw_pairs
 from llmctl.models.bert import Bert, export_tensors, import_tensors
 from llmctl.models.layers import ACTIVATIONS, initialise
 from llmctl.objectives.base import LossParts, Ratio, TensorBatch
+from llmctl.objectives.cross_entropy import linear_cross_entropy
 
 PUBLISHED_MASK_RATE = 0.15
 
@@ -59,6 +61,13 @@ class Vocabulary:
     """Every id that is not special: what random replacements are drawn from."""
     continuation: NDArray[np.bool_]
     """(V,): whether the token continues a word."""
+
+    @cached_property
+    def is_special(self) -> NDArray[np.bool_]:
+        """(V,): whether the token is special; [UNK], which text may hold, is."""
+        table = np.ones(len(self.continuation), dtype=bool)
+        table[self.ordinary] = False
+        return table
 
 
 @dataclass(frozen=True)
@@ -97,9 +106,14 @@ class MaskedLM(nn.Module):
 
     def token_logits(self, hidden_MD: Tensor) -> Tensor:
         """Logits (M, V): a transform, then the token embedding's transpose and a bias."""
+        return F.linear(
+            self.transformed(hidden_MD), self.body.token_embedding.weight, self.output_bias
+        )
+
+    def transformed(self, hidden_MD: Tensor) -> Tensor:
+        """The transform between the body and the token embedding's transpose, (M, D)."""
         activation = ACTIVATIONS[self.body.config.activation]
-        hidden_MD = self.transform_norm(activation(self.transform(hidden_MD)))
-        return F.linear(hidden_MD, self.body.token_embedding.weight, self.output_bias)
+        return self.transform_norm(activation(self.transform(hidden_MD)))
 
     def next_logits(self, cls_SD: Tensor) -> Tensor:
         """Logits (S, 2) from the hidden states of [CLS]: is next, is random."""
@@ -113,17 +127,21 @@ class MaskedLM(nn.Module):
         hidden_BTD = self.body(
             batch.input_ids_BT, batch.segment_ids_BT, batch.mask_BTT, batch.position_ids_BT
         )
-        flat = hidden_BTD.flatten(0, 1)
-        parts = {"mlm": (self.token_logits(flat[batch.masked_M]), batch.labels_M)}
+        flat_D = hidden_BTD.flatten(0, 1)
+        nll, correct = linear_cross_entropy(
+            self.transformed(flat_D.index_select(0, batch.masked_M)),
+            self.body.token_embedding.weight,
+            self.output_bias,
+            batch.labels_M,
+        )
+        count = len(batch.labels_M)
+        losses = {"mlm_loss": Ratio(nll, count)}
+        metrics = {"mlm_accuracy": Ratio(correct, count)}
         if self.next_sentence is not None:
-            parts["nsp"] = (self.next_logits(flat[batch.cls_S]), batch.next_labels_S)
-        losses, metrics = {}, {}
-        for name, (logits, labels) in parts.items():
-            count = len(labels)
-            nll = F.cross_entropy(logits.float(), labels, reduction="sum")
-            losses[f"{name}_loss"] = Ratio(nll, count)
-            correct = (logits.detach().argmax(-1) == labels).sum()
-            metrics[f"{name}_accuracy"] = Ratio(correct, count)
+            logits_S2 = self.next_logits(flat_D.index_select(0, batch.cls_S)).float()
+            labels_S, count = batch.next_labels_S, len(batch.next_labels_S)
+            losses["nsp_loss"] = Ratio(F.cross_entropy(logits_S2, labels_S, reduction="sum"), count)
+            metrics["nsp_accuracy"] = Ratio((logits_S2.argmax(-1) == labels_S).sum(), count)
         return LossParts(losses, metrics)
 
 
@@ -168,7 +186,7 @@ def collate(
             for segment, span in enumerate(spans):
                 stop = end + len(span)
                 ids[row, end:stop] = span
-                special[row, end:stop] = False
+                special[row, end:stop] = vocabulary.is_special[span]
                 ids[row, stop] = vocabulary.sep
                 segments[row, end : stop + 1] = segment
                 end = stop + 1

@@ -63,6 +63,24 @@ class Progress:
     """Whether training came to its end, which may be before its last step."""
 
 
+class _Speed:
+    """Tokens and seconds of some steps; validation and checkpoints are not counted."""
+
+    def __init__(self) -> None:
+        self._tokens, self._slots, self._seconds = 0, 0, 0.0
+
+    def add(self, batch: TensorBatch, seconds: float) -> None:
+        self._tokens += batch.real_tokens
+        self._slots += batch.slots
+        self._seconds += seconds
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "tokens_per_second": self._tokens / self._seconds,
+            "padding": 1.0 - self._tokens / self._slots,
+        }
+
+
 class Trainer:
     """Trains an objective on batches."""
 
@@ -96,6 +114,8 @@ class Trainer:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = build_optimiser(model.named_parameters(), config, rate_scale=rate_scale)
         self.progress = Progress()
+        self._skipped = 0
+        """Steps in a row without a finite gradient, up to now."""
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
@@ -107,62 +127,48 @@ class Trainer:
     def run(self) -> Iterator[Record]:
         """Train to the end, or until ``should_stop``; yields what happens.
 
-        Raises DivergedError after several steps in a row without a finite gradient.
+        Raises DivergedError after several steps in a row without a finite gradient, and where the
+        validation loss or the last gradient is not finite; nothing is saved then.
         """
         progress, config = self.progress, self.config
         begun = time.perf_counter() - progress.elapsed
         saved_at, saved_step = time.perf_counter(), progress.step
-        window_start, window_tokens, window_slots = time.perf_counter(), 0, 0
-        not_finite = 0
+        speed = _Speed()
         self.model.train()
         with ThreadPoolExecutor(1) as background:
             upcoming = background.submit(self._batches, progress.step)
             while not self._done():
+                started = time.perf_counter()
                 batch = upcoming.result().to(self._device)
                 upcoming = background.submit(self._batches, progress.step + 1)
                 rate = config.learning_rate * share_of_peak(
                     self.share_done(), config.warmup, config.schedule
                 )
                 parts, norm = self._step(batch, rate)
+                speed.add(batch, time.perf_counter() - started)
                 progress.step += 1
                 progress.elapsed = time.perf_counter() - begun
                 progress.tokens += batch.real_tokens
-                window_tokens += batch.real_tokens
-                window_slots += batch.slots
+                last = self._done()
                 if math.isfinite(norm):
-                    not_finite = 0
+                    self._skipped = 0
                     self._accumulate(parts, norm)
                 else:
-                    not_finite += 1
-                    yield Record("skipped", progress.step, {"gradient_norm": norm})
-                    if not_finite >= PATIENCE_NOT_FINITE:
-                        raise DivergedError(
-                            f"step {progress.step}: the gradient was not finite for {not_finite} "
-                            "steps in a row; the last checkpoint is intact, lower "
-                            "training.learning_rate"
-                        )
-                last = self._done()
-                if progress.step % config.log_every == 0 or last:
-                    seconds = time.perf_counter() - window_start
-                    yield Record(
-                        "train",
-                        progress.step,
-                        {
-                            **self._drain(),
-                            "learning_rate": rate,
-                            "tokens": progress.tokens,
-                            "tokens_per_second": window_tokens / seconds,
-                            "padding": 1.0 - window_tokens / max(window_slots, 1),
-                            "elapsed": progress.elapsed,
-                        },
-                    )
-                    window_start, window_tokens, window_slots = time.perf_counter(), 0, 0
+                    yield self._skip(norm, last)
+                if progress.window and (progress.step % config.log_every == 0 or last):
+                    figures = {
+                        **self._drain(),
+                        "learning_rate": rate,
+                        "tokens": progress.tokens,
+                        **speed.figures(),
+                        "elapsed": progress.elapsed,
+                    }
+                    speed = _Speed()
+                    yield Record("train", progress.step, figures)
                 if self._validate and (
                     last or (self._eval_every and progress.step % self._eval_every == 0)
                 ):
-                    before = time.perf_counter()
                     yield self._look(self._validate)
-                    window_start += time.perf_counter() - before
                     last = last or self._stale()
                 progress.ended = last
                 stop = self._should_stop()
@@ -171,13 +177,11 @@ class Trainer:
                     if config.checkpoint_every
                     else time.perf_counter() - saved_at >= config.checkpoint_seconds
                 )
-                if (stop or due or last) and saved_step != progress.step:
-                    before = time.perf_counter()
-                    self._store.save(
-                        progress.step, self.model, self.optimiser, dict(vars(progress))
-                    )
+                # What led to a gradient that is not finite must not replace a good checkpoint.
+                if (stop or due or last) and saved_step != progress.step and not self._skipped:
+                    state = dict(vars(progress))
+                    self._store.save(progress.step, self.model, self.optimiser, state)
                     saved_at, saved_step = time.perf_counter(), progress.step
-                    window_start += saved_at - before
                     yield Record("checkpoint", progress.step)
                 if last:
                     break
@@ -185,6 +189,16 @@ class Trainer:
                     yield Record("stopped", progress.step)
                     return
         yield Record("finished", progress.step)
+
+    def _skip(self, norm: float, last: bool) -> Record:
+        """Note a step without a finite gradient. Raises DivergedError if there were too many."""
+        self._skipped += 1
+        if self._skipped >= PATIENCE_NOT_FINITE or last:
+            raise DivergedError(
+                f"step {self.progress.step}: the gradient was not finite for {self._skipped} steps "
+                "in a row; the last checkpoint is from before, lower training.learning_rate"
+            )
+        return Record("skipped", self.progress.step, {"gradient_norm": norm})
 
     def _step(self, batch: TensorBatch, rate: float) -> tuple[LossParts, float]:
         """Forward, backward, update; the update is left out if the gradient is not finite."""
@@ -235,6 +249,11 @@ class Trainer:
         self.model.train()
         criterion = values.pop("criterion", values["loss"])
         progress = self.progress
+        if not math.isfinite(values["loss"]):
+            raise DivergedError(
+                f"step {progress.step}: the validation loss is not finite; the last checkpoint is "
+                "from before, lower training.learning_rate"
+            )
         if self.share_done() <= self.config.warmup:
             progress.improved_step = progress.step  # too early to tell
         if values["loss"] < progress.lowest_loss:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from llmctl.config import build
 from llmctl.errors import ConfigError, InputError
 from llmctl.interop.model_folder import read_model_folder, write_model_folder
+from llmctl.models import layers
 from llmctl.models.bert import (
     PRESETS,
     Bert,
@@ -26,7 +27,7 @@ from llmctl.models.bert import (
     import_tensors,
     to_hugging_face,
 )
-from llmctl.models.layers import FeedForward, SelfAttention
+from llmctl.models.layers import FeedForward, SelfAttention, additive_mask
 from llmctl.objectives.classify import Classifier, ExampleBatch
 from llmctl.objectives.masked_lm import MaskedLM
 from llmctl.tokenizers.wordpiece import SPECIAL, WordPieceTokenizer, build_wordpiece
@@ -125,9 +126,38 @@ def test_attention_is_its_equation(num_heads: int):
     x = torch.randn(3, 7, 32)
     mask = torch.rand(3, 7, 7) > 0.4
     mask |= torch.eye(7, dtype=torch.bool)
-    for ours, theirs in ((mask[:, None], mask), (None, torch.ones_like(mask))):
+    masks = ((additive_mask(mask[:, None]), mask), (None, torch.ones_like(mask)))
+    for ours, theirs in masks:
         expected = attention(x.double().numpy(), layer, theirs.numpy())
         np.testing.assert_allclose(layer(x, ours).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_in_bf16_is_that_in_fp32_within_its_rounding(masked: bool):
+    """Short rows on a processor take a path of their own; bf16 keeps 8 bits."""
+    torch.manual_seed(0)
+    qkv = torch.randn(3, 2, 4, 24, 16)
+    groups = torch.arange(24) // 5
+    mask = additive_mask(groups[:, None] == groups)[None, None] if masked else None
+    outputs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaf = qkv.detach().to(dtype).clone().requires_grad_()
+        mixed = layers.attention(leaf, None if mask is None else mask.to(dtype), 0.0)
+        mixed.float().square().sum().backward()
+        assert leaf.grad is not None
+        assert mixed.dtype == leaf.grad.dtype == dtype
+        outputs.append((mixed.detach().float(), leaf.grad.float()))
+    for exact, rounded in zip(*outputs, strict=True):
+        assert (exact - rounded).norm() < 0.02 * exact.norm()
+
+
+def test_attention_drops_weights_in_bf16_too():
+    torch.manual_seed(0)
+    qkv = torch.zeros(3, 1, 1, 64, 16, dtype=torch.bfloat16)
+    qkv[2] = 1.0
+    mixed = layers.attention(qkv, None, 0.5).float()
+    assert mixed.std() > 0.05
+    assert mixed.mean() == pytest.approx(1.0, abs=0.1)
 
 
 @torch.no_grad()

@@ -52,6 +52,8 @@ class Documents:
         generator = np.random.default_rng(0)
         self.document_lengths = np.asarray(lengths, dtype=np.int64)
         self._tokens = [generator.integers(5, V, length) for length in lengths]
+        for ids in self._tokens:  # a word here and there that the tokenizer does not know
+            ids[generator.random(len(ids)) < 0.05] = UNK
 
     def tokens(self, document: int, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         return self._tokens[document][start:stop]

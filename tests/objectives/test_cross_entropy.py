@@ -1,0 +1,74 @@
+"""The fused cross-entropy equals PyTorch's two steps, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmctl.objectives import cross_entropy
+from llmctl.objectives.cross_entropy import linear_cross_entropy
+
+
+def make(rows: int, width: int, pieces: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    torch.manual_seed(0)
+    values = torch.randn(rows, width), torch.randn(pieces, width), torch.randn(pieces)
+    return [
+        *(value.to(dtype).requires_grad_() for value in values),
+        torch.randint(pieces, (rows,)),
+    ]
+
+
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    logits = F.linear(hidden, weight, bias)
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+    return loss, (logits.argmax(-1) == labels).sum()
+
+
+@pytest.mark.parametrize("rows", [1, 255, 256, 257, 600])
+def test_loss_hits_and_gradients_equal_pytorchs(rows: int):
+    arguments = make(rows, 16, 50)
+    results = []
+    for function in (linear_cross_entropy, plain):
+        loss, hits = function(*arguments)
+        gradients = torch.autograd.grad(loss / rows, arguments[:3])
+        results.append((loss.detach(), hits, *gradients))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_equal_finite_differences(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cross_entropy, "ROWS_ON_CPU", 3)
+    *floats, labels = make(7, 4, 6, torch.float64)
+    assert torch.autograd.gradcheck(lambda *x: linear_cross_entropy(*x, labels)[0], floats)
+
+
+def test_without_gradients_it_says_the_same():
+    arguments = make(300, 16, 50)
+    loss, hits = linear_cross_entropy(*arguments)
+    with torch.no_grad():
+        bare_loss, bare_hits = linear_cross_entropy(*arguments)
+    assert not bare_loss.requires_grad
+    assert torch.equal(loss.detach(), bare_loss)
+    assert torch.equal(hits, bare_hits)
+
+
+def test_logits_far_apart_neither_overflow_nor_vanish():
+    hidden, weight = torch.tensor([[1000.0]]), torch.tensor([[1.0], [-1.0]])
+    loss, hits = linear_cross_entropy(hidden, weight, torch.zeros(2), torch.tensor([1]))
+    assert loss.item() == 2000.0
+    assert hits.item() == 0
+
+
+def test_under_autocast_products_are_bf16_and_sums_are_not():
+    """Against fp32: bf16 has 8 bits, so a product is right to about 2⁻⁸ of its terms' size."""
+    arguments = make(600, 64, 500)
+    exact = torch.autograd.grad(plain(*arguments)[0], arguments[:3])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = linear_cross_entropy(*arguments)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, plain(*arguments)[0], rtol=1e-3, atol=0.0)
+    for ours, theirs in zip(torch.autograd.grad(loss, arguments[:3]), exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
