@@ -23,8 +23,8 @@ class TrainingConfig(Config):
     run does as many steps as the machine manages, so it can't be repeated to the bit."""
     batch_size: int = Field(32, ge=1)
     """Rows in a step: sequences in pretraining, examples in finetuning."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """At its peak, after the warm-up."""
+    learning_rate: float = Field(0.0, ge=0)
+    """At its peak, after the warm-up. 0: by the stage and the model's width."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warm-up; linear, to zero, is BERT's."""
     warmup: float = Field(0.06, ge=0, lt=1)

@@ -35,11 +35,13 @@ def hugging_face_bert_pretraining(
     real_tokens: int,
     learning_rate: float,
     seed: int,
+    bf16: bool = False,
     evaluate: Callable[[Any], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Pretrain ``BertForPreTraining`` in a plain loop until it has seen ``real_tokens``.
 
-    text_documents: the sentences of each document. real_tokens: padding not counted.
+    text_documents: the sentences of each document. real_tokens: padding not counted. bf16:
+    autocast, as the Trainer's option of that name does; the default is fp32.
     evaluate: called with the model at the end, in eval mode and not timed; its answer is under
     ``evaluation``.
     Returns tokens_per_second (real tokens, without the first steps and without making pairs),
@@ -85,7 +87,8 @@ def hugging_face_bert_pretraining(
         loader = DataLoader(pairs, batch_size=batch_size, shuffle=True, collate_fn=collator)
         started = time.perf_counter()
         for batch in loader:
-            loss = model(**batch).loss
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+                loss = model(**batch).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

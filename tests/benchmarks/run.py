@@ -57,25 +57,26 @@ def pretraining(options: argparse.Namespace) -> None:
     import torch
 
     from llmctl.data.shards import ShardReader
+    from llmctl.interop.model_folder import read_model_folder
     from llmctl.models.bert import Bert
     from llmctl.objectives.masked_lm import from_hugging_face
     from llmctl.stages.pretrain import VALIDATION_SEED, Pretraining, resolve
-    from llmctl.stages.session import Machine
     from llmctl.training.plan import plan_masked_lm
     from llmctl.training.precision import matrix_rate
     from llmctl.training.trainer import evaluate
     from llmctl.workspace.artefacts import Workspace
 
+    device = torch.device("cpu")
+    steps = options.tokens // (SEQUENCE * BATCH)
+    settings = {
+        "data": {"sequence_length": SEQUENCE},
+        "training": {"batch_size": BATCH, "max_steps": steps, "eval_every": steps},
+    }
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         llmctl(root, "tokenize", options.corpus, "--vocab-size", VOCABULARY, "--name", "corpus")
-        workspace = Workspace(root)
-        shards = workspace.get("shards", "corpus")
-        config = resolve(
-            "bert", "mini",
-            {"data": {"sequence_length": SEQUENCE}, "training": {"batch_size": BATCH}},
-        )  # fmt: skip
-        stage = Pretraining(shards, config)
+        shards = Workspace(root).get("shards", "corpus")
+        stage = Pretraining(shards, resolve("bert", "mini", settings))
         held_out = stage.batches("validation", seed=VALIDATION_SEED)
         batches = [
             stage.collate(held_out, n, seed=VALIDATION_SEED)
@@ -83,78 +84,89 @@ def pretraining(options: argparse.Namespace) -> None:
         ]
 
         def score(model: Any) -> dict[str, float]:
-            return evaluate(model, batches.__getitem__, len(batches), device=torch.device("cpu"))
+            return evaluate(model, batches.__getitem__, len(batches), device=device)
 
         def score_theirs(model: Any) -> dict[str, float]:
-            body = Bert(stage.config.model)
-            return score(from_hugging_face(body, model.state_dict()))
+            return score(from_hugging_face(Bert(stage.config.model), model.state_dict()))
 
-        reader = ShardReader(shards.folder, "train")
-        documents = []
-        for number in range(len(reader)):
-            ids, starts = reader.tokens(number), reader.sentence_starts(number).tolist()
-            ends = [*starts[1:], len(ids)]
-            documents.append(
-                [
-                    stage.tokenizer.decode(ids[a:b].tolist())
-                    for a, b in zip(starts, ends, strict=True)
-                ]
-            )
+        def ours(precision: str, repeat: int) -> dict[str, Any]:
+            name = f"{precision}-{repeat}"
+            given = [f"{table}.{key}={value}" for table, values in settings.items()
+                     for key, value in values.items()]  # fmt: skip
+            words = [word for setting in given for word in ("--set", setting)]
+            summary = llmctl(
+                root, "pretrain", "--shards", "corpus", "--preset", "mini", "--name", name,
+                *words, "--set", f"training.precision={precision}", "--seed", repeat,
+            )  # fmt: skip
+            log = (root / "runs" / name / "metrics.jsonl").read_text().splitlines()
+            logged = [r for r in map(json.loads, log) if r["kind"] == "train"]
+            return {
+                # The first steps allocate memory and choose kernels; nor are they timed over there.
+                "tokens_per_second": median(r["tokens_per_second"] for r in logged[1:]),
+                "padding_share": median(r["padding"] for r in logged),
+                "real_tokens": summary["tokens"],
+                "evaluation": score(read_model_folder(root / "runs" / name / "model").masked_lm()),
+            }
+
+        def theirs(precision: str, repeat: int, tokens: int) -> dict[str, Any]:
+            return peers.hugging_face_bert_pretraining(
+                documents, str(shards.folder / "tokenizer"), sequence_length=SEQUENCE,
+                batch_size=BATCH, real_tokens=tokens, learning_rate=options.peer_rate,
+                seed=repeat, bf16=precision == "bf16", evaluate=score_theirs,
+            )  # fmt: skip
+
+        documents = _sentences(ShardReader(shards.folder, "train"), stage.tokenizer)
+        results: dict[str, list[dict[str, Any]]] = {}
+        for repeat in range(options.repeats):
+            for precision in options.precisions:
+                mine = ours(precision, repeat)
+                results.setdefault(f"llmctl {precision}", []).append(mine)
+                results.setdefault(f"Hugging Face {precision}", []).append(
+                    theirs(precision, repeat, mine["real_tokens"])
+                )
         rows: list[list[object]] = [
             ["", "tokens/s", "padding", "MLM loss", "NSP loss", "real tokens"]
         ]
-        speeds: dict[str, list[float]] = {"llmctl fp32": [], "llmctl auto": [], "Hugging Face": []}
-        for repeat in range(options.repeats):
-            for precision in ("fp32", "auto"):
-                steps = options.tokens // (SEQUENCE * BATCH)
-                name = f"{precision}-{repeat}"
-                summary = llmctl(
-                    root, "pretrain", "--shards", "corpus", "--preset", "mini", "--name", name,
-                    "--set", f"training.max_steps={steps}", "--set", f"training.batch_size={BATCH}",
-                    "--set", f"training.precision={precision}",
-                    "--set", f"training.eval_every={steps}", "--seed", repeat,
-                )  # fmt: skip
-                log = (root / "runs" / name / "metrics.jsonl").read_text().splitlines()
-                logged = [r for r in map(json.loads, log) if r["kind"] == "train"]
-                speed = median(r["tokens_per_second"] for r in logged[1:])
-                speeds[f"llmctl {precision}"].append(speed)
-                from llmctl.interop.model_folder import read_model_folder
-
-                ours = score(read_model_folder(root / "runs" / name / "model").masked_lm())
+        for name, runs in results.items():
+            for run in runs:
+                scores = run["evaluation"]
                 rows.append(
-                    [f"llmctl {precision} ({summary['precision']})", f"{speed:,.0f}",
-                     f"{logged[-1]['padding']:.1%}", f"{ours['mlm_loss']:.3f}",
-                     f"{ours['nsp_loss']:.3f}", f"{summary['tokens']:,}"]
+                    [name, f"{run['tokens_per_second']:,.0f}", f"{run['padding_share']:.1%}",
+                     f"{scores['mlm_loss']:.3f}", f"{scores['nsp_loss']:.3f}",
+                     f"{run['real_tokens']:,}"]
                 )  # fmt: skip
-            theirs = peers.hugging_face_bert_pretraining(
-                documents, str(shards.folder / "tokenizer"), sequence_length=SEQUENCE,
-                batch_size=BATCH, real_tokens=summary["tokens"], learning_rate=options.peer_rate,
-                seed=repeat, evaluate=score_theirs,
-            )  # fmt: skip
-            speeds["Hugging Face"].append(theirs["tokens_per_second"])
-            rows.append(
-                ["Hugging Face", f"{theirs['tokens_per_second']:,.0f}",
-                 f"{theirs['padding_share']:.1%}", f"{theirs['evaluation']['mlm_loss']:.3f}",
-                 f"{theirs['evaluation']['nsp_loss']:.3f}", f"{theirs['real_tokens']:,}"]
-            )  # fmt: skip
         table(rows)
-        peer = median(speeds["Hugging Face"])
+        speed = {
+            name: median(run["tokens_per_second"] for run in runs) for name, runs in results.items()
+        }
         with torch.device("meta"):
             model = stage.build_model()
-        machine = Machine(torch.device("cpu"), "fp32")
-        for name, dtype in (("fp32", torch.float32), ("auto", torch.bfloat16)):
-            ours_speed = median(speeds[f"llmctl {name}"])
+        for precision in options.precisions:
             plan = plan_masked_lm(
                 model, stage.config.model, sequence_length=SEQUENCE, batch_size=BATCH,
-                mask_rate=0.15, total_steps=None, device=machine.device, precision=name,
+                mask_rate=0.15, total_steps=None, device=device, precision=precision,
             )  # fmt: skip
-            rate = matrix_rate(machine.device, dtype)
-            used = ours_speed * plan.flops_per_token
-            print(
-                f"llmctl {name}: {ours_speed / peer:.2f} times Hugging Face; "
-                f"{used / 1e9:.0f} GFLOP/s, {used / rate:.0%} of this machine's "
-                f"{dtype} matrix peak ({rate / 1e9:.0f})"
+            mine = speed[f"llmctl {precision}"]
+            used = mine * plan.flops_per_token
+            rate = matrix_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+            against = ", ".join(
+                f"{mine / speed[f'Hugging Face {other}']:.2f} times Hugging Face in {other}"
+                for other in options.precisions
             )
+            print(
+                f"llmctl {precision}: {against}; {used / 1e9:.0f} GFLOP/s, {used / rate:.0%} of "
+                f"this machine's {precision} matrix peak ({rate / 1e9:.0f})"
+            )
+
+
+def _sentences(reader: Any, tokenizer: Any) -> list[list[str]]:
+    """The text of every sentence of every document."""
+    documents = []
+    for number in range(len(reader)):
+        ids, starts = reader.tokens(number), reader.sentence_starts(number).tolist()
+        spans = zip(starts, [*starts[1:], len(ids)], strict=True)
+        documents.append([tokenizer.decode(ids[a:b].tolist()) for a, b in spans])
+    return documents
 
 
 def tokenizing(options: argparse.Namespace) -> None:
@@ -286,6 +298,7 @@ def main() -> None:
         command.add_argument("--repeats", type=int, default=3)
         command.add_argument("--tokens", type=int, default=400_000, help="of each pretraining")
         command.add_argument("--peer-rate", type=float, default=1e-3, help="its learning rate")
+        command.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
         command.add_argument("--megabytes", type=float, default=20)
         command.add_argument("--workers", type=int, default=2)
         if function is topics:
