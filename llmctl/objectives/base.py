@@ -9,6 +9,19 @@ import torch
 from torch import Tensor
 
 
+IGNORED = -100
+"""Label of what is not scored: PyTorch's and Hugging Face's."""
+
+
+def rounded_up(size: int, step: int) -> int:
+    """The next multiple of ``step``.
+
+    For each new shape of a bf16 product a processor compiles a kernel, which takes longer than
+    many products (about 6 ms and 1 MB): sizes that vary from batch to batch are rounded up.
+    """
+    return -(-size // step) * step
+
+
 @dataclass(frozen=True)
 class Ratio:
     """A sum and its count, added across batches before dividing: a mean of means weighs

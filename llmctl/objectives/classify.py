@@ -20,7 +20,10 @@ from torch.nn import functional as F
 from llmctl.errors import InputError
 from llmctl.models.bert import Bert, export_tensors, import_tensors
 from llmctl.models.layers import initialise
-from llmctl.objectives.base import LossParts, Ratio, TensorBatch
+from llmctl.objectives.base import LossParts, Ratio, TensorBatch, rounded_up
+
+LENGTH_STEP = 8
+"""The longest example of a batch is padded too, to a multiple of this: see ``rounded_up``."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,14 @@ class Classifier(nn.Module):
 
     def forward(self, batch: ExampleBatch) -> Tensor:
         """Logits (B, C)."""
-        mask = None if bool(batch.mask_BT.all()) else batch.mask_BT
-        hidden_BTD = self.body(batch.input_ids_BT, batch.segment_ids_BT, mask)
+        T = batch.input_ids_BT.shape[1]
+        length = min(rounded_up(T, LENGTH_STEP), self.body.config.max_positions)
+        ids_BT, segments_BT, mask_BT = (
+            F.pad(part, (0, length - T))
+            for part in (batch.input_ids_BT, batch.segment_ids_BT, batch.mask_BT)
+        )
+        mask = None if bool(mask_BT.all()) else mask_BT
+        hidden_BTD = self.body(ids_BT, segments_BT, mask)
         pooled_BD = torch.tanh(self.pooler(hidden_BTD[:, 0]))
         return self.output(self.dropout(pooled_BD))
 

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llmctl.objectives.base import IGNORED
+
 ROWS_ON_CPU = 256
 """With 8,000 pieces eight megabytes of logits. Fewer rows cost more passes over the gradient of
 the weight, more rows leave the cache; measured for 8,000 to 30,000 pieces of width 128 to 512."""
@@ -30,7 +32,7 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """The summed loss in nats, and how many labels had the largest logit.
 
-    labels_M: int64 ids. Products are in the type of an enclosing autocast, sums in that of
+    labels_M: int64 ids; what is IGNORED (-100) is not scored. Products are in the type of an enclosing autocast, sums in that of
     ``hidden_MD``. Can be differentiated once.
     """
     device = hidden_MD.device.type
@@ -63,17 +65,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = ROWS_ON_CPU if hidden_MD.device.type == "cpu" else ROWS_ELSEWHERE
         for begin in range(0, len(labels_M), rows):
             here = slice(begin, begin + rows)
-            label_R1 = labels_M[here, None]
+            scored_R1 = labels_M[here, None] != IGNORED
+            label_R1 = labels_M[here, None].where(scored_R1, 0)
             z_RV = (low_MD[here] @ low_VD.T).to(hidden_MD.dtype).add_(bias_V)
             top_R1, true_R1 = z_RV.amax(1, keepdim=True), z_RV.gather(1, label_R1)
-            correct += (true_R1 == top_R1).sum()
+            correct += ((true_R1 == top_R1) & scored_R1).sum()
             z_RV.sub_(top_R1).exp_()
             sum_R1 = z_RV.sum(1, keepdim=True)
-            loss += (sum_R1.log() + top_R1 - true_R1).sum()
+            loss += (sum_R1.log() + top_R1 - true_R1).mul_(scored_R1).sum()
             if not with_gradient:
                 continue
-            z_RV.div_(sum_R1)
-            z_RV.scatter_add_(1, label_R1, torch.full_like(true_R1, -1.0))
+            scored_R1 = scored_R1.to(z_RV.dtype)
+            z_RV.mul_(scored_R1 / sum_R1)
+            z_RV.scatter_add_(1, label_R1, -scored_R1)
             grad_V += z_RV.sum(0)
             low_RV = z_RV.to(product_type)
             grad_MD[here] = low_RV @ low_VD

@@ -29,10 +29,13 @@ from llmctl.data.keyed import integers, key_of, uniform
 from llmctl.data.pairs import TextPair, draw_pairs
 from llmctl.models.bert import Bert, export_tensors, import_tensors
 from llmctl.models.layers import ACTIVATIONS, initialise
-from llmctl.objectives.base import LossParts, Ratio, TensorBatch
+from llmctl.objectives.base import IGNORED, LossParts, Ratio, TensorBatch, rounded_up
 from llmctl.objectives.cross_entropy import linear_cross_entropy
 
 PUBLISHED_MASK_RATE = 0.15
+
+MASKED_STEP, TEXTS_STEP = 64, 32
+"""Masked tokens and texts of a batch are filled up to multiples of these: see ``rounded_up``."""
 
 
 class MaskedLMConfig(Config):
@@ -128,21 +131,29 @@ class MaskedLM(nn.Module):
             batch.input_ids_BT, batch.segment_ids_BT, batch.mask_BTT, batch.position_ids_BT
         )
         flat_D = hidden_BTD.flatten(0, 1)
+        places_M, labels_M = _in_steps(batch.masked_M, batch.labels_M, MASKED_STEP)
         nll, correct = linear_cross_entropy(
-            self.transformed(flat_D.index_select(0, batch.masked_M)),
+            self.transformed(flat_D.index_select(0, places_M)),
             self.body.token_embedding.weight,
             self.output_bias,
-            batch.labels_M,
+            labels_M,
         )
         count = len(batch.labels_M)
         losses = {"mlm_loss": Ratio(nll, count)}
         metrics = {"mlm_accuracy": Ratio(correct, count)}
         if self.next_sentence is not None:
-            logits_S2 = self.next_logits(flat_D.index_select(0, batch.cls_S)).float()
-            labels_S, count = batch.next_labels_S, len(batch.next_labels_S)
+            count = len(batch.next_labels_S)
+            places_S, labels_S = _in_steps(batch.cls_S, batch.next_labels_S, TEXTS_STEP)
+            logits_S2 = self.next_logits(flat_D.index_select(0, places_S)).float()
             losses["nsp_loss"] = Ratio(F.cross_entropy(logits_S2, labels_S, reduction="sum"), count)
             metrics["nsp_accuracy"] = Ratio((logits_S2.argmax(-1) == labels_S).sum(), count)
         return LossParts(losses, metrics)
+
+
+def _in_steps(places: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Filled up to a multiple of ``step`` with a place that is not scored."""
+    missing = rounded_up(len(labels), step) - len(labels)
+    return F.pad(places, (0, missing)), F.pad(labels, (0, missing), value=IGNORED)
 
 
 def collate(

@@ -8,16 +8,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmctl.objectives import cross_entropy
+from llmctl.objectives.base import IGNORED
 from llmctl.objectives.cross_entropy import linear_cross_entropy
 
 
 def make(rows: int, width: int, pieces: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     torch.manual_seed(0)
     values = torch.randn(rows, width), torch.randn(pieces, width), torch.randn(pieces)
-    return [
-        *(value.to(dtype).requires_grad_() for value in values),
-        torch.randint(pieces, (rows,)),
-    ]
+    labels = torch.randint(pieces, (rows,))
+    labels[2::5] = IGNORED
+    return [*(value.to(dtype).requires_grad_() for value in values), labels]
 
 
 def plain(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
