@@ -7,7 +7,7 @@ the defaults, a preset, the stage's table of a recipe (TOML), options and ``--se
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, get_args
 
@@ -29,6 +29,14 @@ def _seconds(value: object) -> object:
 
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 """A duration: a number of seconds, or text such as ``10m``, ``1h30m``."""
+
+
+def _column(value: object) -> object:
+    return str(value) if type(value) is int else value
+
+
+ColumnName = Annotated[str, BeforeValidator(_column)]
+"""A column of a table by its name, or by its number: ``text_column = 2`` in a recipe."""
 
 
 class Config(BaseModel):
@@ -58,15 +66,38 @@ C = TypeVar("C", bound=Config)
 def build(kind: type[C], *layers: Mapping[str, Any]) -> C:
     """A configuration from layers of values, later ones over earlier ones.
 
-    Raises ConfigError naming the field, what was given and the closest known name.
+    Raises ConfigError naming the field, what was given and the closest known name; the recipe
+    too, where the field is from one.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        merge(merged, layer)
+        merge(merged, _in_full(layer))
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_explain(kind, error)) from None
+        where = error.errors(include_url=False)[0]["loc"]
+        # Where several layers have the field, the last one's value was refused.
+        source = next((layer for layer in reversed(layers) if _has(_in_full(layer), where)), None)
+        prefix = f"recipe {source.path}: " if isinstance(source, Recipe) else ""
+        raise ConfigError(prefix + _explain(kind, error)) from None
+
+
+def _in_full(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of values with the names that aliases stand for."""
+    return {
+        ALIASES.get(prefix + key, prefix + key).removeprefix(prefix): (
+            _in_full(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        )
+        for key, value in layer.items()
+    }
+
+
+def _has(tree: Any, where: Sequence[int | str]) -> bool:
+    for key in where:
+        if not isinstance(tree, Mapping) or key not in tree:
+            return False
+        tree = tree[key]
+    return True
 
 
 def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
@@ -78,6 +109,14 @@ def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
             merge(into[key], value)
         else:
             into[key] = value
+
+
+class Recipe(dict[str, Any]):
+    """A stage's table of a recipe, which knows its file."""
+
+    def __init__(self, table: Mapping[str, Any], path: Path) -> None:
+        super().__init__(table)
+        self.path = path
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -113,7 +152,7 @@ def _parse_value(text: str) -> Any:
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-def read_recipe(path: Path, stage: str) -> dict[str, Any]:
+def read_recipe(path: Path, stage: str) -> Recipe:
     """A stage's table of a recipe file. Raises InputError if the file can't be read."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -131,7 +170,7 @@ def read_recipe(path: Path, stage: str) -> dict[str, Any]:
         )
     if not isinstance(table, dict):
         raise InputError(f"--recipe {path}: {stage} is a value; write a table [{stage}]")
-    return table
+    return Recipe(table, path)
 
 
 def field_names(kind: type[Config], prefix: str = "") -> list[str]:
@@ -153,12 +192,27 @@ def config_of(annotation: Any) -> type[Config] | None:
     return None
 
 
+def _names_beside(kind: type[Config], where: Sequence[int | str]) -> list[str]:
+    """The dotted names, tables among them, that are as deep as an unknown one and beside it."""
+    prefix, level = "", kind
+    for parent in where[:-1]:
+        nested = config_of(level.model_fields[str(parent)].annotation)
+        if nested is None:
+            return []
+        prefix, level = f"{prefix}{parent}.", nested
+    aliases = [name for name in ALIASES if name.rpartition(".")[0] == prefix.rstrip(".")]
+    return [*(prefix + name for name in level.model_fields), *aliases]
+
+
 def _explain(kind: type[Config], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = field_names(kind)
-        hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
+        beside = _names_beside(kind, first["loc"])
+        hint = (
+            did_you_mean(key, beside) or did_you_mean(key, known) or f"; known: {', '.join(known)}"
+        )
         return f"unknown key {key!r}{hint}"
     message = first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first["input"], dict) else f", and {first['input']!r} was given"

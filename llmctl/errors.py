@@ -63,6 +63,12 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the operating system answers when a disk, a quota or a file-size limit is exhausted."""
 
 
+NO_ACCESS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT}
+)
+"""What it answers where a path can't be used: its permissions, its kind, or that it isn't there."""
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)

@@ -4,28 +4,14 @@
 #
 #   bash recipes/quickstart.sh [RECIPE.toml]
 #
-# LLMCTL_WORKSPACE says where the artefacts go (default: ./workspace); LLMCTL_PYTHON names an
-# interpreter that has llmctl already, and then nothing is installed.
+# LLMCTL_WORKSPACE and LLMCTL_PYTHON as in setup.sh.
 set -euo pipefail
+recipe=$(realpath "${1:-$(dirname "$0")/quickstart.toml}")
 cd "$(dirname "$0")/.."
-recipe=${1:-recipes/quickstart.toml}
-export LLMCTL_WORKSPACE=${LLMCTL_WORKSPACE:-$PWD/workspace}
-
-if [ -n "${LLMCTL_PYTHON:-}" ]; then
-  python=$LLMCTL_PYTHON
-else
-  [ -x .venv/bin/python ] || python3 -m venv .venv
-  python=.venv/bin/python
-  # PyTorch first and by itself: a range would let another package choose its build.
-  "$python" -m pip install --quiet --disable-pip-version-check torch==2.13.0
-  "$python" -m pip install --quiet --disable-pip-version-check --editable . scikit-learn
-fi
-llmctl() { "$python" -m llmctl "$@"; }
-tasks=$LLMCTL_WORKSPACE/tasks
-begun=$SECONDS
+. recipes/setup.sh
 
 echo "== 1. learn WordPiece on Python's documentation, write shards"
-llmctl tokenize python:docs --recipe "$recipe"
+llmctl tokenize python:docs --recipe "$recipe" --name python-docs
 
 echo "== 2. pretrain a small BERT on it"
 llmctl pretrain --arch bert --shards python-docs --recipe "$recipe" --name bert-docs

@@ -1,7 +1,8 @@
 """Draws labelled examples from a table: some to train on, others to test on, always the same.
 
 python recipes/split_labels.py TABLE FOLDER writes FOLDER/NAME-train.csv and FOLDER/NAME-test.csv
-with the columns label and text. The draw is by a hash of the text.
+with the columns label and text, and the first of the latter as FOLDER/NAME-few.csv, to look at.
+The draw is by a hash of the text.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from llmctl.data.duplicates import text_hash
 from llmctl.data.tables import read_examples, resolve_columns
+
+FEW = 3
 
 
 def main() -> None:
@@ -35,7 +38,8 @@ def main() -> None:
     name = re.sub(r"[^A-Za-z0-9_-]", "-", options.table.name.partition(".")[0])
     options.folder.mkdir(parents=True, exist_ok=True)
     end = options.train + options.test
-    for part, chosen in (("train", rows[: options.train]), ("test", rows[options.train : end])):
+    train, test = rows[: options.train], rows[options.train : end]
+    for part, chosen in (("train", train), ("test", test), ("few", test[:FEW])):
         path = options.folder / f"{name}-{part}.csv"
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

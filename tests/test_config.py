@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.config import build, field_names, merge, parse_assignments
+from llmctl.config import build, field_names, merge, parse_assignments, read_recipe
 from llmctl.errors import ConfigError, InputError, UsageError
 from llmctl.stages.pretrain import PretrainConfig, resolve
+from llmctl.stages.tokenize import TokenizeConfig
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,65 @@ def test_what_is_not_an_assignment_is_refused(text: str):
     else:
         with pytest.raises(UsageError, match="KEY=VALUE"):
             parse_assignments([text])
+
+
+def test_lr_is_the_learning_rate_in_any_layer():
+    assert resolve("bert", None, {"training": {"lr": 0.5}}).training.learning_rate == 0.5
+    with pytest.raises(ConfigError, match=r"'training\.lrr' \(did you mean 'training\.lr'\?\)"):
+        resolve("bert", None, {"training": {"lrr": 0.5}})
+    with pytest.raises(ConfigError, match=r"^training\.learning_rate: .* and -1 was given"):
+        resolve("bert", None, {"training": {"lr": -1}})
+
+
+@pytest.mark.parametrize(
+    ("table", "hint"),
+    [
+        ({"trainin": {"max_steps": 5}}, "did you mean 'training'"),
+        ({"max_steps": 5}, r"did you mean 'training\.max_steps'"),
+        ({"training": {"max_step": 5}}, r"did you mean 'training\.max_steps'"),
+    ],
+)
+def test_hints_are_of_the_level_of_the_key(table: dict, hint: str):
+    with pytest.raises(ConfigError, match=hint):
+        resolve("bert", None, table)
+
+
+def test_a_fault_of_a_recipe_names_its_file(tmp_path: Path):
+    path = tmp_path / "r.toml"
+    path.write_text(
+        "[pretrain.training]\nmax_step = 5\n[tokenize]\nvalidation = 7\n[more.training]\nlr = -1\n"
+    )
+    recipe = read_recipe(path, "pretrain")
+    with pytest.raises(ConfigError, match=r"^recipe .*r\.toml: unknown key 'training\.max_step'"):
+        resolve("bert", None, recipe)
+    with pytest.raises(ConfigError, match=r"^recipe .*r\.toml: training\.learning_rate"):
+        resolve("bert", None, read_recipe(path, "more"), {"training": {"max_steps": 5}})
+    with pytest.raises(ConfigError, match=r"^recipe .*r\.toml: validation: .* 7 was given"):
+        build(TokenizeConfig, read_recipe(path, "tokenize"), {"vocab_size": 100})
+    # What was refused is the option's.
+    with pytest.raises(ConfigError, match=r"^validation: .* 8 was given"):
+        build(TokenizeConfig, read_recipe(path, "tokenize"), {"validation": 8})
+
+
+@pytest.mark.parametrize("make", ["missing", "folder", "not UTF-8", "not TOML", "value"])
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path: Path, make: str):
+    path = tmp_path / "r.toml"
+    if make == "folder":
+        path.mkdir()
+    elif make != "missing":
+        content = {"not UTF-8": b"\xff", "not TOML": b"[", "value": b"tokenize = 1"}[make]
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"^--recipe .*r\.toml"):
+        read_recipe(path, "tokenize")
+
+
+def test_a_column_may_be_given_by_its_number():
+    for value, name in ((2, "2"), ("2", "2"), ("title,text", "title,text"), (None, None)):
+        assert build(TokenizeConfig, {"text_column": value}).text_column == name
+    assert build(TokenizeConfig, parse_assignments(["text_column=2"])).text_column == "2"
+    for value in (True, 2.0, ["a"]):
+        with pytest.raises(ConfigError, match="text_column"):
+            build(TokenizeConfig, {"text_column": value})
 
 
 def test_rising_order_of_layers():

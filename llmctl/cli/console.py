@@ -19,24 +19,32 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from llmctl.reporting.units import figure
 from llmctl.stages.reporter import Reporter
 
 LINES_APART = 15.0
 """Seconds between lines of progress where no bar can be drawn (a file, a pipe)."""
 
 TRAIN_FIGURES = (
-    ("loss", "loss {:.4f}"),
-    ("mlm_accuracy", "MLM {:.1%}"),
-    ("nsp_accuracy", "NSP {:.1%}"),
-    ("accuracy", "accuracy {:.1%}"),
-    ("tokens_per_second", "{:,.0f} tokens/s"),
-    ("padding", "padding {:.1%}"),
+    ("loss", "loss {}", ".4f"),
+    ("mlm_accuracy", "MLM {}", ".1%"),
+    ("nsp_accuracy", "NSP {}", ".1%"),
+    ("accuracy", "accuracy {}", ".1%"),
+    ("tokens_per_second", "{} tokens/s", ",.0f"),
+    ("padding", "padding {}", ".1%"),
 )
 
 
 def out() -> Console:
     """For results."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    # Labels and paths are data: brackets and colons in them are no markup.
+    return Console(
+        file=sys.stdout,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=not sys.stdout.isatty(),
+    )
 
 
 def print_json(value: object) -> None:
@@ -58,16 +66,18 @@ class TerminalReporter(Reporter):
     """Draws bars on a terminal, and lines now and then elsewhere."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, highlight=False, quiet=quiet)
+        self._console = Console(
+            stderr=True, highlight=False, markup=False, emoji=False, quiet=quiet
+        )
         self._drawn = self._console.is_terminal and not quiet
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             console=self._console,
             transient=True,
             disable=not self._drawn,
@@ -88,7 +98,7 @@ class TerminalReporter(Reporter):
         self._progress.stop()
 
     def note(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, markup=False)
+        self._console.print(text, soft_wrap=True)
 
     def progress(self, task: str, done: float, total: float | None, detail: str = "") -> None:
         if task not in self._tasks:
@@ -102,7 +112,9 @@ class TerminalReporter(Reporter):
 
     def metrics(self, kind: str, step: int, total: int | None, values: dict[str, Any]) -> None:
         figures = ", ".join(
-            form.format(values[name]) for name, form in TRAIN_FIGURES if name in values
+            text.format(figure(values[name], form))
+            for name, text, form in TRAIN_FIGURES
+            if name in values
         )
         if kind == "validation":
             self.note(f"step {step:>6}  validation: {figures}")

@@ -29,43 +29,57 @@ def command(
     text_column: options.TextColumnOption = None,
     text_pair_column: options.TextPairColumnOption = None,
     label_column: options.LabelColumnOption = None,
+    encoding_errors: options.EncodingErrorsOption = None,
     baselines: Annotated[
-        bool, typer.Option("--baselines/--no-baselines", help="Measure baselines beside it.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--baselines/--no-baselines", help="Measure baselines beside it.", show_default="yes"
+        ),
+    ] = None,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens scored for the pseudo-perplexity.")
-    ] = 2000,
-    device: options.DeviceOption = "auto",
+        int | None,
+        typer.Option(help="Tokens scored for the pseudo-perplexity.", show_default="2000"),
+    ] = None,
+    device: options.DeviceOption = None,
     seed: options.SeedOption = None,
     name: options.NameOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
+    recipe: options.RecipeOption = None,
+    set_: options.SetOption = [],  # noqa: B006
     force: options.ForceOption = False,
+    dry_run: options.DryRunOption = False,
     json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
     """Measure a model on held-out data, with baselines and intervals; keeps a report."""
     from llmctl.cli.console import TerminalReporter, out, print_json
-    from llmctl.stages.evaluate import EvaluateConfig, evaluate_model
+    from llmctl.config import build, parse_assignments, read_recipe
+    from llmctl.stages.evaluate import EvaluateConfig, evaluate_model, plan
 
-    config = EvaluateConfig(
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=label_column,
-        baselines=baselines,
-        max_tokens=max_tokens,
-        device=device,
-        seed=seed or 0,
+    given: dict[str, Any] = {
+        "text_column": text_column,
+        "text_pair_column": text_pair_column,
+        "label_column": label_column,
+        "encoding_errors": encoding_errors,
+        "baselines": baselines,
+        "max_tokens": max_tokens,
+        "device": device,
+        "seed": seed,
+    }
+    config = build(
+        EvaluateConfig,
+        read_recipe(recipe, "eval") if recipe else {},
+        {key: value for key, value in given.items() if value is not None},
+        parse_assignments(set_),
     )
+    place = options.open_workspace(workspace)
+    how: dict[str, Any] = {"compare": compare, "name": name, "force": force}
     with TerminalReporter(quiet=quiet) as reporter:
+        if dry_run:
+            print_json(plan(place, start, data, config, reporter=reporter, **how))
+            return
         report, artefact, there = evaluate_model(
-            options.open_workspace(workspace),
-            start,
-            data,
-            config,
-            compare=compare,
-            name=name,
-            force=force,
-            reporter=reporter,
+            place, start, data, config, reporter=reporter, **how
         )
         reporter.note(f"report {artefact.folder}{': up to date' if there else ''}")
     if json:
@@ -130,6 +144,8 @@ def _print_pretrained(console: Any, report: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
 
+    from llmctl.reporting.units import figure
+
     table = Table(
         box=box.SIMPLE, title=f"{report['model']} on the validation part of {report['data']}"
     )
@@ -137,13 +153,15 @@ def _print_pretrained(console: Any, report: dict[str, Any]) -> None:
     table.add_column("value", justify="right")
     values = report["results"]
     rows = [
-        (f"MLM loss (at {report['mask_rate']:.0%}), nats", f"{values['mlm_loss']:.4f}"),
-        ("MLM accuracy", f"{values['mlm_accuracy']:.1%}"),
+        # A handful of validation tokens may have none that is masked.
+        (f"MLM loss (at {report['mask_rate']:.0%}), nats", figure(values.get("mlm_loss"), ".4f")),
+        ("MLM accuracy", figure(values.get("mlm_accuracy"), ".1%")),
     ]
     if "nsp_accuracy" in values:
-        rows.append(("NSP accuracy", f"{values['nsp_accuracy']:.1%}"))
+        rows.append(("NSP accuracy", figure(values["nsp_accuracy"], ".1%")))
     scored = report["pseudo_perplexity_tokens"]
-    rows.append((f"pseudo-perplexity ({scored:,} tokens)", f"{values['pseudo_perplexity']:.2f}"))
+    perplexity = figure(values["pseudo_perplexity"], ".2f")
+    rows.append((f"pseudo-perplexity ({scored:,} tokens)", perplexity))
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -24,7 +24,9 @@ def command(
         ),
     ],
     data: Annotated[Path, typer.Option(help="Labelled texts: CSV, TSV, JSONL or Parquet.")],
-    task: Annotated[str, typer.Option(help="What to learn: classify.")] = "classify",
+    task: Annotated[
+        str | None, typer.Option(help="What to learn: classify.", show_default="classify")
+    ] = None,
     like: Annotated[
         str | None,
         typer.Option(
@@ -35,6 +37,7 @@ def command(
     text_column: options.TextColumnOption = None,
     text_pair_column: options.TextPairColumnOption = None,
     label_column: options.LabelColumnOption = None,
+    encoding_errors: options.EncodingErrorsOption = None,
     freeze_layers: Annotated[
         int | None,
         typer.Option(help="Keep the embeddings and this many of the lowest blocks as they are."),
@@ -55,16 +58,17 @@ def command(
     """Train a pretrained model on labelled texts. The same command goes on after a stop."""
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.config import build, parse_assignments, read_recipe
-    from llmctl.stages.finetune import FinetuneConfig, finetune
+    from llmctl.stages.finetune import FinetuneConfig, finetune, plan
 
-    columns = {
+    table = {
         "text_column": text_column,
         "text_pair_column": text_pair_column,
         "label_column": label_column,
+        "encoding_errors": encoding_errors,
     }
     given: dict[str, Any] = {
         "task": task,
-        "data": {key: value for key, value in columns.items() if value is not None},
+        "data": {key: value for key, value in table.items() if value is not None},
         "freeze_layers": freeze_layers,
         "class_weights": class_weights,
         "seed": seed,
@@ -76,21 +80,13 @@ def command(
         {key: value for key, value in given.items() if value is not None},
         parse_assignments(set_),
     )
-    if dry_run:
-        print_json({"config": config.model_dump(mode="json"), "from": start, "data": str(data)})
-        return
+    place = options.open_workspace(workspace)
+    how: dict[str, Any] = {"like": like, "name": name, "force": force}
     with TerminalReporter(quiet=quiet) as reporter:
-        artefact, there = finetune(
-            options.open_workspace(workspace),
-            start,
-            data,
-            config,
-            like=like,
-            name=name,
-            force=force,
-            resume_command=options.resume_command(),
-            reporter=reporter,
-        )
+        if dry_run:
+            print_json(plan(place, start, data, config, reporter=reporter, **how))
+            return
+        artefact, there = finetune(place, start, data, config, reporter=reporter, **how)
         if there:
             reporter.note(f"run {artefact.manifest.name}: up to date")
     summary = artefact.manifest.summary
@@ -98,7 +94,7 @@ def command(
         print_json({"name": artefact.manifest.name, "folder": str(artefact.folder), **summary})
         return
     last = summary.get("validation", {})
-    figures = f", best at step {summary['best_step']}" if last else ""
+    figures = f", best at step {summary['best_step']}" if last and summary["best_step"] else ""
     out().print(
         f"run {artefact.manifest.name}: {summary['train_examples']:,} examples, "
         f"{summary['steps']:,} steps in {summary['seconds']:.0f} s{figures}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -14,10 +15,14 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from llmctl.errors import NO_SPACE, LlmctlError
+from llmctl.errors import NO_ACCESS, NO_SPACE, LlmctlError
 
 if TYPE_CHECKING:
     from llmctl.workspace.artefacts import Workspace
+
+NO_MEMORY = "out of memory; use a smaller batch or model, or a machine with more"
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+"""What PyTorch's allocators say, of the GPU and of the machine."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,7 +54,17 @@ DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan only.")
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Of every random draw.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda or mps.", show_default="auto")
+]
+EncodingErrorsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--encoding-errors",
+        help="strict or replace: what a byte that is not UTF-8 does.",
+        show_default="strict",
+    ),
+]
 TextColumnOption = Annotated[
     str | None,
     typer.Option("--text-column", help="The text's column; several (a,b) are joined."),
@@ -87,7 +102,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
         except MemoryError:
-            _fail("out of memory; use a smaller batch or model, or a machine with more", 5)
+            _fail(NO_MEMORY, 5)
         except OSError as error:
             if error.errno in NO_SPACE:
                 where = f" ({error.filename})" if error.filename else ""
@@ -96,9 +111,26 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
                     "command again, it goes on where it was",
                     5,
                 )
+            if error.errno == errno.ENOMEM:
+                _fail(NO_MEMORY, 5)
+            if error.errno in NO_ACCESS and error.filename:
+                _fail(
+                    f"{os.fsdecode(error.filename)} can't be read or written: {error.strerror}; "
+                    "check the path and its permissions",
+                    3,
+                )
+            _bug(error)
+        except UnicodeEncodeError as error:
+            if error.reason == "surrogates not allowed":
+                _fail(
+                    "a name or a text on the command line is not UTF-8: "
+                    f"{error.object[error.start : error.start + 20]!a}; rename the file, or "
+                    "give the text in a file",
+                    2,
+                )
             _bug(error)
         except Exception as error:
-            if "out of memory" in str(error).lower():
+            if any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
                 _fail(f"out of memory: {str(error).splitlines()[0]}; lower training.batch_size", 5)
             _bug(error)
 
@@ -130,12 +162,3 @@ def _bug(error: Exception) -> NoReturn:
 def debugging() -> bool:
     """Whether ``--debug`` was given."""
     return bool(os.environ.get("LLMCTL_DEBUG"))
-
-
-def resume_command() -> str:
-    """The command that goes on with what is being made."""
-    import shlex
-
-    from llmctl.workspace.artefacts import command_line
-
-    return shlex.join(word for word in command_line() if word != "--force")

@@ -34,8 +34,9 @@ def command(
     ] = None,
     text_column: options.TextColumnOption = None,
     text_pair_column: options.TextPairColumnOption = None,
+    encoding_errors: options.EncodingErrorsOption = None,
     top: Annotated[int, typer.Option(min=1, help="Classes or candidates shown.")] = 5,
-    device: options.DeviceOption = "auto",
+    device: options.DeviceOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
@@ -48,8 +49,12 @@ def command(
         raise UsageError("give texts or --data, not both")
     if not texts and data is None and sys.stdin.isatty():
         raise UsageError('give texts, --data FILE or standard input: llmctl predict "a text"')
-    examples = _examples(texts, data, text_column, text_pair_column)
-    answers = predict(options.open_workspace(workspace), start, examples, top=top, device=device)
+    errors = encoding_errors or "strict"
+    if errors not in ("strict", "replace"):
+        raise UsageError(f"--encoding-errors {errors!r} is not known; choose strict or replace")
+    examples = _examples(texts, data, text_column, text_pair_column, errors)
+    place = options.open_workspace(workspace)
+    answers = predict(place, start, examples, top=top, device=device or "auto")
     found = False
     for answer in answers:
         found = True
@@ -63,9 +68,11 @@ def command(
             else:
                 _print_filling(answer)
         elif json:
+            pair = {"text_pair": answer.text_pair} if answer.text_pair is not None else {}
             print_json(
                 {
                     "text": answer.text,
+                    **pair,
                     "label": answer.label,
                     "probabilities": answer.probabilities,
                 }
@@ -81,17 +88,35 @@ def command(
 
 
 def _examples(
-    texts: list[str] | None, data: Path | None, text_column: str | None, pair: str | None
+    texts: list[str] | None,
+    data: Path | None,
+    text_column: str | None,
+    pair: str | None,
+    errors: str,
 ) -> Iterator[Example]:
     from llmctl.data.tables import Example, read_examples, resolve_columns
+    from llmctl.errors import InputError, UsageError
 
+    for number, text in enumerate(texts or [], 1):
+        # The shell hands over any bytes; what is not UTF-8 comes as lone surrogates.
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UsageError(
+                f"text {number} is not UTF-8; convert it, or give it in a file with "
+                "--encoding-errors replace"
+            )
     if texts:
         return iter([Example(text, None, None, f"text {n}") for n, text in enumerate(texts, 1)])
     path = data or Path("-")
+    if path.is_dir():
+        raise InputError(f"--data {path} is a folder; give a file of it")
     columns = resolve_columns(
-        path, text_column=text_column, text_pair_column=pair, need_label=False
+        path,
+        text_column=text_column,
+        text_pair_column=pair,
+        need_label=False,
+        encoding_errors=errors,
     )
-    return read_examples(path, columns)
+    return read_examples(path, columns, encoding_errors=errors)
 
 
 def _print_filling(answer: Any) -> None:

@@ -45,12 +45,13 @@ def command(
     """Train a model on shards. Stopped or killed, the same command goes on where it was."""
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.config import parse_assignments, read_recipe
+    from llmctl.reporting.units import figure
     from llmctl.stages.pretrain import plan, pretrain, resolve
 
     from_recipe = read_recipe(recipe, "pretrain") if recipe else {}
-    arch = arch or from_recipe.pop("arch", None) or "bert"
-    preset = preset or from_recipe.pop("preset", None)
-    from_recipe.pop("preset", None)
+    chosen = {key: from_recipe.pop(key, None) for key in ("arch", "preset")}
+    arch = arch or chosen["arch"] or "bert"
+    preset = preset or chosen["preset"]
     given: dict[str, Any] = {}
     if seed is not None:
         given["seed"] = seed
@@ -68,7 +69,6 @@ def command(
             shards_name=shards,
             name=name,
             force=force,
-            resume_command=options.resume_command(),
             reporter=reporter,
         )
         if there:
@@ -78,7 +78,7 @@ def command(
         print_json({"name": artefact.manifest.name, "folder": str(artefact.folder), **summary})
         return
     last = summary.get("validation", {})
-    figures = f", validation loss {last['loss']:.4f}" if last else ""
+    figures = f", validation loss {figure(last.get('loss'), '.4f')}" if last else ""
     out().print(
         f"run {artefact.manifest.name}: {summary['parameters'] / 1e6:.1f} M parameters, "
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s"

@@ -45,11 +45,17 @@ def _command(name: str, command: Any) -> str:
 
 
 def _keys() -> list[str]:
+    from llmctl.stages.evaluate import EvaluateConfig
     from llmctl.stages.finetune import FinetuneConfig
     from llmctl.stages.pretrain import PretrainConfig
     from llmctl.stages.tokenize import TokenizeConfig
 
-    stages = {"tokenize": TokenizeConfig, "pretrain": PretrainConfig, "finetune": FinetuneConfig}
+    stages: dict[str, type[Config]] = {
+        "tokenize": TokenizeConfig,
+        "pretrain": PretrainConfig,
+        "finetune": FinetuneConfig,
+        "eval": EvaluateConfig,
+    }
     tables = []
     for stage, kind in stages.items():
         lines = [

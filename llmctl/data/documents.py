@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -120,7 +121,8 @@ class Corpus:
         total = hashlib.sha256()
         for file in self._files:
             if isinstance(file, Path):
-                total.update(sha256_file(file).encode())
+                with _named(file):
+                    total.update(sha256_file(file).encode())
             else:
                 for _, text in PYTHON_CORPORA[file]():
                     total.update(hashlib.sha256(text.encode()).digest())
@@ -164,7 +166,8 @@ class Corpus:
 
     def _size(self, file: Path | str) -> int:
         if isinstance(file, Path):
-            return file.stat().st_size
+            with _named(file):
+                return file.stat().st_size
         return sum(len(text) for _, text in PYTHON_CORPORA[file]())
 
     def _read(self, file: Path | str) -> Iterator[tuple[str, str, int]]:
@@ -185,8 +188,9 @@ class Corpus:
             known=frozenset(TEXT_COLUMNS) | {"label", "class"},
             errors=self._errors,
         )
+        lower = {name.lower(): name for name in reversed(reader.columns)}
         columns = self._columns or next(
-            ((name,) for name in TEXT_COLUMNS if name in reader.columns), ()
+            ((lower[name],) for name in TEXT_COLUMNS if name in lower), ()
         )
         if not columns and not reader.has_header:
             cells = ", ".join(shorten(cell, 24, placeholder="…") for cell in reader.first_row[:4])
@@ -221,6 +225,15 @@ class Corpus:
         else:
             smallest, longest = (0, 0) if self._unit == "paragraph" else (PIECE, LONG_FILE)
             yield from _pieces(file, self._errors, smallest, longest)
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Turns what the system says about a file into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{file} can't be read: {error.strerror}") from None
 
 
 def _clean(text: str) -> str:

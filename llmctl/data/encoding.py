@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.data.sentences import sentence_starts
+from llmctl.errors import ResourceError
 from llmctl.tokenizers import Tokenizer, count_words, load
 
 BATCH_CHARACTERS = 1 << 18
@@ -51,7 +56,25 @@ class EncodedBatch:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> EncodedBatch:
-    """Encode documents sentence by sentence."""
+    """Encode documents: the ids of each whole text, and where its sentences start in them."""
+    make = _by_sentences if tokenizer.sentencewise else _by_offsets
+    ids, token_counts, starts, start_counts = make(tokenizer, texts)
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    return EncodedBatch(
+        tokens=ids.astype(dtype),
+        token_counts=token_counts,
+        starts=starts.astype(np.int32),
+        start_counts=start_counts,
+        words=sum(map(count_words, texts)),
+        unknown=int(np.count_nonzero(ids == tokenizer.special.get("unk", -1))),
+    )
+
+
+_Encoded = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+"""Tokens, their number in each document, sentence starts, and their number."""
+
+
+def _by_sentences(tokenizer: Tokenizer, texts: Sequence[str]) -> _Encoded:
     sentences: list[str] = []
     counts = []
     for text in texts:
@@ -59,20 +82,31 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> EncodedBatch
         sentences += [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
         counts.append(len(cuts))
     ids, lengths = tokenizer.encode_batch(sentences)
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     first_sentence = np.concatenate([[0], np.cumsum(counts)])
     ends = np.concatenate([[0], np.cumsum(lengths)])
     document_of = np.repeat(np.arange(len(texts)), counts)
     starts = ends[:-1] - ends[first_sentence[document_of]]
     # A sentence without tokens (control characters alone) is none.
     kept = lengths > 0
-    return EncodedBatch(
-        tokens=ids.astype(dtype),
-        token_counts=np.diff(ends[first_sentence]),
-        starts=starts[kept].astype(np.int32),
-        start_counts=np.bincount(document_of[kept], minlength=len(texts)),
-        words=sum(map(count_words, texts)),
-        unknown=int(np.count_nonzero(ids == tokenizer.special.get("unk", -1))),
+    start_counts = np.bincount(document_of[kept], minlength=len(texts))
+    return ids, np.diff(ends[first_sentence]), starts[kept], start_counts
+
+
+def _by_offsets(tokenizer: Tokenizer, texts: Sequence[str]) -> _Encoded:
+    ids, starts = [], []
+    for text in texts:
+        of_text, begins = tokenizer.encode_offsets(text)
+        first = np.searchsorted(begins, _cuts(text))
+        if len(first):
+            first[0] = 0
+        ids.append(of_text)
+        # A sentence without tokens has the start of the next.
+        starts.append(np.unique(first[first < len(of_text)]))
+    return (
+        np.concatenate(ids),
+        np.array([len(part) for part in ids]),
+        np.concatenate(starts),
+        np.array([len(part) for part in starts]),
     )
 
 
@@ -90,7 +124,10 @@ def _cuts(text: str) -> list[int]:
 def encode_in_order(
     batches: Iterable[Sequence[str]], folder: Path, workers: int
 ) -> Iterator[EncodedBatch]:
-    """Encode batches with the tokenizer of a folder, in ``workers`` processes, in their order."""
+    """Encode batches with the tokenizer of a folder, in ``workers`` processes, in their order.
+
+    Raises ResourceError if a worker is killed.
+    """
     if workers <= 1:
         tokenizer = load(folder)
         for batch in batches:
@@ -112,6 +149,10 @@ def encode_in_order(
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
+        except BrokenProcessPool:
+            raise ResourceError(
+                "a worker process was killed, most likely for memory; use fewer --workers"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -134,11 +175,18 @@ def _one_thread_each() -> Iterator[None]:
 _worker_tokenizer: Tokenizer
 
 
-def _start_worker(folder: Path) -> None:
-    import signal
+def _end_with_parent() -> None:
+    """A parent that is killed can't end its workers, and they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
+
+def _start_worker(folder: Path) -> None:
     # Ctrl-C reaches the whole group; the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     global _worker_tokenizer
     _worker_tokenizer = load(folder)
 

@@ -87,7 +87,7 @@ def text_blocks(path: Path, errors: str = "strict") -> Iterator[tuple[str, int]]
     """Blocks of text with newlines as ``\\n``, and the bytes of the file read so far.
 
     A byte-order mark is dropped. Raises InputError naming the offset (in the decompressed text)
-    of the first byte that is not UTF-8, unless ``errors`` is ``replace``.
+    of the first byte that is 0 or not UTF-8, unless ``errors`` is ``replace``.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
@@ -95,10 +95,11 @@ def text_blocks(path: Path, errors: str = "strict") -> Iterator[tuple[str, int]]
     with open_bytes(path) as (stream, raw):
         while True:
             block = stream.read(BLOCK)
-            if b"\0" in block:
+            if errors == "strict" and b"\0" in block:
                 raise InputError(
                     f"{path}: byte 0x00 at offset {offset + block.index(0)}: it is binary, not "
-                    "text; give text, or name the file by its format (.parquet, .arrow, .gz, .zst)"
+                    "text; name the file by its format (.parquet, .arrow, .gz, .zst), or go on "
+                    "with --encoding-errors replace"
                 )
             pending = len(decoder.getstate()[0])
             try:
@@ -112,7 +113,7 @@ def text_blocks(path: Path, errors: str = "strict") -> Iterator[tuple[str, int]]
             offset += len(block)
             if first and text:
                 text, first = text.removeprefix("\ufeff"), False
-            text = newlines.decode(text, final=not block)
+            text = newlines.decode(text, final=not block).replace("\0", "\ufffd")
             if text:
                 yield text, raw.tell()
             if not block:
@@ -301,7 +302,11 @@ class RowReader:
         try:
             for batch, end in batches(columns):
                 # A damaged or hostile file can crash the reader of its buffers.
-                batch.validate(full=True)
+                try:
+                    batch.validate(full=True)
+                except pa.ArrowInvalid:
+                    batch = self._decoded(batch, number)
+                    batch.validate(full=True)
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     for row, values in enumerate(batch.slice(start, BATCH_ROWS).to_pylist(), start):
                         number += 1
@@ -315,6 +320,28 @@ class RowReader:
             raise InputError(
                 f"{self.path} can't be read as {COLUMNAR[self._format]}: {reason}"
             ) from None
+
+    def _decoded(self, batch: pa.RecordBatch, rows_before: int) -> pa.RecordBatch:
+        """A batch with its texts taken for bytes and decoded here, value by value."""
+        decoded = []
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            values = _as_bytes(column)
+            if values is None:
+                decoded.append(column)
+                continue
+            values.validate(full=True)
+            texts: list[str | None] = []
+            for number, value in enumerate(values.to_pylist(), rows_before + 1):
+                try:
+                    texts.append(None if value is None else value.decode("utf-8", self._errors))
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"{self.path} row {number}: {name}: byte 0x{value[error.start]:02x} at "
+                        f"offset {error.start} of the value is not UTF-8; convert it, or go on "
+                        "with --encoding-errors replace"
+                    ) from None
+            decoded.append(pa.array(texts, pa.large_string()))
+        return pa.RecordBatch.from_arrays(decoded, names=batch.schema.names)
 
     def _parquet(self, columns: Sequence[str] | None) -> Iterator[tuple[pa.RecordBatch, int]]:
         """Batches, and the bytes of the file read after each."""
@@ -344,6 +371,19 @@ class RowReader:
             for number in range(file.num_record_batches):
                 batch = file.get_batch(number).select(_chosen(self.columns, columns))
                 yield batch, total * (number + 1) // file.num_record_batches
+
+
+def _as_bytes(column: pa.Array) -> pa.Array | None:
+    """A column of texts, possibly each a number in a list of texts, as one of bytes."""
+    if pa.types.is_dictionary(column.type):
+        dictionary = _as_bytes(column.dictionary)
+        if dictionary is None:
+            return None
+        coded = pa.DictionaryArray.from_arrays(column.indices, dictionary)
+        coded.validate(full=True)
+        return coded.dictionary_decode()
+    types = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    return column.view(types[column.type]) if column.type in types else None
 
 
 def _chosen(names: list[str], columns: Sequence[str] | None) -> list[int]:

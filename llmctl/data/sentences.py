@@ -2,7 +2,8 @@
 
 A full stop ends a sentence if a space and something that can begin a sentence follow, and it
 does not belong to an abbreviation, an initial or a list's number. A Chinese full stop ends one
-anywhere. A blank line, or a line break before a bullet, always does.
+anywhere. A blank line, or a line break before a bullet, always does; a heading of Markdown is a
+sentence.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ _BOUNDARY = re.compile(
     f"(?<=[。！？])[。！？!?…]*[{CLOSING}]*\\s*"
     # The same with a keyboard's ASCII marks.
     f"|(?<=[{_CHINESE}][.!?])[.!?。！？]*[{CLOSING}]*\\s*(?={_OPENING}[{_CHINESE}])"
-    # English: the marks, what closes, a space, and what can begin a sentence.
-    f"|(?<=[.!?…])(?<![.!?…][.!?…])(?P<more>[.!?…]*[{CLOSING}]*)\\s+"
-    f"(?={_OPENING}[A-Z0-9À-ÖØ-ÞČĆĐİŁŃŐŒŘŚŞŠŤŮŸŹŻŽА-ЯΑ-Ω{_CHINESE}])"
+    # English: the marks, what closes, notes' numbers, a space, and what can begin a sentence.
+    f"|(?<=[.!?…])(?<![.!?…][.!?…])(?P<more>[.!?…]*[{CLOSING}]*)(?:\\[\\d{{1,3}}\\])*\\s+"
+    f"(?={_OPENING}[A-Z0-9À-ÖØ-ÞČĆĐİŁŃŐŒŘŚŞŠŤŮŸŹŻŽА-ЯΑ-Ω{_CHINESE}$€£#¿¡—–])"
     # A blank line; a line break before a bullet or a number.
     r"|(?<=\n)[^\S\n]*\n\s*"
     rf"|(?<=\n)[^\S\n]*(?={_BULLET})"
     ")"
 )
+
+_HEADING = re.compile(r"^ {0,3}(?P<mark>#{1,6}[ \t]+\S)[^\n]*\s*", re.MULTILINE)
 
 TITLES = frozenset({
     "Mr", "Mrs", "Ms", "Messrs", "Dr", "Prof", "Rev", "Hon", "Sen", "Rep", "Gov", "Pres",
@@ -56,7 +59,7 @@ _STARTERS = re.compile(
     "|Your|I|My|In|On|At|As|A|An|And|But|Or|If|When|While|After|Before|However|For|From|With|By|To"
     r"|Not|No|So|What|Who|Why|How|Where)\b(?!\.)"
 )
-_NUMBER = re.compile(rf"{_OPENING}(?:\d|[IVXLC]{{2,}}\b)")
+_NUMBER = re.compile(rf"{_OPENING}[#$€£]?(?:\d|[IVXLC]{{2,}}\b)")
 _INITIALS = re.compile(r"[A-Z]|(?:[A-Za-z]+\.)+[A-Za-z]")
 _LIST_MARK = re.compile(r"\d{1,3}|[A-Za-z]")
 _LINE_BULLET = re.compile(_BULLET)
@@ -69,11 +72,21 @@ def sentence_starts(text: str) -> list[int]:
     >>> sentence_starts("Dr. Lee came. She left.")
     [0, 14]
     """
-    starts = [0]
-    for match in _BOUNDARY.finditer(text):
-        end = match.end()
-        if end < len(text) and not (match["more"] == "" and _continues(text, match, starts[-1])):
-            starts.append(end)
+    starts: list[int] = []
+    place = 0
+    for heading in _HEADING.finditer(text) if "#" in text else ():
+        starts += [*_starts_in(text, place, heading.start("mark")), heading.start("mark")]
+        place = heading.end()
+    return [*starts, *_starts_in(text, place, len(text))] or [0]
+
+
+def _starts_in(text: str, begin: int, end: int) -> list[int]:
+    """Starts of the sentences of a part without headings; none if it is empty."""
+    starts = [begin] if begin < end else []
+    for match in _BOUNDARY.finditer(text, begin, end):
+        place = match.end()
+        if place < end and not (match["more"] == "" and _continues(text, match, starts[-1])):
+            starts.append(place)
     return starts
 
 

@@ -8,6 +8,7 @@ bytes each, are held.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ class ShardReader:
                 self._starts_offsets.append(starts_offsets)
                 lengths.append(np.diff(offsets))
                 first.append(first[-1] + len(offsets) - 1)
-        self._first = np.asarray(first)
+        self._first = first
         self.document_lengths: NDArray[np.int64] = (
             np.concatenate(lengths) if lengths else np.empty(0, np.int64)
         )
@@ -160,8 +161,8 @@ class ShardReader:
         return self._starts[batch][offsets[row] : offsets[row + 1]]
 
     def _locate(self, document: int) -> tuple[int, int]:
-        batch = int(np.searchsorted(self._first, document, side="right")) - 1
-        return batch, document - int(self._first[batch])
+        batch = bisect_right(self._first, document) - 1
+        return batch, document - self._first[batch]
 
 
 def _record_batches(path: Path) -> list[tuple[NDArray[Any], ...]]:

@@ -6,6 +6,7 @@ made; where it isn't, the error says which options to give.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ SAMPLE_ROWS = 1000
 """Rows looked at to tell the label's column from the text's in a file without a header."""
 FEW = 0.1
 """A label's column has at most this share of the distinct values that the text's has."""
+
+_WHOLE_FLOAT = re.compile(r"-?\d+\.0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def resolve_columns(
     need_label: bool,
     encoding_errors: str = "strict",
 ) -> Columns:
-    """Choose the columns of a file.
+    """Choose the columns of a file; the label's only if it is needed or named.
 
     Raises InputError if a named column isn't there, UsageError where several would do.
     """
@@ -126,22 +129,20 @@ def resolve_columns(
             )
         else:
             _ask(path, names)
-    return Columns(text, pair, label)
+    return Columns(text, pair, label if need_label else label_column)
 
 
 def read_examples(
     path: Path, columns: Columns, *, encoding_errors: str = "strict"
 ) -> Iterator[Example]:
-    """The examples of a file, one after another.
+    """An example for every row of a file, or every line of plain text.
 
-    Raises InputError, naming the line, for a row without the label that is asked for. A labelled
-    row without text is given with an empty one, for the caller to count; an unlabelled one is
-    left out.
+    Raises InputError, naming the line, for a row without the label that is asked for. A row without
+    text is given with an empty one, so that the caller can count it or answer row by row.
     """
     if _is_lines(path):
         for source, line in _lines(path, encoding_errors):
-            if line.strip():
-                yield Example(line.strip(), None, None, source)
+            yield Example(line.strip(), None, None, source)
         return
     wanted = (*columns.text, columns.text_pair, columns.label)
     named = [name for name in wanted if name]
@@ -152,11 +153,8 @@ def read_examples(
             pair = _text(row.values.get(columns.text_pair), row.source)
         label = None
         if columns.label is not None:
-            label = _label(row.values.get(columns.label))
-            if not label:
-                raise InputError(f"{row.source} has no {columns.label}; fill it in or remove it")
-        if text or label:
-            yield Example(text, pair, label, row.source)
+            label = _label(row.values.get(columns.label), row.source, columns.label)
+        yield Example(text, pair, label, row.source)
 
 
 def _is_lines(path: Path) -> bool:
@@ -227,9 +225,16 @@ def _text(value: Any, source: str) -> str:
     return value.strip()
 
 
-def _label(value: Any) -> str:
-    if value is None:
-        return ""
+def _label(value: Any, source: str, column: str) -> str:
+    """A label's name: the same for 1, 1.0 and "1.0", which formats make of one another."""
+    if isinstance(value, list | dict | tuple | bytes):
+        raise InputError(
+            f"{source}: {column} is {type(value).__name__}, and an example has one label; give "
+            "one label a row, as text or a number"
+        )
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip()
+    name = "" if value is None or value != value else str(value).strip()
+    if not name:
+        raise InputError(f"{source} has no {column}; fill it in or remove it")
+    return name.removesuffix(".0") if _WHOLE_FLOAT.fullmatch(name) else name

@@ -62,26 +62,27 @@ class Candidate:
 
 @torch.inference_mode()
 def fill_masks(
-    model: MaskedLM, tokenizer: Tokenizer, text: str, *, max_length: int, top: int
+    model: MaskedLM, tokenizer: Tokenizer, example: Example, *, max_length: int, top: int
 ) -> list[list[Candidate]]:
     """For each mask of a text, the likeliest tokens with their probabilities.
 
-    Raises InputError if the text has no mask or is too long for the model.
+    Raises InputError, naming where the text is from, if it has no mask or is too long.
     """
     mask = tokenizer.special["mask"]
     ids = [
         tokenizer.special["cls"],
-        *tokenizer.encode(text, allow_special=True),
+        *tokenizer.encode(example.text, allow_special=True),
         tokenizer.special["sep"],
     ]
     places = [place for place, number in enumerate(ids) if number == mask]
     if not places:
         raise InputError(
-            f"the text has no {tokenizer.id_to_token(mask)}; write one where a word is to be found"
+            f"{example.source} has no {tokenizer.id_to_token(mask)}; write one where a word is to "
+            "be found"
         )
     if len(ids) > max_length:
         raise InputError(
-            f"the text has {len(ids)} tokens and the model takes {max_length}; shorten it"
+            f"{example.source} has {len(ids)} tokens and the model takes {max_length}; shorten it"
         )
     model.eval()
     device = next(model.parameters()).device

@@ -6,12 +6,14 @@ BERT made elsewhere can be given wherever a run is.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from llmctl import tokenizers
@@ -23,6 +25,8 @@ from llmctl.tokenizers import Tokenizer
 from llmctl.training.checkpoints import read_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
+MAX_LENGTH, TOKENIZER = "llmctl_max_length", "llmctl_tokenizer"
+"""Fields of config.json that only llmctl writes: tokens trained on, and the tokenizer's digest."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +48,58 @@ class ModelFolder:
         if "classifier.weight" not in self.tensors:
             return None
         count = len(self.tensors["classifier.weight"])
-        names = self.fields.get("id2label", {})
-        return [str(names.get(str(number), f"LABEL_{number}")) for number in range(count)]
+        names = self.fields.get("id2label")
+        known = names if isinstance(names, dict) else {}
+        return [str(known.get(str(number), f"LABEL_{number}")) for number in range(count)]
 
     @property
     def max_length(self) -> int:
         """Tokens of text that the model was trained on, or can take."""
-        return int(self.fields.get("llmctl_max_length", self.config.max_positions))
+        most = int(self.config.max_positions)
+        given = self.fields.get(MAX_LENGTH)
+        return min(given, most) if isinstance(given, int) else most
 
     def masked_lm(self) -> masked_lm.MaskedLM:
         """The model with the heads of pretraining. Raises InputError if it has none."""
-        return masked_lm.from_hugging_face(Bert(self.config), self.tensors)
+        with self._fitting():
+            return masked_lm.from_hugging_face(Bert(self.config), self.tensors)
 
     def classifier(self) -> classify.Classifier:
         """The model with its classification head. Raises InputError if it has none."""
-        return classify.from_hugging_face(Bert(self.config), self.tensors)
+        with self._fitting():
+            return classify.from_hugging_face(Bert(self.config), self.tensors)
+
+    def new_classifier(
+        self,
+        num_classes: int,
+        *,
+        dropout: float,
+        class_weights: Sequence[float] | None,
+        scratch: bool,
+    ) -> classify.Classifier:
+        """The body with a new classification head, and with random weights from ``scratch``."""
+        with self._fitting():
+            return classify.start_from(
+                Bert(self.config.replace(dropout=dropout)),
+                None if scratch else self.tensors,
+                num_classes,
+                dropout=dropout,
+                class_weights=class_weights,
+            )
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Weights of another shape than config.json says are an InputError."""
+        try:
+            yield
+        except (RuntimeError, KeyError, ValueError) as error:
+            if isinstance(error, RuntimeError) and "memory" in str(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{self.path / WEIGHTS} is not the model that config.json describes ({reason}); "
+                "copy the whole folder again from where it was made"
+            ) from None
 
 
 def write_model_folder(
@@ -82,6 +123,7 @@ def write_model_folder(
         "dtype": "float32",
         **ARCHITECTURES["bert"].to_hugging_face(config),
         **ids,
+        TOKENIZER: tokenizer.digest(),
         **extra,
     }
     text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
@@ -99,23 +141,51 @@ def read_model_folder(path: Path) -> ModelFolder:
         fields = json.loads(config_path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{config_path} is damaged: {error}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{config_path} is damaged: it holds no table of fields")
     kind = fields.get("model_type")
-    if kind not in ARCHITECTURES:
+    if kind not in list(ARCHITECTURES):  # which a list, that has no hash, can be asked of
         hint = did_you_mean(str(kind), ARCHITECTURES)
         raise InputError(
             f"{config_path}: model_type {kind!r} is not supported{hint}; "
             f"known: {', '.join(ARCHITECTURES)}"
         )
     architecture = ARCHITECTURES[kind]
-    config = architecture.from_hugging_face(fields)
-    tokenizer = tokenizers.load(path)
-    if tokenizer.vocab_size > config.vocab_size:
+    try:
+        config = architecture.from_hugging_face(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = first["msg"].removeprefix("Value error, ")
         raise InputError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} pieces and the model "
-            f"{config.vocab_size}; they don't belong together"
-        )
+            f"{config_path} describes no BERT: {f'{where}: ' if where else ''}{reason}; copy it "
+            "again from where it was made"
+        ) from None
+    tokenizer = tokenizers.load(path)
+    _check_tokenizer(path, tokenizer, config.vocab_size, fields)
     tensors = {_current_name(k): v for k, v in read_tensors(path / WEIGHTS).items()}
     return ModelFolder(path, fields, architecture, config, tensors, tokenizer)
+
+
+def _check_tokenizer(
+    path: Path, tokenizer: Tokenizer, vocab_size: int, fields: Mapping[str, Any]
+) -> None:
+    """Raises InputError if the model was trained with another tokenizer, as far as can be told.
+
+    Others pad their vocabularies, so a model of theirs may have more rows than pieces; ours don't.
+    """
+    ours, pieces = MAX_LENGTH in fields, tokenizer.vocab_size
+    if pieces > vocab_size or (ours and pieces != vocab_size):
+        raise InputError(
+            f"{path}: the tokenizer has {pieces} pieces and the model {vocab_size}; they don't "
+            "belong together: copy the tokenizer again from where the model was made"
+        )
+    if fields.get(TOKENIZER, digest := tokenizer.digest()) != digest:
+        raise InputError(
+            f"{path}: the tokenizer is not the one that the model was trained with (its digest "
+            "differs from config.json's); they don't belong together: copy it again from where "
+            "the model was made"
+        )
 
 
 def _current_name(name: str) -> str:

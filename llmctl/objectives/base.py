@@ -8,7 +8,6 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-
 IGNORED = -100
 """Label of what is not scored: PyTorch's and Hugging Face's."""
 

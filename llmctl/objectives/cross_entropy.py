@@ -32,14 +32,14 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """The summed loss in nats, and how many labels had the largest logit.
 
-    labels_M: int64 ids; what is IGNORED (-100) is not scored. Products are in the type of an enclosing autocast, sums in that of
-    ``hidden_MD``. Can be differentiated once.
+    labels_M: int64 ids; what is IGNORED (-100) is not scored. Products are in the type of an
+    enclosing autocast, sums in that of ``hidden_MD``. Can be differentiated once.
     """
     device = hidden_MD.device.type
     low = torch.is_autocast_enabled(device)
     product_type = torch.get_autocast_dtype(device) if low else hidden_MD.dtype
     with torch.autocast(device, enabled=False):
-        loss, correct = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        loss, correct = _LinearCrossEntropy.apply(
             hidden_MD, weight_VD, bias_V, labels_M, product_type, torch.is_grad_enabled()
         )
     return loss, correct

@@ -13,7 +13,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from llmctl.reporting.sparkline import sparkline
-from llmctl.reporting.units import age, count, duration, size
+from llmctl.reporting.units import age, count, duration, figure, size
 
 STATE_STYLES = {
     "running": "green",
@@ -30,12 +30,16 @@ WIDE = 110
 def render_overview(document: dict[str, Any], width: int = WIDE) -> RenderableType:
     """Every artefact in short, on a terminal of ``width`` columns."""
     parts: list[RenderableType] = []
+    if document["tokenizers"]:
+        parts.append(_tokenizers(document["tokenizers"]))
     if document["shards"]:
         parts.append(_shards(document["shards"]))
     if document["runs"]:
         parts.append(_runs(document["runs"], width))
     if document["reports"]:
         parts.append(_reports(document["reports"]))
+    if document["damaged"]:
+        parts.append(_damaged(document["damaged"]))
     if not parts:
         parts.append(Text(f"{document['workspace']} is empty; begin with: llmctl tokenize FILE …"))
     return Group(*parts)
@@ -56,6 +60,26 @@ def _table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
             no_wrap=heading != "name",
             overflow="fold",
         )
+    return table
+
+
+def _tokenizers(entries: Sequence[dict[str, Any]]) -> Table:
+    table = _table(
+        "tokenizers", [("name", "left"), ("kind", "left"), ("pieces", "right"), ("age", "right")]
+    )
+    for entry in entries:
+        table.add_row(
+            entry["name"], entry["kind"], f"{entry['vocab_size']:,}", age(entry["age_seconds"])
+        )
+    return table
+
+
+def _damaged(entries: Sequence[dict[str, str]]) -> Table:
+    table = _table("damaged", [("name", "left"), ("kind", "left"), ("what", "left")])
+    table.columns[2].no_wrap = False
+    for entry in entries:
+        what = Text(f"damaged: {entry['message']}", style=STATE_STYLES["failed"])
+        table.add_row(entry["name"], entry["kind"], what)
     return table
 
 
@@ -98,7 +122,7 @@ def _runs(entries: Sequence[dict[str, Any]], width: int) -> Table:
             "step": _steps(entry),
             "progress": _bar(entry["progress"]),
             "left": duration(left) if left is not None else "",
-            "loss": f"{entry['loss']:.3f}" if entry["loss"] is not None else "",
+            "loss": figure(entry["loss"], ".3f") if entry["losses"] else "",
             "curve": sparkline(entry["losses"], CURVE),
             "tokens/s": f"{speed:,.0f}" if speed else "",
             "age": age(entry["age_seconds"]),
@@ -150,12 +174,15 @@ def render_detail(document: dict[str, Any]) -> RenderableType:
             table.add_row("time left", duration(run["eta_seconds"]))
         table.add_row("time spent", duration(run["elapsed_seconds"]))
         if run["losses"]:
-            table.add_row("loss", f"{run['loss']:.4f}  {sparkline(run['losses'], 40)}")
+            curve = sparkline(run["losses"], 40)
+            table.add_row("loss", f"{figure(run['loss'], '.4f')}  {curve}")
         if run["tokens_per_second"]:
             table.add_row("speed", f"{run['tokens_per_second']:,.0f} tokens/s")
         if document["validations"]:
             last = document["validations"][-1]
-            figures = "  ".join(f"{k} {v:.4f}" for k, v in last.items() if isinstance(v, float))
+            figures = "  ".join(
+                f"{k} {figure(v, '.4f')}" for k, v in last.items() if isinstance(v, float)
+            )
             table.add_row("validation", f"step {last['step']}: {figures}")
         if document["checkpoints"]:
             table.add_row("checkpoints", ", ".join(document["checkpoints"]))
@@ -177,7 +204,7 @@ def _lineage(document: dict[str, Any]) -> Tree:
     tree = Tree(Text("made from", style="bold"))
     branches = {0: tree}
     for entry in document["lineage"]:
-        missing = "" if entry["present"] else "  (not here)"
+        missing = "  (not here)" if entry["present"] is False else ""
         label = Text(f"{entry['role']}: {entry['name']}  {entry['digest'][:12]}{missing}")
         branches[entry["depth"]] = branches[entry["depth"] - 1].add(label)
     return tree

@@ -64,6 +64,15 @@ def size(number: float) -> str:
     return _scaled(number, [" B", " kB", " MB", " GB", " TB", " PB"], figures=2)
 
 
+def figure(value: float | None, form: str) -> str:
+    """A figure in a format such as ``.3f``; a dash where there is none, or none that is finite.
+
+    >>> figure(0.12345, ".1%"), figure(None, ".1%")
+    ('12.3%', '–')
+    """
+    return format(value, form) if value is not None and math.isfinite(value) else "–"
+
+
 def _scaled(number: float, units: list[str], figures: int) -> str:
     value, place = float(number), 0
     if not math.isfinite(value):

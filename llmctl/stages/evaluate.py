@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from llmctl.config import Config
 from llmctl.data.duplicates import text_hash
@@ -20,7 +22,13 @@ from llmctl.evaluation.pseudo_perplexity import pseudo_perplexity
 from llmctl.inference.prediction import class_probabilities
 from llmctl.interop.model_folder import ModelFolder
 from llmctl.objectives.masked_lm import PUBLISHED_MASK_RATE, collate
-from llmctl.stages.finetune import FinetuneData, encode_examples, open_model, read_labelled
+from llmctl.stages.finetune import (
+    FinetuneData,
+    data_record,
+    encode_examples,
+    open_model,
+    read_labelled,
+)
 from llmctl.stages.pretrain import VALIDATION_SEED, PretrainConfig, Pretraining
 from llmctl.stages.reporter import Reporter
 from llmctl.training.precision import choose_device
@@ -32,6 +40,7 @@ from llmctl.workspace.artefacts import (
     Workspace,
     fingerprint,
     new_manifest,
+    slug,
 )
 from llmctl.workspace.files import read_json, sha256_file, write_json
 
@@ -42,14 +51,28 @@ class EvaluateConfig(Config):
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
+    encoding_errors: Literal["strict", "replace"] | None = None
+    """Unset: as in training."""
     baselines: bool = True
     """Train the baselines on the classifier's data and measure them beside it."""
-    resamples: int = 1000
+    resamples: int = Field(1000, ge=1)
     """Of the bootstrap."""
-    max_tokens: int = 2000
+    max_tokens: int = Field(2000, ge=1)
     """Tokens scored for the pseudo-perplexity: each costs a forward pass."""
     device: str = "auto"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What is measured on what, and the report that it gives."""
+
+    folder: ModelFolder
+    run: Artefact | None
+    others: dict[str, ModelFolder]
+    inputs: list[InputRecord]
+    name: str
+    found: Artefact | None
 
 
 def evaluate_model(
@@ -68,15 +91,74 @@ def evaluate_model(
     compare: further classifiers to measure on the same data, in the same table.
     """
     reporter = reporter or Reporter()
+    given = _resolve(workspace, start, data, config, compare, name, force, reporter)
+    if given.found is not None:
+        given.found.verify()
+        return read_json(given.found.folder / "report.json"), given.found, True
+    manifest = new_manifest(
+        "report",
+        given.name,
+        stage="eval",
+        config=config.model_dump(mode="json"),
+        identity=config.identity(),
+        inputs=given.inputs,
+        seed=config.seed,
+    )
+    # Before the work: a report that can't be kept is not worth its minutes.
+    workspace.prepare("report")
+    if data is not None:
+        report = _classifier_report(given, data, config, reporter)
+    else:
+        report = _pretrained_report(workspace, given, config, reporter)
+    report = {"model": start, **report}
+    with workspace.publish(manifest) as (target, summary):
+        write_json(target / "report.json", report)
+        summary.update(report["summary"])
+    return report, workspace.get("report", given.name), False
+
+
+def plan(
+    workspace: Workspace,
+    start: str,
+    data: Path | None,
+    config: EvaluateConfig,
+    *,
+    compare: Sequence[str] = (),
+    name: str | None = None,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """The resolved configuration, and what ``evaluate_model`` would do."""
+    given = _resolve(workspace, start, data, config, compare, name, force, reporter or Reporter())
+    return {
+        "config": config.model_dump(mode="json"),
+        "plan": {
+            "name": given.name,
+            "up_to_date": given.found is not None,
+            "inputs": {record.role: record.name for record in given.inputs},
+            "compare": list(compare),
+        },
+    }
+
+
+def _resolve(
+    workspace: Workspace,
+    start: str,
+    data: Path | None,
+    config: EvaluateConfig,
+    compare: Sequence[str],
+    name: str | None,
+    force: bool,
+    reporter: Reporter,
+) -> _Given:
+    choose_device(config.device, "--device")
     folder, record = open_model(workspace, start)
     run = workspace.get("run", start) if start in workspace.names("run") else None
     inputs = [record]
     if folder.labels is not None:
         if data is None:
             raise UsageError(f"{start} is a classifier: give --data FILE with labelled examples")
-        if not data.is_file():
-            raise InputError(f"--data {data}: no such file")
-        inputs.append(InputRecord(role="data", name=str(data.resolve()), digest=sha256_file(data)))
+        inputs.append(data_record(data))
     else:
         if compare:
             raise UsageError(f"--compare is for classifiers, and {start} is a pretrained model")
@@ -89,49 +171,29 @@ def evaluate_model(
             raise InputError(f"{start} is a folder: its shards are not known; give a run's name")
         shards = _shards_of(workspace, run.manifest)
         inputs.append(shards.as_input("shards"))
-    others = {other: open_model(workspace, other) for other in compare}
-    inputs += [other_record for _, other_record in others.values()]
-    model_name = start if run else Path(start).name
-    data_name = data.name.partition(".")[0] if data else "validation"
+    others: dict[str, ModelFolder] = {}
+    for other in compare:
+        others[other], other_record = open_model(workspace, other)
+        if others[other].labels is None:
+            raise UsageError(f"--compare {other} is a pretrained model; give a classifier")
+        inputs.append(other_record)
+    model_name = start if run else slug(Path(start).resolve().name, "model")
+    data_name = slug(data.name.partition(".")[0], "data") if data else "validation"
     report_name, found = workspace.match(
         "report",
         name,
         f"{model_name}-{data_name}",
         fingerprint("eval", config.identity(), inputs),
         force=force,
+        note=reporter.note,
     )
-    if found is not None:
-        found.verify()
-        return read_json(found.folder / "report.json"), found, True
-    manifest = new_manifest(
-        "report",
-        report_name,
-        stage="eval",
-        config=config.model_dump(mode="json"),
-        identity=config.identity(),
-        inputs=inputs,
-        seed=config.seed,
-    )
-    if data is not None:
-        folders = {other: other_folder for other, (other_folder, _) in others.items()}
-        report = _classifier_report(folder, run, data, folders, config, reporter)
-    else:
-        report = _pretrained_report(workspace, folder, run, config, reporter)  # type: ignore[arg-type]
-    report = {"model": start, **report}
-    with workspace.publish(manifest) as (target, summary):
-        write_json(target / "report.json", report)
-        summary.update(report["summary"])
-    return report, workspace.get("report", report_name), False
+    return _Given(folder, run, others, inputs, report_name, found)
 
 
 def _classifier_report(
-    folder: ModelFolder,
-    run: Artefact | None,
-    data: Path,
-    others: Mapping[str, ModelFolder],
-    config: EvaluateConfig,
-    reporter: Reporter,
+    given: _Given, data: Path, config: EvaluateConfig, reporter: Reporter
 ) -> dict[str, Any]:
+    folder, run = given.folder, given.run
     labels = folder.labels or []
     examples = _columns_like_training(run, data, config, reporter)
     number_of = {label: number for number, label in enumerate(labels)}
@@ -146,7 +208,7 @@ def _classifier_report(
     options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     rows = {"model": classification.report(probabilities, true, labels, **options)}
     correct = {"model": probabilities.argmax(-1) == true}
-    for name, other in others.items():
+    for name, other in given.others.items():
         guessed = _probabilities(other, examples, labels, config.device)
         rows[name] = classification.report(guessed, true, labels, **options)
         correct[name] = guessed.argmax(-1) == true
@@ -218,6 +280,7 @@ def _columns_like_training(
         text_column=config.text_column or trained.get("text_column"),
         text_pair_column=config.text_pair_column or trained.get("text_pair_column"),
         label_column=config.label_column or trained.get("label_column"),
+        encoding_errors=config.encoding_errors or trained.get("encoding_errors", "strict"),
     )
     return read_labelled(data, columns, reporter)
 
@@ -261,12 +324,10 @@ def _shards_of(workspace: Workspace, manifest: Manifest) -> Artefact:
 
 
 def _pretrained_report(
-    workspace: Workspace,
-    folder: ModelFolder,
-    run: Artefact,
-    config: EvaluateConfig,
-    reporter: Reporter,
+    workspace: Workspace, given: _Given, config: EvaluateConfig, reporter: Reporter
 ) -> dict[str, Any]:
+    folder, run = given.folder, given.run
+    assert run is not None
     shards = _shards_of(workspace, run.manifest)
     trained = PretrainConfig.model_validate(run.manifest.config)
     # Always as published, whatever the model was trained with: so that models can be compared.
@@ -307,7 +368,7 @@ def _pretrained_report(
         progress=lambda done: reporter.progress("pseudo-perplexity", done, config.max_tokens),
     )
     reporter.progress("pseudo-perplexity", config.max_tokens, config.max_tokens)
-    results = {**values, "pseudo_perplexity": perplexity}
+    results = {**values, "pseudo_perplexity": perplexity if scored else None}
     return {
         "task": "pretrain",
         "data": shards.manifest.reference,

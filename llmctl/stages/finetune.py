@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -12,27 +13,31 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from llmctl.config import Config
 from llmctl.data.duplicates import text_hash
 from llmctl.data.keyed import bits, key_of, permute
 from llmctl.data.tables import Example, read_examples, resolve_columns
-from llmctl.errors import ConfigError, InputError
-from llmctl.interop.model_folder import ModelFolder, read_model_folder, write_model_folder
+from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
+from llmctl.interop.model_folder import (
+    MAX_LENGTH,
+    ModelFolder,
+    read_model_folder,
+    write_model_folder,
+)
 from llmctl.objectives.base import TensorBatch
 from llmctl.objectives.classify import (
     Classifier,
     EncodedExample,
     collate,
-    start_from,
     with_special_tokens,
 )
 from llmctl.stages.pretrain import newest_pretrained
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, StopFlag, run_training
 from llmctl.tokenizers import Tokenizer
-from llmctl.training.checkpoints import CheckpointStore, read_tensors, write_tensors
+from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.trainer import Trainer, evaluate
 from llmctl.workspace.artefacts import (
@@ -41,10 +46,13 @@ from llmctl.workspace.artefacts import (
     Workspace,
     fingerprint,
     new_manifest,
+    slug,
 )
-from llmctl.workspace.files import published_folder, sha256_file
+from llmctl.workspace.files import sha256_file, sha256_json
 
 SCRATCH = "scratch"
+SHORTEST = 8
+"""Tokens of an example, special ones included: with fewer next to nothing of a text is left."""
 WINDOW_BATCHES = 16
 """Batches sorted by length together: little padding, and neighbours still at random."""
 
@@ -61,6 +69,13 @@ class FinetuneData(Config):
     max_length: int = Field(0, ge=0)
     """Tokens of an example, special ones included; longer ones are cut. 0: as pretrained."""
 
+    @field_validator("max_length")
+    @classmethod
+    def _not_too_short(cls, value: int) -> int:
+        if 0 < value < SHORTEST:
+            raise ValueError(f"use {SHORTEST} or more, or 0 for as many as in pretraining")
+        return value
+
 
 class FinetuneConfig(Config):
     """Everything that decides a finetuning."""
@@ -73,12 +88,18 @@ class FinetuneConfig(Config):
     """In the body and before the output layer."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: rare classes weigh more, in inverse proportion to their frequency."""
-    patience: int = Field(4, ge=0)
+    patience: int = Field(6, ge=0)
     """Validations without a better one before training stops; 0: never early."""
     training: TrainingConfig = TrainingConfig(
-        epochs=20, batch_size=16, learning_rate=3e-4, warmup=0.1, schedule="linear"
+        epochs=20, batch_size=16, warmup=0.1, schedule="linear"
     )
     seed: int = 0
+
+
+def peak_rate(width: int) -> float:
+    """The learning rate where none is given: 3e-4 for a body up to 128 wide, falling with the
+    width to the 5e-5 that Devlin et al. 2018 (§A.3) give for BERT-base, 768 wide."""
+    return 3e-4 * 128 / max(width, 128)
 
 
 def finetune(
@@ -90,7 +111,6 @@ def finetune(
     like: str | None = None,
     name: str | None = None,
     force: bool = False,
-    resume_command: str = "the same command",
     reporter: Reporter | None = None,
 ) -> tuple[Artefact, bool]:
     """Train a classifier; returns the run, and whether it was finished already.
@@ -99,30 +119,18 @@ def finetune(
     the newest pretrained run) with random weights. data: the labelled examples.
     """
     reporter = reporter or Reporter()
-    base, record = open_model(workspace, _network(workspace, start, like, reporter))
-    if not data.is_file():
-        raise InputError(f"--data {data}: no such file")
-    inputs = [
-        record,
-        InputRecord(role="data", name=str(data.resolve()), digest=sha256_file(data)),
-    ]
-    identity = {**config.identity(), "scratch": start == SCRATCH}
-    suffix = "scratch" if start == SCRATCH else record.name.rpartition("/")[2]
-    run_name, found = workspace.match(
-        "run",
-        name,
-        f"{data.name.partition('.')[0]}-{suffix}".replace(" ", "-"),
-        fingerprint("finetune", identity, inputs),
-        force=force,
-    )
+    given = _resolve(workspace, start, data, config, like, name, force, reporter)
+    base, found = given.base, given.found
     if found is not None and found.finished:
         return found, True
+    rate = config.training.learning_rate or peak_rate(base.config.hidden_size)
+    config = config.replace(training=config.training.replace(learning_rate=rate).model_dump())
     examples = read_labelled(data, config.data, reporter)
     task = _Task(examples, base, config, scratch=start == SCRATCH)
     reporter.note(task.describe())
     manifest = new_manifest(
         "run",
-        run_name,
+        given.name,
         stage="finetune",
         config={
             **config.model_dump(mode="json"),
@@ -130,12 +138,12 @@ def finetune(
             "from": start,
             "labels": task.labels,
         },
-        identity=identity,
-        inputs=inputs,
+        identity=given.identity,
+        inputs=given.inputs,
         seed=config.seed,
     )
 
-    def prepare(folder: Path, machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
+    def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
         model = task.build_model().to(machine.device)
         held_out = [collate(group, task.pad) for group in _sorted_groups(task.held_out, 64)]
 
@@ -150,10 +158,6 @@ def finetune(
             # On few examples accuracy has ties, which the loss breaks.
             return {**values, "criterion": 1.0 - values["accuracy"] + 1e-3 * values["loss"]}
 
-        def keep_best(step: int) -> None:
-            with published_folder(folder / "best") as best:
-                write_tensors(best / "model.safetensors", model.state_dict())
-
         return Trainer(
             model,
             task.batch,
@@ -166,28 +170,28 @@ def finetune(
             validate=validate if held_out else None,
             eval_every=config.training.eval_every or task.batches_per_epoch,
             patience=config.patience,
-            on_best=keep_best,
+            on_best=lambda step: store.save_best(step, model),
             should_stop=stop,
         )
 
-    def export(trainer: Trainer, folder: Path) -> dict[str, Any]:
-        best = workspace.path("run", run_name) / "best" / "model.safetensors"
-        if best.exists():
-            trainer.model.load_state_dict(read_tensors(best))
+    def export(trainer: Trainer, store: CheckpointStore, folder: Path) -> dict[str, Any]:
+        # 0 where nothing was held out: then the last weights are the model.
+        if best_step := trainer.progress.best_step:
+            trainer.model.load_state_dict(store.load_best(best_step))
         names = {str(number): label for number, label in enumerate(task.labels)}
         extra = {
             "id2label": names,
             "label2id": {label: number for number, label in enumerate(task.labels)},
             "problem_type": "single_label_classification",
             "classifier_dropout": config.dropout,
-            "llmctl_max_length": task.max_length,
+            MAX_LENGTH: task.max_length,
         }
         write_model_folder(folder, trainer.model, base.tokenizer, extra)
         trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
         return {
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "trainable_parameters": trainable,
-            "best_step": trainer.progress.best_step,
+            "best_step": best_step,
             "train_examples": len(task.train),
             "validation_examples": len(task.held_out),
         }
@@ -199,14 +203,88 @@ def finetune(
         config.training,
         prepare=prepare,
         export=export,
-        resume_command=resume_command,
         reporter=reporter,
     )
     return artefact, False
 
 
+def plan(
+    workspace: Workspace,
+    start: str,
+    data: Path,
+    config: FinetuneConfig,
+    *,
+    like: str | None = None,
+    name: str | None = None,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """The resolved configuration, and what ``finetune`` would do."""
+    reporter = reporter or Reporter()
+    given = _resolve(workspace, start, data, config, like, name, force, reporter)
+    examples = read_labelled(data, config.data, reporter)
+    task = _Task(examples, given.base, config, scratch=start == SCRATCH)
+    model = task.build_model()
+    return {
+        "config": config.model_dump(mode="json"),
+        "plan": {
+            "name": given.name,
+            "up_to_date": given.found is not None and given.found.finished,
+            "from": start,
+            "data": str(data),
+            "train_examples": len(task.train),
+            "validation_examples": len(task.held_out),
+            "classes": len(task.labels),
+            "total_steps": task.total_steps,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+    }
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a finetuning starts from, and the run that it is."""
+
+    base: ModelFolder
+    inputs: list[InputRecord]
+    identity: dict[str, Any]
+    name: str
+    found: Artefact | None
+
+
+def _resolve(
+    workspace: Workspace,
+    start: str,
+    data: Path,
+    config: FinetuneConfig,
+    like: str | None,
+    name: str | None,
+    force: bool,
+    reporter: Reporter,
+) -> _Given:
+    base, record = open_model(workspace, _network(workspace, start, like, reporter))
+    inputs = [record, data_record(data)]
+    identity = {**config.identity(), "scratch": start == SCRATCH}
+    suffix = SCRATCH if start == SCRATCH else Path(record.name).name
+    run_name, found = workspace.match(
+        "run",
+        name,
+        f"{slug(data.name.partition('.')[0], 'data')}-{suffix}",
+        fingerprint("finetune", identity, inputs),
+        force=force,
+        note=reporter.note,
+    )
+    return _Given(base, inputs, identity, run_name, found)
+
+
 def _network(workspace: Workspace, start: str, like: str | None, reporter: Reporter) -> str:
     if start != SCRATCH:
+        if like is not None:
+            raise UsageError(
+                f"--like {like} goes with --from scratch; leave it out, as --from {start} says "
+                "which network it is"
+            )
         return start
     if like is not None:
         return like
@@ -225,11 +303,18 @@ def open_model(workspace: Workspace, given: str) -> tuple[ModelFolder, InputReco
 
     Raises InputError if there is none or it is not whole.
     """
-    path = Path(given)
-    if given not in workspace.names("run") and (path / "config.json").is_file():
-        folder = read_model_folder(path)
-        return folder, InputRecord(
-            role="model", name=str(path.resolve()), digest=sha256_file(path / "model.safetensors")
+    runs = workspace.names("run")
+    if given not in runs:
+        # A model folder, or the folder of a run.
+        for path in (Path(given), Path(given) / "model"):
+            if (path / "config.json").is_file():
+                folder = read_model_folder(path)
+                return folder, InputRecord(
+                    role="model", name=str(path.resolve()), digest=_digest_of(folder)
+                )
+        raise InputError(
+            f"no run or model folder {given!r}{did_you_mean(given, runs)}; `llmctl status` lists "
+            f"the runs of workspace {workspace.root}"
         )
     run = workspace.get("run", given)
     if not run.finished:
@@ -239,6 +324,28 @@ def open_model(workspace: Workspace, given: str) -> tuple[ModelFolder, InputReco
         )
     run.verify("model/")
     return read_model_folder(run.folder / "model"), run.as_input("model")
+
+
+def _digest_of(folder: ModelFolder) -> str:
+    """Of all that decides what the model of a folder answers."""
+    files = [sha256_file(folder.path / name) for name in ("config.json", "model.safetensors")]
+    return sha256_json([*files, folder.tokenizer.digest()])
+
+
+def data_record(data: Path) -> InputRecord:
+    """The file of ``--data`` as an input. Raises InputError if it isn't a file."""
+    check_data(data)
+    return InputRecord(role="data", name=str(data.resolve()), digest=sha256_file(data))
+
+
+def check_data(data: Path) -> None:
+    """Raises InputError unless ``--data`` is a file."""
+    if data.is_dir():
+        raise InputError(f"--data {data} is a folder; give a file of it")
+    if not data.exists():
+        raise InputError(f"--data {data}: no such file")
+    if not data.is_file():
+        raise InputError(f"--data {data} is a pipe or a device, and is read twice; give a file")
 
 
 def read_labelled(data: Path, columns: FinetuneData, reporter: Reporter) -> list[Example]:
@@ -352,13 +459,11 @@ class _Task:
         if config.class_weights == "balanced":
             total = sum(self._counts.values())
             weights = [total / (len(self.labels) * self._counts[label]) for label in self.labels]
-        body = base.architecture.model(base.config.replace(dropout=config.dropout))
-        model = start_from(
-            body,  # type: ignore[arg-type]
-            None if self._scratch else base.tensors,
+        model = base.new_classifier(
             len(self.labels),
             dropout=config.dropout,
             class_weights=weights,
+            scratch=self._scratch,
         )
         if config.freeze_layers:
             model.freeze_layers(config.freeze_layers)
@@ -387,9 +492,12 @@ class _Task:
 def _in_order(counts: Counter[str]) -> list[str]:
     """Label names in order: by number if all are numbers, else by the alphabet."""
     try:
-        return sorted(counts, key=lambda label: (float(label), label))
+        numbers = {label: float(label) for label in counts}
     except ValueError:
         return sorted(counts)
+    if any(map(math.isnan, numbers.values())):  # nan has no place among numbers
+        return sorted(counts)
+    return sorted(counts, key=lambda label: (numbers[label], label))
 
 
 def _sorted_groups(examples: Sequence[EncodedExample], size: int) -> list[list[EncodedExample]]:

@@ -17,6 +17,7 @@ class Prediction:
     """The classes of a text by falling probability."""
 
     text: str
+    text_pair: str | None
     label: str
     probabilities: dict[str, float]
 
@@ -42,26 +43,27 @@ def predict(
     A classifier gives classes; a pretrained model fills masks. Raises InputError if the model is
     neither.
     """
+    where = choose_device(device, "--device")
     folder, _ = open_model(workspace, start)
-    where = choose_device(device)
     labels = folder.labels
     if labels is None:
         model = folder.masked_lm().to(where)
         for example in examples:
-            masks = fill_masks(
-                model,
-                folder.tokenizer,
-                example.text,
-                max_length=folder.config.max_positions,
-                top=top,
+            # A blank line of a file is answered too, so that answers and lines go together.
+            blank = not example.text.strip()
+            masks = (
+                []
+                if blank
+                else fill_masks(
+                    model, folder.tokenizer, example, max_length=folder.max_length, top=top
+                )
             )
             yield Filling(example.text, masks)
         return
     classifier = folder.classifier().to(where)
-    max_length = min(folder.max_length, folder.config.max_positions)
     for block in in_blocks(examples):
-        encoded = encode_examples(folder.tokenizer, block, max_length)
+        encoded = encode_examples(folder.tokenizer, block, folder.max_length)
         probabilities_BC = class_probabilities(classifier, encoded, folder.tokenizer.special["pad"])
         for example, row in zip(block, probabilities_BC, strict=True):
             ranked = sorted(zip(labels, row.tolist(), strict=True), key=lambda pair: -pair[1])
-            yield Prediction(example.text, ranked[0][0], dict(ranked))
+            yield Prediction(example.text, example.text_pair, ranked[0][0], dict(ranked))

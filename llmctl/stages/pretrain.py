@@ -18,7 +18,7 @@ from llmctl.data.keyed import key_of
 from llmctl.data.packing import PackedBatches
 from llmctl.data.shards import ShardReader
 from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
-from llmctl.interop.model_folder import write_model_folder
+from llmctl.interop.model_folder import MAX_LENGTH, write_model_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.models.bert import BertConfig
 from llmctl.objectives.base import TensorBatch
@@ -67,19 +67,25 @@ def resolve(arch: str, preset: str | None, *layers: Mapping[str, Any]) -> Pretra
 
     Raises UsageError for an unknown architecture or preset.
     """
-    if arch not in ARCHITECTURES:
+    # A recipe may give any value: lists compare where a dictionary would want a hash.
+    if arch not in list(ARCHITECTURES):
         raise UsageError(
-            f"--arch {arch!r} is not known{did_you_mean(arch, ARCHITECTURES)}; "
+            f"--arch {arch!r} is not known{did_you_mean(str(arch), ARCHITECTURES)}; "
             f"choose one of {', '.join(ARCHITECTURES)}"
         )
     presets = ARCHITECTURES[arch].presets
     preset = preset or DEFAULT_PRESET
-    if preset not in presets:
+    if preset not in list(presets):
         raise UsageError(
-            f"--preset {preset!r} is not known{did_you_mean(preset, presets)}; "
+            f"--preset {preset!r} is not known{did_you_mean(str(preset), presets)}; "
             f"choose one of {', '.join(presets)}"
         )
     config = build(PretrainConfig, {"arch": arch, "model": presets[preset]}, *layers)
+    if config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size {config.model.vocab_size}: the vocabulary is that of the shards' "
+            "tokenizer; leave it out, or tokenize with another --vocab-size"
+        )
     if config.data.sequence_length > config.model.max_positions:
         raise ConfigError(
             f"data.sequence_length {config.data.sequence_length} is longer than "
@@ -96,11 +102,7 @@ def choose_shards(workspace: Workspace, name: str | None, reporter: Reporter) ->
     if name is not None:
         shards = workspace.get("shards", name)
     else:
-        candidates = [
-            shards
-            for shards in workspace.list("shards")
-            if not missing_roles(tokenizers.load(shards.folder / "tokenizer"))
-        ]
+        candidates = [shards for shards in workspace.list("shards") if _suits(shards)]
         if not candidates:
             raise InputError(
                 f"workspace {workspace.root} has no shards that suit BERT; make some: "
@@ -113,13 +115,28 @@ def choose_shards(workspace: Workspace, name: str | None, reporter: Reporter) ->
     return shards
 
 
+def _suits(shards: Artefact) -> bool:
+    try:
+        return not missing_roles(tokenizers.load(shards.folder / "tokenizer"))
+    except InputError:  # damaged; named outright, they get the error
+        return False
+
+
+def peak_rate(width: int) -> float:
+    """The learning rate where none is given: 2e-3 for a body up to 128 wide, then in inverse
+    proportion to the width (Yang et al. 2022, μP): a step changes each layer's output as much."""
+    return 2e-3 * 128 / max(width, 128)
+
+
 class Pretraining:
     """A pretraining with its data, ready to be trained or evaluated."""
 
     def __init__(self, shards: Artefact, config: PretrainConfig) -> None:
         self.tokenizer = tokenizers.load(shards.folder / "tokenizer")
+        rate = config.training.learning_rate or peak_rate(config.model.hidden_size)
         self.config = config.replace(
-            model=config.model.replace(vocab_size=self.tokenizer.vocab_size).model_dump()
+            model=config.model.replace(vocab_size=self.tokenizer.vocab_size).model_dump(),
+            training=config.training.replace(learning_rate=rate).model_dump(),
         )
         self.vocabulary = vocabulary_of(self.tokenizer)
         self._shards = shards
@@ -208,19 +225,21 @@ def pretrain(
     shards_name: str | None = None,
     name: str | None = None,
     force: bool = False,
-    resume_command: str = "the same command",
     reporter: Reporter | None = None,
 ) -> tuple[Artefact, bool]:
     """Train a model on shards; returns the run, and whether it was finished already."""
     reporter = reporter or Reporter()
     shards = choose_shards(workspace, shards_name, reporter)
     inputs = [shards.as_input("shards")]
+    # As it was given: the vocabulary's size follows from the shards.
+    identity = config.identity()
     run_name, found = workspace.match(
         "run",
         name,
         f"{config.arch}-{shards.manifest.name}",
-        fingerprint("pretrain", config.identity(), inputs),
+        fingerprint("pretrain", identity, inputs),
         force=force,
+        note=reporter.note,
     )
     if found is not None and found.finished:
         return found, True
@@ -231,15 +250,12 @@ def pretrain(
         run_name,
         stage="pretrain",
         config=config.model_dump(mode="json"),
-        identity=config.identity(),
+        identity=identity,
         inputs=inputs,
         seed=config.seed,
-    ).model_copy(
-        # By the configuration as it was given: the vocabulary's size follows from the shards.
-        update={"fingerprint": fingerprint("pretrain", _given(config), inputs)}
     )
 
-    def prepare(folder: Path, machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
+    def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
         train = pretraining.batches("train", seed=config.seed)
         held_out = pretraining.batches("validation", seed=VALIDATION_SEED)
         total = pretraining.total_steps(train)
@@ -276,8 +292,8 @@ def pretrain(
             should_stop=stop,
         )
 
-    def export(trainer: Trainer, folder: Path) -> dict[str, Any]:
-        extra = {"llmctl_max_length": config.data.sequence_length}
+    def export(trainer: Trainer, store: CheckpointStore, folder: Path) -> dict[str, Any]:
+        extra = {MAX_LENGTH: config.data.sequence_length}
         write_model_folder(folder, trainer.model, pretraining.tokenizer, extra)
         return {"parameters": sum(p.numel() for p in trainer.model.parameters())}
 
@@ -288,7 +304,6 @@ def pretrain(
         config.training,
         prepare=prepare,
         export=export,
-        resume_command=resume_command,
         reporter=reporter,
     )
     return artefact, False
@@ -334,10 +349,6 @@ def plan(
             "expected_seconds": seconds,
         },
     }
-
-
-def _given(config: PretrainConfig) -> dict[str, Any]:
-    return config.replace(model=config.model.replace(vocab_size=0).model_dump()).identity()
 
 
 def newest_pretrained(runs: Sequence[Artefact]) -> Artefact | None:

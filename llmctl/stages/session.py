@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import signal
 import threading
@@ -14,10 +15,11 @@ from typing import Any
 
 import torch
 
-from llmctl.errors import Interrupted
+from llmctl.errors import DivergedError, Interrupted, UsageError
 from llmctl.stages.reporter import Reporter
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
+from llmctl.training.memory import keep_freed_memory
 from llmctl.training.precision import choose_device, choose_precision
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import (
@@ -30,7 +32,7 @@ from llmctl.workspace.artefacts import (
 )
 from llmctl.workspace.files import published_folder
 from llmctl.workspace.locks import writer_lock
-from llmctl.workspace.runs import RunRecorder
+from llmctl.workspace.runs import RunRecorder, read_metrics, resume_command
 
 
 @dataclass(frozen=True)
@@ -77,43 +79,45 @@ def run_training(
     existing: Artefact | None,
     config: TrainingConfig,
     *,
-    prepare: Callable[[Path, Machine, CheckpointStore, StopFlag], Trainer],
-    export: Callable[[Trainer, Path], dict[str, Any]],
-    resume_command: str,
+    prepare: Callable[[Machine, CheckpointStore, StopFlag], Trainer],
+    export: Callable[[Trainer, CheckpointStore, Path], dict[str, Any]],
     reporter: Reporter,
 ) -> Artefact:
     """Train a run to its end: start it, or go on from its newest whole checkpoint.
 
     prepare: builds the trainer. export: writes the model folder and returns figures for the
     manifest's summary. Raises Interrupted after the checkpoint that a signal asks for.
+
+    A run of the same name that is to be replaced stays until the new one is ready to train.
     """
-    workspace.prepare()
+    keep_freed_memory()
+    workspace.prepare(manifest.kind)
     folder = workspace.path(manifest.kind, manifest.name)
-    with writer_lock(folder), stop_on_signals() as stop:
+    store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
+    with writer_lock(folder), stop_on_signals() as stop, torch.random.fork_rng(devices=[]):
         if existing is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
             device = choose_device(config.device)
-            precision = choose_precision(config.precision, device)
+            machine = Machine(device, choose_precision(config.precision, device))
             summary = {
                 "device": device.type,
-                "precision": precision,
+                "precision": machine.precision,
                 "threads": torch.get_num_threads(),
                 "cpu": torch.backends.cpu.get_cpu_capability(),
             }
             manifest = manifest.model_copy(update={"summary": summary})
-            write_manifest(folder, manifest)
+            trainer = prepare(machine, store, stop)
+            with published_folder(folder) as hidden:
+                write_manifest(hidden, manifest)
+            recorder = RunRecorder(folder)
         else:
             manifest = existing.manifest
-            _warn_of_another_machine(manifest, reporter)
-        machine = Machine(torch.device(manifest.summary["device"]), manifest.summary["precision"])
-        recorder = RunRecorder(folder)
+            machine = _same_machine(manifest, reporter)
+            recorder = RunRecorder(folder)
+            recorder.update(state="running", message=None)
         try:
-            with torch.random.fork_rng(devices=[]):
-                _train(
-                    folder, manifest, config, machine, recorder, stop, prepare, export,
-                    resume_command, reporter,
-                )  # fmt: skip
+            if existing is not None:
+                trainer = prepare(machine, store, stop)
+            _train(folder, manifest, trainer, store, recorder, stop, export, reporter)
         except Interrupted as error:
             recorder.update(state="interrupted", message=str(error))
             raise
@@ -127,32 +131,25 @@ def run_training(
 def _train(
     folder: Path,
     manifest: Manifest,
-    config: TrainingConfig,
-    machine: Machine,
+    trainer: Trainer,
+    store: CheckpointStore,
     recorder: RunRecorder,
     stop: StopFlag,
-    prepare: Callable[[Path, Machine, CheckpointStore, StopFlag], Trainer],
-    export: Callable[[Trainer, Path], dict[str, Any]],
-    resume_command: str,
+    export: Callable[[Trainer, CheckpointStore, Path], dict[str, Any]],
     reporter: Reporter,
 ) -> None:
-    store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
-    for leftover in (folder / "checkpoints").glob(".*.partial"):
+    for leftover in store.folder.glob(".*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
-    trainer = prepare(folder, machine, store, stop)
     checkpoint = store.load_newest(reporter.note)
     if checkpoint is not None:
         trainer.restore(checkpoint)
         reporter.note(f"going on with {manifest.name} from step {checkpoint.step}")
     recorder.start(step=trainer.progress.step, total_steps=trainer.total_steps)
-    last: dict[str, float] = {}
     for record in trainer.run():
         if record.kind in ("train", "validation", "skipped"):
             recorder.record({"kind": record.kind, "step": record.step, **record.values})
             reporter.metrics(record.kind, record.step, trainer.total_steps, record.values)
-        if record.kind == "validation":
-            last = dict(record.values)
-        elif record.kind == "skipped":
+        if record.kind == "skipped":
             reporter.note(f"step {record.step}: the gradient was not finite; step skipped")
         recorder.update(
             step=record.step,
@@ -166,11 +163,17 @@ def _train(
             assert number is not None
             raise Interrupted(
                 f"stopped by {signal.Signals(number).name} at step {record.step}{total} after "
-                f"writing a checkpoint; go on with: {resume_command}",
+                f"writing a checkpoint; go on with: {resume_command(manifest)}",
                 number,
             )
+    last = _last_validation(folder)
+    if not math.isfinite(last.get("loss", 0.0)):
+        raise DivergedError(
+            f"run {manifest.name} ended with a validation loss of {last['loss']}, so no model is "
+            "written; train again with --force and a lower training.learning_rate"
+        )
     with published_folder(folder / "model") as model_folder:
-        figures = export(trainer, model_folder)
+        figures = export(trainer, store, model_folder)
     files = {f"model/{k}": v for k, v in describe_files(folder / "model").items()}
     summary = {
         **manifest.summary,
@@ -187,7 +190,22 @@ def _train(
     recorder.update(state="finished", step=trainer.progress.step, share_done=1.0)
 
 
-def _warn_of_another_machine(manifest: Manifest, reporter: Reporter) -> None:
+def _last_validation(folder: Path) -> dict[str, float]:
+    """From the log: a run that goes on at its very end measures nothing more."""
+    looks = [r for r in read_metrics(folder / "metrics.jsonl") if r.get("kind") == "validation"]
+    return {k: v for k, v in looks[-1].items() if k not in ("kind", "step")} if looks else {}
+
+
+def _same_machine(manifest: Manifest, reporter: Reporter) -> Machine:
+    """Where a run goes on: as it was begun. Raises UsageError if that device isn't here."""
+    begun_on = manifest.summary["device"]
+    try:
+        device = choose_device(begun_on)
+    except UsageError:
+        raise UsageError(
+            f"run {manifest.name} was begun on {begun_on}, which this machine does not have; go on "
+            "where it was begun, or begin again with --force"
+        ) from None
     here = {
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -205,3 +223,4 @@ def _warn_of_another_machine(manifest: Manifest, reporter: Reporter) -> None:
             f"{manifest.name} was begun with {'; '.join(differing)}: it goes on, but its results "
             "may differ in the last bits from a run that never stopped"
         )
+    return Machine(device, manifest.summary["precision"])

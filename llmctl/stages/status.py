@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from llmctl.errors import InputError, did_you_mean
-from llmctl.workspace.artefacts import FOLDERS, Artefact, Kind, Workspace
-from llmctl.workspace.runs import read_metrics, read_progress, run_state
+from llmctl.workspace.artefacts import FOLDERS, Artefact, InputRecord, Kind, Manifest, Workspace
+from llmctl.workspace.runs import read_metrics, read_progress, resume_command, run_state
 
 SCHEMA_VERSION = 1
 """Of the documents that ``llmctl status --json`` prints; raised when a field changes meaning."""
 
 
 def overview(workspace: Workspace) -> dict[str, Any]:
-    """Every artefact in short, the newest last."""
+    """Every artefact in short, the newest last; those that can't be read under ``damaged``."""
+    damaged: list[dict[str, str]] = []
+
+    def lines(kind: Kind, line: Callable[[Artefact], dict[str, Any]]) -> list[dict[str, Any]]:
+        def note(name: str, error: InputError) -> None:
+            damaged.append({"kind": kind, "name": name, "message": str(error)})
+
+        made = []
+        for artefact in workspace.list(kind, note):
+            try:
+                made.append(line(artefact))
+            except InputError as error:
+                note(artefact.manifest.name, error)
+        return made
+
     return {
         "schema_version": SCHEMA_VERSION,
         "workspace": str(workspace.root),
-        "tokenizers": [_short(artefact) for artefact in workspace.list("tokenizer")],
-        "shards": [_short(artefact) for artefact in workspace.list("shards")],
-        "runs": [run_line(artefact) for artefact in workspace.list("run")],
-        "reports": [_short(artefact) for artefact in workspace.list("report")],
+        "tokenizers": lines("tokenizer", _short),
+        "shards": lines("shards", _short),
+        "runs": lines("run", run_line),
+        "reports": lines("report", _short),
+        "damaged": damaged,
     }
 
 
@@ -33,8 +48,9 @@ def run_line(artefact: Artefact) -> dict[str, Any]:
     manifest = artefact.manifest
     progress = read_progress(artefact.folder)
     metrics = read_metrics(artefact.folder / "metrics.jsonl")
-    trained = [record for record in metrics if record["kind"] == "train"]
-    looks = [record for record in metrics if record["kind"] == "validation"]
+    trained = [record for record in metrics if record.get("kind") == "train"]
+    losses = [record["loss"] for record in trained if record.get("loss") is not None]
+    looks = [record for record in metrics if record.get("kind") == "validation"]
     state = run_state(artefact, progress)
     share = float(progress.get("share_done", 0.0))
     elapsed = float(progress.get("elapsed", 0.0))
@@ -49,10 +65,10 @@ def run_line(artefact: Artefact) -> dict[str, Any]:
         "progress": share,
         "eta_seconds": elapsed * (1 - share) / share if running and share > 0 else None,
         "elapsed_seconds": elapsed,
-        "loss": trained[-1]["loss"] if trained else None,
-        "validation_loss": looks[-1]["loss"] if looks else None,
-        "losses": [record["loss"] for record in trained],
-        "tokens_per_second": trained[-1]["tokens_per_second"] if trained else None,
+        "loss": losses[-1] if losses else None,
+        "validation_loss": looks[-1].get("loss") if looks else None,
+        "losses": losses,
+        "tokens_per_second": trained[-1].get("tokens_per_second") if trained else None,
         "age_seconds": max(0.0, time.time() - progress.get("updated", _seconds(manifest.created))),
         "created": manifest.created,
         "finished": manifest.finished,
@@ -73,7 +89,7 @@ def detail(workspace: Workspace, name: str) -> dict[str, Any]:
             "role": record.role,
             "name": record.name,
             "digest": record.digest,
-            "present": parent is not None or Path(record.name).exists(),
+            "present": _present(record, parent),
         }
         for depth, record, parent in workspace.lineage(manifest)
     ]
@@ -99,13 +115,15 @@ def detail(workspace: Workspace, name: str) -> dict[str, Any]:
     }
     if manifest.kind == "run":
         document["run"] = run_line(artefact)
-        document["resume"] = None if artefact.finished else resume_command(artefact)
+        document["resume"] = None if artefact.finished else resume_command(manifest)
         document["checkpoints"] = sorted(
             path.name for path in (artefact.folder / "checkpoints").glob("step-*")
         )
         metrics = read_metrics(artefact.folder / "metrics.jsonl")
-        document["validations"] = [r for r in metrics if r["kind"] == "validation"]
-        document["last_record"] = next((r for r in reversed(metrics) if r["kind"] == "train"), None)
+        document["validations"] = [r for r in metrics if r.get("kind") == "validation"]
+        document["last_record"] = next(
+            (r for r in reversed(metrics) if r.get("kind") == "train"), None
+        )
     return document
 
 
@@ -125,15 +143,9 @@ def find(workspace: Workspace, name: str) -> Artefact:
     )
 
 
-def resume_command(artefact: Artefact) -> str:
-    """The command that goes on with a run, from any folder."""
-    manifest = artefact.manifest
-    # --force would start it anew.
-    words = [word for word in manifest.command if word != "--force"]
-    command = shlex.join(words)
-    if manifest.directory and Path(manifest.directory) != Path.cwd():
-        return f"cd {shlex.quote(manifest.directory)} && {command}"
-    return command
+def _present(record: InputRecord, parent: Manifest | None) -> bool | None:
+    """Whether an artefact of the lineage is here; None for a file, which may be anywhere."""
+    return parent is not None if record.artefact else None
 
 
 def _short(artefact: Artefact) -> dict[str, Any]:

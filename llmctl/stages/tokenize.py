@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,14 +14,14 @@ import numpy as np
 from pydantic import Field
 
 from llmctl import tokenizers
-from llmctl.config import NOT_IDENTITY, Config
+from llmctl.config import NOT_IDENTITY, ColumnName, Config
 from llmctl.data.documents import Corpus
 from llmctl.data.duplicates import SeenHashes, text_hash
 from llmctl.data.encoding import BATCH_CHARACTERS, encode_in_order
 from llmctl.data.shards import SPLITS, ShardWriter
-from llmctl.errors import InputError
+from llmctl.errors import InputError, UsageError
 from llmctl.stages.reporter import Reporter
-from llmctl.tokenizers.base import Tokenizer, VocabularyError
+from llmctl.tokenizers.base import Tokenizer
 from llmctl.workspace.artefacts import Artefact, InputRecord, Workspace, fingerprint, new_manifest
 
 LEARN_BYTES = 1 << 29
@@ -41,13 +42,13 @@ class TokenizeConfig(Config):
     tokenizer.json, a .model, a vocab.txt."""
     vocab_size: int | None = Field(None, ge=8)
     """Unset: by the size of the corpus."""
-    cased: bool = False
-    """WordPiece: keep capitals and accents."""
+    cased: bool | None = None
+    """Keep capitals and accents. Unset: a WordPiece to learn drops them, a vocab.txt tells."""
     validation: float = Field(0.02, ge=0, lt=1)
     """Share of the documents held out, chosen by their hash."""
     document: Literal["auto", "file", "paragraph", "line"] = "auto"
     """What a document is in plain text; auto: a file, or pieces of a long one."""
-    text_column: str | None = None
+    text_column: ColumnName | None = None
     """Where a table has its text."""
     encoding_errors: Literal["strict", "replace"] = "strict"
     workers: int = Field(0, ge=0, json_schema_extra=NOT_IDENTITY)
@@ -111,13 +112,22 @@ def _existing_tokenizer(
     """The tokenizer that is to be used as it is, or None if one is to be learned."""
     given = config.tokenizer
     if given in tokenizers.LEARNERS:
+        if config.cased is not None and given != "wordpiece":
+            raise UsageError(
+                f"--cased is for wordpiece: {given} always keeps capitals; leave it out"
+            )
         return None
+    if config.vocab_size is not None:
+        raise UsageError(
+            f"--vocab-size is for a tokenizer to learn, and {given} has its size; leave it out"
+        )
     if given in workspace.names("tokenizer"):
         artefact = workspace.get("tokenizer", given)
         artefact.verify()
-        return tokenizers.load(artefact.folder), artefact.as_input("tokenizer")
+        tokenizer = tokenizers.load(artefact.folder, cased=config.cased)
+        return tokenizer, artefact.as_input("tokenizer")
     path = Path(given)
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's, false for what can't be a name
         known = [*tokenizers.LEARNERS, *workspace.names("tokenizer")]
         raise InputError(
             f"--tokenizer {given!r} is neither a kind nor a tokenizer of the workspace nor a file; "
@@ -165,13 +175,13 @@ def _learn(
     with workspace.publish(manifest) as (folder, summary):
         texts = _Texts(corpus, reporter)
         started = time.perf_counter()
-        try:
-            learned = tokenizers.learn(config.tokenizer, texts, vocab_size, cased=config.cased)
-        except VocabularyError as error:
-            if config.vocab_size is not None:
-                raise
-            # The size was our choice, not the user's: take what the corpus has.
-            learned = tokenizers.learn(config.tokenizer, texts, error.available, cased=config.cased)
+        learned = tokenizers.learn(
+            config.tokenizer,
+            texts,
+            vocab_size,
+            cased=bool(config.cased),
+            exact=config.vocab_size is not None,
+        )
         learned.save(folder)
         summary.update(
             kind=learned.kind,
@@ -193,9 +203,10 @@ class _Texts:
         self._share = min(1.0, LEARN_BYTES / max(corpus.total_bytes, 1))
 
     def __iter__(self) -> Iterator[str]:
-        limit = self._share * 2.0**64
+        # The high bits decide the split: by them a sample would be the validation documents.
+        limit = self._share * 2.0**32
         for document in self._corpus:
-            if self._share == 1.0 or text_hash(document.text) < limit:
+            if self._share == 1.0 or text_hash(document.text) & 0xFFFFFFFF < limit:
                 self._reporter.progress(
                     "learning the vocabulary", document.position, self._corpus.total_bytes
                 )
@@ -213,19 +224,22 @@ def _write_shards(
     config: TokenizeConfig,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Write both splits. A corpus too small for its share of validation documents gives the one
-    whose hash is lowest, so that there is something to validate on."""
+    """Write both splits. In a corpus so small that one of them is empty, the document with the
+    lowest hash goes to validation or the one with the highest to train."""
     limit = round(config.validation * 2**64)
-    summary = _one_pass(corpus, target, tokenizer, config, limit, reporter)
-    lowest = summary.pop("lowest_hash")
-    if config.validation and not summary["validation_documents"] and summary["documents"] > 1:
-        for path in target.glob("*.arrow"):
-            path.unlink()
-        summary = _one_pass(corpus, target, tokenizer, config, lowest + 1, reporter)
-        summary.pop("lowest_hash")
-    if not summary["tokens"]:
+    summary, lowest, highest = _one_pass(corpus, target, tokenizer, config, limit, reporter)
+    documents, held_out = summary["documents"], summary["validation_documents"]
+    if not documents:
         raise InputError("the corpus has no tokens: its text is control characters alone")
-    return summary
+    if held_out == documents:
+        limit = highest
+    elif config.validation and not held_out and documents > 1:
+        limit = lowest + 1
+    else:
+        return summary
+    for path in target.glob("*.arrow"):
+        path.unlink()
+    return _one_pass(corpus, target, tokenizer, config, limit, reporter)[0]
 
 
 def _one_pass(
@@ -235,15 +249,19 @@ def _one_pass(
     config: TokenizeConfig,
     limit: int,
     reporter: Reporter,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], int, int]:
+    """Write the documents whose hash is below ``limit`` to validation, the others to train.
+
+    Returns a summary, and the lowest and the highest hash of a document that has tokens.
+    """
     started = time.perf_counter()
-    workers = config.workers or (
-        (os.cpu_count() or 1) if corpus.total_bytes >= WORTH_WORKERS else 1
-    )
+    workers = config.workers or (_cores() if corpus.total_bytes >= WORTH_WORKERS else 1)
     seen = SeenHashes()
-    # What was sent to be encoded, in order: each document's split, and how far the corpus is.
-    sent: list[tuple[list[bool], int]] = []
-    totals = {"characters": 0, "duplicates": 0, "lowest": 2**64 - 1}
+    # What was sent to be encoded, in order: each document's hash, how far the corpus is, and the
+    # bytes of text up to there (the corpus's may be compressed, or columns that aren't read).
+    sent: deque[tuple[list[int], int, int]] = deque()
+    totals = {"characters": 0, "bytes": 0, "duplicates": 0}
+    lowest, highest = 2**64, -1
 
     def batches() -> Iterable[list[str]]:
         for group in _grouped(corpus):
@@ -252,10 +270,9 @@ def _one_pass(
             texts = [text for (text, _), keep in zip(group, new, strict=True) if keep]
             totals["duplicates"] += len(group) - len(texts)
             totals["characters"] += sum(map(len, texts))
-            totals["lowest"] = min(totals["lowest"], int(hashes.min()))
+            totals["bytes"] += sum(len(text.encode()) for text in texts)
             if texts:
-                held_out = [int(value) < limit for value in hashes[new]]
-                sent.append((held_out, group[-1][1]))
+                sent.append((hashes[new].tolist(), group[-1][1], totals["bytes"]))
                 yield texts
 
     words = unknown = 0
@@ -266,10 +283,11 @@ def _one_pass(
             cleanup.callback(writer.abandon)
             writers[split] = writer
         for encoded in encode_in_order(batches(), target / "tokenizer", workers):
-            held_out, position = sent.pop(0)
-            for (ids, starts), validation in zip(encoded.documents(), held_out, strict=True):
+            text_hashes, position, text_bytes = sent.popleft()
+            for (ids, starts), value in zip(encoded.documents(), text_hashes, strict=True):
                 if len(ids):
-                    writers["validation" if validation else "train"].add(ids, starts)
+                    writers["validation" if value < limit else "train"].add(ids, starts)
+                    lowest, highest = min(lowest, value), max(highest, value)
             words += encoded.words
             unknown += encoded.unknown
             seconds = time.perf_counter() - started
@@ -277,13 +295,13 @@ def _one_pass(
                 "tokenizing",
                 position,
                 corpus.total_bytes,
-                f"{position / 1e6 / seconds:.1f} MB/s",
+                f"{text_bytes / 1e6 / seconds:.1f} MB/s",
             )
         for writer in writers.values():
             writer.close()
     seconds = time.perf_counter() - started
     tokens = sum(writer.tokens for writer in writers.values())
-    return {
+    summary = {
         "documents": sum(writer.documents for writer in writers.values()),
         "tokens": tokens,
         "train_documents": writers["train"].documents,
@@ -298,9 +316,16 @@ def _one_pass(
         "tokenizer": tokenizer.kind,
         "tokenizer_digest": tokenizer.digest(),
         "seconds": round(seconds, 3),
-        "megabytes_per_second": corpus.total_bytes / 1e6 / seconds,
-        "lowest_hash": totals["lowest"],
+        "megabytes_per_second": totals["bytes"] / 1e6 / seconds,
     }
+    return summary, lowest, highest
+
+
+def _cores() -> int:
+    """Those that this process may use: a container or a batch job seldom has all."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _grouped(corpus: Corpus) -> Iterator[list[tuple[str, int]]]:

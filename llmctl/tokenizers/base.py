@@ -58,6 +58,22 @@ class VocabularyError(InputError):
         self.available = available
 
 
+class AlphabetError(InputError):
+    """A vocabulary too small for the corpus's characters alone; ``needed`` would hold them."""
+
+    def __init__(self, vocab_size: int, needed: int) -> None:
+        super().__init__(
+            f"--vocab-size {vocab_size}: the corpus's alphabet alone needs {needed} pieces; "
+            f"use --vocab-size {needed} or more"
+        )
+        self.needed = needed
+
+
+def roomy(needed: int) -> int:
+    """A size for an alphabet that the usual one can't hold: a third is left to longer pieces."""
+    return -(-3 * needed // 2)
+
+
 class Tokenizer(ABC):
     """Text to ids and back."""
 
@@ -66,6 +82,9 @@ class Tokenizer(ABC):
     vocab_size: int
     special: Mapping[str, int]
     """Ids by role: those of ``ROLES`` that the vocabulary has."""
+    sentencewise = False
+    """Whether the ids of a text are those of its sentences end to end. Elsewhere a start of text
+    may get a piece of its own (``▁``), so a text must be encoded whole."""
 
     @abstractmethod
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
@@ -78,6 +97,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """The ids of many texts, concatenated, and the number of ids of each."""
+
+    @abstractmethod
+    def encode_offsets(self, text: str) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """The ids of a text, and the character at which each begins, in rising order."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
@@ -155,6 +178,11 @@ class FastTokenizer(Tokenizer):
         parts = [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
         lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
         return (np.concatenate(parts) if parts else np.empty(0, np.uint32)), lengths
+
+    def encode_offsets(self, text: str) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        encoding = self._rust.encode(text, add_special_tokens=False)
+        begins = np.fromiter((begin for begin, _ in encoding.offsets), dtype=np.int64)
+        return np.asarray(encoding.ids, dtype=np.uint32), np.maximum.accumulate(begins)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         return str(self._rust.decode(list(ids), skip_special_tokens=skip_special))

@@ -21,8 +21,9 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 MIN_PAIR_COUNT = 2
 
 
-def learn_bpe(texts: Iterable[str], vocab_size: int) -> FastTokenizer:
-    """Learn merges. Raises InputError if the corpus can't fill the vocabulary."""
+def learn_bpe(texts: Iterable[str], vocab_size: int, *, exact: bool = True) -> FastTokenizer:
+    """Learn merges. Raises InputError if ``vocab_size`` can't hold the bytes and, if ``exact``,
+    VocabularyError if the corpus can't fill it."""
     rust = RustTokenizer(BPE())
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     rust.decoder = decoders.ByteLevel()
@@ -42,7 +43,7 @@ def learn_bpe(texts: Iterable[str], vocab_size: int) -> FastTokenizer:
     )
     rust.train_from_iterator(iter(texts), trainer)
     size = rust.get_vocab_size()
-    if size < vocab_size:
+    if exact and size < vocab_size:
         raise VocabularyError(vocab_size, size)
     ids = {token: rust.token_to_id(token) for token in SPECIAL}
     rust.post_processor = processors.TemplateProcessing(

@@ -24,10 +24,12 @@ from tokenizers.models import Unigram
 
 from llmctl.errors import InputError
 from llmctl.tokenizers.base import (
+    AlphabetError,
     FastTokenizer,
     Tokenizer,
     VocabularyError,
     roles_in,
+    roomy,
     write_transformers_config,
 )
 
@@ -42,16 +44,19 @@ LONGEST_LINE = 4192
 """Bytes; sentencepiece leaves out longer ones, so they are cut here."""
 
 
-def learn_unigram(texts: Iterable[str], vocab_size: int) -> FastTokenizer:
-    """Learn pieces. Raises InputError if the corpus can't fill the vocabulary."""
+def learn_unigram(texts: Iterable[str], vocab_size: int, *, exact: bool = True) -> FastTokenizer:
+    """Learn pieces. If ``exact``, raises VocabularyError if the corpus can't fill the vocabulary,
+    AlphabetError if its alphabet doesn't fit."""
     written = io.BytesIO()
+    lines = _Lines(texts)
     sentencepiece.set_random_generator_seed(0)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
+            sentence_iterator=iter(lines),
             model_writer=written,
             model_type="unigram",
             vocab_size=vocab_size,
+            hard_vocab_limit=exact,
             character_coverage=0.9995,
             normalization_rule_name="identity",
             pad_id=0,
@@ -66,16 +71,17 @@ def learn_unigram(texts: Iterable[str], vocab_size: int) -> FastTokenizer:
             minloglevel=2,
         )
     except RuntimeError as error:
+        if lines.error is not None:
+            raise lines.error from None
         text = str(error)
         most = re.search(r"value <= (\d+)", text)
         if most:
             raise VocabularyError(vocab_size, int(most[1])) from None
         least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", text)
         if least:
-            raise InputError(
-                f"--vocab-size {vocab_size}: the corpus's alphabet alone needs {least[1]} pieces; "
-                f"use --vocab-size {least[1]} or more"
-            ) from None
+            if not exact:
+                return learn_unigram(texts, roomy(int(least[1])), exact=False)
+            raise AlphabetError(vocab_size, int(least[1])) from None
         raise InputError(
             f"sentencepiece can't learn {vocab_size} pieces from this corpus: {text.strip()}; "
             "give more text or a smaller --vocab-size"
@@ -110,17 +116,35 @@ def learn_unigram(texts: Iterable[str], vocab_size: int) -> FastTokenizer:
     return FastTokenizer("unigram", RustTokenizer.from_str(rust.to_str()))
 
 
-def _lines(texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        for line in unicodedata.normalize("NFKC", text).splitlines():
-            words = " ".join(line.split())
-            while len(words.encode()) > LONGEST_LINE:
-                cut = words.rfind(" ", 0, LONGEST_LINE // 4)
-                cut = LONGEST_LINE // 4 if cut <= 0 else cut
-                yield words[:cut]
-                words = words[cut:].lstrip()
-            if words:
-                yield words
+class _Lines:
+    """Lines of some texts as the learner takes them."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = texts
+        self.error: Exception | None = None
+        """What went wrong in the texts: sentencepiece makes it an error of its own."""
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for text in self._texts:
+                for line in unicodedata.normalize("NFKC", text).splitlines():
+                    yield from _short(" ".join(line.split()))
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _short(line: str) -> Iterator[str]:
+    """A line in parts of at most ``LONGEST_LINE`` bytes, cut at spaces if there are any."""
+    most = LONGEST_LINE // 4  # characters; one has four bytes at most
+    start = 0
+    while len(line) - start > most:
+        space = line.rfind(" ", start + 1, start + most + 1)
+        end = start + most if space == -1 else space
+        yield line[start:end]
+        start = end if space == -1 else end + 1
+    if start < len(line):
+        yield line[start:]
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -149,6 +173,12 @@ class SentencePieceTokenizer(Tokenizer):
         lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
         flat = [number for part in parts for number in part]
         return np.asarray(flat, dtype=np.uint32), lengths
+
+    def encode_offsets(self, text: str) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        found = self._processor.encode(text, out_type="offset_mapping")
+        ids = np.asarray(found["ids"], dtype=np.uint32)
+        begins = np.fromiter((begin for begin, _ in found["offsets"]), dtype=np.int64)
+        return ids, np.maximum.accumulate(begins)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         kept = [i for i in ids if not (skip_special and i in self.special_ids)]

@@ -2,12 +2,12 @@
 
 A checkpoint is a folder ``checkpoints/step-00000200`` of safetensors and JSON, published in one
 step, with a manifest of digests. No pickle. Random states are not kept: every draw is a function
-of (seed, step).
+of (seed, step). Weights that were the best at a validation lie beside them as
+``best-00000200``, as long as a checkpoint that may be gone back to calls them the best.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ from llmctl.errors import InputError
 from llmctl.workspace.artefacts import FileRecord, describe_files, verify_files
 from llmctl.workspace.files import published_folder, read_json, write_json
 
-STEP_FOLDER = re.compile(r"step-(\d{8})")
 DIGESTS = "manifest.json"
+STATE, MODEL, OPTIMISER = "state.json", "model.safetensors", "optimiser.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,16 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self._keep = folder, keep
+        self._damaged: set[int] = set()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, ascending."""
+        return self._steps("step")
+
+    def _steps(self, what: str) -> list[int]:
         if not self.folder.is_dir():
             return []
-        matches = (STEP_FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
+        matches = (re.fullmatch(rf"{what}-(\d{{8}})", path.name) for path in self.folder.iterdir())
         return sorted(int(match[1]) for match in matches if match)
 
     def save(
@@ -58,21 +63,41 @@ class CheckpointStore:
         optimiser: torch.optim.Optimizer,
         state: Mapping[str, Any],
     ) -> Path:
-        """Write a checkpoint, then delete the oldest beyond the limit."""
+        """Write a checkpoint; then delete those found damaged, the oldest beyond the limit, and
+        the best weights that no checkpoint calls the best any more."""
         target = self._path(step)
         self.folder.mkdir(parents=True, exist_ok=True)
         with published_folder(target) as folder:
-            write_tensors(folder / "model.safetensors", model.state_dict())
-            write_tensors(folder / "optimiser.safetensors", optimiser_tensors(model, optimiser))
-            write_json(folder / "state.json", {"step": step, **state})
-            files = {k: v.model_dump() for k, v in describe_files(folder).items()}
-            write_json(folder / DIGESTS, files)
-        for old in self.steps()[: -self._keep]:
+            write_tensors(folder / MODEL, model.state_dict())
+            write_tensors(folder / OPTIMISER, optimiser_tensors(model, optimiser))
+            write_json(folder / STATE, {"step": step, **state})
+            _write_digests(folder)
+        # Later than where training went on, they would count as the newest for ever.
+        whole = [old for old in self.steps() if old == step or old not in self._damaged]
+        kept = whole[-self._keep :]
+        for old in set(self.steps()) - set(kept):
             shutil.rmtree(self._path(old), ignore_errors=True)
+        self._damaged.clear()
+        for old in set(self._steps("best")) - {self._best_of(checkpoint) for checkpoint in kept}:
+            shutil.rmtree(self._path(old, "best"), ignore_errors=True)
         return target
 
+    def save_best(self, step: int, model: nn.Module) -> None:
+        """Write weights that are the best so far."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with published_folder(self._path(step, "best")) as folder:
+            write_tensors(folder / MODEL, model.state_dict())
+            _write_digests(folder)
+
+    def load_best(self, step: int) -> dict[str, Tensor]:
+        """The weights that were the best at a step. Raises InputError if they aren't whole."""
+        folder = self._path(step, "best")
+        _verify(folder, {MODEL}, remedy="train again with --force")
+        return read_tensors(folder / MODEL)
+
     def load_newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint whose digests hold; a damaged one is passed over with a warning.
+        """The newest checkpoint whose digests hold; a damaged one is passed over with a warning,
+        and deleted once training has gone on to the next checkpoint.
 
         Raises InputError if there are checkpoints but none is whole.
         """
@@ -84,25 +109,48 @@ class CheckpointStore:
                 if failure is not None or len(self.steps()) > 1:
                     warn(f"{error}; trying the checkpoint before it")
                 failure = error
+                self._damaged.add(step)
         if failure is not None:
             raise InputError(f"{failure}; no whole checkpoint is left, start again with --force")
         return None
 
+    def _best_of(self, checkpoint: int) -> int | None:
+        try:
+            state = read_json(self._path(checkpoint) / STATE)
+        except InputError:  # damaged: it will not be gone back to
+            return None
+        return state.get("best_step") if isinstance(state, dict) else None
+
     def _load(self, step: int) -> Checkpoint:
         folder = self._path(step)
-        records = read_json(folder / DIGESTS)
-        files = {name: FileRecord.model_validate(value) for name, value in records.items()}
-        verify_files(folder, files, remedy="this checkpoint can't be used")
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        _verify(folder, {MODEL, OPTIMISER, STATE}, remedy="this checkpoint can't be used")
         return Checkpoint(
             step=step,
-            model=load_file(folder / "model.safetensors"),
-            optimiser=load_file(folder / "optimiser.safetensors"),
-            state=state,
+            model=read_tensors(folder / MODEL),
+            optimiser=read_tensors(folder / OPTIMISER),
+            state=read_json(folder / STATE),
         )
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+    def _path(self, step: int, what: str = "step") -> Path:
+        return self.folder / f"{what}-{step:08d}"
+
+
+def _write_digests(folder: Path) -> None:
+    files = {k: v.model_dump() for k, v in describe_files(folder).items()}
+    write_json(folder / DIGESTS, files)
+
+
+def _verify(folder: Path, names: set[str], *, remedy: str) -> None:
+    """Raises InputError unless the folder has these files and they are as they were written."""
+    path = folder / DIGESTS
+    try:
+        records = read_json(path)
+        files = {name: FileRecord.model_validate(value) for name, value in records.items()}
+    except (InputError, AttributeError, ValidationError):
+        files = {}
+    if files.keys() != names:
+        raise InputError(f"{path} is missing or damaged; {remedy}")
+    verify_files(folder, files, remedy=remedy)
 
 
 def write_tensors(

@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from llmctl.errors import UsageError
+from llmctl.errors import UsageError, did_you_mean
 
 CLEARLY_FASTER = 1.3
 """How much faster bf16 products must be before the casts around them pay."""
@@ -20,8 +20,8 @@ TRIAL_SECONDS = 0.05
 TRIALS = 3
 
 
-def choose_device(requested: str) -> torch.device:
-    """The device for a ``--set training.device`` value. Raises UsageError if it isn't there."""
+def choose_device(requested: str, option: str = "training.device") -> torch.device:
+    """The device for the value of an option. Raises UsageError if it is unknown or not there."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -29,10 +29,14 @@ def choose_device(requested: str) -> torch.device:
     }
     if requested == "auto":
         return torch.device(next(name for name, present in available.items() if present))
+    if requested not in available:
+        raise UsageError(
+            f"{option} {requested!r} is not known{did_you_mean(requested, available)}; "
+            f"choose one of auto, {', '.join(available)}"
+        )
     if not available[requested]:
         raise UsageError(
-            f"training.device {requested}: this machine has none that PyTorch can use; "
-            "use cpu or auto"
+            f"{option} {requested}: this machine has none that PyTorch can use; use cpu or auto"
         )
     return torch.device(requested)
 

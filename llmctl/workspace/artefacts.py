@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +46,10 @@ FOLDERS: dict[Kind, str] = {
 
 MANIFEST = "manifest.json"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LONGEST_DEFAULT = 90
+"""Characters of a default name: leaves room for a number, and for a name made from it."""
+FILE_ROLES = frozenset({"corpus", "data"})
+"""Roles of inputs that are files, whatever their names look like."""
 
 
 class Frozen(BaseModel):
@@ -60,6 +65,14 @@ class InputRecord(Frozen):
     name: str
     """``kind/name`` of an artefact of this workspace, or the name of a file."""
     digest: str
+
+    @property
+    def artefact(self) -> tuple[Kind, str] | None:
+        """(kind, name) of the artefact that it is, or None for a file."""
+        kind, slash, name = self.name.partition("/")
+        if slash and kind in FOLDERS and self.role not in FILE_ROLES:
+            return kind, name
+        return None
 
 
 class FileRecord(Frozen):
@@ -120,7 +133,15 @@ def new_manifest(
     seed: int | None,
 ) -> Manifest:
     """A manifest at the start of a stage. ``identity``: the part of the config that decides
-    the content (options such as the number of workers do not)."""
+    the content (options such as the number of workers do not).
+
+    Raises UsageError if the artefact would replace one that it is made from.
+    """
+    if (kind, name) in [record.artefact for record in inputs]:
+        raise UsageError(
+            f"--name {name}: {kind} {name} is what this is made from and would be replaced; "
+            "choose another --name"
+        )
     return Manifest(
         kind=kind,
         name=name,
@@ -143,6 +164,17 @@ def command_line() -> list[str]:
     if "LLMCTL_WORKSPACE" in os.environ and not given:
         words += ["--workspace", os.environ["LLMCTL_WORKSPACE"]]
     return words
+
+
+def slug(text: str, fallback: str) -> str:
+    """A name that a folder can have, made from any text: accents go, all else becomes '-'.
+
+    >>> slug("my café (1)", "data")
+    'my-cafe-1'
+    """
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")
+    return name[:LONGEST_DEFAULT].rstrip("-._") or fallback
 
 
 def fingerprint(stage: str, identity: Mapping[str, Any], inputs: Sequence[InputRecord]) -> str:
@@ -219,9 +251,19 @@ class Workspace:
             value = read_json(marker)
             _refuse_newer(marker, value.get("format_version") if isinstance(value, dict) else None)
 
-    def prepare(self) -> None:
-        """Make the folder if it is new, and clear what crashed writers left."""
+    def prepare(self, kind: Kind | None = None) -> None:
+        """Make the folder if it is new, and clear what crashed writers left.
+
+        Raises InputError if artefacts (of ``kind``) can't be written there.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
+        for place in (".locks", *([FOLDERS[kind]] if kind else [])):
+            written = self.root / place if (self.root / place).exists() else self.root
+            if not os.access(written, os.W_OK | os.X_OK):
+                raise InputError(
+                    f"{written} can't be written; change its permissions, or give another "
+                    "--workspace"
+                )
         marker = self.root / "workspace.json"
         if not marker.exists():
             write_json(marker, {"format_version": FORMAT_VERSION})
@@ -253,17 +295,28 @@ class Workspace:
             return []
         return sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file())
 
-    def list(self, kind: Kind) -> list[Artefact]:
-        """All artefacts of a kind, oldest first."""
-        artefacts = [self.get(kind, name) for name in self.names(kind)]
+    def list(
+        self, kind: Kind, damaged: Callable[[str, InputError], None] = lambda name, error: None
+    ) -> list[Artefact]:
+        """All artefacts of a kind, oldest first; ``damaged`` is told of each that can't be read."""
+        artefacts = []
+        for name in self.names(kind):
+            try:
+                artefacts.append(self.get(kind, name))
+            except InputError as error:
+                damaged(name, error)
         return sorted(artefacts, key=lambda artefact: artefact.manifest.created)
 
     def get(self, kind: Kind, name: str) -> Artefact:
         """An artefact by name. Raises InputError if there is none or its manifest is bad."""
-        folder = self.path(kind, name)
-        if not (folder / MANIFEST).is_file():
+        folder = self.root / FOLDERS[kind] / name
+        if not NAME_PATTERN.fullmatch(name) or not (folder / MANIFEST).is_file():
             names = self.names(kind)
-            known = f"; there are: {', '.join(names)}" if names else f"; there are no {kind}s yet"
+            known = (
+                f"; there are: {', '.join(names)}"
+                if names
+                else f"; there are no {FOLDERS[kind]} yet"
+            )
             raise InputError(
                 f"no {kind} named {name!r} in workspace {self.root}"
                 f"{did_you_mean(name, names) or known}"
@@ -271,13 +324,21 @@ class Workspace:
         return Artefact(folder, read_manifest(folder))
 
     def match(
-        self, kind: Kind, requested: str | None, default: str, fingerprint: str, *, force: bool
+        self,
+        kind: Kind,
+        requested: str | None,
+        default: str,
+        fingerprint: str,
+        *,
+        force: bool,
+        note: Callable[[str], None] = lambda text: None,
     ) -> tuple[str, Artefact | None]:
         """The name under which to make an artefact, and what is there already of the same content.
 
         With ``requested`` an artefact of that name must have the same fingerprint, unless
         ``force``. Without, any artefact with the same fingerprint is the one, else the default
-        name, numbered if it is taken.
+        name, numbered if it is taken. ``note`` is told of damaged ones, which match nothing;
+        ``force`` replaces one that has the default name.
         """
         if requested is not None:
             folder = self.path(kind, requested)
@@ -290,10 +351,19 @@ class Workspace:
                 f"{folder} was made with other options or inputs; choose another --name, or "
                 f"--force to replace it (`llmctl status {requested}` shows what made it)"
             )
-        for artefact in self.list(kind):
+        damaged: list[str] = []
+
+        def pass_over(name: str, error: InputError) -> None:
+            damaged.append(name)
+            note(f"{kind} {name} is passed over: {error}")
+
+        for artefact in self.list(kind, pass_over):
             if artefact.manifest.fingerprint == fingerprint:
                 name = artefact.manifest.name
                 return (name, None) if force else (name, artefact)
+        default = slug(default, kind)
+        if force and default in damaged:
+            return default, None
         taken, number, name = set(self.names(kind)), 2, default
         while name in taken:
             name, number = f"{default}-{number}", number + 1
@@ -306,7 +376,7 @@ class Workspace:
         The lock is held throughout; the artefact appears, complete, when the block ends well.
         """
         target = self.path(manifest.kind, manifest.name)
-        self.prepare()
+        self.prepare(manifest.kind)
         summary: dict[str, Any] = {}
         with writer_lock(target), published_folder(target) as folder:
             yield folder, summary
@@ -327,17 +397,16 @@ class Workspace:
         self, manifest: Manifest, depth: int, seen: set[str]
     ) -> Iterator[tuple[int, InputRecord, Manifest | None]]:
         for record in manifest.inputs:
-            parent = self._manifest_of(record)
+            parent = self._parent(record)
             yield depth, record, parent
             if parent is not None and parent.reference not in seen:
                 yield from self._lineage(parent, depth + 1, {*seen, parent.reference})
 
-    def _manifest_of(self, record: InputRecord) -> Manifest | None:
-        kind, _, name = record.name.partition("/")
-        for known, folder in FOLDERS.items():
-            if kind == known and (self.root / folder / name / MANIFEST).is_file():
-                return read_manifest(self.root / folder / name)
-        return None
+    def _parent(self, record: InputRecord) -> Manifest | None:
+        try:
+            return self.get(*record.artefact).manifest if record.artefact else None
+        except InputError:  # gone, or damaged
+            return None
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 from llmctl.errors import InputError
-from llmctl.workspace.artefacts import Artefact
+from llmctl.workspace.artefacts import Artefact, InputRecord, Manifest
 from llmctl.workspace.files import read_json, write_atomic, write_json
 from llmctl.workspace.locks import is_locked
 
@@ -28,11 +29,15 @@ STALLED_STEPS = 20
 
 
 class RunRecorder:
-    """Writes down a run while it is trained. The caller holds the writer's lock."""
+    """Writes down a run while it is trained. The caller holds the writer's lock.
+
+    What an earlier process wrote down stays until it is updated.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._progress: dict[str, Any] = {
+            **read_progress(folder),
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started": time.time(),
@@ -82,9 +87,41 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """How far a run is; empty before its first sign of life."""
+    """How far a run is; empty before its first sign of life, and if it can't be read: the next
+    sign of life writes it anew."""
     path = folder / "progress.json"
-    return read_json(path) if path.exists() else {}
+    try:
+        value = read_json(path) if path.exists() else {}
+    except InputError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def resume_command(manifest: Manifest) -> str:
+    """The command that goes on with a run, from any folder.
+
+    What the command left to be chosen (newest shards, a name) is written out, as the choice
+    could be another by now. Without --force, which would start the run anew.
+    """
+    words = [word for word in manifest.command if word != "--force"]
+    chosen = {"--name": manifest.name}
+    of_role = {record.role: record for record in manifest.inputs}
+    if manifest.stage == "pretrain" and "shards" in of_role:
+        chosen["--shards"] = _given_as(of_role["shards"])
+    if manifest.config.get("from") == "scratch" and "model" in of_role:
+        chosen["--like"] = _given_as(of_role["model"])
+    for option, value in chosen.items():
+        if not any(word == option or word.startswith(f"{option}=") for word in words):
+            words += [option, value]
+    command = shlex.join(words)
+    if manifest.directory and Path(manifest.directory) != Path.cwd():
+        return f"cd {shlex.quote(manifest.directory)} && {command}"
+    return command
+
+
+def _given_as(record: InputRecord) -> str:
+    """What an option takes for an input: an artefact's name, or a path."""
+    return record.artefact[1] if record.artefact else record.name
 
 
 def run_state(artefact: Artefact, progress: dict[str, Any]) -> State:

@@ -53,7 +53,31 @@ def snapshot(root: Path) -> set[Path]:
          ["--freeze-layers 9", "at most 2"]),
         (["finetune", "--from", "tiny", "--data", "{labelled}", "--task", "clasify"], 2,
          ["classify"]),
-        (["predict", "--from", "tiny", "no mask here"], 3, ["[MASK]"]),
+        (["finetune", "--from", "tiny", "--data", "{labelled}", "--name", "tiny", "--force"], 2,
+         ["--name tiny", "made from"]),
+        (["finetune", "--from", "tiny", "--like", "tiny", "--data", "{labelled}"], 2,
+         ["--like tiny", "--from scratch"]),
+        (["finetune", "--from", "tiny", "--data", "{labelled}", "--set", "data.max_length=3"], 2,
+         ["data.max_length", "8 or more"]),
+        (["finetune", "--from", "tiny", "--data", "."], 3, ["--data .", "is a folder"]),
+        (["finetune", "--from", "nobody", "--data", "none.csv", "--dry-run"], 3, ["'nobody'"]),
+        (["finetune", "--from", "tiny", "--data", "none.csv", "--dry-run"], 3, ["none.csv"]),
+        (["pretrain", "--set", "model.vocab_size=99"], 2, ["model.vocab_size 99", "leave it out"]),
+        (["pretrain", "--shards", "a/b"], 3, ["'a/b'", "stories"]),
+        (["predict", "--from", "some/dir", "a"], 3, ["no run or model folder 'some/dir'"]),
+        (["predict", "--from", "subjects", "--device", "gpu", "a"], 2, ["--device 'gpu'", "cuda"]),
+        (["eval", "--from", "subjects", "--data", "{labelled}", "--device", "cuda:0"], 2,
+         ["--device 'cuda:0'"]),
+        (["eval", "--from", "subjects", "--data", "{labelled}", "--seed", "-1"], 2, ["seed", "-1"]),
+        (["eval", "--from", "nobody", "--data", "none.csv", "--dry-run"], 3, ["'nobody'"]),
+        (["eval", "--from", "subjects", "--data", "none.csv", "--dry-run"], 3, ["none.csv"]),
+        (["eval", "--from", "subjects", "--data", "."], 3, ["is a folder"]),
+        (["eval", "--from", "subjects", "--data", "{labelled}", "--compare", "tiny"], 2,
+         ["--compare tiny"]),
+        (["predict", "--from", "subjects", "--data", "."], 3, ["is a folder"]),
+        (["predict", "--from", "subjects", "--encoding-errors", "skip", "a"], 2, ["'skip'"]),
+        (["predict", "--from", "subjects", "caf\udce9"], 2, ["text 1 is not UTF-8"]),
+        (["predict", "--from", "tiny", "no mask here"], 3, ["text 1", "[MASK]"]),
         (["eval", "--from", "subjects"], 2, ["--data"]),
         (["eval", "--from", "subjects", "--data", "none.csv"], 3, ["none.csv"]),
         (["status", "subject"], 3, ["did you mean 'subjects'"]),
@@ -106,6 +130,26 @@ def test_an_unknown_label_in_the_test_data(tiny_workspace: Path, tmp_path: Path)
         llmctl(tiny_workspace, "eval", "--from", "subjects", "--data", data, code=3)
     )
     assert "moon" in message
+
+
+@pytest.mark.parametrize("value", ["preset = 5", "preset = ['nano']", "arch = ['bert']"])
+def test_a_recipe_with_a_value_of_another_type(tiny_workspace: Path, tmp_path: Path, value: str):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f"[pretrain]\n{value}\n")
+    message = one_sentence(
+        llmctl(tiny_workspace, "pretrain", "--recipe", recipe, "--dry-run", code=2)
+    )
+    assert value.partition(" ")[0] in message
+
+
+def test_the_task_of_a_recipe_is_read(tiny_workspace: Path, tmp_path: Path, labelled_file: Path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[finetune]\ntask = 'x'\n")
+    message = one_sentence(
+        llmctl(tiny_workspace, "finetune", "--from", "tiny", "--data", labelled_file,
+               "--recipe", recipe, code=2)
+    )  # fmt: skip
+    assert "'x' was given" in message
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])

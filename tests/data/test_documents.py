@@ -453,3 +453,31 @@ def test_real_text_comes_back_whole() -> None:
     pieces = texts(path)
     assert "\n\n".join(pieces) == text.strip()
     assert len(pieces) == pytest.approx(len(text) / PIECE, rel=0.05)
+
+
+@pytest.mark.parametrize("header", ["Text", "TEXT", "Review"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_header_is_found_in_any_case(tmp_path: Path, suffix: str, header: str) -> None:
+    """The row that tells a CSV's header is also the one that names its text."""
+    table = {".csv": f"id,{header}\n1,one\n", ".jsonl": json.dumps({"id": 1, header: "one"})}
+    assert texts(write(tmp_path / f"x{suffix}", table[suffix])) == ["one"]
+
+
+def test_what_the_system_refuses_is_an_input_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root every file can be read, so the refusal is played."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    corpus = Corpus([str(write(tmp_path / "x.txt", "text"))])
+    monkeypatch.setattr(Path, "open", refuse)
+    for read in (corpus.digest, lambda: list(corpus)):
+        with pytest.raises(InputError, match=r"x\.txt can't be read: Permission denied"):
+            read()
+    monkeypatch.undo()
+    (tmp_path / "x.txt").unlink()
+    for read in (corpus.digest, lambda: list(corpus)):
+        with pytest.raises(InputError, match=r"x\.txt"):
+            read()

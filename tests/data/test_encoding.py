@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmctl.data.encoding import EncodedBatch, encode_documents, encode_in_order
 from llmctl.data.sentences import sentence_starts
+from llmctl.errors import ResourceError
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.bpe import learn_bpe
+from llmctl.tokenizers.unigram import SentencePieceTokenizer, learn_unigram
 from llmctl.tokenizers.wordpiece import SPECIAL, build_wordpiece
 
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
@@ -99,6 +108,109 @@ def test_byte_level_sentences_begin_with_their_space(bpe: Tokenizer):
     assert len(starts) == 2
     assert tokens == bpe.encode(text)
     assert bpe.decode(tokens[starts[1] :]) == " The sea is wide."
+
+
+@pytest.fixture(scope="module")
+def unigram() -> Tokenizer:
+    return learn_unigram(
+        ["The ship sails. The sea is wide.", "河水流。船在河上！"] * 50, 60, exact=False
+    )
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_model(unigram: Tokenizer) -> Tokenizer:
+    """Somebody's .model, which normalises by itself."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["The ship sails. The sea is wide.", "河水流。船在河上！"] * 50),
+        model_writer=written, model_type="unigram", vocab_size=50, minloglevel=2,
+        hard_vocab_limit=False,
+    )  # fmt: skip
+    return SentencePieceTokenizer(written.getvalue())
+
+
+@pytest.mark.parametrize("name", ["bpe", "unigram", "sentencepiece_model", "wordpiece"])
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("The ship sails. The sea is wide.", 2),
+        ("河。河河！河。", 3),
+        ("The ship sails.\n\nThe sea.  The ship.", 3),
+        ("河。 ship sails. 河", 3),
+    ],
+)
+def test_a_document_has_the_ids_of_its_whole_text(
+    name: str, text: str, sentences: int, request: pytest.FixtureRequest
+):
+    """No piece of its own at the start of a sentence, and every sentence found."""
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    [(tokens, starts)] = unpack(encode_documents(tokenizer, [text]))
+    assert tokens == tokenizer.encode(text)
+    assert len(starts) == sentences
+    for number, start in enumerate(starts):
+        begin = sentence_starts(text)[number]
+        rest = tokenizer.decode(tokens[start:]).replace(" ", "").replace("\n", "")
+        wanted = text[begin:].replace(" ", "").replace("\n", "")
+        assert rest.lower().startswith(wanted[0].lower())
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=TEXTS.filter(len))
+def test_documents_of_pieces_that_know_text_starts_are_encoded_whole(
+    unigram: Tokenizer, sentencepiece_model: Tokenizer, texts: list[str]
+):
+    for tokenizer in (unigram, sentencepiece_model):
+        found = unpack(encode_documents(tokenizer, texts))
+        for text, (tokens, starts) in zip(texts, found, strict=True):
+            assert tokens == tokenizer.encode(text)
+            assert starts[:1] == [0] * bool(tokens)
+            assert all(a < b for a, b in pairwise([*starts, len(tokens)]))
+
+
+ORPHANS = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+from llmctl.data.encoding import encode_in_order
+if __name__ == "__main__":
+    results = encode_in_order((["The sea."] for _ in range(100)), Path(sys.argv[1]), 2)
+    next(results)
+    pids = [child.pid for child in multiprocessing.active_children()]
+    print(*pids, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
+def test_workers_end_with_a_killed_parent(wordpiece: Tokenizer, tmp_path: Path):
+    wordpiece.save(tmp_path)
+    script = tmp_path / "parent.py"
+    script.write_text(ORPHANS)
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+    pids = [int(word) for word in done.stdout.split()]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 20
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, pids))
+
+
+def test_a_killed_worker_is_a_lack_of_memory(wordpiece: Tokenizer, tmp_path: Path):
+    wordpiece.save(tmp_path)
+    results = encode_in_order((["The sea."] for _ in range(1000)), tmp_path, 2)
+    next(results)
+    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+    with pytest.raises(ResourceError, match=r"worker process was killed.*--workers"):
+        list(results)
 
 
 def test_workers_give_the_same_in_the_same_order(

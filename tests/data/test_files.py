@@ -122,9 +122,59 @@ def test_a_bad_byte_in_rows_is_reported_at_its_offset(
 
 def test_a_nul_is_reported_at_its_offset_as_binary(tmp_path: Path, block: int) -> None:
     path = write(tmp_path / "x.txt", b"some text\0more")
-    for errors in ("strict", "replace"):
-        with pytest.raises(InputError, match="byte 0x00 at offset 9: it is binary"):
-            text_of(path, errors)
+    with pytest.raises(InputError, match="byte 0x00 at offset 9: it is binary"):
+        text_of(path)
+    assert text_of(path, "replace") == "some text\ufffdmore"
+
+
+TEXTS = ["good", None, "naïve"]
+BAD = b"bad \xff\xc3"
+
+
+def columns_with_a_bad_text() -> dict[str, pa.Array]:
+    """Texts as people have them, the fourth one not UTF-8."""
+    raw = pa.array([*(t and t.encode() for t in TEXTS), BAD])
+    return {
+        "string": raw.view(pa.string()),
+        "large_string": raw.cast(pa.large_binary()).view(pa.large_string()),
+        "dictionary": pa.DictionaryArray.from_arrays(
+            pa.array([0, None, 1, 2]), pa.array([b"good", "naïve".encode(), BAD]).view(pa.string())
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [
+        (".arrow", "string"), (".arrow", "large_string"), (".arrow", "dictionary"),
+        # The library itself refuses a dictionary that is not UTF-8.
+        (".parquet", "string"), (".parquet", "large_string"),
+    ],
+)  # fmt: skip
+def test_a_bad_byte_in_a_column_is_named_or_replaced(
+    tmp_path: Path, suffix: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmctl.data.files.BATCH_ROWS", 3)
+    path = tmp_path / f"x{suffix}"
+    numbers = pa.array([1, 2, 3, 4])
+    table = pa.table({"id": numbers, "text": columns_with_a_bad_text()[kind]})
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+    with pytest.raises(InputError, match="row 4: text: byte 0xff at offset 4 of the value"):
+        list(RowReader(path))
+    rows = [row.values for row in RowReader(path, errors="replace")]
+    assert [row["text"] for row in rows] == [*TEXTS, BAD.decode(errors="replace")]
+    assert [row["id"] for row in rows] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl", "x.json", "x.parquet", "x.arrow"])
+def test_a_folder_in_a_files_place_is_an_input_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"{name} can't be read"):
+        text_of(tmp_path / name) if name == "x.txt" else list(RowReader(tmp_path / name))
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

@@ -160,9 +160,21 @@ def test_another_seed_gives_other_batches():
 
 
 def test_chunks_are_never_empty_nor_longer_than_allowed():
-    refs = batches_of([0, 1, 29, 30, 58, 0, 59]).chunks.by_number(np.arange(8))
-    assert refs.document.tolist() == [1, 2, 3, 3, 4, 4, 6, 6]
-    assert refs.lengths.tolist() == [1, 29, 29, 1, 29, 29, 29, 29]
+    chunks = batches_of([0, 1, 29, 30, 58, 0, 59, 62], repeat=False).chunks
+    refs = chunks.at(np.arange(chunks.count))
+    assert refs.document.tolist() == [1, 2, 3, 3, 4, 4, 6, 6, 6, 7, 7, 7]
+    assert refs.lengths.tolist() == [1, 29, 27, 3, 29, 29, 29, 27, 3, 29, 29, 4]
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=LENGTHS, max_tokens=st.integers(1, 40))
+def test_chunks_are_as_few_as_can_be_and_the_rest_is_not_tiny(lengths: list[int], max_tokens: int):
+    chunks = Chunks(Lengths(lengths), max_tokens, seed=0, shuffle=False)  # type: ignore[arg-type]
+    refs = chunks.at(np.arange(chunks.count))
+    assert chunks.count == sum(-(-length // max_tokens) for length in lengths)
+    for document, start, length in zip(refs.document, refs.start, refs.lengths, strict=True):
+        assert min(max(1, max_tokens // 8), lengths[document]) <= length <= max_tokens
+        assert start == 0 or start in refs.stop[refs.document == document]
 
 
 @pytest.mark.parametrize("kind", ["uniform", "short", "lognormal"])

@@ -46,6 +46,12 @@ ENGLISH = [
     "Buy:\n|- milk\n|- bread\n|* salt\n|1. now\n|2) later",
     "    x = a.b\n    y = c",
     "Élan is gone. |Écrire reste. |Škoda is a car. |Это всё. |Да.",
+    "# 1. One. Two\n|Some text. |More.\n|## Next\n\n\n|Text, a #tag and #5",
+    "# Title\n\n|# Title\n|Text\n|###### Deep",
+    "####### Seven are none, nor\n#this\n    # or code",
+    "He paid. |$5 was enough. |€3 too. |— Then he left. |¿Por qué? |¡No! |#2 was last.",
+    "It ended.[1] |The rest is known.[2][13] |He said so (p. 5).[4] |She did.[a] not",
+    "See No. #5 and approx. $5, about Fig. 3.[1] |It is so.",
     "St. Louis is on the Mississippi. |Mt. Everest is not. |One more rep. |Then rest.",
 ]
 
@@ -74,7 +80,8 @@ def test_a_table_cut_by_hand(marked: str) -> None:
 
 
 WORDS = ["Dr", "A", "no", "5", "x", "The", ".", "!", "?", "…", "。", "！", '"', ")", "”", " ", "\n",
-         "\t", "- ", "1. ", "天", "气", "É", "\x1c", "\u3000", "e.g", "U.S"]  # fmt: skip
+         "\t", "- ", "# ", "\n## ", "[1]", "$", "1. ", "天", "气", "É", "\x1c", "\u3000", "e.g",
+         "U.S"]  # fmt: skip
 
 
 @settings(max_examples=400, deadline=None)

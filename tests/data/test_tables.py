@@ -134,7 +134,8 @@ def test_positions_of_a_file_without_a_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "label"),
     [("pos", "pos"), (" pos ", "pos"), (3, "3"), (0, "0"), (-1, "-1"), (1.0, "1"), (0.5, "0.5"),
-     (True, "True"), (False, "False"), ("1.0", "1.0"), ("真", "真"), (10**20, str(10**20))],
+     (True, "True"), (False, "False"), ("1.0", "1"), ("-2.0", "-2"),
+     ("1.05", "1.05"), ("v1.0", "v1.0"), ("真", "真"), (10**20, str(10**20))],
 )  # fmt: skip
 def test_labels_of_any_kind_are_named_by_their_text(
     tmp_path: Path, value: object, label: str
@@ -254,11 +255,51 @@ def test_a_row_without_its_label_is_reported_at_its_line(tmp_path: Path, missing
         read(path)
 
 
-def test_a_blank_text_is_kept_where_labelled_and_left_out_where_not(tmp_path: Path) -> None:
+def test_a_blank_text_is_an_example_too(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", "label,text\n0,  \n1,a\n")
     assert [e.text for e in read(path)] == ["", "a"]
-    unlabelled = read_examples(path, Columns(("text",), None, None))
-    assert [e.text for e in unlabelled] == ["a"]
+    assert [e.text for e in read(path, need_label=False)] == ["", "a"]
+
+
+def test_labels_are_the_same_in_every_format(tmp_path: Path) -> None:
+    values = [1.0, 0.0, -3.0, 2.5]
+    files = [tmp_path / f"x{suffix}" for suffix in (".csv", ".jsonl", ".parquet")]
+    files[0].write_text("label,text\n" + "".join(f"{value},t\n" for value in values))
+    files[1].write_text("".join(json.dumps({"label": v, "text": "t"}) + "\n" for v in values))
+    pq.write_table(pa.table({"label": values, "text": ["t"] * 4}), files[2])
+    for path in files:
+        assert [e.label for e in read(path)] == ["1", "0", "-3", "2.5"]
+
+
+@pytest.mark.parametrize("value", [["a"], {"a": 1}, []])
+def test_a_label_that_is_several_is_refused(tmp_path: Path, value: object) -> None:
+    path = write(tmp_path / "x.jsonl", json.dumps({"text": "t", "label": value}))
+    with pytest.raises(InputError, match=r"x\.jsonl:1: label is .* one label a row"):
+        read(path)
+
+
+def test_bytes_are_no_label(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": ["t"], "label": [b"pos"]}), path)
+    with pytest.raises(InputError, match=r"row 1: label is bytes"):
+        read(path)
+
+
+def test_not_a_number_is_a_missing_label(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [1.0, float("nan")]}), path)
+    with pytest.raises(InputError, match=r"x\.parquet row 2 has no label"):
+        read(path)
+
+
+def test_a_label_column_that_is_not_needed_may_be_empty(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", "label,review\n,good\n,bad\n")
+    columns = choose(path, need_label=False)
+    assert columns == Columns(("review",), None, None)
+    assert [(e.text, e.label) for e in read_examples(path, columns)] == [
+        ("good", None), ("bad", None),
+    ]  # fmt: skip
+    assert choose(path, need_label=False, label_column="label").label == "label"
 
 
 def test_a_text_that_is_a_number_is_refused(tmp_path: Path) -> None:
@@ -285,6 +326,7 @@ def test_plain_text_is_a_text_a_line_and_has_no_labels(tmp_path: Path) -> None:
         choose(path)
     assert read(path, need_label=False) == [
         Example("one, two", None, None, f"{path}:1"),
+        Example("", None, None, f"{path}:2"),
         Example("three", None, None, f"{path}:3"),
     ]
 
@@ -298,6 +340,7 @@ def test_standard_input_is_a_text_a_line(monkeypatch: pytest.MonkeyPatch) -> Non
     found = read(Path("-"), need_label=False)
     assert [(e.text, e.source) for e in found] == [
         ("eins", "standard input:1"),
+        ("", "standard input:2"),
         ("zwölf", "standard input:3"),
     ]
 

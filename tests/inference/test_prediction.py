@@ -26,6 +26,10 @@ def tokenizer():
     return build_wordpiece([*SPECIAL, *WORDS], cased=False)
 
 
+def text(content: str) -> Example:
+    return Example(content, None, None, "texts.txt:7")
+
+
 def test_probabilities_are_those_of_each_text_alone():
     torch.manual_seed(0)
     model = Classifier(Bert(CONFIG), 3).eval()
@@ -50,7 +54,7 @@ def test_probabilities_are_those_of_each_text_alone():
 def test_masks_get_the_likeliest_ordinary_tokens(tokenizer):
     torch.manual_seed(0)
     model = MaskedLM(Bert(CONFIG)).eval()
-    filled = fill_masks(model, tokenizer, "the [MASK] is [MASK]", max_length=16, top=3)
+    filled = fill_masks(model, tokenizer, text("the [MASK] is [MASK]"), max_length=16, top=3)
     ids = torch.tensor([[2, 5, 4, 7, 4, 3]])
     with torch.no_grad():
         logits = model.token_logits(model.body(ids)[0, [2, 4]]).double()
@@ -64,10 +68,10 @@ def test_masks_get_the_likeliest_ordinary_tokens(tokenizer):
 
 def test_a_text_without_a_mask_or_too_long_is_refused(tokenizer):
     model = MaskedLM(Bert(CONFIG))
-    with pytest.raises(InputError, match=r"\[MASK\]"):
-        fill_masks(model, tokenizer, "the sea", max_length=16, top=1)
-    with pytest.raises(InputError, match="22 tokens and the model takes 16"):
-        fill_masks(model, tokenizer, "sea " * 19 + "[MASK]", max_length=16, top=1)
+    with pytest.raises(InputError, match=r"texts\.txt:7 has no \[MASK\]"):
+        fill_masks(model, tokenizer, text("the sea"), max_length=16, top=1)
+    with pytest.raises(InputError, match=r"texts\.txt:7 has 22 tokens and the model takes 16"):
+        fill_masks(model, tokenizer, text("sea " * 19 + "[MASK]"), max_length=16, top=1)
 
 
 def test_blocks_keep_order_and_begin_small():

@@ -171,7 +171,8 @@ def test_the_classifier_learns_a_plain_task(
 ):
     root = Path(shutil.copytree(tiny_workspace, tmp_path / "w"))
     llmctl(root, "finetune", "--from", "tiny", "--data", labelled_file, "--name", "learned",
-           "--set", "training.epochs=12", "--set", "training.learning_rate=3e-3")  # fmt: skip
+           "--set", "training.epochs=40", "--set", "training.learning_rate=3e-3",
+           "--set", "patience=0")  # fmt: skip
     report = json.loads(
         llmctl(root, "eval", "--from", "learned", "--compare", "subjects", "--data", labelled_file,
                "--no-baselines", "--json").stdout
@@ -220,6 +221,80 @@ def test_predict_takes_arguments_files_and_standard_input_alike(
         probabilities = answer["probabilities"]
         assert sum(probabilities.values()) == pytest.approx(1.0)
         assert answer["label"] == max(probabilities, key=probabilities.get)
+
+
+def test_predict_gives_the_second_text_and_looks_at_no_label(tiny_workspace: Path, tmp_path: Path):
+    table = tmp_path / "pairs.csv"
+    table.write_text("text,text_pair,label\nthe ship,sails,\nhens,lay eggs,farm\n")
+    answers = llmctl(tiny_workspace, "predict", "--from", "subjects", "--json", "--data", table)
+    pairs = [json.loads(line) for line in answers.stdout.splitlines()]
+    assert [(pair["text"], pair["text_pair"]) for pair in pairs] == [
+        ("the ship", "sails"),
+        ("hens", "lay eggs"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("run", "answer", "texts"),
+    [("subjects", "label", ["hens", "", "cows"]), ("tiny", "masks", ["[MASK]", "", "a [MASK]"])],
+)
+def test_every_line_gets_an_answer_in_order(
+    tiny_workspace: Path, run: str, answer: str, texts: list[str]
+):
+    lines = "".join(f"{text}\n" for text in texts)
+    out = llmctl(tiny_workspace, "predict", "--from", run, "--json", stdin=lines).stdout
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [entry["text"] for entry in answers] == texts
+    assert all(answer in entry for entry in answers)
+
+
+def test_bytes_that_are_not_utf_8_may_be_replaced(tiny_workspace: Path, tmp_path: Path):
+    data = tmp_path / "latin.csv"
+    data.write_bytes(b"label,text\n" + b"sea,the caf\xe9 at sea\nfarm,the cows\n" * 9)
+    for words in (
+        ["predict", "--from", "subjects", "--data", data],
+        ["finetune", "--from", "tiny", "--data", data, "--dry-run"],
+        ["eval", "--from", "subjects", "--data", data, "--no-baselines"],
+    ):
+        llmctl(tiny_workspace, *words, code=3)
+        assert llmctl(tiny_workspace, *words, "--encoding-errors", "replace").stdout
+
+
+def test_a_dry_run_says_what_would_be_done(
+    tiny_workspace: Path, tmp_path: Path, labelled_file: Path
+):
+    tuning = ["finetune", "--from", "tiny", "--data", labelled_file, "--dry-run",
+              "--set", "training.precision=fp32", "--set"]  # fmt: skip
+    same, other = (
+        json.loads(llmctl(tiny_workspace, *tuning, f"training.epochs={n}").stdout)["plan"]
+        for n in (3, 4)
+    )
+    assert (same["name"], same["up_to_date"]) == ("subjects", True)
+    assert (other["name"], other["up_to_date"]) == ("subjects-tiny", False)
+    assert other["train_examples"] + other["validation_examples"] == 120
+    assert other["total_steps"] == 4 * -(-other["train_examples"] // 16)
+    manifest_of_run = manifest(tiny_workspace, "runs", "subjects")
+    assert same["parameters"] == manifest_of_run["summary"]["parameters"]
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[eval]\nresamples = 50\nseed = 3\n")
+    measuring = ["eval", "--from", "subjects", "--data", labelled_file, "--recipe", recipe,
+                 "--set", "seed=4", "--dry-run"]  # fmt: skip
+    document = json.loads(llmctl(tiny_workspace, *measuring).stdout)
+    assert (document["config"]["resamples"], document["config"]["seed"]) == (50, 4)
+    assert document["plan"]["name"].startswith("subjects-subjects")
+    assert document["plan"]["up_to_date"] is False
+
+
+@pytest.mark.parametrize("name", ["café (1).csv", "评论.csv"])
+def test_any_file_name_gives_a_default_name(
+    tiny_workspace: Path, tmp_path: Path, labelled_file: Path, name: str
+):
+    data = tmp_path / name
+    shutil.copy(labelled_file, data)
+    plan = json.loads(
+        llmctl(tiny_workspace, "finetune", "--from", "tiny", "--data", data, "--dry-run").stdout
+    )
+    assert plan["plan"]["name"] == {"c": "cafe-1-tiny"}.get(name[0], "data-tiny")
 
 
 def test_predictions_do_not_depend_on_their_neighbours(tiny_workspace: Path):

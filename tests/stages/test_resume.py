@@ -77,6 +77,7 @@ def test_killed_at_random_moments_ends_the_same_to_the_bit(shards: Path):
         status = json.loads(llmctl(shards, "status", "killed", "--json").stdout)
         assert status["run"]["state"] == "interrupted"
         assert "--name killed" in status["resume"]
+        assert "--shards stories" in status["resume"]
     assert lost, "no kill lost any work, so nothing was proven"
     llmctl(shards, *OPTIONS, "--name", "killed")
     assert_equal_runs(shards, "killed")
@@ -108,9 +109,11 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
 
 
 def test_a_second_writer_is_refused(shards: Path):
-    first = start(shards, *OPTIONS, "--name", "busy")
+    # So many steps that it is still at it when the last command has started.
+    endless = [*OPTIONS, "--set", "training.max_steps=100000", "--name", "busy"]
+    first = start(shards, *endless)
     wait_for_step(shards, "busy", 1)
-    second = llmctl(shards, *OPTIONS, "--name", "busy", code=4)
+    second = llmctl(shards, *endless, code=4)
     assert "another process" in one_sentence(second)
     running = json.loads(llmctl(shards, "status", "--json").stdout)["runs"]
     assert next(run for run in running if run["name"] == "busy")["state"] == "running"

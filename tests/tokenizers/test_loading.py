@@ -71,14 +71,60 @@ def test_other_tokenizers_have_other_digests() -> None:
     assert len(found) == 5
 
 
-def test_a_vocabulary_is_uncased_unless_told(tmp_path: Path) -> None:
+UNCASED = [piece for piece in VOCABULARY if piece != "Café"]
+
+
+def config_beside(path: Path, **rules: Any) -> None:
+    (path.parent / "tokenizer_config.json").write_text(json.dumps(rules))
+
+
+def test_capitals_in_a_vocabulary_tell_that_it_is_cased(tmp_path: Path) -> None:
     path = write_vocabulary(tmp_path / "vocab.txt")
-    uncased, cased = load(path), load(path, cased=True)
-    assert isinstance(uncased, WordPieceTokenizer)
-    assert uncased.encode("Café the dogs 北") == [5, 7, 9, 8, 10]
-    assert cased.encode("Café the dogs 北") == [6, 7, 9, 8, 10]
-    assert cased.encode("Cafe THE") == [1, 1]
-    assert load(tmp_path, cased=True).digest() == cased.digest() != uncased.digest()
+    found = load(path)
+    assert isinstance(found, WordPieceTokenizer)
+    assert found.encode("Café the dogs 北") == [6, 7, 9, 8, 10]
+    assert found.encode("Cafe THE") == [1, 1]
+    assert load(tmp_path).digest() == load(path, cased=True).digest() == found.digest()
+    assert load(path, cased=False).encode("Café the dogs 北") == [5, 7, 9, 8, 10]
+    (tmp_path / "u.txt").write_text("\n".join([*UNCASED, "[unusedA]", "[X_SEP]"]))
+    assert load(tmp_path / "u.txt").encode("Café THE") == [5, 6]
+    assert load(tmp_path / "u.txt", cased=True).encode("THE the") == [1, 6]
+
+
+def test_the_file_beside_a_vocabulary_tells_its_rules(tmp_path: Path) -> None:
+    path = write_vocabulary(tmp_path / "vocab.txt")
+    config_beside(path, do_lower_case=True)
+    assert load(path).encode("Café") == [5]
+    assert load(path, cased=False).digest() == load(path).digest()
+    with pytest.raises(UsageError, match=r"--cased: .*tokenizer_config\.json says do_lower_case"):
+        load(path, cased=True)
+    config_beside(path, do_lower_case=False)
+    assert load(path).encode("Café") == [6]
+    config_beside(path, do_lower_case=True, strip_accents=False)
+    assert load(path).encode("Café Cafe") == [1, 5]
+    config_beside(path, do_lower_case=True, tokenize_chinese_chars=False)
+    assert load(path).encode("北 北北") == [10, 1]
+    config_beside(path, strip_accents=None)
+    assert load(path).encode("Café") == [6]
+    path.with_name("tokenizer_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"tokenizer_config\.json:1 is not JSON"):
+        load(path)
+
+
+def test_rules_of_a_vocabulary_are_saved_with_it(tmp_path: Path) -> None:
+    path = write_vocabulary(tmp_path / "vocab.txt")
+    config_beside(path, do_lower_case=True, strip_accents=False, tokenize_chinese_chars=False)
+    read = load(path)
+    read.save(tmp_path / "copy")
+    assert load(tmp_path / "copy" / "vocab.txt").digest() == read.digest()
+    assert load(tmp_path / "copy").digest() == read.digest()
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_cased_is_for_a_vocabulary_alone(kind: str, tmp_path: Path) -> None:
+    learn(kind, CORPUS, SIZES[kind]).save(tmp_path)
+    with pytest.raises(UsageError, match=r"--cased is for a vocab\.txt"):
+        load(tmp_path, cased=True)
 
 
 def test_line_ends_of_a_vocabulary_do_not_matter(tmp_path: Path) -> None:

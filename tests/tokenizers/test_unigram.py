@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 import unicodedata
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from llmctl.errors import InputError
 from llmctl.tokenizers import Tokenizer, learn
 from llmctl.tokenizers.base import VocabularyError
-from llmctl.tokenizers.unigram import SPECIAL
+from llmctl.tokenizers.unigram import LONGEST_LINE, SPECIAL, _short
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 CORPUS = [
@@ -191,6 +193,36 @@ def test_lines_too_long_for_sentencepiece_are_cut_not_lost() -> None:
     unknown = tokenizer.special["unk"]
     assert unknown not in tokenizer.encode(CORPUS[0])
     assert unknown not in tokenizer.encode("太阳升")
+
+
+def test_long_lines_are_cut_at_spaces_and_in_linear_time() -> None:
+    words = [f"word{n}" for n in range(3000)]
+    assert " ".join(_short(" ".join(words))).split() == words
+    assert max(len(part) for part in _short(" ".join(words))) <= LONGEST_LINE // 4
+    run = "天" * 5000
+    assert "".join(_short(run)) == run
+    assert max(len(part.encode()) for part in _short(run)) <= LONGEST_LINE
+    assert list(_short("")) == []
+    started = time.perf_counter()
+    parts = sum(1 for _ in _short("a bc " * 2_000_000))
+    # Copying the rest at each cut took minutes for ten million characters.
+    assert parts > 9000
+    assert time.perf_counter() - started < 5
+
+
+def test_an_error_in_the_texts_is_not_sentencepieces() -> None:
+    def texts() -> Iterator[str]:
+        yield "some good text"
+        raise InputError("x.csv:7 has 3 fields")
+
+    class Corpus:
+        """Read twice: the first look, for any text at all, ends before the bad row."""
+
+        def __iter__(self) -> Iterator[str]:
+            return texts()
+
+    with pytest.raises(InputError, match=r"^x\.csv:7 has 3 fields$"):
+        learn("unigram", Corpus(), 100)  # type: ignore[arg-type]
 
 
 def refused(size: int) -> InputError:

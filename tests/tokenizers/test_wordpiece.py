@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as RustTokenizer
 import llmctl
 from llmctl.errors import InputError
 from llmctl.tokenizers import count_words, learn
-from llmctl.tokenizers.base import VocabularyError
+from llmctl.tokenizers.base import AlphabetError, VocabularyError
 from llmctl.tokenizers.wordpiece import SPECIAL, WordPieceTokenizer, build_wordpiece
 
 ROOT = Path(llmctl.__file__).parents[1]
@@ -98,6 +98,39 @@ def test_learning_is_the_same_in_every_process() -> None:
     assert len(set(found.pop())) == 3
 
 
+LEARN_WITH_A_LARGE_ALPHABET = """
+from llmctl.tokenizers import learn
+texts = ["".join(chr(0x4E00 + n) for n in range(1100))] * 400
+rare = [chr(code) for code in range(0x430, 0x450)]
+texts += [" ".join([*(f"a{c}b" for c in rare[:20]), *(f"z{c}" for c in rare[20:31])])] * 2
+texts += ["abzb abzb zab zab"] * 200
+print(learn("wordpiece", texts, 1148).digest())
+"""
+
+
+def test_characters_left_out_of_the_alphabet_make_no_difference_between_processes() -> None:
+    """Over SMALL_ALPHABET characters the rare ones are left out; they are in no piece."""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", LEARN_WITH_A_LARGE_ALPHABET],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": hash_seed},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for hash_seed in "123"
+    }  # fmt: skip
+    assert len(found) == 1
+
+
+def test_rare_characters_of_a_large_alphabet_are_in_no_piece(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llmctl.tokenizers.wordpiece.SMALL_ALPHABET", 3)
+    monkeypatch.setattr("llmctl.tokenizers.wordpiece.COVERAGE", 0.99)
+    tokenizer = learn("wordpiece", ["abc abc abc"] * 100 + ["axb axb ax"], 500, exact=False)
+    assert tokenizer.token_to_id("abc") is not None
+    assert not any("x" in tokenizer.id_to_token(n) for n in range(tokenizer.vocab_size))
+
+
 def test_vocabulary_worked_by_hand() -> None:
     """'ab' is seen four times and merged; '##c' follows it once, too seldom for a piece."""
     alphabet = ["a", "b", "c", "##a", "##b", "##c"]
@@ -154,6 +187,25 @@ def test_a_full_table_stays_so_and_changes_nothing(
             assert ids.tolist() == list(chain.from_iterable(expected))
             assert lengths.tolist() == [len(part) for part in expected]
             assert len(tokenizer._ids_of_word) <= 3
+
+
+def test_only_words_that_come_again_are_remembered(tokenizer: WordPieceTokenizer) -> None:
+    """A run of Chinese or of base64 would fill the memory and never be asked for again."""
+    words = ["dogs", "天安门" * 3, "我", "zq" * 9, "y" * 101, "jumped,"]
+    fresh = WordPieceTokenizer(tokenizer._rust)
+    fresh.encode_batch([" ".join(words)])
+    assert set(fresh._ids_of_word) == {"dogs", "jumped,"}
+
+
+def test_many_words_are_encoded_in_groups(
+    rust: RustTokenizer, tokenizer: WordPieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmctl.tokenizers.wordpiece.GROUP_WORDS", 3)
+    texts = [" ".join(f"dog{n} \x00 \ufffd{n} jump{n}" for n in range(8)), "\x00 \x00"]
+    expected = [rust.encode(text, add_special_tokens=False).ids for text in texts]
+    ids, lengths = WordPieceTokenizer(tokenizer._rust).encode_batch(texts)
+    assert ids.tolist() == list(chain.from_iterable(expected))
+    assert lengths.tolist() == [len(part) for part in expected]
 
 
 def test_no_texts_are_no_ids(tokenizer: WordPieceTokenizer) -> None:
@@ -224,6 +276,22 @@ def test_an_alphabet_that_does_not_fit_tells_the_smallest_size() -> None:
     with pytest.raises(InputError, match=r"--vocab-size 10: .* 11 pieces; use --vocab-size 11"):
         learn("wordpiece", ["ab ab", "ab abc"], 10)
     assert learn("wordpiece", ["ab ab", "ab abc"], 11).vocab_size == 11
+
+
+@pytest.mark.parametrize(("kind", "small"), [("wordpiece", 30), ("unigram", 30)])
+def test_a_size_that_is_not_exact_fits_any_corpus(kind: str, small: int) -> None:
+    with pytest.raises(AlphabetError) as too_small:
+        learn(kind, CORPUS * 2, small)
+    needed = too_small.value.needed
+    with pytest.raises(AlphabetError):
+        learn(kind, CORPUS * 2, needed - 1)
+    assert learn(kind, CORPUS * 2, needed).vocab_size == needed
+    grown = learn(kind, CORPUS * 2, small, exact=False).vocab_size
+    assert needed <= grown <= -(-3 * needed // 2)
+    with pytest.raises(VocabularyError) as too_large:
+        learn(kind, CORPUS * 2, 50_000)
+    largest = learn(kind, CORPUS * 2, 50_000, exact=False).vocab_size
+    assert needed <= largest <= too_large.value.available
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])

@@ -19,6 +19,7 @@ from llmctl.errors import BusyError, InputError, UsageError
 from llmctl.workspace import locks
 from llmctl.workspace.artefacts import (
     FORMAT_VERSION,
+    NAME_PATTERN,
     Artefact,
     InputRecord,
     Kind,
@@ -28,6 +29,7 @@ from llmctl.workspace.artefacts import (
     fingerprint,
     new_manifest,
     read_manifest,
+    slug,
     verify_files,
 )
 from llmctl.workspace.files import hidden_sibling, replaced_sibling
@@ -409,3 +411,63 @@ def test_the_recorded_command_names_the_workspace_of_the_environment(
     monkeypatch.delenv("LLMCTL_WORKSPACE")
     monkeypatch.setattr(sys, "argv", ["llmctl", "tokenize", "a.txt"])
     assert manifest("x").command == ["llmctl", "tokenize", "a.txt"]
+
+
+def test_damaged_artefacts_match_nothing_and_are_told_of(workspace: Workspace):
+    good, bad = publish(workspace, "good"), publish(workspace, "bad", value=2)
+    (bad.folder / "manifest.json").write_text("{")
+    told: list[str] = []
+    options: dict[str, Any] = {"force": False, "note": told.append}
+    assert workspace.match("shards", None, "x", good.manifest.fingerprint, **options)[0] == "good"
+    assert workspace.match("shards", None, "bad", "new", **options) == ("bad-2", None)
+    assert told[0].startswith("shards bad is passed over: ")
+    with pytest.raises(InputError, match="--force"):
+        workspace.match("shards", "bad", "x", "new", force=False)
+    assert workspace.match("shards", "bad", "x", "new", force=True) == ("bad", None)
+    assert workspace.match("shards", None, "bad", "new", force=True) == ("bad", None)
+
+
+def test_the_lineage_goes_round_a_damaged_parent(workspace: Workspace):
+    parent = publish(workspace, "parent")
+    child = publish(workspace, "child", parent.as_input("shards"))
+    (parent.folder / "manifest.json").write_text("{")
+    assert [found for _, _, found in workspace.lineage(child.manifest)] == [None]
+
+
+def test_nothing_is_made_in_the_place_of_what_it_is_made_from(workspace: Workspace):
+    record = publish(workspace, "stories").as_input("shards")
+    with pytest.raises(UsageError, match="--name stories"):
+        manifest("stories", record)
+    # A file may be called so.
+    manifest("stories", InputRecord(role="corpus", name="shards/stories", digest="0"))
+
+
+@given(st.text(max_size=200))
+def test_a_slug_is_a_name(text: str):
+    name = slug(text, "data")
+    assert NAME_PATTERN.fullmatch(f"{name}-12345678")
+    assert slug(name, "data") == name
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("reviews", "reviews"), ("café", "cafe"), ("my data (1)", "my-data-1"), ("评论", "data"),
+     ("..", "data"), ("-x-", "x"), ("a" * 200, "a" * 90)],
+)  # fmt: skip
+def test_slugs(text: str, name: str):
+    assert slug(text, "data") == name
+
+
+def test_a_default_name_is_cut_to_fit(workspace: Workspace):
+    name, _ = workspace.match("run", None, "bert-" + "x" * 100, "f", force=False)
+    assert NAME_PATTERN.fullmatch(name)
+
+
+def test_a_workspace_that_can_not_be_written(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    workspace.prepare()
+    closed = workspace.root / "reports"
+    closed.mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: path != closed)
+    workspace.prepare("run")
+    with pytest.raises(InputError, match=r"reports can't be written"):
+        workspace.prepare("report")

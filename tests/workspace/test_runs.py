@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError
-from llmctl.workspace.artefacts import Artefact, Workspace, new_manifest, write_manifest
+from llmctl.workspace.artefacts import (
+    Artefact,
+    InputRecord,
+    Workspace,
+    new_manifest,
+    write_manifest,
+)
 from llmctl.workspace.locks import writer_lock
 from llmctl.workspace.runs import (
     STALLED_FLOOR_SECONDS,
@@ -20,6 +26,7 @@ from llmctl.workspace.runs import (
     RunRecorder,
     read_metrics,
     read_progress,
+    resume_command,
     run_state,
 )
 
@@ -112,6 +119,46 @@ def test_progress_keeps_what_is_not_updated(tmp_path: Path):
     assert (progress["step"], progress["total_steps"], progress["loss"]) == (3, 10, 2.5)
     assert before <= progress["updated"] <= time.time()
     assert {"pid", "host", "started", "message"} <= set(progress)
+
+
+def test_a_recorder_keeps_what_an_earlier_one_wrote(tmp_path: Path):
+    RunRecorder(tmp_path).update(share_done=0.5, elapsed=12.0, pid=1)
+    recorder = RunRecorder(tmp_path)
+    recorder.update(state="running")
+    progress = read_progress(tmp_path)
+    assert (progress["share_done"], progress["elapsed"]) == (0.5, 12.0)
+    assert progress["pid"] != 1
+
+
+SHARDS = InputRecord(role="shards", name="shards/docs", digest="0")
+MODEL = InputRecord(role="model", name="run/tiny", digest="0")
+FOLDER = InputRecord(role="model", name="/m/bert", digest="0")
+
+
+@pytest.mark.parametrize(
+    ("stage", "config", "words", "inputs", "command"),
+    [
+        ("pretrain", {}, "pretrain --force", [SHARDS],
+         "llmctl pretrain --name r --shards docs"),
+        ("pretrain", {}, "pretrain --shards=docs --name r", [SHARDS],
+         "llmctl pretrain --shards=docs --name r"),
+        ("finetune", {"from": "scratch"}, "finetune --from scratch --data a", [MODEL],
+         "llmctl finetune --from scratch --data a --name r --like tiny"),
+        ("finetune", {"from": "scratch"}, "finetune --from scratch --name r", [FOLDER],
+         "llmctl finetune --from scratch --name r --like /m/bert"),
+        ("finetune", {"from": "tiny"}, "finetune --from tiny --data a --name r", [MODEL],
+         "llmctl finetune --from tiny --data a --name r"),
+    ],
+)  # fmt: skip
+def test_the_command_to_go_on_leaves_nothing_to_be_chosen(
+    stage: str, config: dict[str, Any], words: str, inputs: list[InputRecord], command: str
+):
+    made = new_manifest(
+        "run", "r", stage=stage, config=config, identity={}, inputs=inputs, seed=0
+    ).model_copy(update={"command": ["llmctl", *words.split()]})
+    assert resume_command(made) == command
+    elsewhere = made.model_copy(update={"directory": "/my data"})
+    assert resume_command(elsewhere) == f"cd '/my data' && {command}"
 
 
 @pytest.mark.parametrize("state", ["running", "failed", "interrupted", None])

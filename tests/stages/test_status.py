@@ -1,0 +1,93 @@
+"""Status shows what is there, whatever state it is in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from llmctl.errors import InputError
+from llmctl.reporting.status import render_detail, render_overview
+from llmctl.stages.status import detail, overview
+from llmctl.workspace.artefacts import Workspace
+
+
+@pytest.fixture
+def workspace(tiny_workspace: Path, tmp_path: Path) -> Workspace:
+    return Workspace(Path(shutil.copytree(tiny_workspace, tmp_path / "workspace")))
+
+
+def shown(document: dict, width: int = 200) -> str:
+    console = Console(width=width, markup=False)
+    with console.capture() as capture:
+        render = render_detail if "kind" in document else render_overview
+        console.print(render(document))
+    return capture.get()
+
+
+def test_tokenizers_are_listed(workspace: Workspace):
+    shutil.rmtree(workspace.root / "runs")
+    shutil.rmtree(workspace.root / "shards")
+    text = shown(overview(workspace))
+    for part in ("tokenizers", "stories", "wordpiece", "120"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    "content", ['{"kind": "run", "na', "[]", '{"format_version": 99}', '{"format_version": 1}']
+)
+def test_a_damaged_manifest_is_a_row_among_the_others(workspace: Workspace, content: str):
+    (workspace.root / "runs" / "subjects" / "manifest.json").write_text(content)
+    document = overview(workspace)
+    assert [run["name"] for run in document["runs"]] == ["tiny"]
+    assert [(entry["kind"], entry["name"]) for entry in document["damaged"]] == [
+        ("run", "subjects")
+    ]
+    assert "damaged: " in shown(document)
+    with pytest.raises(InputError):
+        detail(workspace, "subjects")
+
+
+def test_a_damaged_log_is_a_row_too(workspace: Workspace):
+    log = workspace.root / "runs" / "tiny" / "metrics.jsonl"
+    log.write_text('{"ste\n' + log.read_text())
+    document = overview(workspace)
+    assert [run["name"] for run in document["runs"]] == ["subjects"]
+    assert "metrics.jsonl:1" in document["damaged"][0]["message"]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{"])
+def test_a_progress_that_can_not_be_read_counts_as_none(workspace: Workspace, content: str):
+    (workspace.root / "runs" / "tiny" / "progress.json").write_text(content)
+    document = overview(workspace)
+    assert next(run for run in document["runs"] if run["name"] == "tiny")["state"] == "finished"
+    assert not document["damaged"]
+
+
+def test_records_without_a_loss_or_with_none_that_is_finite(workspace: Workspace):
+    log = workspace.root / "runs" / "tiny" / "metrics.jsonl"
+    records = [
+        {"kind": "train", "step": 1, "learning_rate": 0.1},
+        {"kind": "train", "step": 2, "loss": None},
+        {"kind": "validation", "step": 2, "mlm_loss": float("nan")},
+        {"step": 3},
+    ]
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    line = next(run for run in overview(workspace)["runs"] if run["name"] == "tiny")
+    assert line["losses"] == []
+    assert line["loss"] is line["validation_loss"] is line["tokens_per_second"] is None
+    assert "mlm_loss –" in shown(detail(workspace, "tiny"))
+
+
+def test_only_artefacts_can_be_missing_from_the_lineage(workspace: Workspace, corpus_file: Path):
+    lineage = {entry["name"]: entry["present"] for entry in detail(workspace, "tiny")["lineage"]}
+    assert lineage["shards/stories"] is True
+    assert lineage[str(corpus_file)] is None
+    assert "not here" not in shown(detail(workspace, "tiny"))
+    shutil.rmtree(workspace.root / "shards" / "stories")
+    document = detail(workspace, "tiny")
+    assert document["lineage"][0]["present"] is False
+    assert "(not here)" in shown(document)

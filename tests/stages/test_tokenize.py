@@ -1,0 +1,156 @@
+"""Tokenize as a stage: sizes that fit, both splits filled, options that don't apply refused."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmctl.data.documents import Corpus
+from llmctl.data.duplicates import text_hash
+from llmctl.errors import InputError, UsageError
+from llmctl.stages import tokenize as stage
+from llmctl.stages.reporter import Reporter
+from llmctl.stages.tokenize import TokenizeConfig, tokenize
+from llmctl.tokenizers.wordpiece import SPECIAL
+from llmctl.workspace.artefacts import Workspace
+
+
+def make(root: Path, *sources: Path | str, name: str | None = None, **fields: Any) -> dict:
+    """The summary of the shards made."""
+    config = TokenizeConfig.model_validate(fields)
+    artefact, _ = tokenize(Workspace(root), [str(s) for s in sources], config, name=name)
+    return artefact.manifest.summary
+
+
+def write_lines(path: Path, lines: list[str]) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+WORDS = ["ship", "sails", "over", "wide", "sea", "while", "waves", "rise", "near", "grey", "stones"]
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    generator = random.Random(seed)
+    return [" ".join(generator.choices(WORDS, k=6)) + f" {n}." for n in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_a_default_size_grows_with_the_alphabet(kind: str, tmp_path: Path):
+    """Chinese has more characters than a small corpus's vocabulary has pieces."""
+    generator = random.Random(0)
+    characters = [chr(0x4E00 + n) for n in range(4500)]
+    lines = ["".join(characters[n : n + 50]) for n in range(0, 4500, 50)] * 3
+    lines += ["".join(generator.choices(characters, k=12)) for _ in range(50)]
+    path = write_lines(tmp_path / "zh.txt", lines)
+    summary = make(tmp_path / "w", path, tokenizer=kind, document="line")
+    assert summary["vocab_size"] > 4500
+    assert summary["unknown_share"] < 0.001
+    with pytest.raises(InputError, match=r"--vocab-size 4000: .* alphabet alone needs 4\d\d\d"):
+        make(tmp_path / "v", path, tokenizer=kind, vocab_size=4000)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_a_default_size_shrinks_with_the_corpus_and_is_learned_once(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    learned = []
+    learn = stage.tokenizers.learn
+    monkeypatch.setattr(
+        stage.tokenizers, "learn", lambda *a, **k: learned.append(a) or learn(*a, **k)
+    )
+    path = write_lines(tmp_path / "a.txt", sentences(100))
+    assert 20 < make(tmp_path / "w", path, tokenizer=kind)["vocab_size"] < 1000
+    assert len(learned) == 1
+    with pytest.raises(InputError, match=r"--vocab-size 4000: the corpus has only"):
+        make(tmp_path / "w", path, tokenizer=kind, vocab_size=4000)
+
+
+def held_out(text: str, share: float) -> bool:
+    return text_hash(text) < share * 2**64
+
+
+def test_one_document_is_for_training(tmp_path: Path):
+    lines = sentences(400)
+    for number, line in enumerate((next(line for line in lines if held_out(line, 0.02)), "Else.")):
+        path = write_lines(tmp_path / f"one{number}.txt", [line])
+        summary = make(tmp_path / "w", path)
+        assert (summary["train_documents"], summary["validation_documents"]) == (1, 0)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_small_corpus_fills_both_splits(wanted: bool, tmp_path: Path):
+    """Whether its hashes hold out every document or none."""
+    lines = [line for line in sentences(400) if held_out(line, 0.3) is wanted][:5]
+    path = write_lines(tmp_path / "few.txt", ["\x01", *lines])
+    config = {"document": "line", "validation": 0.3}
+    summary = make(tmp_path / "w", path, **config)
+    assert summary["documents"] == 5
+    assert summary["validation_documents"] == (4 if wanted else 1)
+    assert summary["train_documents"] == (1 if wanted else 4)
+    assert make(tmp_path / "n", path, document="line", validation=0)["validation_documents"] == 0
+
+
+def test_a_sample_to_learn_from_is_not_the_validation_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lines = sentences(4000)
+    corpus = Corpus([str(write_lines(tmp_path / "many.txt", lines))], unit="line")
+    monkeypatch.setattr(stage, "LEARN_BYTES", corpus.total_bytes // 10)
+    sample = list(stage._Texts(corpus, Reporter()))
+    assert 300 < len(sample) < 500
+    share = sum(held_out(text, 0.1) for text in sample) / len(sample)
+    assert share < 0.2  # five standard deviations above 0.1 is 0.175
+
+
+def test_speed_is_in_bytes_of_text(tmp_path: Path):
+    text = "\n".join(sentences(20000)).encode()
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(text))
+    summary = make(tmp_path / "w", path, document="line")
+    read = summary["megabytes_per_second"] * summary["seconds"] * 1e6
+    assert read == pytest.approx(len(text) - 20000, rel=0.02)  # seconds are rounded
+
+
+PIECES = [*SPECIAL, *"abcdefghijklmnopqrstuvwxyz", "The", "the"]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "a.txt", ["The a. the b.", "A the c."])
+
+
+def test_a_size_is_refused_where_the_tokenizer_has_one(tmp_path: Path, corpus: Path):
+    path = write_lines(tmp_path / "vocab.txt", PIECES)
+    make(tmp_path / "w", corpus, tokenizer=str(path))
+    with pytest.raises(UsageError, match="--vocab-size is for a tokenizer to learn"):
+        make(tmp_path / "w", corpus, tokenizer=str(path), vocab_size=100)
+
+
+def test_cased_is_refused_where_it_does_not_apply(tmp_path: Path, corpus: Path):
+    root = tmp_path / "w"
+    make(root, corpus, name="mine")
+    for kind in ("bpe", "unigram"):
+        with pytest.raises(UsageError, match=f"--cased is for wordpiece: {kind}"):
+            make(root, corpus, tokenizer=kind, cased=True)
+    for given in ("mine", str(root / "tokenizers" / "mine" / "tokenizer.json")):
+        with pytest.raises(UsageError, match=r"--cased is for a vocab\.txt"):
+            make(root, corpus, tokenizer=given, cased=True)
+
+
+def test_a_cased_vocabulary_is_used_as_one(tmp_path: Path, corpus: Path):
+    path = write_lines(tmp_path / "vocab.txt", PIECES)
+    found = make(tmp_path / "w", corpus, tokenizer=str(path), name="found")
+    told = make(tmp_path / "w", corpus, tokenizer=str(path), cased=True, name="told")
+    assert found["tokenizer_digest"] == told["tokenizer_digest"]
+    assert found["unknown_share"] > 0  # "A" and "." are not in it
+
+
+def test_a_tokenizer_that_is_no_name_is_refused_by_name(tmp_path: Path, corpus: Path):
+    for given in ("wordpeice", "x" * 5000, "a\0b"):
+        with pytest.raises(InputError, match="is neither a kind nor a tokenizer"):
+            make(tmp_path / "w", corpus, tokenizer=given)
