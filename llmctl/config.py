@@ -42,7 +42,9 @@ ColumnName = Annotated[str, BeforeValidator(_column)]
 class Config(BaseModel):
     """Base of every configuration."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide what a stage makes, as JSON values."""

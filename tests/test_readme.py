@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.cli.reference import insert
+from llmctl.cli.reference import insert, reference
 from llmctl.config import Config, build
 from llmctl.stages.finetune import FinetuneConfig
 from llmctl.stages.pretrain import resolve
@@ -24,6 +24,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_reference_is_that_of_the_app():
     assert insert(README) == README, "run: python -m llmctl.cli.reference README.md"
+
+
+def test_the_reference_says_what_every_key_and_option_is():
+    rows = re.findall(r"^\| `[^|]*\|.*$", reference(), flags=re.MULTILINE)
+    assert len(rows) > 100
+    assert not [row for row in rows if row.endswith("|  |")]
 
 
 def test_every_file_that_the_readme_names_is_there():

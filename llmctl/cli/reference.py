@@ -39,9 +39,12 @@ def _command(name: str, command: Any) -> str:
         names = ", ".join(f"`{option}`" for option in [*parameter.opts, *parameter.secondary_opts])
         if parameter.param_type_name == "argument":
             names = f"`{parameter.name.upper()}`"
-        help_text = " ".join((getattr(parameter, "help", "") or "").split()).replace("|", "\\|")
-        lines.append(f"| {names} | {help_text} |")
+        lines.append(f"| {names} | {_cell(getattr(parameter, 'help', None))} |")
     return "\n".join(lines)
+
+
+def _cell(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("``", "`").replace("|", "\\|")
 
 
 def _keys() -> list[str]:
@@ -61,22 +64,25 @@ def _keys() -> list[str]:
         lines = [
             f"#### `--set` and recipe keys of `{stage}`",
             "",
-            "| key | default |",
-            "| --- | --- |",
+            "| key | default | what |",
+            "| --- | --- | --- |",
         ]
-        lines += [f"| `{key}` | `{value}` |" for key, value in _defaults(kind(), "")]
+        lines += [f"| `{key}` | `{value}` | {what} |" for key, value, what in _fields(kind(), "")]
         tables.append("\n".join(lines))
     return tables
 
 
-def _defaults(config: Config, prefix: str) -> list[tuple[str, object]]:
-    rows: list[tuple[str, object]] = []
+def _fields(config: Config, prefix: str) -> list[tuple[str, object, str]]:
+    rows: list[tuple[str, object, str]] = []
+    # As declared: a default such as 0, "by the width", is filled in when a configuration is made.
+    declared = config == type(config)()
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if config_of(field.annotation) is not None:
-            rows += _defaults(value, f"{prefix}{name}.")
+            rows += _fields(value, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, value))
+            shown = field.get_default() if declared else value
+            rows.append((prefix + name, shown, _cell(field.description)))
     return rows
 
 

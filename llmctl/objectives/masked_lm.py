@@ -50,6 +50,7 @@ class MaskedLMConfig(Config):
     whole_word: bool = False
     """Choose words, not pieces (Devlin's update of 2019)."""
     next_sentence: bool = True
+    """Whether pairs are made and judged."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from llmctl.config import Config
+from llmctl.config import ColumnName, Config
 from llmctl.data.duplicates import text_hash
 from llmctl.data.shards import ShardReader
 from llmctl.data.tables import Example
@@ -48,9 +48,12 @@ from llmctl.workspace.files import read_json, sha256_file, write_json
 class EvaluateConfig(Config):
     """How much is measured."""
 
-    text_column: str | None = None
-    text_pair_column: str | None = None
-    label_column: str | None = None
+    text_column: ColumnName | None = None
+    """Columns as in finetuning; unset: those of the finetuning."""
+    text_pair_column: ColumnName | None = None
+    """Likewise."""
+    label_column: ColumnName | None = None
+    """Likewise."""
     encoding_errors: Literal["strict", "replace"] | None = None
     """Unset: as in training."""
     baselines: bool = True
@@ -60,7 +63,9 @@ class EvaluateConfig(Config):
     max_tokens: int = Field(2000, ge=1)
     """Tokens scored for the pseudo-perplexity: each costs a forward pass."""
     device: str = "auto"
+    """auto: the accelerator if there is one."""
     seed: int = Field(0, ge=0)
+    """Of the bootstrap and of the baselines."""
 
 
 @dataclass(frozen=True)

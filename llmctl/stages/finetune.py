@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from llmctl.config import Config
+from llmctl.config import ColumnName, Config
 from llmctl.data.duplicates import text_hash
 from llmctl.data.keyed import bits, key_of, permute
 from llmctl.data.tables import Example, read_examples, resolve_columns
@@ -60,10 +60,14 @@ WINDOW_BATCHES = 16
 class FinetuneData(Config):
     """Which columns hold what, and what is held out."""
 
-    text_column: str | None = None
-    text_pair_column: str | None = None
-    label_column: str | None = None
+    text_column: ColumnName | None = None
+    """The text's; several, joined, are written a,b. Unset: an obvious one, named on stderr."""
+    text_pair_column: ColumnName | None = None
+    """The second text's, where the task is about two."""
+    label_column: ColumnName | None = None
+    """The label's."""
     encoding_errors: Literal["strict", "replace"] = "strict"
+    """What a byte that is not UTF-8 does: it is refused, or becomes U+FFFD."""
     validation: float = Field(0.1, ge=0, lt=1)
     """Share of the examples, chosen by their text's hash, for early stopping."""
     max_length: int = Field(0, ge=0)
@@ -81,6 +85,7 @@ class FinetuneConfig(Config):
     """Everything that decides a finetuning."""
 
     task: Literal["classify"] = "classify"
+    """What is learned."""
     data: FinetuneData = FinetuneData()
     freeze_layers: int = Field(0, ge=0)
     """The embeddings and this many of the lowest blocks stay as they are; 0: all train."""
@@ -94,12 +99,18 @@ class FinetuneConfig(Config):
         epochs=20, batch_size=16, warmup=0.1, schedule="linear"
     )
     seed: int = 0
+    """Of the head's weights, the order and dropout."""
 
 
 def peak_rate(width: int) -> float:
     """The learning rate where none is given: 3e-4 for a body up to 128 wide, falling with the
     width to the 5e-5 that Devlin et al. 2018 (§A.3) give for BERT-base, 768 wide."""
     return 3e-4 * 128 / max(width, 128)
+
+
+def _with_rate(config: FinetuneConfig, base: ModelFolder) -> FinetuneConfig:
+    rate = config.training.learning_rate or peak_rate(base.config.hidden_size)
+    return config.replace(training=config.training.replace(learning_rate=rate).model_dump())
 
 
 def finetune(
@@ -123,8 +134,7 @@ def finetune(
     base, found = given.base, given.found
     if found is not None and found.finished:
         return found, True
-    rate = config.training.learning_rate or peak_rate(base.config.hidden_size)
-    config = config.replace(training=config.training.replace(learning_rate=rate).model_dump())
+    config = _with_rate(config, base)
     examples = read_labelled(data, config.data, reporter)
     task = _Task(examples, base, config, scratch=start == SCRATCH)
     reporter.note(task.describe())
@@ -222,6 +232,7 @@ def plan(
     """The resolved configuration, and what ``finetune`` would do."""
     reporter = reporter or Reporter()
     given = _resolve(workspace, start, data, config, like, name, force, reporter)
+    config = _with_rate(config, given.base)
     examples = read_labelled(data, config.data, reporter)
     task = _Task(examples, given.base, config, scratch=start == SCRATCH)
     model = task.build_model()

@@ -55,11 +55,13 @@ class PretrainConfig(Config):
     """Everything that decides a pretraining."""
 
     arch: str = "bert"
+    """The architecture."""
     model: BertConfig = BertConfig()
     objective: MaskedLMConfig = MaskedLMConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     seed: int = 0
+    """Of weights, order, pairs, masks and dropout."""
 
 
 def resolve(arch: str, preset: str | None, *layers: Mapping[str, Any]) -> PretrainConfig:

@@ -51,6 +51,7 @@ class TokenizeConfig(Config):
     text_column: ColumnName | None = None
     """Where a table has its text."""
     encoding_errors: Literal["strict", "replace"] = "strict"
+    """What a byte that is not UTF-8 does: it is refused, or becomes U+FFFD."""
     workers: int = Field(0, ge=0, json_schema_extra=NOT_IDENTITY)
     """Processes; 0: one for each core, or one alone for a small corpus."""
 

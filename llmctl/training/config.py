@@ -32,8 +32,11 @@ class TrainingConfig(Config):
     weight_decay: float = Field(0.01, ge=0)
     """Of matrices; biases, norms and embeddings' norms are left alone."""
     beta_1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's decay of the gradient's mean."""
     beta_2: float = Field(0.98, ge=0, lt=1)
+    """AdamW's decay of the squared gradient's mean."""
     epsilon: float = Field(1e-6, gt=0)
+    """AdamW's, added to the root of that."""
     clip_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this Euclidean norm."""
     precision: Precision = "auto"
@@ -41,6 +44,7 @@ class TrainingConfig(Config):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: the accelerator if there is one."""
     log_every: int = Field(10, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Steps between records of the metrics log."""
     eval_every: int = Field(0, ge=0)
     """Steps between looks at the validation data; 0: about ten in all, or each epoch."""
     checkpoint_every: int = Field(0, ge=0, json_schema_extra=NOT_IDENTITY)
