@@ -10,9 +10,14 @@ if [ -n "${LLMCTL_PYTHON:-}" ]; then
 else
   [ -x .venv/bin/python ] || python3 -m venv .venv
   python=.venv/bin/python
-  # PyTorch first and by itself: a range would let another package choose its build.
-  "$python" -m pip install --quiet --disable-pip-version-check torch==2.13.0
-  "$python" -m pip install --quiet --disable-pip-version-check --editable . scikit-learn
+  pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
+  # Once all is there, no network is needed to go on.
+  if ! "$python" -c 'from importlib.metadata import version
+for package in ("torch", "llmctl", "scikit-learn"): version(package)' 2>/dev/null; then
+    # PyTorch first and by itself: a range would let another package choose its build.
+    pip install torch==2.13.0
+    pip install --editable . scikit-learn
+  fi
 fi
 llmctl() { "$python" -m llmctl "$@"; }
 tasks=$LLMCTL_WORKSPACE/tasks

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llmctl.data.tables import Example
 from llmctl.errors import InputError
 from llmctl.models.bert import Bert, export_tensors, import_tensors
 from llmctl.models.layers import initialise
 from llmctl.objectives.base import LossParts, Ratio, TensorBatch, rounded_up
+from llmctl.tokenizers import Tokenizer
 
 LENGTH_STEP = 8
 """The longest example of a batch is padded too, to a multiple of this: see ``rounded_up``."""
@@ -153,6 +155,30 @@ def with_special_tokens(
     head = [cls, *first[:a], sep]
     tail = [*second[:b], sep] if second is not None else []
     return EncodedExample(np.asarray([*head, *tail], dtype=np.int64), len(head), label)
+
+
+def encode_examples(
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    max_length: int,
+    number_of: dict[str, int] | None = None,
+) -> list[EncodedExample]:
+    """Examples as ids with special tokens; their labels by number where the names are given."""
+    texts = [example.text for example in examples]
+    pairs = [example.text_pair or "" for example in examples]
+    ids, lengths = tokenizer.encode_batch([*texts, *pairs])
+    parts = np.split(ids, np.cumsum(lengths)[:-1])
+    return [
+        with_special_tokens(
+            parts[row],  # type: ignore[arg-type]
+            parts[row + len(examples)] if example.text_pair is not None else None,  # type: ignore[arg-type]
+            cls=tokenizer.special["cls"],
+            sep=tokenizer.special["sep"],
+            max_length=max_length,
+            label=number_of[example.label or ""] if number_of else 0,
+        )
+        for row, example in enumerate(examples)
+    ]
 
 
 _HEAD_NAMES = {"pooler": "bert.pooler.dense", "output": "classifier"}

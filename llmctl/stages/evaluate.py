@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from llmctl.config import ColumnName, Config
-from llmctl.data.duplicates import text_hash
 from llmctl.data.shards import ShardReader
 from llmctl.data.tables import Example
 from llmctl.errors import InputError, UsageError
@@ -21,11 +20,12 @@ from llmctl.evaluation.bootstrap import paired_difference
 from llmctl.evaluation.pseudo_perplexity import pseudo_perplexity
 from llmctl.inference.prediction import class_probabilities
 from llmctl.interop.model_folder import ModelFolder
+from llmctl.objectives.classify import encode_examples
 from llmctl.objectives.masked_lm import PUBLISHED_MASK_RATE, collate
-from llmctl.stages.finetune import (
-    FinetuneData,
+from llmctl.stages.inputs import (
+    LabelledColumns,
     data_record,
-    encode_examples,
+    is_held_out,
     open_model,
     read_labelled,
 )
@@ -281,7 +281,7 @@ def _columns_like_training(
 ) -> list[Example]:
     """Read the data with the columns given, else with those of the finetuning."""
     trained = run.manifest.config.get("data", {}) if run else {}
-    columns = FinetuneData(
+    columns = LabelledColumns(
         text_column=config.text_column or trained.get("text_column"),
         text_pair_column=config.text_pair_column or trained.get("text_pair_column"),
         label_column=config.label_column or trained.get("label_column"),
@@ -303,12 +303,12 @@ def _training_examples(
     elif not path.is_file() or sha256_file(path) != record.digest:
         notes.append(f"baselines left out: the training data {path} is gone or has changed")
     else:
-        columns = FinetuneData.model_validate(run.manifest.config["data"])
-        limit = round(columns.validation * 2**64)
+        given = run.manifest.config["data"]
+        columns = LabelledColumns(**{key: given[key] for key in LabelledColumns.model_fields})
         return [
             example
             for example in read_labelled(path, columns, Reporter())
-            if text_hash(f"{example.text}\x1f{example.text_pair or ''}") >= limit
+            if not is_held_out(example, given["validation"])
         ]
     reporter.note(notes[-1])
     return None

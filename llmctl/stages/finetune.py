@@ -15,15 +15,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from llmctl.config import ColumnName, Config
-from llmctl.data.duplicates import text_hash
+from llmctl.config import Config
 from llmctl.data.keyed import bits, key_of, permute
-from llmctl.data.tables import Example, read_examples, resolve_columns
-from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
+from llmctl.data.tables import Example
+from llmctl.errors import ConfigError, InputError, UsageError
 from llmctl.interop.model_folder import (
     MAX_LENGTH,
     ModelFolder,
-    read_model_folder,
     write_model_folder,
 )
 from llmctl.objectives.base import TensorBatch
@@ -31,12 +29,18 @@ from llmctl.objectives.classify import (
     Classifier,
     EncodedExample,
     collate,
-    with_special_tokens,
+    encode_examples,
+)
+from llmctl.stages.inputs import (
+    LabelledColumns,
+    data_record,
+    is_held_out,
+    open_model,
+    read_labelled,
 )
 from llmctl.stages.pretrain import newest_pretrained
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, StopFlag, run_training
-from llmctl.tokenizers import Tokenizer
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.trainer import Trainer, evaluate
@@ -48,7 +52,6 @@ from llmctl.workspace.artefacts import (
     new_manifest,
     slug,
 )
-from llmctl.workspace.files import sha256_file, sha256_json
 
 SCRATCH = "scratch"
 SHORTEST = 8
@@ -57,17 +60,9 @@ WINDOW_BATCHES = 16
 """Batches sorted by length together: little padding, and neighbours still at random."""
 
 
-class FinetuneData(Config):
+class FinetuneData(LabelledColumns):
     """Which columns hold what, and what is held out."""
 
-    text_column: ColumnName | None = None
-    """The text's; several, joined, are written a,b. Unset: an obvious one, named on stderr."""
-    text_pair_column: ColumnName | None = None
-    """The second text's, where the task is about two."""
-    label_column: ColumnName | None = None
-    """The label's."""
-    encoding_errors: Literal["strict", "replace"] = "strict"
-    """What a byte that is not UTF-8 does: it is refused, or becomes U+FFFD."""
     validation: float = Field(0.1, ge=0, lt=1)
     """Share of the examples, chosen by their text's hash, for early stopping."""
     max_length: int = Field(0, ge=0)
@@ -309,101 +304,6 @@ def _network(workspace: Workspace, start: str, like: str | None, reporter: Repor
     return newest.manifest.name
 
 
-def open_model(workspace: Workspace, given: str) -> tuple[ModelFolder, InputRecord]:
-    """The model of a run's name or of a folder; a run's files are checked by their digests.
-
-    Raises InputError if there is none or it is not whole.
-    """
-    runs = workspace.names("run")
-    if given not in runs:
-        # A model folder, or the folder of a run.
-        for path in (Path(given), Path(given) / "model"):
-            if (path / "config.json").is_file():
-                folder = read_model_folder(path)
-                return folder, InputRecord(
-                    role="model", name=str(path.resolve()), digest=_digest_of(folder)
-                )
-        raise InputError(
-            f"no run or model folder {given!r}{did_you_mean(given, runs)}; `llmctl status` lists "
-            f"the runs of workspace {workspace.root}"
-        )
-    run = workspace.get("run", given)
-    if not run.finished:
-        raise InputError(
-            f"run {given} is not finished; run its command again to finish it "
-            f"(`llmctl status {given}` shows it)"
-        )
-    run.verify("model/")
-    return read_model_folder(run.folder / "model"), run.as_input("model")
-
-
-def _digest_of(folder: ModelFolder) -> str:
-    """Of all that decides what the model of a folder answers."""
-    files = [sha256_file(folder.path / name) for name in ("config.json", "model.safetensors")]
-    return sha256_json([*files, folder.tokenizer.digest()])
-
-
-def data_record(data: Path) -> InputRecord:
-    """The file of ``--data`` as an input. Raises InputError if it isn't a file."""
-    check_data(data)
-    return InputRecord(role="data", name=str(data.resolve()), digest=sha256_file(data))
-
-
-def check_data(data: Path) -> None:
-    """Raises InputError unless ``--data`` is a file."""
-    if data.is_dir():
-        raise InputError(f"--data {data} is a folder; give a file of it")
-    if not data.exists():
-        raise InputError(f"--data {data}: no such file")
-    if not data.is_file():
-        raise InputError(f"--data {data} is a pipe or a device, and is read twice; give a file")
-
-
-def read_labelled(data: Path, columns: FinetuneData, reporter: Reporter) -> list[Example]:
-    """The labelled examples of a file. Raises InputError if there are none."""
-    resolved = resolve_columns(
-        data,
-        text_column=columns.text_column,
-        text_pair_column=columns.text_pair_column,
-        label_column=columns.label_column,
-        need_label=True,
-        encoding_errors=columns.encoding_errors,
-    )
-    reporter.note(f"{data.name}: {resolved.describe()}")
-    examples = list(read_examples(data, resolved, encoding_errors=columns.encoding_errors))
-    blank = [example for example in examples if not example.text]
-    if blank:
-        reporter.note(f"left out {len(blank)} rows without text (the first: {blank[0].source})")
-    examples = [example for example in examples if example.text]
-    if not examples:
-        raise InputError(f"{data} has no labelled texts")
-    return examples
-
-
-def encode_examples(
-    tokenizer: Tokenizer,
-    examples: Sequence[Example],
-    max_length: int,
-    number_of: dict[str, int] | None = None,
-) -> list[EncodedExample]:
-    """Examples as ids with special tokens; their labels by number where the names are given."""
-    texts = [example.text for example in examples]
-    pairs = [example.text_pair or "" for example in examples]
-    ids, lengths = tokenizer.encode_batch([*texts, *pairs])
-    parts = np.split(ids, np.cumsum(lengths)[:-1])
-    return [
-        with_special_tokens(
-            parts[row],  # type: ignore[arg-type]
-            parts[row + len(examples)] if example.text_pair is not None else None,  # type: ignore[arg-type]
-            cls=tokenizer.special["cls"],
-            sep=tokenizer.special["sep"],
-            max_length=max_length,
-            label=number_of[example.label or ""] if number_of else 0,
-        )
-        for row, example in enumerate(examples)
-    ]
-
-
 class _Task:
     """The examples as batches, and the network to train on them."""
 
@@ -426,11 +326,7 @@ class _Task:
             )
         self.max_length = min(config.data.max_length or base.max_length, base.config.max_positions)
         self.pad = base.tokenizer.special["pad"]
-        limit = round(config.data.validation * 2**64)
-        held = [
-            text_hash(f"{example.text}\x1f{example.text_pair or ''}") < limit
-            for example in examples
-        ]
+        held = [is_held_out(example, config.data.validation) for example in examples]
         encoded = encode_examples(
             base.tokenizer,
             examples,

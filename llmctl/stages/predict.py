@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from llmctl.data.tables import Example
 from llmctl.inference.prediction import Candidate, class_probabilities, fill_masks, in_blocks
-from llmctl.stages.finetune import encode_examples, open_model
+from llmctl.objectives.classify import encode_examples
+from llmctl.stages.inputs import open_model
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Workspace
 

@@ -12,7 +12,7 @@ import pytest
 
 from llmctl.errors import InputError
 from llmctl.interop.model_folder import read_model_folder
-from llmctl.stages.finetune import open_model
+from llmctl.stages.inputs import open_model
 from llmctl.workspace.artefacts import Workspace
 
 

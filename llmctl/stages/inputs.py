@@ -1,0 +1,104 @@
+"""What stages are given: a model by name or folder, a file of labelled texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from llmctl.config import ColumnName, Config
+from llmctl.data.duplicates import text_hash
+from llmctl.data.tables import Example, read_examples, resolve_columns
+from llmctl.errors import InputError, did_you_mean
+from llmctl.interop.model_folder import ModelFolder, read_model_folder
+from llmctl.stages.reporter import Reporter
+from llmctl.workspace.artefacts import InputRecord, Workspace
+from llmctl.workspace.files import sha256_file, sha256_json
+
+
+class LabelledColumns(Config):
+    """Which columns of a table hold what."""
+
+    text_column: ColumnName | None = None
+    """The text's; several, joined, are written a,b. Unset: an obvious one, named on stderr."""
+    text_pair_column: ColumnName | None = None
+    """The second text's, where the task is about two."""
+    label_column: ColumnName | None = None
+    """The label's."""
+    encoding_errors: Literal["strict", "replace"] = "strict"
+    """What a byte that is not UTF-8 does: it is refused, or becomes U+FFFD."""
+
+
+def open_model(workspace: Workspace, given: str) -> tuple[ModelFolder, InputRecord]:
+    """The model of a run's name or of a folder; a run's files are checked by their digests.
+
+    Raises InputError if there is none or it is not whole.
+    """
+    runs = workspace.names("run")
+    if given not in runs:
+        # A model folder, or the folder of a run.
+        for path in (Path(given), Path(given) / "model"):
+            if (path / "config.json").is_file():
+                folder = read_model_folder(path)
+                return folder, InputRecord(
+                    role="model", name=str(path.resolve()), digest=_digest_of(folder)
+                )
+        raise InputError(
+            f"no run or model folder {given!r}{did_you_mean(given, runs)}; `llmctl status` lists "
+            f"the runs of workspace {workspace.root}"
+        )
+    run = workspace.get("run", given)
+    if not run.finished:
+        raise InputError(
+            f"run {given} is not finished; run its command again to finish it "
+            f"(`llmctl status {given}` shows it)"
+        )
+    run.verify("model/")
+    return read_model_folder(run.folder / "model"), run.as_input("model")
+
+
+def _digest_of(folder: ModelFolder) -> str:
+    """Of all that decides what the model of a folder answers."""
+    files = [sha256_file(folder.path / name) for name in ("config.json", "model.safetensors")]
+    return sha256_json([*files, folder.tokenizer.digest()])
+
+
+def data_record(data: Path) -> InputRecord:
+    """The file of ``--data`` as an input. Raises InputError if it isn't a file."""
+    check_data(data)
+    return InputRecord(role="data", name=str(data.resolve()), digest=sha256_file(data))
+
+
+def check_data(data: Path) -> None:
+    """Raises InputError unless ``--data`` is a file."""
+    if data.is_dir():
+        raise InputError(f"--data {data} is a folder; give a file of it")
+    if not data.exists():
+        raise InputError(f"--data {data}: no such file")
+    if not data.is_file():
+        raise InputError(f"--data {data} is a pipe or a device, and is read twice; give a file")
+
+
+def read_labelled(data: Path, columns: LabelledColumns, reporter: Reporter) -> list[Example]:
+    """The labelled examples of a file. Raises InputError if there are none."""
+    resolved = resolve_columns(
+        data,
+        text_column=columns.text_column,
+        text_pair_column=columns.text_pair_column,
+        label_column=columns.label_column,
+        need_label=True,
+        encoding_errors=columns.encoding_errors,
+    )
+    reporter.note(f"{data.name}: {resolved.describe()}")
+    examples = list(read_examples(data, resolved, encoding_errors=columns.encoding_errors))
+    blank = [example for example in examples if not example.text]
+    if blank:
+        reporter.note(f"left out {len(blank)} rows without text (the first: {blank[0].source})")
+    examples = [example for example in examples if example.text]
+    if not examples:
+        raise InputError(f"{data} has no labelled texts")
+    return examples
+
+
+def is_held_out(example: Example, share: float) -> bool:
+    """Whether an example falls to validation: by its text's hash, whatever the order."""
+    return text_hash(f"{example.text}\x1f{example.text_pair or ''}") < round(share * 2**64)
