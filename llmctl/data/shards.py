@@ -65,8 +65,10 @@ class ShardWriter:
 
     def add(self, tokens: NDArray[Any], sentence_starts: NDArray[Any]) -> None:
         """Append one document."""
-        self._tokens.append(tokens)
-        self._starts.append(sentence_starts)
+        # Copies: a view would keep all of its batch alive until the split has a million tokens,
+        # and the validation split has them late.
+        self._tokens.append(tokens.copy())
+        self._starts.append(sentence_starts.copy())
         self._pending += len(tokens)
         self.documents += 1
         self.tokens += len(tokens)

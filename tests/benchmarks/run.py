@@ -178,26 +178,36 @@ def tokenizing(options: argparse.Namespace) -> None:
         size = text.stat().st_size / 1e6
         llmctl(root / "w", "tokenize", text, "--vocab-size", VOCABULARY, "--name", "learn")
         tokenizer = root / "w" / "tokenizers" / "learn"
-        ours, theirs = [], []
+        seconds: dict[str, list[float]] = {}
         for repeat in range(options.repeats):
             begun = time.perf_counter()
-            llmctl(
+            summary = llmctl(
                 root / "w", "tokenize", text, "--tokenizer", "learn", "--name", f"r{repeat}",
                 "--workers", options.workers,
             )  # fmt: skip
-            ours.append(size / (time.perf_counter() - begun))
+            whole = time.perf_counter() - begun
             result = peers.hugging_face_tokenize(
                 [str(text)], str(tokenizer), options.workers, str(root / f"out{repeat}")
             )
-            theirs.append(result["mb_per_second"])
-        table(
-            [["", "MB/s (median)", "runs"],
-             ["llmctl tokenize (whole command)", f"{median(ours):.1f}",
-              [round(x, 1) for x in ours]],
-             ["datasets.map + save", f"{median(theirs):.1f}", [round(x, 1) for x in theirs]]]
-        )  # fmt: skip
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        print(f"ratio {median(ratios):.2f} ({size:.0f} MB, {options.workers} processes each)")
+            for name, value in (
+                ("llmctl tokenize, the whole process", whole),
+                ("llmctl tokenize, reading to shards", summary["seconds"]),
+                ("datasets, map and save", result["seconds"]),
+                ("datasets, load, map and save", result["read_seconds"] + result["seconds"]),
+            ):
+                seconds.setdefault(name, []).append(value)
+        rows: list[list[object]] = [["", "MB/s (median)", "runs"]]
+        for name, values in seconds.items():
+            speeds = [size / value for value in values]
+            rows.append([name, f"{median(speeds):.1f}", [round(speed, 1) for speed in speeds]])
+        table(rows)
+        _, ours, bare, theirs = seconds.values()
+        for name, other in (("map and save", bare), ("load, map and save", theirs)):
+            ratios = [b / a for a, b in zip(ours, other, strict=True)]
+            print(
+                f"reading to shards: {median(ratios):.2f} times {name} "
+                f"({size:.0f} MB, {options.workers} processes each)"
+            )
 
 
 def write_corpus(source: str, target: Path, megabytes: float) -> None:

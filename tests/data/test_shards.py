@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +232,15 @@ def test_missing_values_are_an_input_error(tmp_path: Path):
         writer.close()
     with pytest.raises(InputError, match=r"train-00000\.arrow"):
         ShardReader(tmp_path, "train")
+
+
+def test_a_pending_document_does_not_keep_its_batch_alive(tmp_path: Path):
+    """Else memory grows with the corpus: the few validation documents wait the longest."""
+    writer = ShardWriter(tmp_path, "validation", 100, "digest")
+    batch, starts = np.arange(50, dtype=np.uint16), np.zeros(50, dtype=np.int32)
+    alive = [weakref.ref(array) for array in (batch, starts)]
+    writer.add(batch[10:20], starts[:1])
+    del batch, starts
+    assert [reference() for reference in alive] == [None, None]
+    writer.close()
+    assert ShardReader(tmp_path, "validation").tokens(0).tolist() == list(range(10, 20))
