@@ -129,14 +129,19 @@ def _print_confusion(console: Any, model: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
 
-    labels = [entry["label"] for entry in model["classes"]]
-    table = Table(box=box.SIMPLE, title="confusion matrix: true in rows, predicted in columns")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title="confusion matrix: true in rows, predicted in columns",
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("")
-    for label in labels:
-        table.add_column(label, justify="right", overflow="fold")
-    table.add_column("F1", justify="right")
-    for entry, row in zip(model["classes"], model["confusion_matrix"], strict=True):
-        table.add_row(entry["label"], *map(str, row), f"{entry['f1']:.3f}")
+    # Numbers, as label names side by side would not fit.
+    for number in range(1, len(model["classes"]) + 1):
+        table.add_column(str(number), justify="right", no_wrap=True)
+    table.add_column("F1", justify="right", no_wrap=True)
+    rows = zip(model["classes"], model["confusion_matrix"], strict=True)
+    for number, (entry, row) in enumerate(rows, 1):
+        table.add_row(f"{number}: {entry['label']}", *map(str, row), f"{entry['f1']:.3f}")
     console.print(table)
 
 

@@ -97,14 +97,15 @@ class FinetuneConfig(Config):
     """Of the head's weights, the order and dropout."""
 
 
-def peak_rate(width: int) -> float:
+def peak_rate(width: int, *, scratch: bool) -> float:
     """The learning rate where none is given: 3e-4 for a body up to 128 wide, falling with the
-    width to the 5e-5 that Devlin et al. 2018 (§A.3) give for BERT-base, 768 wide."""
-    return 3e-4 * 128 / max(width, 128)
+    width to the 5e-5 that Devlin et al. 2018 (§A.3) give for BERT-base, 768 wide. Random weights
+    have nothing to lose and further to go: 1e-3, so that the comparison is with their best."""
+    return (1e-3 if scratch else 3e-4) * 128 / max(width, 128)
 
 
-def _with_rate(config: FinetuneConfig, base: ModelFolder) -> FinetuneConfig:
-    rate = config.training.learning_rate or peak_rate(base.config.hidden_size)
+def _with_rate(config: FinetuneConfig, base: ModelFolder, *, scratch: bool) -> FinetuneConfig:
+    rate = config.training.learning_rate or peak_rate(base.config.hidden_size, scratch=scratch)
     return config.replace(training=config.training.replace(learning_rate=rate).model_dump())
 
 
@@ -129,7 +130,7 @@ def finetune(
     base, found = given.base, given.found
     if found is not None and found.finished:
         return found, True
-    config = _with_rate(config, base)
+    config = _with_rate(config, base, scratch=start == SCRATCH)
     examples = read_labelled(data, config.data, reporter)
     task = _Task(examples, base, config, scratch=start == SCRATCH)
     reporter.note(task.describe())
@@ -227,7 +228,7 @@ def plan(
     """The resolved configuration, and what ``finetune`` would do."""
     reporter = reporter or Reporter()
     given = _resolve(workspace, start, data, config, like, name, force, reporter)
-    config = _with_rate(config, given.base)
+    config = _with_rate(config, given.base, scratch=start == SCRATCH)
     examples = read_labelled(data, config.data, reporter)
     task = _Task(examples, given.base, config, scratch=start == SCRATCH)
     model = task.build_model()
