@@ -33,7 +33,8 @@ def test_the_reference_says_what_every_key_and_option_is():
 
 
 def test_every_file_that_the_readme_names_is_there():
-    for path in re.findall(r"(?:recipes|tests|data)/[\w./-]+\.(?:sh|py|md|svg|toml)", README):
+    named = r"\b(?:llmctl|recipes|tests|data)/[\w./-]+\.(?:sh|py|md|svg|toml)"
+    for path in re.findall(named, README):
         assert (ROOT / path).is_file(), path
 
 
