@@ -128,7 +128,16 @@ def test_a_time_limit_ends_the_run_with_a_decayed_learning_rate(
 ):
     root = Path(shutil.copytree(tiny_workspace, tmp_path / "w"))
     result = llmctl(
-        root, "pretrain", *TINY, "--set", "training.time_limit=3s", "--name", "timed", "--json"
+        root,
+        "pretrain",
+        *TINY,
+        "--set",
+        "training.time_limit=3s",
+        "--set",
+        "training.log_every=1",
+        "--name",
+        "timed",
+        "--json",
     )
     assert 3.0 <= json.loads(result.stdout)["seconds"] < 6.0
     last = (root / "runs" / "timed" / "metrics.jsonl").read_text().splitlines()
