@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -126,13 +127,13 @@ class Bert(nn.Module):
         token embeddings: neighbours can then be told from the first step on, which ends the long
         plateau of masked language modelling early."""
         table_TD = self.position_embedding.weight
-        positions_T1 = torch.arange(len(table_TD), device=table_TD.device)[:, None]
         half = table_TD.shape[1] // 2
-        frequencies = 10000.0 ** (-torch.arange(half, device=table_TD.device) / half)
-        angles = positions_T1 * frequencies
-        waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        # In NumPy: PyTorch's sine, over two threads, once came out with other bits in one of them.
+        angles = np.arange(len(table_TD))[:, None] * 10000.0 ** (-np.arange(half) / half)
         # A sine's root mean square is 1/√2.
-        table_TD[:, : 2 * half] = waves * (self.config.initializer_range * 2**0.5)
+        waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+        waves *= self.config.initializer_range * 2**0.5
+        table_TD[:, : 2 * half] = torch.from_numpy(waves).to(table_TD)
 
     def forward(
         self,
