@@ -128,7 +128,7 @@ class Bert(nn.Module):
         plateau of masked language modelling early."""
         table_TD = self.position_embedding.weight
         half = table_TD.shape[1] // 2
-        # In NumPy: PyTorch's sine, over two threads, once came out with other bits in one of them.
+        # In NumPy: PyTorch's first sine in a process, over two threads, has other bits at times.
         angles = np.arange(len(table_TD))[:, None] * 10000.0 ** (-np.arange(half) / half)
         # A sine's root mean square is 1/√2.
         waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
