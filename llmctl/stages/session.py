@@ -91,9 +91,6 @@ def run_training(
     A run of the same name that is to be replaced stays until the new one is ready to train.
     """
     keep_freed_memory()
-    # The vector mathematics library chooses its kernels at its first call, and two threads that
-    # make it together may get other bits (6 of 36 processes; none of 36 after one thread's call).
-    torch.ones(1).exp()
     workspace.prepare(manifest.kind)
     folder = workspace.path(manifest.kind, manifest.name)
     store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)

@@ -22,6 +22,10 @@ TRIALS = 3
 
 def choose_device(requested: str, option: str = "training.device") -> torch.device:
     """The device for the value of an option. Raises UsageError if it is unknown or not there."""
+    # Every stage that computes comes by here first. The vector mathematics library chooses its
+    # kernels at its first call, and two threads that make it together may get other bits (6 of 36
+    # processes; none of 36 after one thread's call): let one thread make it.
+    torch.ones(1).exp()
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
