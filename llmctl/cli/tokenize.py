@@ -25,8 +25,9 @@ def command(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="A kind to learn (wordpiece, bpe, unigram) or an existing one: a name in the "
-            "workspace, a tokenizer.json, a .model, a vocab.txt.",
+            help="A kind to learn (wordpiece, bpe, unigram, sentencepiece-bpe, characters) or an "
+            "existing one: a name in the workspace, a folder, a tokenizer.json, GPT-2's "
+            "vocab.json, a .model, a .tiktoken, a vocab.txt.",
             show_default="wordpiece",
         ),
     ] = None,
@@ -40,7 +41,15 @@ def command(
         typer.Option(help="What a document is in plain text: auto, file, paragraph, line."),
     ] = None,
     validation: Annotated[
-        float | None, typer.Option(help="Share of documents held out.", show_default="0.02")
+        float | None, typer.Option(help="Share held out to validate on.", show_default="0.02")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="What is held out. hash: documents by their hash; tail: the corpus's last "
+            "characters.",
+            show_default="hash",
+        ),
     ] = None,
     encoding_errors: Annotated[
         str | None,
@@ -68,6 +77,7 @@ def command(
         "text_column": text_column,
         "document": document,
         "validation": validation,
+        "split": split,
         "encoding_errors": encoding_errors,
         "workers": workers,
     }

@@ -52,7 +52,7 @@ PYTHON_CORPORA = {"python:docs": python_docs, "python:code": python_code}
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text, stripped, with newlines as ``\\n``."""
+    """One text, with newlines as ``\\n``; stripped, unless its corpus keeps its ends."""
 
     text: str
     source: str
@@ -71,15 +71,19 @@ class Corpus:
         text_column: str | None = None,
         encoding_errors: str = "strict",
         unit: str = "auto",
+        keep_ends: bool = False,
     ) -> None:
-        """Raises InputError for a source that isn't there, UsageError for an unknown unit."""
+        """keep_ends: whether white space at the ends of a document stays.
+
+        Raises InputError for a source that isn't there, UsageError for an unknown unit.
+        """
         if unit not in UNITS:
             raise UsageError(
                 f"--document {unit!r} is not known{did_you_mean(unit, UNITS)}; "
                 f"choose one of {', '.join(UNITS)}"
             )
         self._columns = split_columns(text_column)
-        self._errors, self._unit = encoding_errors, unit
+        self._errors, self._unit, self._keep_ends = encoding_errors, unit, keep_ends
         self._sources = list(sources)
         self._spool: tempfile._TemporaryFileWrapper[bytes] | None = None
         self._files = [file for source in sources for file in self._resolve(source)]
@@ -109,7 +113,8 @@ class Corpus:
                     stripped = text.strip()
                     if stripped:
                         found = True
-                        yield Document(stripped, self._shown(source), done + position)
+                        kept = text if self._keep_ends else stripped
+                        yield Document(kept, self._shown(source), done + position)
             except InputError as error:
                 raise InputError(self._shown(str(error))) from None
             done += self._size(file)

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,14 +39,21 @@ class TokenizeConfig(Config):
     """What is made of a corpus."""
 
     tokenizer: str = "wordpiece"
-    """A kind to learn (wordpiece, bpe, unigram), or an existing one: a name in the workspace, a
-    tokenizer.json, a .model, a vocab.txt."""
+    """A kind to learn (wordpiece, bpe, unigram, sentencepiece-bpe, characters), or an existing one:
+    a name in the workspace, a folder, a tokenizer.json, GPT-2's vocab.json, a .model, a .tiktoken,
+    a vocab.txt."""
     vocab_size: int | None = Field(None, ge=8)
-    """Unset: by the size of the corpus."""
+    """Unset: by the size of the corpus; characters are as many as it has."""
     cased: bool | None = None
     """Keep capitals and accents. Unset: a WordPiece to learn drops them, a vocab.txt tells."""
+    split_pattern: Literal["gpt2", "gpt4"] | None = None
+    """What a bpe to learn cuts text by before it merges bytes. Unset: gpt4, with fewer tokens for
+    code and dialogue; digits come in groups of up to three."""
     validation: float = Field(0.02, ge=0, lt=1)
-    """Share of the documents held out, chosen by their hash."""
+    """Share held out: of the documents, or with split = tail of the characters."""
+    split: Literal["hash", "tail"] = "hash"
+    """What is held out. hash: documents chosen by their hash, each text once. tail: the end of the
+    corpus, to the character, with repeated documents and white space at their ends kept."""
     document: Literal["auto", "file", "paragraph", "line"] = "auto"
     """What a document is in plain text; auto: a file, or pieces of a long one."""
     text_column: ColumnName | None = None
@@ -72,6 +80,7 @@ def tokenize(
         text_column=config.text_column,
         encoding_errors=config.encoding_errors,
         unit=config.document,
+        keep_ends=config.split == "tail",
     )
     inputs = [InputRecord(role="corpus", name=" ".join(sources), digest=corpus.digest())]
     existing = _existing_tokenizer(workspace, config)
@@ -91,6 +100,8 @@ def tokenize(
     else:
         tokenizer, _ = existing
         made_from = inputs
+        for note in tokenizer.notes:
+            reporter.note(note)
     manifest = new_manifest(
         "shards",
         shards_name,
@@ -112,7 +123,14 @@ def _existing_tokenizer(
 ) -> tuple[Tokenizer, InputRecord] | None:
     """The tokenizer that is to be used as it is, or None if one is to be learned."""
     given = config.tokenizer
+    if config.split_pattern is not None and given != "bpe":
+        raise UsageError(f"split_pattern is for a bpe to learn, not for {given}; leave it out")
     if given in tokenizers.LEARNERS:
+        if config.vocab_size is not None and given == "characters":
+            raise UsageError(
+                "--vocab-size is for pieces to learn: characters are as many as the corpus has; "
+                "leave it out"
+            )
         if config.cased is not None and given != "wordpiece":
             raise UsageError(
                 f"--cased is for wordpiece: {given} always keeps capitals; leave it out"
@@ -151,8 +169,10 @@ def _learn(
         "kind": config.tokenizer,
         "vocab_size": config.vocab_size,
         "cased": config.cased,
+        "split_pattern": config.split_pattern,
         "document": config.document,
         "text_column": config.text_column,
+        "keep_ends": config.split == "tail",
     }
     name, found = workspace.match(
         "tokenizer",
@@ -172,7 +192,11 @@ def _learn(
         inputs=inputs,
         seed=None,
     ).model_copy(update={"fingerprint": fingerprint("tokenizer", identity, inputs)})
-    vocab_size = config.vocab_size or _default_vocabulary(corpus.total_bytes)
+    vocab_size = (
+        None
+        if config.tokenizer == "characters"
+        else config.vocab_size or _default_vocabulary(corpus.total_bytes)
+    )
     with workspace.publish(manifest) as (folder, summary):
         texts = _Texts(corpus, reporter)
         started = time.perf_counter()
@@ -181,6 +205,7 @@ def _learn(
             texts,
             vocab_size,
             cased=bool(config.cased),
+            split_pattern=config.split_pattern,
             exact=config.vocab_size is not None,
         )
         learned.save(folder)
@@ -218,6 +243,74 @@ def _default_vocabulary(corpus_bytes: int) -> int:
     return next((n for most, n in VOCABULARY_STEPS if corpus_bytes <= most), LARGEST_VOCABULARY)
 
 
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A text with its place in the order by which the corpus is split."""
+
+    text: str
+    place: int
+    position: int
+    """Bytes of the corpus read once its document is."""
+
+
+class _ByHash:
+    """Documents in the order of their hashes, each text once; ``limit`` is the share's."""
+
+    def __init__(self, corpus: Corpus, share: float) -> None:
+        self._corpus = corpus
+        self.limit = round(share * 2**64)
+        self.duplicates = 0
+
+    def batches(self) -> Iterator[list[_Placed]]:
+        seen = SeenHashes()
+        self.duplicates = 0
+        for group in _grouped((document.text, document.position) for document in self._corpus):
+            hashes = np.array([text_hash(text) for text, _ in group], dtype=np.uint64)
+            new = seen.add(hashes)
+            self.duplicates += len(group) - int(np.count_nonzero(new))
+            yield [
+                _Placed(text, int(value), position)
+                for (text, position), value, keep in zip(group, hashes, new, strict=True)
+                if keep
+            ]
+
+
+class _ByTail:
+    """Documents by how much of the corpus is left where they begin; the one in which the share
+    begins is cut in two there, so that the first part is text[: int(n * (1 - share))]."""
+
+    duplicates = 0
+
+    def __init__(self, corpus: Corpus, share: float, reporter: Reporter) -> None:
+        self._corpus = corpus
+        self._characters = 0
+        for document in corpus:
+            self._characters += len(document.text)
+            reporter.progress("counting characters", document.position, corpus.total_bytes)
+        self._cut = int(self._characters * (1 - share))
+        self.limit = self._characters - self._cut + 1
+
+    def batches(self) -> Iterator[list[_Placed]]:
+        begin = 0
+        for group in _grouped(self._parts()):
+            placed = []
+            for text, position in group:
+                placed.append(_Placed(text, self._characters - begin, position))
+                begin += len(text)
+            yield placed
+
+    def _parts(self) -> Iterator[tuple[str, int]]:
+        begin = 0
+        for document in self._corpus:
+            cut = self._cut - begin
+            begin += len(document.text)
+            if 0 < cut < len(document.text):
+                yield document.text[:cut], document.position
+                yield document.text[cut:], document.position
+            else:
+                yield document.text, document.position
+
+
 def _write_shards(
     corpus: Corpus,
     target: Path,
@@ -226,9 +319,14 @@ def _write_shards(
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Write both splits. In a corpus so small that one of them is empty, the document with the
-    lowest hash goes to validation or the one with the highest to train."""
-    limit = round(config.validation * 2**64)
-    summary, lowest, highest = _one_pass(corpus, target, tokenizer, config, limit, reporter)
+    lowest place goes to validation or the one with the highest to train."""
+    order: _ByHash | _ByTail = (
+        _ByHash(corpus, config.validation)
+        if config.split == "hash"
+        else _ByTail(corpus, config.validation, reporter)
+    )
+    limit = order.limit
+    summary, lowest, highest = _one_pass(corpus, order, target, tokenizer, config, limit, reporter)
     documents, held_out = summary["documents"], summary["validation_documents"]
     if not documents:
         raise InputError("the corpus has no tokens: its text is control characters alone")
@@ -240,40 +338,39 @@ def _write_shards(
         return summary
     for path in target.glob("*.arrow"):
         path.unlink()
-    return _one_pass(corpus, target, tokenizer, config, limit, reporter)[0]
+    return _one_pass(corpus, order, target, tokenizer, config, limit, reporter)[0]
 
 
 def _one_pass(
     corpus: Corpus,
+    order: _ByHash | _ByTail,
     target: Path,
     tokenizer: Tokenizer,
     config: TokenizeConfig,
     limit: int,
     reporter: Reporter,
 ) -> tuple[dict[str, Any], int, int]:
-    """Write the documents whose hash is below ``limit`` to validation, the others to train.
+    """Write the documents whose place is below ``limit`` to validation, the others to train.
 
-    Returns a summary, and the lowest and the highest hash of a document that has tokens.
+    Returns a summary, and the lowest and the highest place of a document that has tokens.
     """
     started = time.perf_counter()
     workers = config.workers or (_cores() if corpus.total_bytes >= WORTH_WORKERS else 1)
-    seen = SeenHashes()
-    # What was sent to be encoded, in order: each document's hash, how far the corpus is, and the
+    # What was sent to be encoded, in order: each document's place, how far the corpus is, and the
     # bytes of text up to there (the corpus's may be compressed, or columns that aren't read).
     sent: deque[tuple[list[int], int, int]] = deque()
-    totals = {"characters": 0, "bytes": 0, "duplicates": 0}
+    totals = {"characters": 0, "bytes": 0}
     lowest, highest = 2**64, -1
 
     def batches() -> Iterable[list[str]]:
-        for group in _grouped(corpus):
-            hashes = np.array([text_hash(text) for text, _ in group], dtype=np.uint64)
-            new = seen.add(hashes)
-            texts = [text for (text, _), keep in zip(group, new, strict=True) if keep]
-            totals["duplicates"] += len(group) - len(texts)
+        for batch in order.batches():
+            texts = [placed.text for placed in batch]
             totals["characters"] += sum(map(len, texts))
             totals["bytes"] += sum(len(text.encode()) for text in texts)
             if texts:
-                sent.append((hashes[new].tolist(), group[-1][1], totals["bytes"]))
+                sent.append(
+                    ([placed.place for placed in batch], batch[-1].position, totals["bytes"])
+                )
                 yield texts
 
     words = unknown = 0
@@ -284,11 +381,11 @@ def _one_pass(
             cleanup.callback(writer.abandon)
             writers[split] = writer
         for encoded in encode_in_order(batches(), target / "tokenizer", workers):
-            text_hashes, position, text_bytes = sent.popleft()
-            for (ids, starts), value in zip(encoded.documents(), text_hashes, strict=True):
+            places, position, text_bytes = sent.popleft()
+            for (ids, starts), place in zip(encoded.documents(), places, strict=True):
                 if len(ids):
-                    writers["validation" if value < limit else "train"].add(ids, starts)
-                    lowest, highest = min(lowest, value), max(highest, value)
+                    writers["validation" if place < limit else "train"].add(ids, starts)
+                    lowest, highest = min(lowest, place), max(highest, place)
             words += encoded.words
             unknown += encoded.unknown
             seconds = time.perf_counter() - started
@@ -309,7 +406,7 @@ def _one_pass(
         "train_tokens": writers["train"].tokens,
         "validation_documents": writers["validation"].documents,
         "validation_tokens": writers["validation"].tokens,
-        "duplicates": totals["duplicates"],
+        "duplicates": order.duplicates,
         "characters": totals["characters"],
         "tokens_per_word": tokens / max(words, 1),
         "unknown_share": unknown / max(tokens, 1),
@@ -329,12 +426,13 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _grouped(corpus: Corpus) -> Iterator[list[tuple[str, int]]]:
+def _grouped(texts: Iterable[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
+    """Texts with their positions, in batches of work."""
     group: list[tuple[str, int]] = []
     size = 0
-    for document in corpus:
-        group.append((document.text, document.position))
-        size += len(document.text)
+    for text, position in texts:
+        group.append((text, position))
+        size += len(text)
         if size >= BATCH_CHARACTERS:
             yield group
             group, size = [], 0

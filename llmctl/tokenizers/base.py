@@ -1,41 +1,52 @@
 """What every tokenizer does, and the one that runs on the `tokenizers` library.
 
 A tokenizer is a folder with ``tokenizer.json`` (or ``spiece.model``), in the layout that
-``transformers.AutoTokenizer`` opens. Ids of special tokens are known by their role.
+``transformers.AutoTokenizer`` opens. Ids of special tokens are known by their role; the layout of
+a chat travels beside them.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import processors
 
 from llmctl.errors import InputError
+from llmctl.tokenizers.pieces import SPACE_MARK, piece_reader
 
 ROLES: dict[str, tuple[str, ...]] = {
-    "pad": ("[PAD]", "<pad>"),
+    "pad": ("[PAD]", "<pad>", "<|pad|>"),
     "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-    "bos": ("<s>", "<|endoftext|>"),
-    "eos": ("</s>", "<|endoftext|>"),
+    "cls": ("[CLS]", "<s>", "<|endoftext|>"),
+    "sep": ("[SEP]", "</s>", "<|endoftext|>"),
+    "mask": ("[MASK]", "<mask>", "<|mask|>"),
+    "bos": ("<s>", "<|endoftext|>", "<|begin_of_text|>", "<bos>", "<|bos|>"),
+    "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>"),
+    "turn_start": ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>"),
+    "turn_end": ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|assistant_end|>"),
 }
-"""The usual spellings of each special token, in BERT, RoBERTa and GPT-2."""
+"""The usual spellings of each special token, in BERT, RoBERTa, GPT-2, Llama, Qwen, Gemma and
+nanochat: where no file beside the tokenizer names them. A document begins with bos and ends with
+eos; turn_end ends what one side of a chat says."""
 
-_CONTINUES = {
-    "wordpiece": lambda token: token.startswith("##"),
-    "bpe": lambda token: not token.startswith(("Ġ", "Ċ", "ĉ", "▁")),
-    "unigram": lambda token: not token.startswith("▁"),
-}
+TRANSFORMERS_ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
+"""Those that transformers has a name for."""
+
+_STARTS = ("Ġ", "Ċ", "ĉ", SPACE_MARK, " ")
+"""How a piece that begins with a space, a line end or a tab begins: byte-level or sentencepiece."""
+
+CHAT_TEMPLATE = "chat_template.jinja"
 
 # The blocks that BERT calls Chinese characters: each is a word of its own.
 CJK = "\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f"
@@ -78,13 +89,20 @@ class Tokenizer(ABC):
     """Text to ids and back."""
 
     kind: str
-    """``wordpiece``, ``bpe`` or ``unigram``."""
+    """``wordpiece``, ``bpe``, ``unigram``, ``sentencepiece-bpe`` or ``characters``."""
     vocab_size: int
     special: Mapping[str, int]
     """Ids by role: those of ``ROLES`` that the vocabulary has."""
+    chat_template: str | None = None
+    """Jinja source that lays a conversation out, as transformers keeps it. Not in the digest: it
+    decides no ids."""
+    notes: tuple[str, ...] = ()
+    """What had to be assumed when it was loaded, for whoever uses it."""
     sentencewise = False
     """Whether the ids of a text are those of its sentences end to end. Elsewhere a start of text
     may get a piece of its own (``▁``), so a text must be encoded whole."""
+    _strips_first = False
+    """Whether decoding takes away the space that encoding puts before a text."""
 
     @abstractmethod
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
@@ -106,6 +124,15 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of some ids."""
 
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The UTF-8 bytes of some ids, special tokens left out.
+
+        Byte-level, sentencepiece's and character ids stand for bytes of their own, so the bytes
+        of a list that grows grow at their end alone; they may stop within a character.
+        """
+        text = b"".join(map(self._pieces.__getitem__, ids))
+        return text.removeprefix(b" ") if self._strips_first else text
+
     @abstractmethod
     def id_to_token(self, id: int) -> str:
         """The vocabulary's entry at an id."""
@@ -122,6 +149,35 @@ class Tokenizer(ABC):
     def digest(self) -> str:
         """SHA-256 of what decides the ids: equal tokenizers have equal digests."""
 
+    def for_encoder(self) -> Tokenizer:
+        """This tokenizer as a BERT's folder has it: transformers puts cls and sep around a text.
+
+        The same object where it does so already, or where the files can't say it.
+        """
+        return self
+
+    @abstractmethod
+    def _bytes_of_pieces(self) -> list[bytes]:
+        """The bytes of text that each id stands for; none for special tokens."""
+
+    @cached_property
+    def _pieces(self) -> list[bytes]:
+        return self._bytes_of_pieces()
+
+    @cached_property
+    def token_bytes(self) -> NDArray[np.int64]:
+        """(vocab_size,): bytes of UTF-8 text that each id stands for, 0 for special tokens.
+
+        Exact where decoding joins pieces; the space that sentencepiece may put before a text is
+        counted. A WordPiece that begins a word has the space before it. An unknown has 1, the
+        least that it can stand for, so that bits per byte are never too few.
+        """
+        counts = np.fromiter(map(len, self._pieces), dtype=np.int64, count=self.vocab_size)
+        unknown = self.special.get("unk", -1)
+        if list(self.special.values()).count(unknown) == 1:  # GPT-2's is its <|endoftext|>
+            counts[unknown] = 1
+        return counts
+
     @property
     def special_ids(self) -> frozenset[int]:
         return frozenset(self.special.values())
@@ -129,8 +185,11 @@ class Tokenizer(ABC):
     @property
     def continuation(self) -> NDArray[np.bool_]:
         """(vocab_size,): whether a token continues the word before it."""
-        continues = _CONTINUES[self.kind]
-        flags = [continues(self.id_to_token(number)) for number in range(self.vocab_size)]
+        tokens = map(self.id_to_token, range(self.vocab_size))
+        if self.kind == "wordpiece":
+            flags = [token.startswith("##") for token in tokens]
+        else:
+            flags = [not token.startswith(_STARTS) for token in tokens]
         result = np.asarray(flags, dtype=bool)
         result[list(self.special_ids)] = False
         return result
@@ -165,6 +224,8 @@ class FastTokenizer(Tokenizer):
         # Not the number of pieces: a file may skip ids, or repeat a piece.
         self.vocab_size = max(rust.get_vocab().values(), default=-1) + 1
         self.special = roles_in(rust.token_to_id)
+        self._reader = piece_reader(rust.decoder)
+        self._strips_first = self._reader.strips_first
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         self._rust.encode_special_tokens = not allow_special
@@ -180,6 +241,14 @@ class FastTokenizer(Tokenizer):
         return (np.concatenate(parts) if parts else np.empty(0, np.uint32)), lengths
 
     def encode_offsets(self, text: str) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        if self.kind != "wordpiece" and self._rust.normalizer is None:
+            # Where nothing of a text is lost the ids tell the places, in half the time.
+            ids, _ = self.encode_batch([text])
+            ends = np.cumsum(self.token_bytes[ids])
+            data = np.frombuffer(text.encode(), dtype=np.uint8)
+            if len(ids) and ends[-1] == len(data):
+                starts_character = (data & 0xC0) != 0x80
+                return ids, np.cumsum(starts_character)[np.append(0, ends[:-1])] - 1
         encoding = self._rust.encode(text, add_special_tokens=False)
         begins = np.fromiter((begin for begin, _ in encoding.offsets), dtype=np.int64)
         return np.asarray(encoding.ids, dtype=np.uint32), np.maximum.accumulate(begins)
@@ -194,13 +263,46 @@ class FastTokenizer(Tokenizer):
         number: int | None = self._rust.token_to_id(token)
         return number
 
+    def for_encoder(self) -> Tokenizer:
+        if not {"cls", "sep"} <= self.special.keys():
+            return self
+        cls, sep = self.special["cls"], self.special["sep"]
+        if self._rust.encode("", add_special_tokens=True).ids == [cls, sep]:
+            return self
+        rust = RustTokenizer.from_str(self._rust.to_str())
+        first, last = self.id_to_token(cls), self.id_to_token(sep)
+        rust.post_processor = processors.TemplateProcessing(
+            single=[f"{first}:0", "$A:0", f"{last}:0"],
+            pair=[f"{first}:0", "$A:0", f"{last}:0", "$B:1", f"{last}:1"],
+            special_tokens=[(first, cls), (last, sep)],
+        )
+        rust.encode_special_tokens = True
+        wrapped = copy.copy(self)
+        wrapped._rust = rust
+        return wrapped
+
+    def _bytes_of_pieces(self) -> list[bytes]:
+        tokens = [self.id_to_token(number) for number in range(self.vocab_size)]
+        if self.kind == "wordpiece":
+            pieces = [
+                token[2:].encode() if token.startswith("##") else f" {token}".encode()
+                for token in tokens
+            ]
+        else:
+            pieces = list(map(self._reader, tokens))
+        for number, added in self._rust.get_added_tokens_decoder().items():
+            pieces[number] = b"" if added.special else added.content.encode()
+        for number in self.special_ids:
+            pieces[number] = b""
+        return pieces
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        # WordPiece's decoder looks at the words on both sides of a space.
+        return self.decode(ids).encode() if self.kind == "wordpiece" else super().decode_bytes(ids)
+
     def save(self, folder: Path, *, max_length: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._rust.encode_special_tokens = False
-        try:
-            text = self._rust.to_str(pretty=False)
-        finally:
-            self._rust.encode_special_tokens = True
+        text = self._rust.to_str(pretty=False)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         write_transformers_config(folder, self, max_length, self._transformers_fields())
 
@@ -211,12 +313,28 @@ class FastTokenizer(Tokenizer):
         return {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
+def begin_with(rust: RustTokenizer, token: str) -> None:
+    """Have transformers put a token before each text, as Llama has it.
+
+    Every document begins so in training and every prompt of ours does, so a text that
+    ``transformers`` tokenizes is met as the model knows it. Nothing goes behind: a prompt goes on.
+    """
+    rust.post_processor = processors.TemplateProcessing(
+        single=[f"{token}:0", "$A:0"],
+        pair=[f"{token}:0", "$A:0", f"{token}:1", "$B:1"],
+        special_tokens=[(token, rust.token_to_id(token))],
+    )
+
+
 def write_transformers_config(
     folder: Path, tokenizer: Tokenizer, max_length: int | None, fields: Mapping[str, Any]
 ) -> None:
-    """tokenizer_config.json and special_tokens_map.json, as transformers reads them."""
+    """tokenizer_config.json, special_tokens_map.json and chat_template.jinja, as transformers
+    reads them."""
     tokens = {
-        f"{role}_token": tokenizer.id_to_token(number) for role, number in tokenizer.special.items()
+        f"{role}_token": tokenizer.id_to_token(tokenizer.special[role])
+        for role in TRANSFORMERS_ROLES
+        if role in tokenizer.special
     }
     config: dict[str, Any] = {**fields, **tokens}
     if max_length is not None:
@@ -224,3 +342,5 @@ def write_transformers_config(
     for name, value in (("tokenizer_config", config), ("special_tokens_map", tokens)):
         text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    if tokenizer.chat_template is not None:
+        (folder / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")

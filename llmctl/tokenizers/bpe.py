@@ -1,31 +1,40 @@
 """Byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019), lossless on any text.
 
-Text is cut by GPT-2's pattern, each piece is read as UTF-8 bytes, and frequent pairs are merged.
-The 256 bytes are the alphabet, so nothing is unknown.
+Text is cut by a pattern, each part is read as UTF-8 bytes, and frequent pairs are merged. The 256
+bytes are the alphabet, so nothing is unknown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import AddedToken, decoders, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from llmctl.errors import InputError
-from llmctl.tokenizers.base import FastTokenizer, VocabularyError
+from llmctl.tokenizers.base import FastTokenizer, VocabularyError, begin_with
+from llmctl.tokenizers.patterns import DEFAULT, LEARNABLE, byte_level
 
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-"""RoBERTa's, in its order."""
+SPECIAL = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|im_start|>", "<|im_end|>")
+"""One set for GPT and BERT. ``<|endoftext|>`` stands between documents, so it is their start and
+their end, as in GPT-2, and BERT's cls and sep, which differ by their place; the turns of a chat
+are ChatML's."""
 MIN_PAIR_COUNT = 2
 
 
-def learn_bpe(texts: Iterable[str], vocab_size: int, *, exact: bool = True) -> FastTokenizer:
-    """Learn merges. Raises InputError if ``vocab_size`` can't hold the bytes and, if ``exact``,
-    VocabularyError if the corpus can't fill it."""
+def learn_bpe(
+    texts: Iterable[str], vocab_size: int, *, split_pattern: str = DEFAULT, exact: bool = True
+) -> FastTokenizer:
+    """Learn merges.
+
+    split_pattern: a name in ``LEARNABLE``.
+    Raises InputError if ``vocab_size`` can't hold the bytes and, if ``exact``, VocabularyError if
+    the corpus can't fill it.
+    """
     rust = RustTokenizer(BPE())
-    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    rust.pre_tokenizer = byte_level(LEARNABLE[split_pattern])
     rust.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(SPECIAL) + len(alphabet)
@@ -45,10 +54,5 @@ def learn_bpe(texts: Iterable[str], vocab_size: int, *, exact: bool = True) -> F
     size = rust.get_vocab_size()
     if exact and size < vocab_size:
         raise VocabularyError(vocab_size, size)
-    ids = {token: rust.token_to_id(token) for token in SPECIAL}
-    rust.post_processor = processors.TemplateProcessing(
-        single="<s>:0 $A:0 </s>:0",
-        pair="<s>:0 $A:0 </s>:0 $B:1 </s>:1",
-        special_tokens=[("<s>", ids["<s>"]), ("</s>", ids["</s>"])],
-    )
+    begin_with(rust, SPECIAL[0])
     return FastTokenizer("bpe", rust)

@@ -23,7 +23,8 @@ from llmctl.data.sentences import sentence_starts
 from llmctl.errors import ResourceError
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.bpe import learn_bpe
-from llmctl.tokenizers.unigram import SentencePieceTokenizer, learn_unigram
+from llmctl.tokenizers.sentencepiece_model import SentencePieceTokenizer
+from llmctl.tokenizers.unigram import learn_unigram
 from llmctl.tokenizers.wordpiece import SPECIAL, build_wordpiece
 
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]

@@ -1,7 +1,9 @@
-"""Tokenize as a stage: sizes that fit, both splits filled, options that don't apply refused."""
+"""Tokenize as a stage: sizes that fit, both splits filled, the tail cut at its character, options
+that don't apply refused."""
 
 from __future__ import annotations
 
+import base64
 import gzip
 import random
 from pathlib import Path
@@ -11,10 +13,13 @@ import pytest
 
 from llmctl.data.documents import Corpus
 from llmctl.data.duplicates import text_hash
+from llmctl.data.shards import ShardReader
 from llmctl.errors import InputError, UsageError
 from llmctl.stages import tokenize as stage
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.tokenize import TokenizeConfig, tokenize
+from llmctl.tokenizers import load
+from llmctl.tokenizers.characters import SPECIAL as CHARACTERS_SPECIAL
 from llmctl.tokenizers.wordpiece import SPECIAL
 from llmctl.workspace.artefacts import Workspace
 
@@ -39,7 +44,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return [" ".join(generator.choices(WORDS, k=6)) + f" {n}." for n in range(count)]
 
 
-@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram", "sentencepiece-bpe"])
 def test_a_default_size_grows_with_the_alphabet(kind: str, tmp_path: Path):
     """Chinese has more characters than a small corpus's vocabulary has pieces."""
     generator = random.Random(0)
@@ -54,7 +59,7 @@ def test_a_default_size_grows_with_the_alphabet(kind: str, tmp_path: Path):
         make(tmp_path / "v", path, tokenizer=kind, vocab_size=4000)
 
 
-@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram", "sentencepiece-bpe"])
 def test_a_default_size_shrinks_with_the_corpus_and_is_learned_once(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -116,6 +121,88 @@ def test_speed_is_in_bytes_of_text(tmp_path: Path):
     assert read == pytest.approx(len(text) - 20000, rel=0.02)  # seconds are rounded
 
 
+def texts_of(root: Path, name: str, split: str) -> list[str]:
+    """The documents of a split, decoded by the tokenizer that they carry."""
+    folder = root / "shards" / name
+    tokenizer, reader = load(folder / "tokenizer"), ShardReader(folder, split)
+    return [tokenizer.decode(reader.tokens(number).tolist()) for number in range(len(reader))]
+
+
+PLAY = "\n First:\nSpeak, speak.\n\nAll:\nSpeak, speak.\n\nSpeak, speak.\n\n\tÉnd 北京  \n" * 40
+
+
+@pytest.mark.parametrize("kind", ["characters", "bpe", "unigram", "sentencepiece-bpe"])
+@pytest.mark.parametrize("share", [0.1, 0.023])
+def test_the_tail_is_cut_at_its_character(kind: str, share: float, tmp_path: Path):
+    """nanoGPT's split, to the character, with white space at the file's ends."""
+    path = tmp_path / "play.txt"
+    path.write_text(PLAY, encoding="utf-8")
+    summary = make(
+        tmp_path / "w", path, name="s", tokenizer=kind, document="file", split="tail",
+        validation=share,
+    )  # fmt: skip
+    cut = int(len(PLAY) * (1 - share))
+    assert texts_of(tmp_path / "w", "s", "train") == [PLAY[:cut]]
+    assert texts_of(tmp_path / "w", "s", "validation") == [PLAY[cut:]]
+    assert (summary["characters"], summary["duplicates"]) == (len(PLAY), 0)
+    if kind == "characters":
+        assert summary["tokens"] == len(PLAY)
+        assert summary["vocab_size"] == len(set(PLAY)) + len(CHARACTERS_SPECIAL)
+
+
+@pytest.mark.parametrize("document", ["auto", "line", "paragraph", "file"])
+@pytest.mark.parametrize("validation", [0.0, 0.001, 0.3, 0.9])
+def test_the_tail_is_the_end_of_all_documents(document: str, validation: float, tmp_path: Path):
+    """In their order, the same ones included, one at most cut in two, over several files."""
+    paths = [
+        write_lines(tmp_path / f"{number}.txt", [*sentences(30, seed=number), "same", "", "same"])
+        for number in range(3)
+    ]
+    fields = {"document": document, "split": "tail", "validation": validation}
+    summary = make(tmp_path / "w", *paths, name="s", tokenizer="characters", **fields)
+    whole = list(Corpus([str(path) for path in paths], unit=document, keep_ends=True))
+    text = "".join(document.text for document in whole)
+    cut = int(len(text) * (1 - validation))
+    train = texts_of(tmp_path / "w", "s", "train")
+    held = texts_of(tmp_path / "w", "s", "validation")
+    assert "".join(train) == text[:cut]
+    assert "".join(held) == text[cut:]
+    assert len(whole) <= len(train) + len(held) <= len(whole) + 1
+    assert summary["duplicates"] == 0
+
+
+def test_one_tail_of_one_document_leaves_something_to_train_on(tmp_path: Path):
+    path = write_lines(tmp_path / "a.txt", ["ab"])
+    summary = make(
+        tmp_path / "w", path, tokenizer="characters", split="tail", validation=0.9, name="s"
+    )
+    assert (summary["train_tokens"], summary["validation_tokens"]) == (3, 0)
+
+
+def test_tinyshakespeare_is_split_as_nanogpt_splits_it(tmp_path: Path):
+    path = Path(__file__).parents[2].parent / "shared" / "data" / "tinyshakespeare" / "input.txt"
+    if not path.is_file():
+        pytest.skip("tinyshakespeare is not beside this checkout")
+    summary = make(
+        tmp_path / "w", path, tokenizer="characters", document="file", split="tail",
+        validation=0.1, name="s",
+    )  # fmt: skip
+    # As its data/shakespeare_char/prepare.py prints.
+    assert (summary["train_tokens"], summary["validation_tokens"]) == (1_003_854, 111_540)
+    assert summary["vocab_size"] == 65 + len(CHARACTERS_SPECIAL)
+    reader = ShardReader(tmp_path / "w" / "shards" / "s", "train")
+    text = path.read_text(encoding="utf-8")
+    numbers = {character: number for number, character in enumerate(sorted(set(text)))}
+    assert reader.tokens(0, 0, 1000).tolist() == [numbers[c] for c in text[:1000]]
+
+
+def test_a_hash_split_keeps_a_file_whole_without_its_ends(tmp_path: Path):
+    path = tmp_path / "play.txt"
+    path.write_text(PLAY, encoding="utf-8")
+    make(tmp_path / "w", path, name="s", tokenizer="bpe", document="file")
+    assert texts_of(tmp_path / "w", "s", "train") == [PLAY.strip()]
+
+
 PIECES = [*SPECIAL, *"abcdefghijklmnopqrstuvwxyz", "The", "the"]
 
 
@@ -134,12 +221,43 @@ def test_a_size_is_refused_where_the_tokenizer_has_one(tmp_path: Path, corpus: P
 def test_cased_is_refused_where_it_does_not_apply(tmp_path: Path, corpus: Path):
     root = tmp_path / "w"
     make(root, corpus, name="mine")
-    for kind in ("bpe", "unigram"):
+    for kind in ("bpe", "unigram", "sentencepiece-bpe", "characters"):
         with pytest.raises(UsageError, match=f"--cased is for wordpiece: {kind}"):
             make(root, corpus, tokenizer=kind, cased=True)
     for given in ("mine", str(root / "tokenizers" / "mine" / "tokenizer.json")):
         with pytest.raises(UsageError, match=r"--cased is for a vocab\.txt"):
             make(root, corpus, tokenizer=given, cased=True)
+
+
+def test_what_is_for_other_kinds_is_refused(tmp_path: Path, corpus: Path):
+    with pytest.raises(UsageError, match=r"--vocab-size is .*: characters are as many as the"):
+        make(tmp_path / "w", corpus, tokenizer="characters", vocab_size=40)
+    for kind in ("wordpiece", "unigram", "characters", "mine"):
+        with pytest.raises(
+            UsageError, match=f"split_pattern is for a bpe to learn, not for {kind}"
+        ):
+            make(tmp_path / "w", corpus, tokenizer=kind, split_pattern="gpt2")
+
+
+def test_a_split_pattern_makes_another_tokenizer(tmp_path: Path, corpus: Path):
+    digests = [
+        make(tmp_path / "w", corpus, tokenizer="bpe", name=f"n{number}", **fields)[
+            "tokenizer_digest"
+        ]
+        for number, fields in enumerate(({}, {"split_pattern": "gpt4"}, {"split_pattern": "gpt2"}))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_what_was_assumed_of_a_tokenizer_is_noted(tmp_path: Path, corpus: Path):
+    lines = (f"{base64.b64encode(bytes([byte])).decode()} {byte}" for byte in range(256))
+    ranks = write_lines(tmp_path / "mine.tiktoken", list(lines))
+    notes: list[str] = []
+    reporter = Reporter()
+    reporter.note = notes.append  # type: ignore[method-assign]
+    config = TokenizeConfig(tokenizer=str(ranks))
+    tokenize(Workspace(tmp_path / "w"), [str(corpus)], config, reporter=reporter)
+    assert any("cl100k_base's pattern was taken" in note for note in notes)
 
 
 def test_a_cased_vocabulary_is_used_as_one(tmp_path: Path, corpus: Path):

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 import llmctl
 from llmctl.errors import InputError
-from llmctl.tokenizers import count_words, learn
+from llmctl.tokenizers import LEARNERS, count_words, learn
 from llmctl.tokenizers.base import AlphabetError, VocabularyError
 from llmctl.tokenizers.wordpiece import SPECIAL, WordPieceTokenizer, build_wordpiece
 
@@ -44,7 +44,10 @@ TEXT = st.one_of(st.text(), st.lists(st.sampled_from(NASTY), max_size=12).map(""
 LEARN_IN_A_FRESH_PROCESS = """
 import sys
 from llmctl.tokenizers import learn
-for kind, size in (("wordpiece", 160), ("bpe", 300), ("unigram", 100)):
+for kind, size in (
+    ("wordpiece", 160), ("bpe", 300), ("unigram", 360), ("sentencepiece-bpe", 400),
+    ("characters", None),
+):
     print(learn(kind, sys.argv[1:], size).digest())
 """
 
@@ -95,7 +98,7 @@ def test_learning_is_the_same_in_every_process() -> None:
         )  # fmt: skip
         found.add(tuple(done.stdout.split()))
     assert len(found) == 1
-    assert len(set(found.pop())) == 3
+    assert len(set(found.pop())) == 5
 
 
 LEARN_WITH_A_LARGE_ALPHABET = """
@@ -278,7 +281,9 @@ def test_an_alphabet_that_does_not_fit_tells_the_smallest_size() -> None:
     assert learn("wordpiece", ["ab ab", "ab abc"], 11).vocab_size == 11
 
 
-@pytest.mark.parametrize(("kind", "small"), [("wordpiece", 30), ("unigram", 30)])
+@pytest.mark.parametrize(
+    ("kind", "small"), [("wordpiece", 30), ("unigram", 30), ("sentencepiece-bpe", 30)]
+)
 def test_a_size_that_is_not_exact_fits_any_corpus(kind: str, small: int) -> None:
     with pytest.raises(AlphabetError) as too_small:
         learn(kind, CORPUS * 2, small)
@@ -294,7 +299,7 @@ def test_a_size_that_is_not_exact_fits_any_corpus(kind: str, small: int) -> None
     assert needed <= largest <= too_large.value.available
 
 
-@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+@pytest.mark.parametrize("kind", LEARNERS)
 @pytest.mark.parametrize("texts", [[], [""], [" \n\t", "\u3000"]])
 def test_a_corpus_without_text_is_refused(kind: str, texts: list[str]) -> None:
     with pytest.raises(InputError, match="no text to learn"):

@@ -1,0 +1,83 @@
+"""Characters as tokens: the smallest vocabulary, with which small models do well on small corpora.
+
+The ids are the places of the corpus's characters in sorted order, as nanoGPT numbers them; the
+special tokens follow. A character that the corpus lacks is ``<unk>``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.models import WordLevel
+
+from llmctl.tokenizers.base import FastTokenizer, begin_with
+from llmctl.tokenizers.bpe import SPECIAL as BPE_SPECIAL
+
+UNKNOWN = "<unk>"
+SPECIAL = (*BPE_SPECIAL, UNKNOWN)
+EACH = r"[\s\S]"
+"""Matches one character, whichever."""
+_LAST_CHARACTER = 0x10FFFF
+
+
+class CharacterTokenizer(FastTokenizer):
+    """One id for each character, found in a table by its number in Unicode."""
+
+    sentencewise = True
+
+    def __init__(self, rust: RustTokenizer) -> None:
+        super().__init__("characters", rust)
+        unknown = rust.token_to_id(rust.model.unk_token)
+        self._id_of = np.full(_LAST_CHARACTER + 1, unknown, dtype=np.uint32)
+        for token, number in rust.get_vocab().items():
+            if len(token) == 1:
+                self._id_of[ord(token)] = number
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        if allow_special:
+            return super().encode(text, allow_special=True)
+        ids: list[int] = self._ids(text).tolist()
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+        return self._ids("".join(texts)), lengths
+
+    def encode_offsets(self, text: str) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        return self._ids(text), np.arange(len(text))
+
+    def _ids(self, text: str) -> NDArray[np.uint32]:
+        return self._id_of[np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)]
+
+
+def learn_characters(texts: Iterable[str]) -> CharacterTokenizer:
+    """The characters of some texts: as many pieces as there are, and the special tokens."""
+    seen: set[str] = set()
+    for text in texts:
+        seen.update(text)
+    characters = sorted(seen)
+    vocabulary = {token: number for number, token in enumerate([*characters, *SPECIAL])}
+    rust = RustTokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    rust.pre_tokenizer = pre_tokenizers.Split(Regex(EACH), "isolated")
+    rust.decoder = decoders.Fuse()
+    rust.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    begin_with(rust, SPECIAL[0])
+    return CharacterTokenizer(rust)
+
+
+def takes_characters(settings: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json with a WordLevel model takes text character by character."""
+    special = {token["content"] for token in settings["added_tokens"]}
+    each = pre_tokenizers.Split(Regex(EACH), "isolated")
+    return (
+        settings["normalizer"] is None
+        and settings["pre_tokenizer"] == json.loads(each.__getstate__())
+        and settings["model"]["unk_token"] in settings["model"]["vocab"]
+        and all(len(token) == 1 for token in settings["model"]["vocab"].keys() - special)
+    )

@@ -1,0 +1,99 @@
+"""What the files beside a tokenizer say of it: its special tokens' roles and its chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmctl.errors import InputError
+from llmctl.tokenizers.base import CHAT_TEMPLATE, TRANSFORMERS_ROLES, Tokenizer
+
+CONFIG = "tokenizer_config.json"
+
+
+def read_companions(tokenizer: Tokenizer, folder: Path) -> None:
+    """Let the files of a folder decide a tokenizer's roles and its template, where they do.
+
+    What tokenizer_config.json says goes before special_tokens_map.json, and that before
+    generation_config.json; what none names is known by its usual spelling. What the vocabulary
+    lacks is passed over. Raises InputError for a malformed file.
+    """
+    config = read_object(folder / CONFIG)
+    named = {
+        **_ids_in(folder / "generation_config.json", tokenizer.vocab_size),
+        **_tokens_in(folder / "special_tokens_map.json", tokenizer.token_to_id),
+        **_tokens_in(folder / CONFIG, tokenizer.token_to_id),
+    }
+    tokenizer.special = {**tokenizer.special, **named}
+    tokenizer.chat_template = _template(folder, config)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a file, empty if the file isn't there."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(read_text(path, "it ought to be"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno} is not JSON: {error.msg}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not an object; take the tokenizer's own file")
+    return value
+
+
+def read_text(path: Path, ought: str) -> str:
+    """A file's text. ought: what the message says of how it should be."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: byte 0x{error.object[error.start]:02x} at offset {error.start} is not "
+            f"UTF-8; {ought}"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _tokens_in(path: Path, token_to_id: Callable[[str], int | None]) -> dict[str, int]:
+    fields, found = read_object(path), {}
+    for role in TRANSFORMERS_ROLES:
+        value = fields.get(f"{role}_token")
+        token = value.get("content") if isinstance(value, dict) else value
+        if token is None or token is False:  # "no such token" in two generations of the format
+            continue
+        if not isinstance(token, str):
+            raise InputError(
+                f"{path}: {role}_token is {value!r}, not a token's name; mend the file"
+            )
+        if (number := token_to_id(token)) is not None:
+            found[role] = number
+    return found
+
+
+def _ids_in(path: Path, vocab_size: int) -> dict[str, int]:
+    fields, found = read_object(path), {}
+    for role in ("bos", "eos", "pad"):
+        value = fields.get(f"{role}_token_id")
+        number = value[0] if isinstance(value, list) and value else value
+        if number is None:
+            continue
+        if not isinstance(number, int):
+            raise InputError(f"{path}: {role}_token_id is {value!r}, not an id; mend the file")
+        if 0 <= number < vocab_size:
+            found[role] = number
+    return found
+
+
+def _template(folder: Path, config: dict[str, Any]) -> str | None:
+    path = folder / CHAT_TEMPLATE
+    if path.is_file():
+        return read_text(path, "a template is")
+    value = config.get("chat_template")
+    if isinstance(value, list):  # several, by name
+        named = {entry.get("name"): entry.get("template") for entry in value}
+        value = named.get("default")
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{folder / CONFIG}: chat_template is no text; mend the file")
+    return value

@@ -1,0 +1,43 @@
+"""The patterns by which byte-level tokenizers cut text before they merge bytes.
+
+No piece crosses a cut. GPT-2's keeps a number whole and every space of a run but the last apart;
+GPT-4's takes digits three at a time, contractions in any case, a sign before a word and line ends
+after punctuation, so code and dialogue need fewer pieces.
+"""
+
+from __future__ import annotations
+
+from tokenizers import Regex, pre_tokenizers
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT4 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Of cl100k_base: GPT-3.5, GPT-4, Llama 3."""
+QWEN = GPT4.replace(r"\p{N}{1,3}", r"\p{N}")
+"""Digits one by one."""
+GPT4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Of o200k_base: capitals begin a new piece in the middle of a word."""
+
+LEARNABLE = {"gpt2": GPT2, "gpt4": GPT4}
+"""What a learned BPE is cut by. Measured on held-out text, GPT-4's gives more bytes a token on
+tinyshakespeare (+12 %, 8,000 pieces), Chinese reviews (+5 %), python:code (+1.8 %, 16,000 pieces)
+and web pages (+0.8 %), and less on Wikipedia (-1.8 %), which is full of years."""
+DEFAULT = "gpt4"
+
+
+def byte_level(pattern: str) -> pre_tokenizers.PreTokenizer:
+    """Text cut by a pattern, then spelled in bytes."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
