@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from llmctl.config import build, field_names, merge, parse_assignments, read_recipe
 from llmctl.errors import ConfigError, InputError, UsageError
-from llmctl.stages.pretrain import PretrainConfig, resolve
+from llmctl.stages.pretrain import config_for, resolve
 from llmctl.stages.tokenize import TokenizeConfig
+from llmctl.training.config import TrainingConfig
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_fingerprints_leave_out_what_does_not_change_the_result():
 
 
 def test_every_key_can_be_set():
-    names = field_names(PretrainConfig)
+    names = field_names(config_for("bert"))
     for needed in ("training.max_steps", "training.checkpoint_every", "training.learning_rate",
                    "training.batch_size", "training.time_limit", "data.sequence_length",
                    "model.num_layers", "model.hidden_size", "objective.mask_rate",
@@ -150,9 +151,9 @@ def test_every_key_can_be_set():
 
 
 def test_durations():
-    assert build(PretrainConfig, {"training": {"time_limit": "1h30m"}}).training.time_limit == 5400
+    assert build(TrainingConfig, {"time_limit": "1h30m"}).time_limit == 5400
     with pytest.raises(ConfigError, match="soon"):
-        build(PretrainConfig, {"training": {"time_limit": "soon"}})
+        build(TrainingConfig, {"time_limit": "soon"})
 
 
 trees = st.recursive(

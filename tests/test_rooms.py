@@ -29,7 +29,6 @@ EVERYWHERE = {"", "errors", "config"}
 EXCEPTIONS = {
     ("config", "reporting.units"): "durations such as 10m, parsed where they are printed",
     ("data.encoding", "tokenizers"): "documents become ids here, by a tokenizer that is given",
-    ("interop.model_folder", "training.checkpoints"): "one way to read and write safetensors",
 }
 """(module, what it imports): why it may import from its own floor or from above."""
 

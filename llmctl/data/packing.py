@@ -45,6 +45,25 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> list[list[int]]:
     return rows
 
 
+def deal(
+    lengths: NDArray[np.int64], capacity: int, batches: int, key: int
+) -> list[list[list[int]]]:
+    """The packed rows of some batches, about as many for each and one at least.
+
+    lengths: of as many texts as there are batches, or more. key: of the order of the rows.
+    """
+    rows = pack(lengths, capacity)
+    while len(rows) < batches:  # texts shorter than most: a batch would get no row
+        fullest = max(rows, key=len)
+        half = len(fullest) // 2
+        rows.append(fullest[half:])
+        del fullest[half:]
+    # Longest-first packing leaves like rows together: shuffle before dealing them out.
+    order = np.argsort(bits(key, np.arange(len(rows))))
+    dealt = [part.tolist() for part in np.array_split(order, batches)]
+    return [[rows[row] for row in part] for part in dealt]
+
+
 class PackedBatches:
     """Batches of packed rows over a stream of chunks.
 
@@ -90,13 +109,6 @@ class PackedBatches:
             last = min(last, self.chunks.count)
             batches = -(-(last - first) // self.chunks_per_batch)
         refs = self.chunks.at(np.arange(first, last))
-        rows = pack(refs.lengths + self._overhead, self.sequence_length)
-        while len(rows) < batches:  # texts shorter than most: a batch would get no row
-            fullest = max(rows, key=len)
-            half = len(fullest) // 2
-            rows.append(fullest[half:])
-            del fullest[half:]
-        # Longest-first packing leaves like rows together: shuffle before dealing them out.
-        order = np.argsort(bits(key_of(self._seed, "deal", window), np.arange(len(rows))))
-        dealt = [part.tolist() for part in np.array_split(order, batches)]
-        return refs, [[rows[row] for row in part] for part in dealt]
+        lengths = refs.lengths + self._overhead
+        key = key_of(self._seed, "deal", window)
+        return refs, deal(lengths, self.sequence_length, batches, key)

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llmctl.data.files import RowReader, format_of, split_columns, text_lines
+from llmctl.data.files import Row, RowReader, format_of, split_columns, text_lines
 from llmctl.errors import InputError, UsageError, did_you_mean
 
 LABEL_NAMES = (
@@ -60,7 +60,7 @@ class Columns:
 
     def describe(self) -> str:
         """For the line that says what was chosen."""
-        parts = [f"text from {' + '.join(self.text)}"]
+        parts = [f"text from {' + '.join(self.text)}"] if self.text else []
         if self.text_pair:
             parts.append(f"second text from {self.text_pair}")
         if self.label:
@@ -147,14 +147,19 @@ def read_examples(
     wanted = (*columns.text, columns.text_pair, columns.label)
     named = [name for name in wanted if name]
     for row in _reader(path, wanted, encoding_errors).rows(named):
-        text = " ".join(filter(None, (_text(row.values.get(c), row.source) for c in columns.text)))
-        pair = None
-        if columns.text_pair is not None:
-            pair = _text(row.values.get(columns.text_pair), row.source)
-        label = None
-        if columns.label is not None:
-            label = _label(row.values.get(columns.label), row.source, columns.label)
-        yield Example(text, pair, label, row.source)
+        yield example_of(row, columns)
+
+
+def example_of(row: Row, columns: Columns) -> Example:
+    """A row as an example. Raises InputError for one without the label that is asked for."""
+    text = " ".join(filter(None, (_text(row.values.get(c), row.source) for c in columns.text)))
+    pair = None
+    if columns.text_pair is not None:
+        pair = _text(row.values.get(columns.text_pair), row.source)
+    label = None
+    if columns.label is not None:
+        label = _label(row.values.get(columns.label), row.source, columns.label)
+    return Example(text, pair, label, row.source)
 
 
 def _is_lines(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """Model folders in Hugging Face's layout: config.json, model.safetensors and the tokenizer.
 
 What llmctl trains is always kept like this, so ``transformers`` opens it with no export, and a
-BERT made elsewhere can be given wherever a run is.
+model made elsewhere can be given wherever a run is.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from torch import Tensor, nn
 
 from llmctl import tokenizers
 from llmctl.errors import InputError, did_you_mean
-from llmctl.models import ARCHITECTURES, Architecture
+from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE, Architecture
 from llmctl.models.bert import Bert
-from llmctl.objectives import classify, masked_lm
+from llmctl.objectives import causal_lm, classify, masked_lm
 from llmctl.tokenizers import Tokenizer
-from llmctl.training.checkpoints import read_tensors, write_tensors
+from llmctl.workspace.tensors import read_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
-MAX_LENGTH, TOKENIZER = "llmctl_max_length", "llmctl_tokenizer"
-"""Fields of config.json that only llmctl writes: tokens trained on, and the tokenizer's digest."""
+INDEX = "model.safetensors.index.json"
+"""In large models of others: which file holds which tensor."""
+CLASS_HEADS = ("classifier.weight", "score.weight")
+"""The last layer of an encoder's and of a decoder's classifier."""
+MAX_LENGTH, TOKENIZER, CHAT = "llmctl_max_length", "llmctl_tokenizer", "llmctl_chat"
+"""Fields of config.json that only llmctl writes: tokens trained on, the tokenizer's digest, and
+whether the model has learned to answer."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,21 @@ class ModelFolder:
     tokenizer: Tokenizer
 
     @property
+    def kind(self) -> str:
+        """What the model does: ``classify``, or as its pretraining, ``masked_lm`` or
+        ``causal_lm``."""
+        return "classify" if self._class_head() else self.architecture.objective
+
+    def _class_head(self) -> str | None:
+        return next((name for name in CLASS_HEADS if name in self.tensors), None)
+
+    @property
     def labels(self) -> list[str] | None:
         """Names of the classes by number, if this is a classifier."""
-        if "classifier.weight" not in self.tensors:
+        head = self._class_head()
+        if head is None:
             return None
-        count = len(self.tensors["classifier.weight"])
+        count = len(self.tensors[head])
         names = self.fields.get("id2label")
         known = names if isinstance(names, dict) else {}
         return [str(known.get(str(number), f"LABEL_{number}")) for number in range(count)]
@@ -59,15 +74,44 @@ class ModelFolder:
         given = self.fields.get(MAX_LENGTH)
         return min(given, most) if isinstance(given, int) else most
 
+    def causal_lm(self, *, dropout: float | None = None) -> causal_lm.CausalLM:
+        """The model with its output layer, and with another dropout where it is given.
+
+        Raises InputError if it doesn't predict next tokens.
+        """
+        if self.kind != "causal_lm":
+            raise InputError(
+                f"{self.path} is a {self.described()}, and doesn't write text; give a GPT, a "
+                "Llama or a nanochat model"
+            )
+        with self._fitting():
+            config = self.config if dropout is None else self.config_with(dropout)
+            body = self.architecture.model(config)
+            return causal_lm.from_hugging_face(body, self.tensors, self.architecture)
+
+    def described(self) -> str:
+        """The kind in words."""
+        return {
+            "classify": "classifier",
+            "masked_lm": "masked language model",
+            "causal_lm": "language model",
+        }[self.kind]
+
     def masked_lm(self) -> masked_lm.MaskedLM:
         """The model with the heads of pretraining. Raises InputError if it has none."""
+        if self.architecture.objective != "masked_lm":
+            raise InputError(
+                f"{self.path} is no masked language model but a {self.architecture.name}; give a "
+                "pretrained BERT"
+            )
         with self._fitting():
             return masked_lm.from_hugging_face(Bert(self.config), self.tensors)
 
     def classifier(self) -> classify.Classifier:
         """The model with its classification head. Raises InputError if it has none."""
         with self._fitting():
-            return classify.from_hugging_face(Bert(self.config), self.tensors)
+            body = self.architecture.model(self.config)
+            return classify.from_hugging_face(body, self.tensors, self.architecture)
 
     def new_classifier(
         self,
@@ -80,12 +124,18 @@ class ModelFolder:
         """The body with a new classification head, and with random weights from ``scratch``."""
         with self._fitting():
             return classify.start_from(
-                Bert(self.config.replace(dropout=dropout)),
+                self.architecture.model(self.config_with(dropout)),
                 None if scratch else self.tensors,
                 num_classes,
+                self.architecture,
                 dropout=dropout,
                 class_weights=class_weights,
             )
+
+    def config_with(self, dropout: float) -> Any:
+        """The body's configuration with another dropout, where the body has any."""
+        has_dropout = "dropout" in type(self.config).model_fields
+        return self.config.replace(dropout=dropout) if has_dropout else self.config
 
     @contextlib.contextmanager
     def _fitting(self) -> Iterator[None]:
@@ -106,28 +156,42 @@ def write_model_folder(
     folder: Path, model: nn.Module, tokenizer: Tokenizer, extra: Mapping[str, Any]
 ) -> None:
     """Write a trained model. ``extra``: further fields of config.json."""
+    body: Any = model.body
+    config = body.config
+    architecture = next(a for a in ARCHITECTURES.values() if type(config) is a.config)
+    fields = architecture.to_hugging_face(config)
+    beginning = architecture.classes[fields["model_type"]]
     if isinstance(model, classify.Classifier):
-        architecture, tensors = "BertForSequenceClassification", classify.to_hugging_face(model)
+        class_name = "ForSequenceClassification"
+        tensors = classify.to_hugging_face(model, architecture)
+    elif isinstance(model, causal_lm.CausalLM):
+        class_name = "LMHeadModel" if beginning == "GPT2" else "ForCausalLM"
+        tensors = causal_lm.to_hugging_face(model, architecture)
     elif isinstance(model, masked_lm.MaskedLM):
-        paired = model.next_sentence is not None
-        architecture = "BertForPreTraining" if paired else "BertForMaskedLM"
+        class_name = "ForPreTraining" if model.next_sentence is not None else "ForMaskedLM"
         tensors = masked_lm.to_hugging_face(model)
     else:
         raise TypeError(f"no Hugging Face layout for {type(model).__name__}")
     folder.mkdir(parents=True, exist_ok=True)
-    config = model.body.config
+    if architecture.objective == "masked_lm":
+        tokenizer = tokenizer.for_encoder()
     ids = {f"{role}_token_id": tokenizer.special[role] for role in ("pad", "bos", "eos")
            if role in tokenizer.special}  # fmt: skip
     fields = {
-        "architectures": [architecture],
+        "architectures": [beginning + class_name],
         "dtype": "float32",
-        **ARCHITECTURES["bert"].to_hugging_face(config),
+        **fields,
         **ids,
         TOKENIZER: tokenizer.digest(),
         **extra,
     }
     text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
+    if isinstance(model, causal_lm.CausalLM):
+        ends = [tokenizer.special[r] for r in ("eos", "turn_end") if r in tokenizer.special]
+        generation = {**ids, "eos_token_id": ends}
+        text = json.dumps(generation, indent=2) + "\n"
+        (folder / "generation_config.json").write_text(text, encoding="utf-8")
     write_tensors(folder / WEIGHTS, tensors)
     tokenizer.save(folder, max_length=config.max_positions)
 
@@ -144,27 +208,44 @@ def read_model_folder(path: Path) -> ModelFolder:
     if not isinstance(fields, dict):
         raise InputError(f"{config_path} is damaged: it holds no table of fields")
     kind = fields.get("model_type")
-    if kind not in list(ARCHITECTURES):  # which a list, that has no hash, can be asked of
-        hint = did_you_mean(str(kind), ARCHITECTURES)
+    if kind not in list(BY_MODEL_TYPE):  # which a list, that has no hash, can be asked of
+        hint = did_you_mean(str(kind), BY_MODEL_TYPE)
         raise InputError(
             f"{config_path}: model_type {kind!r} is not supported{hint}; "
-            f"known: {', '.join(ARCHITECTURES)}"
+            f"known: {', '.join(BY_MODEL_TYPE)}"
         )
-    architecture = ARCHITECTURES[kind]
+    architecture = BY_MODEL_TYPE[kind]
     try:
         config = architecture.from_hugging_face(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         reason = first["msg"].removeprefix("Value error, ")
+        detail = f"{where}: {reason}" if where else reason
         raise InputError(
-            f"{config_path} describes no BERT: {f'{where}: ' if where else ''}{reason}; copy it "
-            "again from where it was made"
+            f"{config_path} describes no {architecture.name}: {detail}; copy it again from where "
+            "it was made"
         ) from None
     tokenizer = tokenizers.load(path)
     _check_tokenizer(path, tokenizer, config.vocab_size, fields)
-    tensors = {_current_name(k): v for k, v in read_tensors(path / WEIGHTS).items()}
+    tensors = {_current_name(k): v for k, v in _read_weights(path).items()}
     return ModelFolder(path, fields, architecture, config, tensors, tokenizer)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, or of those that an index names."""
+    if (path / WEIGHTS).exists() or not (path / INDEX).is_file():
+        return read_tensors(path / WEIGHTS)
+    try:
+        names = set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError):
+        raise InputError(f"{path / INDEX} is damaged; copy the model's folder again") from None
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(names):
+        if Path(str(name)).name != name:  # an index may not reach out of its folder
+            raise InputError(f"{path / INDEX} names the file {name!r}, which is no plain name")
+        tensors |= read_tensors(path / name)
+    return tensors
 
 
 def _check_tokenizer(

@@ -182,12 +182,12 @@ _FUSED = "blocks.{}.attention.query_key_value"
 _SPLIT = tuple("bert.encoder.layer.{}.attention.self." + part for part in ("query", "key", "value"))
 
 
-def export_tensors(body: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+def export_tensors(body: Mapping[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
     """The body's state dict in Hugging Face's names; the fused projection is split in three."""
     tensors: dict[str, Tensor] = {}
-    for ours, theirs, kind in _pairs(num_layers):
+    for ours, theirs, kind in _pairs(config.num_layers):
         tensors[f"{theirs}.{kind}"] = body[f"{ours}.{kind}"]
-    for layer in range(num_layers):
+    for layer in range(config.num_layers):
         for kind in ("weight", "bias"):
             parts = body[f"{_FUSED.format(layer)}.{kind}"].chunk(3)
             for name, part in zip(_SPLIT, parts, strict=True):
@@ -195,7 +195,7 @@ def export_tensors(body: Mapping[str, Tensor], num_layers: int) -> dict[str, Ten
     return tensors
 
 
-def import_tensors(tensors: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+def import_tensors(tensors: Mapping[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
     """The inverse of ``export_tensors``. Raises InputError naming a tensor that is missing."""
 
     def take(name: str) -> Tensor:
@@ -205,8 +205,11 @@ def import_tensors(tensors: Mapping[str, Tensor], num_layers: int) -> dict[str, 
                 return tensors[candidate]
         raise InputError(f"the model file has no tensor {name}; it is not a BERT of this shape")
 
-    body = {f"{ours}.{kind}": take(f"{theirs}.{kind}") for ours, theirs, kind in _pairs(num_layers)}
-    for layer in range(num_layers):
+    body = {
+        f"{ours}.{kind}": take(f"{theirs}.{kind}")
+        for ours, theirs, kind in _pairs(config.num_layers)
+    }
+    for layer in range(config.num_layers):
         for kind in ("weight", "bias"):
             parts = [take(f"{name.format(layer)}.{kind}") for name in _SPLIT]
             body[f"{_FUSED.format(layer)}.{kind}"] = torch.cat(parts)

@@ -3,24 +3,36 @@
     Attention(Q, K, V) = softmax(Q Kᵀ / √d_k) V                   (Vaswani et al. 2017, eq. 1)
     FFN(x)             = activation(x W₁ + b₁) W₂ + b₂            (ibid., eq. 2)
 
-B batch, T tokens, D width, N heads, H head width, F feed-forward width.
+B batch, T tokens, S tokens that may be attended to, D width, N heads, K key/value heads,
+H head width, F feed-forward width.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Literal["gelu", "relu"]
+from llmctl.models.cache import KeyValueCache
+from llmctl.models.elementwise import rms_norm, squared_relu
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
-"""GELU in its exact form (Hendrycks and Gimpel 2016), as BERT was published; ReLU as in
-Vaswani et al. 2017."""
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu2"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": squared_relu,
+}
+"""GELU in its exact form (Hendrycks and Gimpel 2016), as BERT was published, and in GPT-2's
+approximation; ReLU as in Vaswani et al. 2017, and squared (So et al. 2021)."""
 
 
 class SelfAttention(nn.Module):
@@ -31,6 +43,7 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.query_key_value = nn.Linear(width, 3 * width)
+        fuse(self.query_key_value, [width] * 3)
         self.output = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -42,7 +55,7 @@ class SelfAttention(nn.Module):
             .permute(2, 0, 3, 1, 4)
         )
         dropout = self.dropout if self.training else 0.0
-        mixed_BNTH = attention(qkv_3BNTH, mask, dropout)
+        mixed_BNTH = attention(*qkv_3BNTH.unbind(0), mask=mask, dropout=dropout)
         return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, D))
 
 
@@ -51,24 +64,46 @@ SHORT = 256
 whose backward pass is slow: four times at 128, once at 512 (measured on a Xeon with AMX)."""
 
 
-def attention(qkv_3BNTH: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(Q Kᵀ / √d_k + mask) V, (B, N, T, H)."""
+def attention(
+    q_BNTH: Tensor,
+    k_BKSH: Tensor,
+    v_BKSH: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(Q Kᵀ / √d_k + mask) V, (B, N, T, H).
+
+    mask: see ``additive_mask``. causal: token t attends up to itself, where T = S and there is no
+    mask. With fewer key/value heads than heads, consecutive heads share one (Ainslie et al. 2023).
+    """
+    groups = q_BNTH.shape[1] // k_BKSH.shape[1]
     if not (
-        qkv_3BNTH.device.type == "cpu"
-        and qkv_3BNTH.dtype == torch.bfloat16
-        and qkv_3BNTH.shape[3] <= SHORT
+        q_BNTH.device.type == "cpu" and q_BNTH.dtype == torch.bfloat16 and k_BKSH.shape[2] <= SHORT
     ):
-        q_BNTH, k_BNTH, v_BNTH = qkv_3BNTH.unbind(0)
         return F.scaled_dot_product_attention(
-            q_BNTH, k_BNTH, v_BNTH, attn_mask=mask, dropout_p=dropout
+            q_BNTH,
+            k_BKSH,
+            v_BKSH,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=causal,
+            enable_gqa=groups > 1,
         )
+    if causal:
+        T = q_BNTH.shape[2]
+        mask = additive_mask(torch.ones(T, T, dtype=torch.bool, device=q_BNTH.device).tril_())
     with torch.autocast("cpu", enabled=False):  # it would compute the softmax in fp32
-        q_BNTH, k_BNTH, v_BNTH = qkv_3BNTH.contiguous().unbind(0)
-        scores_BNTT = q_BNTH * q_BNTH.shape[-1] ** -0.5 @ k_BNTH.transpose(-1, -2)
+        k_BNSH, v_BNSH = (
+            part.repeat_interleave(groups, 1) if groups > 1 else part.contiguous()
+            for part in (k_BKSH, v_BKSH)
+        )
+        scores_BNTS = q_BNTH * q_BNTH.shape[-1] ** -0.5 @ k_BNSH.transpose(-1, -2)
         if mask is not None:
-            scores_BNTT = scores_BNTT + mask.to(torch.bfloat16)
-        weights_BNTT = F.dropout(scores_BNTT.softmax(-1), dropout, training=dropout > 0)
-        return weights_BNTT @ v_BNTH
+            scores_BNTS = scores_BNTS + mask.to(torch.bfloat16)
+        weights_BNTS = F.dropout(scores_BNTS.softmax(-1), dropout, training=dropout > 0)
+        return weights_BNTS @ v_BNSH
 
 
 def additive_mask(allowed: Tensor) -> Tensor:
@@ -76,14 +111,134 @@ def additive_mask(allowed: Tensor) -> Tensor:
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -math.inf)
 
 
+@dataclass(frozen=True)
+class Context:
+    """Where the tokens of one forward pass of a decoder stand, and what they may attend to."""
+
+    position_ids: Tensor
+    """(T,) or (B, T)."""
+    mask: Tensor | None
+    """Additive, broadcastable to (B, N, T, S); None: see ``causal``."""
+    causal: bool
+    """Without a mask: whether each token attends up to itself, or to all there is."""
+    cache: KeyValueCache | None
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+    """Of the rotary angles, broadcastable to (B, N, T, H / 2)."""
+
+
+def context(
+    input_ids_BT: Tensor,
+    mask: Tensor | None,
+    position_ids_BT: Tensor | None,
+    cache: KeyValueCache | None,
+) -> Context:
+    """The context of a decoder's tokens: causal, behind those of the cache.
+
+    mask: bool, (B, T, T), where attention is narrower than causal; without a cache only.
+    """
+    T = input_ids_BT.shape[1]
+    if cache is None:
+        positions = (
+            torch.arange(T, device=input_ids_BT.device)
+            if position_ids_BT is None
+            else position_ids_BT
+        )
+        added = None if mask is None else additive_mask(mask)[:, None]
+        return Context(positions, added, added is None, None)
+    allowed = cache.mask(T)
+    if allowed is None:
+        return Context(cache.positions(T), None, False, cache)
+    if cache.length == 0 and cache.starts_B is None:  # the kernels know this case
+        return Context(cache.positions(T), None, True, cache)
+    allowed = allowed[:, None] if allowed.dim() == 3 else allowed
+    return Context(cache.positions(T), additive_mask(allowed), False, cache)
+
+
+class CausalSelfAttention(nn.Module):
+    """A decoder's self-attention, with one fused projection to queries, keys and values."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int,
+        head_size: int,
+        bias: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
+        self.dropout = dropout
+        heads = num_heads + 2 * num_kv_heads
+        self.query_key_value = nn.Linear(width, heads * head_size, bias=bias)
+        fuse(self.query_key_value, [n * head_size for n in (num_heads, num_kv_heads, num_kv_heads)])
+        self.output = nn.Linear(num_heads * head_size, width, bias=bias)
+
+    def place(self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Queries and keys that know their positions; here they are in the embeddings already."""
+        return q_BNTH, k_BKTH
+
+    def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
+        B, T, _ = x_BTD.shape
+        heads_BMTH = self.query_key_value(x_BTD).view(B, T, -1, self.head_size).transpose(1, 2)
+        N, K = self.num_heads, self.num_kv_heads
+        q_BNTH, k_BKSH, v_BKSH = heads_BMTH.split((N, K, K), dim=1)
+        q_BNTH, k_BKSH = self.place(q_BNTH, k_BKSH, context)
+        if context.cache is not None:
+            k_BKSH, v_BKSH = context.cache.extend(layer, k_BKSH, v_BKSH)
+        mixed_BNTH = attention(
+            q_BNTH,
+            k_BKSH,
+            v_BKSH,
+            mask=context.mask,
+            causal=context.causal,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, -1))
+
+
+def fuse(linear: nn.Linear, sizes: list[int]) -> None:
+    """Note that a projection is several, one above another, of so many rows: an optimiser that
+    treats matrices as a whole treats each alone."""
+    linear.weight.fused_parts = sizes  # type: ignore[attr-defined]
+
+
+def rotary_table(positions: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles p · θ⁻²ⁱᐟᴴ, each (positions, H / 2).
+
+    The angles are rounded to fp32 as everywhere else, so that models of others behave as theirs.
+    """
+    exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+    frequencies = (1.0 / np.float32(theta) ** exponents).astype(np.float32)
+    # In NumPy: PyTorch's first sine in a process, over two threads, has other bits at times.
+    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
+    return torch.from_numpy(np.cos(angles)), torch.from_numpy(np.sin(angles))
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm with a gain for each entry."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.epsilon) * self.weight
+
+
 class FeedForward(nn.Module):
     """Two linear layers with an activation between, applied to each token alone."""
 
-    def __init__(self, width: int, inner_width: int, activation: Activation) -> None:
+    def __init__(
+        self, width: int, inner_width: int, activation: Activation, *, bias: bool = True
+    ) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.expand = nn.Linear(width, inner_width)
-        self.contract = nn.Linear(inner_width, width)
+        self.expand = nn.Linear(width, inner_width, bias=bias)
+        self.contract = nn.Linear(inner_width, width, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.contract(self.activation(self.expand(x_BTD)))

@@ -1,7 +1,9 @@
-"""Classification: dropout and a linear layer with softmax on [CLS] (Devlin et al. 2018, §4.1).
+"""Classification: dropout and a linear layer with softmax on what a body says of a text.
 
-As in BERT's own code, [CLS]'s hidden state goes through the pooler (a tanh layer, pretrained by
-next-sentence prediction) first; the loss is cross-entropy with the true class.
+A BERT says it at [CLS], whose hidden state goes through the pooler first (a tanh layer, pretrained
+by next-sentence prediction; Devlin et al. 2018, §4.1); a causal body at the last token, the only
+one that has seen all of them (Radford et al. 2018, §3.2). The loss is cross-entropy with the true
+class.
 
 B examples, T tokens, D width, C classes.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +22,8 @@ from torch.nn import functional as F
 
 from llmctl.data.tables import Example
 from llmctl.errors import InputError
-from llmctl.models.bert import Bert, export_tensors, import_tensors
+from llmctl.models import Architecture
+from llmctl.models.decoder import DecoderConfig
 from llmctl.models.layers import initialise
 from llmctl.objectives.base import LossParts, Ratio, TensorBatch, rounded_up
 from llmctl.tokenizers import Tokenizer
@@ -48,24 +52,28 @@ class ExampleBatch(TensorBatch):
 
 
 class Classifier(nn.Module):
-    """BERT's body with a pooler and a linear layer to the classes."""
+    """A body with a linear layer to the classes, and a BERT's pooler between."""
 
     def __init__(
         self,
-        body: Bert,
+        body: nn.Module,
         num_classes: int,
         *,
         dropout: float = 0.1,
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.body = body
-        width = body.config.hidden_size
-        self.pooler = nn.Linear(width, width)
+        self.body: Any = body
+        config: Any = body.config
+        width = config.hidden_size
+        self.causal = isinstance(config, DecoderConfig)
+        self.pooler = None if self.causal else nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(width, num_classes)
+        # Without a bias: so Hugging Face has it for every decoder.
+        self.output = nn.Linear(width, num_classes, bias=not self.causal)
         for head in (self.pooler, self.output):
-            initialise(head, body.config.initializer_range)
+            if head is not None:
+                initialise(head, config.initializer_range)
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
         self.class_weights: Tensor | None
@@ -78,10 +86,16 @@ class Classifier(nn.Module):
             F.pad(part, (0, length - T))
             for part in (batch.input_ids_BT, batch.segment_ids_BT, batch.mask_BT)
         )
-        mask = None if bool(mask_BT.all()) else mask_BT
-        hidden_BTD = self.body(ids_BT, segments_BT, mask)
-        pooled_BD = torch.tanh(self.pooler(hidden_BTD[:, 0]))
-        return self.output(self.dropout(pooled_BD))
+        if self.pooler is None:
+            # Padding is on the right, where a causal token can't see it.
+            hidden_BTD = self.body(ids_BT)
+            last_B = mask_BT.sum(1) - 1
+            summary_BD = hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
+        else:
+            mask = None if bool(mask_BT.all()) else mask_BT
+            hidden_BTD = self.body(ids_BT, segments_BT, mask)
+            summary_BD = torch.tanh(self.pooler(hidden_BTD[:, 0]))
+        return self.output(self.dropout(summary_BD))
 
     def loss(self, batch: TensorBatch) -> LossParts:
         """Cross-entropy in nats, each example weighted by its class where weights are given."""
@@ -93,19 +107,6 @@ class Classifier(nn.Module):
         return LossParts(
             {"classification_loss": Ratio(nll, count)}, {"accuracy": Ratio(correct, count)}
         )
-
-    def freeze_layers(self, count: int) -> None:
-        """Keep the embeddings and the lowest ``count`` blocks as they are."""
-        body = self.body
-        frozen: list[nn.Module] = [
-            body.token_embedding,
-            body.position_embedding,
-            body.segment_embedding,
-            body.norm,
-            *list(body.blocks)[:count],
-        ]
-        for module in frozen:
-            module.requires_grad_(False)
 
 
 def collate(examples: Sequence[EncodedExample], pad: int) -> ExampleBatch:
@@ -138,12 +139,40 @@ def with_special_tokens(
     max_length: int,
     label: int = 0,
 ) -> EncodedExample:
-    """[CLS] first [SEP] second [SEP], cut to ``max_length``: the longer text loses first.
+    """A BERT's [CLS] first [SEP] second [SEP], cut to ``max_length``: the longer text loses first.
 
     Raises ValueError if not even the special tokens fit.
     """
-    a, b = len(first), 0 if second is None else len(second)
     special = 2 if second is None else 3
+    a, b = _fitted(len(first), 0 if second is None else len(second), max_length, special)
+    head = [cls, *first[:a], sep]
+    tail = [*second[:b], sep] if second is not None else []
+    return EncodedExample(np.asarray([*head, *tail], dtype=np.int64), len(head), label)
+
+
+def between_documents(
+    first: Sequence[int],
+    second: Sequence[int] | None,
+    *,
+    start: int,
+    end: int,
+    max_length: int,
+    label: int = 0,
+) -> EncodedExample:
+    """A decoder's [BOS] first, or [BOS] first [EOS] second, cut likewise.
+
+    No special token comes last: where padding is the same token as the end, what is padding would
+    not be known.
+    """
+    paired = second is not None and len(second) > 0
+    a, b = _fitted(len(first), len(second or ()), max_length, 2 if paired else 1)
+    head = [start, *first[:a], *([end] if paired else [])]
+    tail = second[:b] if second is not None else []
+    return EncodedExample(np.asarray([*head, *tail], dtype=np.int64), len(head), label)
+
+
+def _fitted(a: int, b: int, max_length: int, special: int) -> tuple[int, int]:
+    """The lengths of two texts cut to fit beside their special tokens."""
     if max_length < special:
         raise ValueError(f"max_length {max_length} has no room for {special} special tokens")
     excess = a + b + special - max_length
@@ -152,9 +181,7 @@ def with_special_tokens(
             a, excess = a - 1, excess - 1
         else:
             b, excess = b - 1, excess - 1
-    head = [cls, *first[:a], sep]
-    tail = [*second[:b], sep] if second is not None else []
-    return EncodedExample(np.asarray([*head, *tail], dtype=np.int64), len(head), label)
+    return a, b
 
 
 def encode_examples(
@@ -162,64 +189,103 @@ def encode_examples(
     examples: Sequence[Example],
     max_length: int,
     number_of: dict[str, int] | None = None,
+    *,
+    causal: bool,
 ) -> list[EncodedExample]:
-    """Examples as ids with special tokens; their labels by number where the names are given."""
+    """Examples as ids with special tokens; their labels by number where the names are given.
+
+    causal: for a decoder, not for a BERT. Raises InputError if the tokenizer lacks what it needs.
+    """
+    needed = ("bos", "eos") if causal else ("cls", "sep")
+    if missing := [role for role in needed if role not in tokenizer.special]:
+        raise InputError(
+            f"the tokenizer has no token for {' and '.join(missing)}, which stand around a text to "
+            "be classified; use a model that has one"
+        )
+    first_token, between = (tokenizer.special[role] for role in needed)
     texts = [example.text for example in examples]
     pairs = [example.text_pair or "" for example in examples]
     ids, lengths = tokenizer.encode_batch([*texts, *pairs])
-    parts = np.split(ids, np.cumsum(lengths)[:-1])
-    return [
-        with_special_tokens(
-            parts[row],  # type: ignore[arg-type]
-            parts[row + len(examples)] if example.text_pair is not None else None,  # type: ignore[arg-type]
-            cls=tokenizer.special["cls"],
-            sep=tokenizer.special["sep"],
-            max_length=max_length,
-            label=number_of[example.label or ""] if number_of else 0,
-        )
-        for row, example in enumerate(examples)
-    ]
+    parts: list[list[int]] = [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
+    encoded = []
+    for row, example in enumerate(examples):
+        second = parts[row + len(examples)] if example.text_pair is not None else None
+        label = number_of[example.label or ""] if number_of else 0
+        if causal:
+            one = between_documents(
+                parts[row], second, start=first_token, end=between,
+                max_length=max_length, label=label,
+            )  # fmt: skip
+        else:
+            one = with_special_tokens(
+                parts[row], second, cls=first_token, sep=between,
+                max_length=max_length, label=label,
+            )  # fmt: skip
+        encoded.append(one)
+    return encoded
 
 
-_HEAD_NAMES = {"pooler": "bert.pooler.dense", "output": "classifier"}
+def pad_token(tokenizer: Tokenizer) -> int:
+    """The token that fills short rows: the end of a document where there is none for padding, as
+    with GPT-2's. Raises InputError if there is neither."""
+    for role in ("pad", "eos"):
+        if role in tokenizer.special:
+            return tokenizer.special[role]
+    raise InputError(
+        "the tokenizer has no token for padding, nor for a document's end; use a model that has one"
+    )
 
 
-def to_hugging_face(model: Classifier) -> dict[str, Tensor]:
-    """Tensors in the names of BertForSequenceClassification."""
+CLASS_HEADS = ("classifier.weight", "score.weight")
+"""In Hugging Face's names, the last layer of an encoder's and of a decoder's classifier."""
+_ENCODER_HEAD = {
+    f"{ours}.{kind}": f"{theirs}.{kind}"
+    for ours, theirs in {"pooler": "bert.pooler.dense", "output": "classifier"}.items()
+    for kind in ("weight", "bias")
+}
+_DECODER_HEAD = {"output.weight": "score.weight"}
+
+
+def to_hugging_face(model: Classifier, architecture: Architecture) -> dict[str, Tensor]:
+    """Tensors in the names of Hugging Face's class for sequence classification."""
+    body = model.body.state_dict()
+    return {**architecture.export_tensors(body, model.body.config), **head_tensors(model)}
+
+
+def head_tensors(model: Classifier) -> dict[str, Tensor]:
+    """What stands on the body, in the same names."""
     state = model.state_dict()
-    body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
-    tensors = export_tensors(body, model.body.config.num_layers)
-    for ours, theirs in _HEAD_NAMES.items():
-        for kind in ("weight", "bias"):
-            tensors[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
-    return tensors
+    head = _DECODER_HEAD if model.causal else _ENCODER_HEAD
+    return {theirs: state[ours] for ours, theirs in head.items()}
 
 
-def from_hugging_face(body: Bert, tensors: Mapping[str, Tensor]) -> Classifier:
+def from_hugging_face(
+    body: nn.Module, tensors: Mapping[str, Tensor], architecture: Architecture
+) -> Classifier:
     """The inverse of ``to_hugging_face``; the given body is filled.
 
     Raises InputError if the model is not a classifier.
     """
-    if "classifier.weight" not in tensors:
+    last = next((name for name in CLASS_HEADS if name in tensors), None)
+    if last is None:
         raise InputError("the model is not a classifier; give --from a finetuned run")
-    model = Classifier(body, len(tensors["classifier.weight"]))
+    model = Classifier(body, len(tensors[last]))
+    imported = architecture.import_tensors(tensors, model.body.config)
+    head = _DECODER_HEAD if model.causal else _ENCODER_HEAD
     model.load_state_dict(
         {
-            **{f"body.{k}": v for k, v in import_tensors(tensors, body.config.num_layers).items()},
-            **{
-                f"{ours}.{kind}": tensors[f"{theirs}.{kind}"]
-                for ours, theirs in _HEAD_NAMES.items()
-                for kind in ("weight", "bias")
-            },
+            **{f"body.{name}": tensor for name, tensor in imported.items()},
+            **{ours: tensors[theirs] for ours, theirs in head.items()},
         }
     )
     return model
 
 
 def start_from(
-    body: Bert,
+    body: nn.Module,
     tensors: Mapping[str, Tensor] | None,
     num_classes: int,
+    architecture: Architecture,
     *,
     dropout: float,
     class_weights: Sequence[float] | None = None,
@@ -227,8 +293,8 @@ def start_from(
     """A classifier whose body, and pooler where it was trained, come from a pretrained model."""
     model = Classifier(body, num_classes, dropout=dropout, class_weights=class_weights)
     if tensors is not None:
-        body.load_state_dict(import_tensors(tensors, body.config.num_layers))
-        if "bert.pooler.dense.weight" in tensors:
+        body.load_state_dict(architecture.import_tensors(tensors, model.body.config))
+        if model.pooler is not None and "bert.pooler.dense.weight" in tensors:
             model.pooler.load_state_dict(
                 {kind: tensors[f"bert.pooler.dense.{kind}"] for kind in ("weight", "bias")}
             )

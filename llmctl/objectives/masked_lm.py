@@ -285,7 +285,7 @@ def to_hugging_face(model: MaskedLM) -> dict[str, Tensor]:
     """Tensors in the names of BertForPreTraining, or of BertForMaskedLM without pair judging."""
     state = model.state_dict()
     body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
-    tensors = export_tensors(body, model.body.config.num_layers)
+    tensors = export_tensors(body, model.body.config)
     for ours, theirs in _HEAD_NAMES.items():
         for kind in ("weight", "bias"):
             if f"{ours}.{kind}" in state:
@@ -307,7 +307,7 @@ def from_hugging_face(body: Bert, tensors: Mapping[str, Tensor]) -> MaskedLM:
         )
     model = MaskedLM(body, next_sentence="cls.seq_relationship.weight" in tensors)
     state: dict[str, Any] = {
-        f"body.{k}": v for k, v in import_tensors(tensors, body.config.num_layers).items()
+        f"body.{k}": v for k, v in import_tensors(tensors, body.config).items()
     }
     for ours, theirs in _HEAD_NAMES.items():
         for kind in ("weight", "bias"):

@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llmctl.errors import InputError
 from llmctl.workspace.artefacts import FileRecord, describe_files, verify_files
 from llmctl.workspace.files import published_folder, read_json, write_json
+from llmctl.workspace.tensors import read_tensors, write_tensors
 
 DIGESTS = "manifest.json"
 STATE, MODEL, OPTIMISER = "state.json", "model.safetensors", "optimiser.safetensors"
@@ -151,32 +150,6 @@ def _verify(folder: Path, names: set[str], *, remedy: str) -> None:
     if files.keys() != names:
         raise InputError(f"{path} is missing or damaged; {remedy}")
     verify_files(folder, files, remedy=remedy)
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Write safetensors. Raises OSError, as any writer does, when the disk is full."""
-    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    try:
-        save_file(contiguous, path, metadata=metadata or {"format": "pt"})
-    except SafetensorError as error:
-        # The library wraps the operating system's error in text: "… (os error 28)".
-        number = re.search(r"os error (\d+)", str(error))
-        if number:
-            raise OSError(int(number[1]), str(error), str(path)) from None
-        raise
-    path.chmod(0o644)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read safetensors. Raises InputError if the file is missing or malformed."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; copy it again from where it was made") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} can't be read as safetensors: {error}") from None
 
 
 def optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -23,12 +23,23 @@ class TrainingConfig(Config):
     run does as many steps as the machine manages, so it can't be repeated to the bit."""
     batch_size: int = Field(32, ge=1)
     """Rows in a step: sequences in pretraining, examples in finetuning."""
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """muon: for the blocks' matrices, with AdamW for the rest."""
     learning_rate: float = Field(0.0, ge=0)
-    """At its peak, after the warm-up. 0: by the stage and the model's width."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after the warm-up; linear, to zero, is BERT's."""
+    """AdamW's at its peak, after the warm-up. 0: by the stage and the model's width."""
+    embedding_rate: float = Field(1.0, gt=0)
+    """Factor of the learning rate for token embeddings."""
+    muon_learning_rate: float = Field(0.04, gt=0)
+    """Muon's at its peak: the size of a step in each direction, whatever the gradient's."""
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's decay of the gradient's mean."""
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    """How the learning rate falls after the warm-up: linear, to zero, is BERT's; wsd
+    (warm-up–stable–decay) stays at the peak and falls to zero in the end."""
     warmup: float = Field(0.06, ge=0, lt=1)
     """Share of the training during which the learning rate rises from zero."""
+    decay: float = Field(0.2, gt=0, le=1)
+    """Share of the training during which wsd's learning rate falls."""
     weight_decay: float = Field(0.01, ge=0)
     """Of matrices; biases, norms and embeddings' norms are left alone."""
     beta_1: float = Field(0.9, ge=0, lt=1)
@@ -39,8 +50,14 @@ class TrainingConfig(Config):
     """AdamW's, added to the root of that."""
     clip_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this Euclidean norm."""
+    skip_spikes: float = Field(0.0, ge=0)
+    """A step whose gradient is this many times the usual norm or more is left out: its batch
+    would throw training back. 0: never. The usual norm is a running mean; 10 is cautious."""
     precision: Precision = "auto"
     """auto: bf16 where a measurement on this machine finds it clearly faster, else fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Make kernels for this very model (torch.compile), which takes up to a minute before the first
+    step. auto: where training is long enough to win it back, and a compiler is there."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: the accelerator if there is one."""
     log_every: int = Field(10, ge=1, json_schema_extra=NOT_IDENTITY)

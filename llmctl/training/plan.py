@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llmctl.models.bert import BertConfig
 from llmctl.training.precision import matrix_rate
 
 ASSUMED_UTILISATION = 0.6
@@ -15,7 +14,7 @@ ASSUMED_UTILISATION = 0.6
 BYTES_OF_STATE = 16
 """For each parameter in fp32: weight, gradient and AdamW's two moments."""
 ACTIVATIONS_PER_BLOCK = 17
-"""Values of the width kept for the backward pass, for each token of each post-norm block: its
+"""Values of the width kept for the backward pass, for each token of each block: its
 inputs and outputs (5), q, k, v (3), the attention's result (1), the feed-forward's two of four
 times the width (8)."""
 
@@ -37,35 +36,33 @@ class Plan:
         work = self.flops_per_token * self.tokens_per_step
         return work / (self.matrix_flops * ASSUMED_UTILISATION)
 
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole training; None if only the time limits it."""
+        return self.total_steps * self.seconds_per_step if self.total_steps else None
 
-def plan_masked_lm(
+
+def make_plan(
     model: nn.Module,
-    config: BertConfig,
     *,
-    sequence_length: int,
-    batch_size: int,
-    mask_rate: float,
+    flops_per_token: float,
+    tokens_per_step: int,
+    num_layers: int,
+    hidden_size: int,
     total_steps: int | None,
     device: torch.device,
     precision: str,
 ) -> Plan:
-    """The plan of a masked-LM pretraining; ``model`` may be on the meta device."""
-    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_layers
-    blocks = layers * (4 * width**2 + 2 * width * inner)
-    attention = layers * 2 * sequence_length * width
-    head = mask_rate * (width * config.vocab_size + width**2)
-    # Six operations for each weight and token: two forward, four backward (Kaplan et al. 2020).
-    flops_per_token = 6.0 * (blocks + attention + head)
+    """The plan of a pretraining; ``model`` may be on the meta device. The output layer's logits
+    are not counted: they are made a few rows at a time."""
     parameters = sum(p.numel() for p in model.parameters())
-    tokens = sequence_length * batch_size
-    activations = 4.0 * tokens * layers * (ACTIVATIONS_PER_BLOCK * width)
-    logits = 3 * 4.0 * tokens * mask_rate * config.vocab_size
+    activations = 4.0 * tokens_per_step * num_layers * (ACTIVATIONS_PER_BLOCK * hidden_size)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return Plan(
         parameters=parameters,
         flops_per_token=flops_per_token,
-        tokens_per_step=tokens,
+        tokens_per_step=tokens_per_step,
         total_steps=total_steps,
-        memory_bytes=BYTES_OF_STATE * parameters + activations + logits,
+        memory_bytes=BYTES_OF_STATE * parameters + activations,
         matrix_flops=matrix_rate(device, dtype),
     )

@@ -1,4 +1,4 @@
-"""Where and in which number format to compute: chosen by measurement, not by habit.
+"""Where, in which number format and by which kernels to compute: by measurement, not by habit.
 
 Whether bf16 is faster than fp32 on a CPU depends on the chip: with bf16 instructions twice as
 fast, without them half. The measurement takes a fraction of a second.
@@ -7,6 +7,8 @@ fast, without them half. The measurement takes a fraction of a second.
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import time
 from statistics import median
 
@@ -16,6 +18,9 @@ from llmctl.errors import UsageError, did_you_mean
 
 CLEARLY_FASTER = 1.3
 """How much faster bf16 products must be before the casts around them pay."""
+WORTH_COMPILING = 150.0
+"""Seconds of training by which kernels of its own pay: they are made in 20 to 50 seconds on two
+cores, and save a third to a half of the time of a small model (measured in tests/benchmarks)."""
 TRIAL_SECONDS = 0.05
 TRIALS = 3
 
@@ -75,6 +80,23 @@ def choose_precision(requested: str, device: torch.device) -> str:
         return requested
     gain = matrix_rate(device, torch.bfloat16) / matrix_rate(device, torch.float32)
     return "bf16" if gain >= CLEARLY_FASTER else "fp32"
+
+
+def choose_compile(requested: str, device: torch.device, expected_seconds: float | None) -> bool:
+    """Whether to compile the model, for a ``training.compile`` value.
+
+    expected_seconds: of the training without; None where shapes change too much to compile for.
+    Raises UsageError if it is asked for where no compiler is.
+    """
+    able = device.type == "cuda" or shutil.which(os.environ.get("CXX", "g++")) is not None
+    if requested == "on" and not able:
+        raise UsageError(
+            "training.compile on: this machine has no C++ compiler; install g++, or set "
+            "training.compile=off"
+        )
+    if requested == "auto":
+        return able and expected_seconds is not None and expected_seconds >= WORTH_COMPILING
+    return requested == "on"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

@@ -27,6 +27,10 @@ from llmctl.training.schedules import share_of_peak
 
 PATIENCE_NOT_FINITE = 5
 """Steps in a row without a finite gradient before training gives up."""
+USUAL_NORM_DECAY = 0.98
+"""Of the running mean of gradient norms, which a spike is told by: about the last fifty steps."""
+STEPS_BEFORE_SPIKES = 50
+"""Steps before a spike can be told: at first every norm is unusual."""
 
 Batches = Callable[[int], TensorBatch]
 
@@ -59,6 +63,8 @@ class Progress:
     """Of the validations so far."""
     improved_step: int = 0
     """Step of the last validation with a new lowest criterion or loss, for early stopping."""
+    usual_norm: float = 0.0
+    """Running mean of the gradients' norms before clipping, to tell a spike by."""
     ended: bool = False
     """Whether training came to its end, which may be before its last step."""
 
@@ -100,11 +106,12 @@ class Trainer:
         patience: int = 0,
         on_best: Callable[[int], None] | None = None,
         rate_scale: dict[str, float] | None = None,
+        compiled: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """total_steps: None if only the time limits the run. patience: validations after the
         warm-up that better neither the criterion nor the loss before an early stop; 0: never.
-        on_best: called at each new best."""
+        on_best: called at each new best. compiled: make kernels for the model's body."""
         self.model, self._batches, self.config = model, batches, config
         self.total_steps, self._seed = total_steps, seed
         self._device, self._precision, self._store = device, precision, store
@@ -112,7 +119,15 @@ class Trainer:
         self._patience, self._on_best = patience, on_best
         self._should_stop = should_stop
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = build_optimiser(model.named_parameters(), config, rate_scale=rate_scale)
+        self.optimiser = build_optimiser(
+            model.named_parameters(),
+            config,
+            rate_scale=rate_scale,
+            product_type=torch.bfloat16 if precision == "bf16" else torch.float32,
+        )
+        if compiled:
+            body: nn.Module = model.body  # type: ignore[assignment]
+            body.compile(dynamic=False)
         self.progress = Progress()
         self._skipped = 0
         """Steps in a row without a finite gradient, up to now."""
@@ -141,24 +156,26 @@ class Trainer:
                 started = time.perf_counter()
                 batch = upcoming.result().to(self._device)
                 upcoming = background.submit(self._batches, progress.step + 1)
-                rate = config.learning_rate * share_of_peak(
-                    self.share_done(), config.warmup, config.schedule
+                share = share_of_peak(
+                    self.share_done(), config.warmup, config.schedule, config.decay
                 )
-                parts, norm = self._step(batch, rate)
+                parts, norm, taken = self._step(batch, share)
                 speed.add(batch, time.perf_counter() - started)
                 progress.step += 1
                 progress.elapsed = time.perf_counter() - begun
                 progress.tokens += batch.real_tokens
                 last = self._done()
-                if math.isfinite(norm):
+                if taken:
                     self._skipped = 0
                     self._accumulate(parts, norm)
+                elif math.isfinite(norm):
+                    yield Record("skipped", progress.step, {"gradient_norm": norm})
                 else:
                     yield self._skip(norm, last)
                 if progress.window and (progress.step % config.log_every == 0 or last):
                     figures = {
                         **self._drain(),
-                        "learning_rate": rate,
+                        "learning_rate": config.learning_rate * share,
                         "tokens": progress.tokens,
                         **speed.figures(),
                         "elapsed": progress.elapsed,
@@ -200,11 +217,12 @@ class Trainer:
             )
         return Record("skipped", self.progress.step, {"gradient_norm": norm})
 
-    def _step(self, batch: TensorBatch, rate: float) -> tuple[LossParts, float]:
-        """Forward, backward, update; the update is left out if the gradient is not finite."""
+    def _step(self, batch: TensorBatch, share: float) -> tuple[LossParts, float, bool]:
+        """Forward, backward, update; returns the gradient's norm and whether the update was made:
+        not if the gradient is not finite, nor if it is a spike."""
         # Dropout draws from the global generator: tie it to the step, so that there is no state.
         torch.manual_seed(key_of(self._seed, "step", self.progress.step))
-        set_learning_rate(self.optimiser, rate)
+        set_learning_rate(self.optimiser, self.config, share)
         objective: Objective = self.model  # type: ignore[assignment]
         with autocast(self._device, self._precision):
             parts = objective.loss(batch)
@@ -212,9 +230,20 @@ class Trainer:
         parts.total.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm, foreach=True)
         value = float(norm)
-        if math.isfinite(value):
+        taken = math.isfinite(value) and not self._is_spike(value)
+        if taken:
             self.optimiser.step()
-        return parts, value
+        return parts, value, taken
+
+    def _is_spike(self, norm: float) -> bool:
+        progress, limit = self.progress, self.config.skip_spikes
+        if not limit:
+            return False
+        most = limit * progress.usual_norm if progress.step else norm
+        # A spike counts as little more than usual; if it is the new level, it will be usual soon.
+        weight = max(1 - USUAL_NORM_DECAY, 1 / (progress.step + 1))
+        progress.usual_norm += weight * (min(norm, most) - progress.usual_norm)
+        return norm >= most and progress.step >= STEPS_BEFORE_SPIKES
 
     def share_done(self) -> float:
         """How much of the training is behind us, by steps or by time, whichever is more."""
@@ -287,6 +316,18 @@ def evaluate(
     """
     objective: Objective = model  # type: ignore[assignment]
     model.eval()
+    # Kernels for a few batches of other shapes would take longer to make than they save.
+    with torch.compiler.set_stance("force_eager"):
+        return _evaluate(objective, batches, count, device, precision)
+
+
+def _evaluate(
+    objective: Objective,
+    batches: Callable[[int], TensorBatch],
+    count: int,
+    device: torch.device,
+    precision: str,
+) -> dict[str, float]:
     sums: dict[str, list[float]] = {}
     losses: set[str] = set()
     for number in range(count):

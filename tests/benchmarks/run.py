@@ -60,8 +60,8 @@ def pretraining(options: argparse.Namespace) -> None:
     from llmctl.interop.model_folder import read_model_folder
     from llmctl.models.bert import Bert
     from llmctl.objectives.masked_lm import from_hugging_face
-    from llmctl.stages.pretrain import VALIDATION_SEED, Pretraining, resolve
-    from llmctl.training.plan import plan_masked_lm
+    from llmctl.objectives.pretraining import VALIDATION_SEED
+    from llmctl.stages.pretrain import open_pretraining, resolve
     from llmctl.training.precision import matrix_rate
     from llmctl.training.trainer import evaluate
     from llmctl.workspace.artefacts import Workspace
@@ -76,18 +76,15 @@ def pretraining(options: argparse.Namespace) -> None:
         root = Path(folder)
         llmctl(root, "tokenize", options.corpus, "--vocab-size", VOCABULARY, "--name", "corpus")
         shards = Workspace(root).get("shards", "corpus")
-        stage = Pretraining(shards, resolve("bert", "mini", settings))
+        stage, config = open_pretraining(shards, resolve("bert", "mini", settings))
         held_out = stage.batches("validation", seed=VALIDATION_SEED)
-        batches = [
-            stage.collate(held_out, n, seed=VALIDATION_SEED)
-            for n in range(held_out.batches_per_epoch)
-        ]
+        batches = [held_out(number) for number in range(held_out.per_epoch)]
 
         def score(model: Any) -> dict[str, float]:
             return evaluate(model, batches.__getitem__, len(batches), device=device)
 
         def score_theirs(model: Any) -> dict[str, float]:
-            return score(from_hugging_face(Bert(stage.config.model), model.state_dict()))
+            return score(from_hugging_face(Bert(config.model), model.state_dict()))
 
         def ours(precision: str, repeat: int) -> dict[str, Any]:
             name = f"{precision}-{repeat}"
@@ -139,15 +136,9 @@ def pretraining(options: argparse.Namespace) -> None:
         speed = {
             name: median(run["tokens_per_second"] for run in runs) for name, runs in results.items()
         }
-        with torch.device("meta"):
-            model = stage.build_model()
         for precision in options.precisions:
-            plan = plan_masked_lm(
-                model, stage.config.model, sequence_length=SEQUENCE, batch_size=BATCH,
-                mask_rate=0.15, total_steps=None, device=device, precision=precision,
-            )  # fmt: skip
             mine = speed[f"llmctl {precision}"]
-            used = mine * plan.flops_per_token
+            used = mine * stage.flops_per_token()
             rate = matrix_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
             against = ", ".join(
                 f"{mine / speed[f'Hugging Face {other}']:.2f} times Hugging Face in {other}"

@@ -142,7 +142,8 @@ def test_attention_in_bf16_is_that_in_fp32_within_its_rounding(masked: bool):
     outputs = []
     for dtype in (torch.float32, torch.bfloat16):
         leaf = qkv.detach().to(dtype).clone().requires_grad_()
-        mixed = layers.attention(leaf, None if mask is None else mask.to(dtype), 0.0)
+        added = None if mask is None else mask.to(dtype)
+        mixed = layers.attention(*leaf.unbind(0), mask=added)
         mixed.float().square().sum().backward()
         assert leaf.grad is not None
         assert mixed.dtype == leaf.grad.dtype == dtype
@@ -155,7 +156,7 @@ def test_attention_drops_weights_in_bf16_too():
     torch.manual_seed(0)
     qkv = torch.zeros(3, 1, 1, 64, 16, dtype=torch.bfloat16)
     qkv[2] = 1.0
-    mixed = layers.attention(qkv, None, 0.5).float()
+    mixed = layers.attention(*qkv.unbind(0), dropout=0.5).float()
     assert mixed.std() > 0.05
     assert mixed.mean() == pytest.approx(1.0, abs=0.1)
 
@@ -292,7 +293,7 @@ def test_positions_begin_as_sinusoids(width: int):
 def test_export_and_import_are_inverse():
     body = Bert(tiny_config())
     state = body.state_dict()
-    back = import_tensors(export_tensors(state, 2), 2)
+    back = import_tensors(export_tensors(state, body.config), body.config)
     assert set(back) == set(state)
     assert all(torch.equal(back[name], state[name]) for name in state)
     fields = {**to_hugging_face(body.config)}
@@ -318,7 +319,7 @@ def test_names_of_old_and_of_bare_models_are_understood(tmp_path: Path, prefix: 
         renamed[name] = tensor
     save_file(renamed, tmp_path / "model.safetensors")
     folder = read_model_folder(tmp_path)
-    state = import_tensors(folder.tensors, 2)
+    state = import_tensors(folder.tensors, folder.config)
     for name, value in model.body.state_dict().items():
         assert torch.equal(state[name], value), name
     if prefix:
@@ -473,7 +474,7 @@ def test_a_bert_of_transformers_gives_the_same_hidden_states(
     tokenizer().save(tmp_path)
     folder = read_model_folder(tmp_path)
     body = Bert(folder.config)
-    body.load_state_dict(import_tensors(folder.tensors, 2))
+    body.load_state_dict(import_tensors(folder.tensors, folder.config))
     ids, segments, mask = batch()
     out = theirs(
         input_ids=ids,

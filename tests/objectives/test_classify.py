@@ -1,6 +1,9 @@
-"""Classification: batches, truncation, freezing, the weighted loss."""
+"""Classification: batches, truncation, the weighted loss, BERTs and decoders."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,25 +12,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from llmctl.data.tables import Example
 from llmctl.errors import InputError
+from llmctl.interop.model_folder import read_model_folder, write_model_folder
+from llmctl.models import ARCHITECTURES
 from llmctl.models.bert import Bert, BertConfig
+from llmctl.objectives.causal_lm import CausalLM
+from llmctl.objectives.causal_lm import to_hugging_face as causal_lm_tensors
 from llmctl.objectives.classify import (
     Classifier,
     EncodedExample,
     ExampleBatch,
+    between_documents,
     collate,
+    encode_examples,
     from_hugging_face,
+    pad_token,
     start_from,
     to_hugging_face,
     with_special_tokens,
 )
 from llmctl.objectives.masked_lm import MaskedLM
 from llmctl.objectives.masked_lm import to_hugging_face as masked_lm_tensors
-from llmctl.training.config import TrainingConfig
-from llmctl.training.optimiser import build_optimiser
+from llmctl.tokenizers.bpe import learn_bpe
+from llmctl.tokenizers.wordpiece import SPECIAL as WORDPIECE_SPECIAL
+from llmctl.tokenizers.wordpiece import build_wordpiece
 
 PAD, CLS, SEP = 0, 2, 3
+EOS = 4
 V, CLASSES = 50, 3
+BERT = ARCHITECTURES["bert"]
 
 IDS = st.lists(st.integers(5, V - 1), max_size=30)
 
@@ -51,23 +65,47 @@ def tiny(
     return Classifier(body, CLASSES, dropout=dropout, class_weights=class_weights)
 
 
-def examples(count: int, seed: int = 0) -> list[EncodedExample]:
+def decoder_config(name: str) -> Any:
+    """Weights ten times the usual, so that logits are far from zero."""
+    more = {"gpt": {}, "llama": {"num_kv_heads": 1}, "nanochat": {}, "qwen3": {"qk_norm": True}}
+    return ARCHITECTURES["llama" if name == "qwen3" else name].config(
+        vocab_size=261,
+        num_layers=2,
+        hidden_size=32,
+        num_heads=2,
+        max_positions=64,
+        initializer_range=0.2,
+        **more[name],
+    )
+
+
+def tiny_decoder(name: str) -> Classifier:
+    torch.manual_seed(0)
+    config = decoder_config(name)
+    architecture = next(a for a in ARCHITECTURES.values() if a.config is type(config))
+    model = Classifier(architecture.model(config), CLASSES, dropout=0.0)
+    with torch.no_grad():  # nanochat's blocks begin as the identity
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    return model
+
+
+def examples(count: int, seed: int = 0, *, causal: bool = False) -> list[EncodedExample]:
     generator = np.random.default_rng(seed)
 
     def text() -> list[int]:
         return generator.integers(5, V, generator.integers(1, 20)).tolist()
 
-    return [
-        with_special_tokens(
-            text(),
-            text() if number % 2 else None,
-            cls=CLS,
-            sep=SEP,
-            max_length=32,
-            label=int(generator.integers(CLASSES)),
+    made = []
+    for number in range(count):
+        first, second = text(), text() if number % 2 else None
+        label = int(generator.integers(CLASSES))
+        made.append(
+            between_documents(first, second, start=EOS, end=EOS, max_length=32, label=label)
+            if causal
+            else with_special_tokens(first, second, cls=CLS, sep=SEP, max_length=32, label=label)
         )
-        for number in range(count)
-    ]
+    return made
 
 
 def numpy_nll(model: Classifier, batch: ExampleBatch) -> tuple[NDArray[np.float64], ...]:
@@ -132,9 +170,12 @@ def test_collate_pads_to_the_longest_and_masks_the_rest():
 
 
 @torch.no_grad()
-def test_an_example_has_the_same_logits_alone_and_padded():
+@pytest.mark.parametrize("name", ["bert", "gpt", "llama", "nanochat"])
+def test_an_example_has_the_same_logits_alone_and_padded(name: str):
     """fp32 sums in another order: 1e-5."""
-    model, made = tiny().eval(), examples(12)
+    causal = name != "bert"
+    model = (tiny_decoder(name) if causal else tiny()).eval()
+    made = examples(12, causal=causal)
     together = model(collate(made, PAD))
     for row, example in enumerate(made):
         alone = model(collate([example], PAD))
@@ -174,68 +215,148 @@ def test_dropout_is_on_in_training_only():
     assert torch.equal(model(batch), model(batch))
 
 
-@pytest.mark.parametrize("frozen", [1, 2, 3])
-def test_frozen_layers_stay_bit_for_bit_and_get_no_gradient(frozen: int):
-    model = tiny(num_layers=3)
-    model.freeze_layers(frozen)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimiser = build_optimiser(
-        model.named_parameters(), TrainingConfig(learning_rate=0.01, weight_decay=0.1)
-    )
-    for step in range(5):
-        optimiser.zero_grad()
-        model.train().loss(collate(examples(8, seed=step), PAD)).total.backward()
-        optimiser.step()
-    kept = (
-        "body.token_embedding.",
-        "body.position_embedding.",
-        "body.segment_embedding.",
-        "body.norm.",
-        *(f"body.blocks.{number}." for number in range(frozen)),
-    )
-    for name, parameter in model.named_parameters():
-        if name.startswith(kept):
-            assert parameter.grad is None, name
-            assert torch.equal(parameter, before[name]), name
-        else:
-            assert parameter.grad is not None, name
-            assert not torch.equal(parameter, before[name]), name
-
-
-def test_without_freezing_every_parameter_gets_a_gradient():
-    model = tiny()
-    model.loss(collate(examples(16), PAD)).total.backward()
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_parameter_gets_a_gradient(causal: bool):
+    model = tiny_decoder("llama") if causal else tiny()
+    model.loss(collate(examples(16, causal=causal), PAD)).total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_a_classifier_survives_the_names_of_hugging_face():
-    model, batch = tiny(), collate(examples(8), PAD)
-    copy = from_hugging_face(Bert(tiny_config()), to_hugging_face(model))
-    assert len(copy.output.bias) == CLASSES
+@pytest.mark.parametrize("name", ["bert", "gpt", "llama", "nanochat"])
+def test_a_classifier_survives_the_names_of_hugging_face(name: str):
+    causal = name != "bert"
+    model = tiny_decoder(name) if causal else tiny()
+    batch = collate(examples(8, causal=causal), PAD)
+    architecture = ARCHITECTURES[name]
+    body = architecture.model(model.body.config)
+    copy = from_hugging_face(body, to_hugging_face(model, architecture), architecture)
+    assert copy.output.out_features == CLASSES
     assert torch.equal(model.eval()(batch), copy.eval()(batch))
 
 
 def test_finetuning_starts_from_the_pretrained_body_and_pooler():
     torch.manual_seed(1)
     pretrained = MaskedLM(Bert(tiny_config()))
-    model = start_from(Bert(tiny_config()), masked_lm_tensors(pretrained), CLASSES, dropout=0.1)
+    model = start_from(
+        Bert(tiny_config()), masked_lm_tensors(pretrained), CLASSES, BERT, dropout=0.1
+    )
     for name, value in pretrained.body.state_dict().items():
         assert torch.equal(model.body.state_dict()[name], value), name
     assert pretrained.pooler is not None
+    assert model.pooler is not None
     assert torch.equal(model.pooler.weight, pretrained.pooler.weight)
     assert torch.equal(model.pooler.bias, pretrained.pooler.bias)
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama", "nanochat"])
+def test_finetuning_starts_from_a_pretrained_decoder(name: str):
+    torch.manual_seed(1)
+    architecture, config = ARCHITECTURES[name], decoder_config(name)
+    pretrained = CausalLM(architecture.model(config))
+    tensors = causal_lm_tensors(pretrained, architecture)
+    model = start_from(architecture.model(config), tensors, CLASSES, architecture, dropout=0.1)
+    for key, value in pretrained.body.state_dict().items():  # type: ignore[attr-defined]
+        assert torch.equal(model.body.state_dict()[key], value), key
+    assert model.pooler is None
+    assert model.output.bias is None
 
 
 def test_a_model_without_pooler_gives_the_body_alone():
     torch.manual_seed(1)
     pretrained = MaskedLM(Bert(tiny_config()), next_sentence=False)
-    model = start_from(Bert(tiny_config()), masked_lm_tensors(pretrained), CLASSES, dropout=0.1)
+    model = start_from(
+        Bert(tiny_config()), masked_lm_tensors(pretrained), CLASSES, BERT, dropout=0.1
+    )
     assert torch.equal(model.body.norm.weight, pretrained.body.norm.weight)
     assert torch.equal(model.body.token_embedding.weight, pretrained.body.token_embedding.weight)
 
 
 def test_a_pretrained_model_is_no_classifier():
     with pytest.raises(InputError, match="not a classifier"):
-        from_hugging_face(Bert(tiny_config()), masked_lm_tensors(MaskedLM(Bert(tiny_config()))))
+        from_hugging_face(
+            Bert(tiny_config()), masked_lm_tensors(MaskedLM(Bert(tiny_config()))), BERT
+        )
+
+
+@settings(max_examples=100, deadline=None)
+@given(first=IDS, second=IDS | st.none(), max_length=st.integers(8, 70))
+def test_a_decoder_reads_up_to_a_token_of_the_text(
+    first: list[int], second: list[int] | None, max_length: int
+):
+    """The last token is never padding's, by which transformers would take the one before it."""
+    ids = between_documents(first, second, start=EOS, end=EOS, max_length=max_length).ids.tolist()
+    assert ids[0] == EOS
+    assert len(ids) <= max_length
+    if second:
+        end = ids.index(EOS, 1)
+        a, b = ids[1:end], ids[end + 1 :]
+        assert (a, b) == (first[: len(a)], second[: len(b)])
+        assert b
+        assert len(ids) == min(len(first) + len(second) + 2, max_length)
+    else:
+        assert ids[1:] == first[: max_length - 1]
+
+
+def test_decoders_are_given_a_text_between_the_documents_tokens():
+    tokenizer = learn_bpe(["a ship sails the sea"] * 3, 280, exact=False)
+    single = Example("a ship", None, "x", "test")
+    paired = Example("a ship", "the sea", "x", "test")
+    one, two = encode_examples(tokenizer, [single, paired], 32, {"x": 1}, causal=True)
+    end = tokenizer.special["eos"]
+    assert one.ids.tolist() == [end, *tokenizer.encode("a ship")]
+    assert two.ids.tolist() == [*one.ids, end, *tokenizer.encode("the sea")]
+    assert two.second == len(one.ids) + 1
+    assert (one.label, two.label) == (1, 1)
+
+
+def test_a_tokenizer_without_padding_pads_with_the_end_of_a_document():
+    tokenizer = build_wordpiece([*WORDPIECE_SPECIAL, "sea"], cased=False)
+    assert pad_token(tokenizer) == tokenizer.special["pad"]
+    tokenizer.special = {"eos": 7}
+    assert pad_token(tokenizer) == 7
+    with pytest.raises(InputError, match="no token for bos"):
+        encode_examples(tokenizer, [Example("sea", None, None, "test")], 16, causal=True)
+    tokenizer.special = {}
+    with pytest.raises(InputError, match="no token for padding"):
+        pad_token(tokenizer)
+
+
+@pytest.mark.reference
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("gpt", "GPT2ForSequenceClassification"),
+        ("llama", "LlamaForSequenceClassification"),
+        ("qwen3", "Qwen3ForSequenceClassification"),
+    ],
+)
+def test_transformers_has_the_same_logits(tmp_path: Path, name: str, kind: str):
+    """fp32 sums in another order: 1e-5. Padding is the end of a document, as with GPT-2."""
+    transformers = pytest.importorskip("transformers")
+    model = tiny_decoder(name).eval()
+    tokenizer = learn_bpe(["a"], 261)
+    tokenizer.special = {"bos": EOS, "eos": EOS}
+    names = {str(number): f"class {number}" for number in range(CLASSES)}
+    extra = {"pad_token_id": pad_token(tokenizer), "id2label": names}
+    write_model_folder(tmp_path, model, tokenizer, extra)
+    theirs = getattr(transformers, kind).from_pretrained(tmp_path).eval()
+    made = [
+        between_documents(first, second, start=EOS, end=EOS, max_length=32)
+        for first, second in [
+            ([5, 6, 7, 8, 9], None),
+            ([5], None),
+            ([5, 9], [7, 8, 6, 10, 11, 12]),
+            ([], None),
+            ([8, 9], []),
+        ]
+    ]
+    batch = collate(made, pad_token(tokenizer))
+    expected = theirs(input_ids=batch.input_ids_BT, attention_mask=batch.mask_BT.long())
+    ours = model(batch)
+    assert ours.std() > 0.1
+    torch.testing.assert_close(ours, expected.logits, rtol=1e-5, atol=1e-5)
+    again = read_model_folder(tmp_path).classifier().eval()
+    assert torch.equal(again(batch), ours)

@@ -72,3 +72,24 @@ def test_under_autocast_products_are_bf16_and_sums_are_not():
     for ours, theirs in zip(torch.autograd.grad(loss, arguments[:3]), exact, strict=True):
         assert ours.dtype == torch.float32
         assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize(("cap", "z_weight"), [(None, 0.02), (3.0, 0.0), (3.0, 0.02)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_capped_logits_and_their_drift(cap: float | None, z_weight: float, biased: bool):
+    hidden, weight, bias, labels = make(300, 16, 50)
+    floats = [hidden, weight, *([bias] if biased else [])]
+    given = bias if biased else None
+    ours, _ = linear_cross_entropy(hidden, weight, given, labels, cap=cap, z_weight=z_weight)
+    logits = F.linear(hidden, weight, given)
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    theirs = F.cross_entropy(logits, labels, reduction="sum")
+    theirs = theirs + z_weight * logits.logsumexp(-1)[labels != IGNORED].square().sum()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    for mine, other in zip(
+        torch.autograd.grad(ours, floats), torch.autograd.grad(theirs, floats), strict=True
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        bare, _ = linear_cross_entropy(hidden, weight, given, labels, cap=cap, z_weight=z_weight)
+    torch.testing.assert_close(bare, ours.detach())

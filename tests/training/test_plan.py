@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from llmctl.errors import UsageError
+from llmctl.models import ARCHITECTURES
 from llmctl.models.bert import Bert, BertConfig
-from llmctl.objectives.masked_lm import MaskedLM
+from llmctl.objectives.masked_lm import MaskedLM, MaskedLMConfig
+from llmctl.objectives.masked_pretraining import MaskedPretraining
+from llmctl.objectives.pretraining import DataConfig
+from llmctl.tokenizers import learn
 from llmctl.training import precision
-from llmctl.training.plan import plan_masked_lm
+from llmctl.training.plan import make_plan
 
 
 def test_parameters_and_operations_of_bert_base():
@@ -18,9 +24,14 @@ def test_parameters_and_operations_of_bert_base():
     config = BertConfig(vocab_size=30522, num_layers=12, hidden_size=768)
     with torch.device("meta"):
         model = MaskedLM(Bert(config))
-    plan = plan_masked_lm(
-        model, config, sequence_length=128, batch_size=256, mask_rate=0.15, total_steps=10,
-        device=torch.device("cpu"), precision="fp32",
+    pretraining = MaskedPretraining(
+        Path("shards"), learn("wordpiece", ["a few words"], 30, exact=False),
+        ARCHITECTURES["bert"], config, MaskedLMConfig(), DataConfig(sequence_length=128), 256,
+    )  # fmt: skip
+    plan = make_plan(
+        model, flops_per_token=pretraining.flops_per_token(), tokens_per_step=128 * 256,
+        num_layers=12, hidden_size=768, total_steps=10, device=torch.device("cpu"),
+        precision="fp32",
     )  # fmt: skip
     assert plan.parameters == pytest.approx(110e6, rel=0.01)
     blocks = 6 * 12 * 12 * 768**2

@@ -45,8 +45,9 @@ def numbers(step: int, scale: float = 1.0) -> Numbers:
 
 def make_trainer(folder: Path, steps: int, **changes: object) -> Trainer:
     config = TrainingConfig(
-        max_steps=steps, learning_rate=0.01, log_every=3, checkpoint_every=5, precision="fp32"
-    )
+        max_steps=steps, learning_rate=0.01, log_every=3, checkpoint_every=5, precision="fp32",
+        skip_spikes=changes.pop("skip_spikes", 0.0),
+    )  # fmt: skip
     options: dict[str, object] = {
         "total_steps": steps,
         "seed": 7,
@@ -119,6 +120,17 @@ def test_a_gradient_that_is_not_finite_skips_the_step(tmp_path: Path):
     assert [r.step for r in records if r.kind == "skipped"] == [4]
     assert records[-1].kind == "finished"
     assert all(r.values["loss"] == r.values["loss"] for r in records if r.kind == "train")
+
+
+def test_a_spike_is_left_out_and_training_goes_on(tmp_path: Path):
+    def one_spike(step: int) -> Numbers:
+        return numbers(step, scale=1e4 if step in (3, 70) else 1.0)
+
+    whole = list(make_trainer(tmp_path / "a", 80, batches=one_spike, skip_spikes=10.0).run())
+    # Not the one at the beginning, when no norm is usual yet.
+    assert [r.step for r in whole if r.kind == "skipped"] == [71]
+    plain = list(make_trainer(tmp_path / "b", 80, batches=one_spike).run())
+    assert not [r for r in plain if r.kind == "skipped"]
 
 
 def test_gradients_that_stay_not_finite_stop_with_the_checkpoint_intact(tmp_path: Path):

@@ -1,0 +1,206 @@
+"""GPT-2: a causal Transformer decoder (Radford et al. 2019, "Language Models are Unsupervised
+Multitask Learners").
+
+Notable: learned positions; pre-norm blocks and a last norm; GELU in its tanh form; biases
+everywhere; the output layer is the token embedding. H⁰ = X·E + P, then per block
+x = x + attention(norm(x)); x = x + feed_forward(norm(x)).
+
+The body returns hidden states; the head belongs to the objective.
+
+B batch, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from llmctl.models.cache import KeyValueCache
+from llmctl.models.decoder import DecoderConfig, field_of, start_decoder, take_tensor
+from llmctl.models.layers import (
+    Activation,
+    CausalSelfAttention,
+    Context,
+    FeedForward,
+    context,
+)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The three small ones are minGPT's, the two large ones those of Radford et al. 2019.
+    "nano": {"num_layers": 3, "hidden_size": 48, "num_heads": 3},
+    "micro": {"num_layers": 4, "hidden_size": 128, "num_heads": 4},
+    "mini": {"num_layers": 6, "hidden_size": 192, "num_heads": 6},
+    "small": {"num_layers": 12, "hidden_size": 768, "num_heads": 12},
+    "medium": {"num_layers": 24, "hidden_size": 1024, "num_heads": 16},
+}
+
+
+class GptConfig(DecoderConfig):
+    """The shape of a GPT-2."""
+
+    activation: Activation = "gelu_tanh"
+    """Of the feed-forward network."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Of embeddings, attention weights and block outputs. GPT-2 has 0.1; a run of few passes over
+    its text learns faster without."""
+    norm_epsilon: float = Field(1e-5, gt=0.0)
+    """Added to the variance in every normalisation."""
+    tie_embeddings: bool = True
+    """Whether the output layer is the token embedding."""
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each on its normalised input and added to it."""
+
+    def __init__(self, config: GptConfig) -> None:
+        super().__init__()
+        width, epsilon = config.hidden_size, config.norm_epsilon
+        self.norm_1 = nn.LayerNorm(width, eps=epsilon)
+        self.attention = CausalSelfAttention(
+            width,
+            config.num_heads,
+            num_kv_heads=config.num_heads,
+            head_size=config.hidden_size // config.num_heads,
+            bias=True,
+            dropout=config.dropout,
+        )
+        self.norm_2 = nn.LayerNorm(width, eps=epsilon)
+        self.feed_forward = FeedForward(width, config.intermediate_size, config.activation)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm_1(x_BTD), context, layer))
+        return x_BTD + self.dropout(self.feed_forward(self.norm_2(x_BTD)))
+
+
+class Gpt(nn.Module):
+    """The decoder: token ids to hidden states."""
+
+    def __init__(self, config: GptConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.position_embedding = nn.Embedding(config.max_positions, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(width, eps=config.norm_epsilon)
+        start_decoder(self, config)
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        mask: Tensor | None = None,
+        position_ids_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) of the last layer, normalised.
+
+        input_ids_BT: int64. mask: bool, (B, T, T) True where token i may attend to token j, where
+        that is narrower than causal. position_ids_BT: default 0 … T-1, or behind the cache's.
+        cache: of the tokens before, which these are added to.
+        """
+        here = context(input_ids_BT, mask, position_ids_BT, cache)
+        x_BTD = self.token_embedding(input_ids_BT) + self.position_embedding(here.position_ids)
+        x_BTD = self.dropout(x_BTD)
+        for layer, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, here, layer)
+        if cache is not None:
+            cache.advance(input_ids_BT.shape[1])
+        return self.norm(x_BTD)
+
+
+# Our names and Hugging Face's; {} stands for the layer's number.
+_NAMES = {
+    "token_embedding.weight": "transformer.wte.weight",
+    "position_embedding.weight": "transformer.wpe.weight",
+    "norm.weight": "transformer.ln_f.weight",
+    "norm.bias": "transformer.ln_f.bias",
+} | {
+    f"blocks.{{}}.{ours}.{kind}": f"transformer.h.{{}}.{theirs}.{kind}"
+    for ours, theirs in {
+        "norm_1": "ln_1",
+        "attention.query_key_value": "attn.c_attn",
+        "attention.output": "attn.c_proj",
+        "norm_2": "ln_2",
+        "feed_forward.expand": "mlp.c_fc",
+        "feed_forward.contract": "mlp.c_proj",
+    }.items()
+    for kind in ("weight", "bias")
+}
+_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+"""GPT-2's linear layers are kept as (inputs, outputs)."""
+
+
+def export_tensors(body: Mapping[str, Tensor], config: GptConfig) -> dict[str, Tensor]:
+    """The body's state dict in Hugging Face's names."""
+    return {
+        theirs: body[ours].T if theirs.endswith(_TRANSPOSED) else body[ours]
+        for ours, theirs in _pairs(config)
+    }
+
+
+def import_tensors(tensors: Mapping[str, Tensor], config: GptConfig) -> dict[str, Tensor]:
+    """The inverse of ``export_tensors``. Raises InputError naming a tensor that is missing."""
+    body = {}
+    for ours, theirs in _pairs(config):
+        tensor = take_tensor(tensors, theirs, "transformer.", "a GPT-2")
+        body[ours] = tensor.T if theirs.endswith(_TRANSPOSED) else tensor
+    return body
+
+
+def _pairs(config: GptConfig) -> list[tuple[str, str]]:
+    return [
+        (ours.format(layer), theirs.format(layer))
+        for ours, theirs in _NAMES.items()
+        for layer in (range(config.num_layers) if "{}" in ours else (0,))
+    ]
+
+
+_ACTIVATION_NAMES = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "relu2": "relu2"}
+
+
+def to_hugging_face(config: GptConfig) -> dict[str, Any]:
+    """The fields of Hugging Face's config.json."""
+    return {
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.max_positions,
+        "n_embd": config.hidden_size,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_inner": config.intermediate_size,
+        "activation_function": _ACTIVATION_NAMES[config.activation],
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "layer_norm_epsilon": config.norm_epsilon,
+        "initializer_range": config.initializer_range,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def from_hugging_face(fields: Mapping[str, Any]) -> GptConfig:
+    """The configuration that a Hugging Face config.json describes.
+
+    Raises InputError for what this GPT does not have.
+    """
+    ours = {theirs: name for name, theirs in _ACTIVATION_NAMES.items()}
+    ours["gelu_pytorch_tanh"] = "gelu_tanh"
+    activation = ours.get(fields.get("activation_function", "gelu_new"))
+    return GptConfig(
+        vocab_size=field_of(fields, "vocab_size", "a GPT-2"),
+        num_layers=field_of(fields, "n_layer", "a GPT-2"),
+        hidden_size=field_of(fields, "n_embd", "a GPT-2"),
+        num_heads=field_of(fields, "n_head", "a GPT-2"),
+        intermediate_size=fields.get("n_inner") or 0,
+        max_positions=field_of(fields, "n_positions", "a GPT-2"),
+        activation=activation,
+        dropout=fields.get("resid_pdrop", 0.1),
+        norm_epsilon=fields.get("layer_norm_epsilon", 1e-5),
+        initializer_range=fields.get("initializer_range", 0.02),
+        tie_embeddings=fields.get("tie_word_embeddings", True),
+    )

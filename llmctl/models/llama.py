@@ -1,0 +1,313 @@
+"""Llama: the decoder of most open models (Touvron et al. 2023, arXiv:2302.13971), and Qwen3.
+
+Notable: RMSNorm before each part; rotary positions; SwiGLU; no biases; fewer key/value heads than
+heads (Ainslie et al. 2023); with ``qk_norm``, queries and keys are normalised before they are
+turned (Dehghani et al. 2023), which makes it a Qwen3 (Yang et al. 2025, arXiv:2505.09388).
+x = x + attention(norm(x)); x = x + W₃(silu(x W₁) ⊙ x W₂).
+
+B batch, T tokens, D width, N heads, K key/value heads, H head width, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmctl.errors import InputError
+from llmctl.models.cache import KeyValueCache
+from llmctl.models.decoder import DecoderConfig, field_of, start_decoder, take_tensor
+from llmctl.models.elementwise import rotate
+from llmctl.models.layers import (
+    CausalSelfAttention,
+    Context,
+    RMSNorm,
+    context,
+    fuse,
+    rotary_table,
+)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The sizes of llama2.c's models of TinyStories, and TinyLlama (Zhang et al. 2024).
+    "nano": {
+        "num_layers": 5,
+        "hidden_size": 64,
+        "num_heads": 8,
+        "num_kv_heads": 4,
+        "intermediate_size": 172,
+    },
+    "mini": {"num_layers": 6, "hidden_size": 288, "num_heads": 6},
+    "small": {"num_layers": 8, "hidden_size": 512, "num_heads": 8},
+    "medium": {"num_layers": 12, "hidden_size": 768, "num_heads": 12},
+    "large": {
+        "num_layers": 22,
+        "hidden_size": 2048,
+        "num_heads": 32,
+        "num_kv_heads": 4,
+        "intermediate_size": 5632,
+    },
+}
+
+INNER_STEP = 32
+"""The feed-forward width is rounded up to a multiple of this, which kernels like."""
+
+
+class LlamaConfig(DecoderConfig):
+    """The shape of a Llama or, with ``qk_norm``, of a Qwen3."""
+
+    num_kv_heads: int = Field(0, ge=0, strict=True)
+    """Heads of keys and values, which the query heads share. 0: as many as heads."""
+    head_size: int = Field(0, ge=0, strict=True)
+    """Width of a head; even. 0: the width divided by the heads."""
+    qk_norm: bool = False
+    """Normalise each head's queries and keys: training bears a higher learning rate."""
+    rope_theta: float = Field(10000.0, gt=0.0)
+    """Base of the rotary angles; more for longer contexts."""
+    norm_epsilon: float = Field(1e-5, gt=0.0)
+    """Added to the mean square in every normalisation."""
+
+    @classmethod
+    def inner_width(cls, width: int) -> int:
+        # Three matrices instead of two: 8/3 of the width keeps their weights as many.
+        return -(-8 * width // (3 * INNER_STEP)) * INNER_STEP
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        values = super()._fill_in(values)  # type: ignore[operator]  # pydantic's decorator
+        if not isinstance(values, dict):
+            return values
+        width, heads = values.get("hidden_size"), values.get("num_heads")
+        if isinstance(heads, int) and heads > 0:
+            values["num_kv_heads"] = values.get("num_kv_heads") or heads
+            if isinstance(width, int):
+                values["head_size"] = values.get("head_size") or width // heads
+        return values
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"model.num_heads {self.num_heads} is not divisible by model.num_kv_heads "
+                f"{self.num_kv_heads}; try {self.num_heads}"
+            )
+        if self.head_size % 2:
+            raise ValueError(
+                f"model.head_size {self.head_size} is odd, and rotary positions need pairs; try "
+                f"{self.head_size + 1}"
+            )
+        return self
+
+    def kv_shape(self) -> tuple[int, int]:
+        return self.num_kv_heads, self.head_size
+
+
+class Attention(CausalSelfAttention):
+    """Self-attention with rotary positions, behind a normalisation where there is one."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(
+            config.hidden_size,
+            config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_size=config.head_size,
+            bias=False,
+            dropout=0.0,
+        )
+        self.query_norm: nn.Module = nn.Identity()
+        self.key_norm: nn.Module = nn.Identity()
+        if config.qk_norm:
+            self.query_norm = RMSNorm(config.head_size, config.norm_epsilon)
+            self.key_norm = RMSNorm(config.head_size, config.norm_epsilon)
+
+    def place(self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        assert context.cos is not None
+        assert context.sin is not None
+        return (
+            rotate(self.query_norm(q_BNTH), context.cos, context.sin),
+            rotate(self.key_norm(k_BKTH), context.cos, context.sin),
+        )
+
+
+class SwiGLU(nn.Module):
+    """W₃(silu(x W₁) ⊙ x W₂) (Shazeer 2020, eq. 6); W₁ and W₂ are one matrix."""
+
+    def __init__(self, width: int, inner_width: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * inner_width, bias=False)
+        fuse(self.gate_up, [inner_width] * 2)
+        self.contract = nn.Linear(inner_width, width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
+        return self.contract(F.silu(gate_BTF) * up_BTF)
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each on its normalised input and added to it."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.norm_1 = RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.attention = Attention(config)
+        self.norm_2 = RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.feed_forward = SwiGLU(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.norm_1(x_BTD), context, layer)
+        return x_BTD + self.feed_forward(self.norm_2(x_BTD))
+
+
+class Llama(nn.Module):
+    """The decoder: token ids to hidden states."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
+        cos, sin = rotary_table(config.max_positions, config.head_size, config.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.cos: Tensor
+        self.sin: Tensor
+        start_decoder(self, config)
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        mask: Tensor | None = None,
+        position_ids_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) of the last layer, normalised; arguments as ``Gpt.forward``'s."""
+        here = context(input_ids_BT, mask, position_ids_BT, cache)
+        # The heads' dimension, where each row has positions of its own.
+        cos, sin = (table[here.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
+        here = replace(here, cos=cos, sin=sin)
+        x_BTD = self.token_embedding(input_ids_BT)
+        for layer, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, here, layer)
+        if cache is not None:
+            cache.advance(input_ids_BT.shape[1])
+        return self.norm(x_BTD)
+
+
+# Our names and Hugging Face's; {} stands for the layer's number.
+_NAMES = {
+    "token_embedding.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "blocks.{}.norm_1.weight": "model.layers.{}.input_layernorm.weight",
+    "blocks.{}.attention.output.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "blocks.{}.norm_2.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "blocks.{}.feed_forward.contract.weight": "model.layers.{}.mlp.down_proj.weight",
+}
+_QK_NORM_NAMES = {
+    "blocks.{}.attention.query_norm.weight": "model.layers.{}.self_attn.q_norm.weight",
+    "blocks.{}.attention.key_norm.weight": "model.layers.{}.self_attn.k_norm.weight",
+}
+_FUSED_NAMES = {
+    "blocks.{}.attention.query_key_value.weight": tuple(
+        f"model.layers.{{}}.self_attn.{part}_proj.weight" for part in "qkv"
+    ),
+    "blocks.{}.feed_forward.gate_up.weight": tuple(
+        f"model.layers.{{}}.mlp.{part}_proj.weight" for part in ("gate", "up")
+    ),
+}
+
+
+def export_tensors(body: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
+    """The body's state dict in Hugging Face's names; fused projections are split."""
+    tensors = {theirs: body[ours] for ours, theirs in _pairs(config)}
+    for ours, theirs, sizes in _fused(config):
+        tensors |= zip(theirs, body[ours].split(sizes), strict=True)
+    return tensors
+
+
+def import_tensors(tensors: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
+    """The inverse of ``export_tensors``. Raises InputError naming a tensor that is missing."""
+    what = "a Qwen3" if config.qk_norm else "a Llama"
+    body = {ours: take_tensor(tensors, theirs, "model.", what) for ours, theirs in _pairs(config)}
+    for ours, theirs, _ in _fused(config):
+        body[ours] = torch.cat([take_tensor(tensors, name, "model.", what) for name in theirs])
+    return body
+
+
+def _pairs(config: LlamaConfig) -> list[tuple[str, str]]:
+    names = _NAMES | _QK_NORM_NAMES if config.qk_norm else _NAMES
+    return [
+        (ours.format(layer), theirs.format(layer))
+        for ours, theirs in names.items()
+        for layer in (range(config.num_layers) if "{}" in ours else (0,))
+    ]
+
+
+def _fused(config: LlamaConfig) -> list[tuple[str, list[str], list[int]]]:
+    query, key = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
+    sizes = ([query, key, key], [config.intermediate_size] * 2)
+    return [
+        (ours.format(layer), [name.format(layer) for name in theirs], size)
+        for (ours, theirs), size in zip(_FUSED_NAMES.items(), sizes, strict=True)
+        for layer in range(config.num_layers)
+    ]
+
+
+def to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
+    """The fields of Hugging Face's config.json."""
+    return {
+        "model_type": "qwen3" if config.qk_norm else "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_positions,
+        "initializer_range": config.initializer_range,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rope_theta,  # where transformers looked before version 5
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
+    """The configuration that a Hugging Face config.json describes.
+
+    Raises InputError for what this Llama does not have.
+    """
+    for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
+        if fields.get(name):
+            raise InputError(f"config.json: {name} is not supported")
+    if fields.get("hidden_act", "silu") != "silu":
+        raise InputError(f"config.json: hidden_act {fields['hidden_act']!r} is not supported")
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise InputError(f"config.json: rotary positions of type {kind!r} are not supported")
+    what = "a Llama"
+    return LlamaConfig(
+        vocab_size=field_of(fields, "vocab_size", what),
+        num_layers=field_of(fields, "num_hidden_layers", what),
+        hidden_size=field_of(fields, "hidden_size", what),
+        num_heads=field_of(fields, "num_attention_heads", what),
+        num_kv_heads=fields.get("num_key_value_heads") or 0,
+        head_size=fields.get("head_dim") or 0,
+        intermediate_size=field_of(fields, "intermediate_size", what),
+        max_positions=field_of(fields, "max_position_embeddings", what),
+        qk_norm=fields["model_type"] == "qwen3",
+        rope_theta=rope.get("rope_theta", fields.get("rope_theta", 10000.0)),
+        initializer_range=fields.get("initializer_range", 0.02),
+        norm_epsilon=fields.get("rms_norm_eps", 1e-6),
+        tie_embeddings=fields.get("tie_word_embeddings", False),
+    )

@@ -1,0 +1,256 @@
+"""nanochat's decoder (Karpathy 2025, github.com/karpathy/nanochat): what trains fastest.
+
+Notable: RMSNorm without gains, of the embedding too; rotary positions, then queries and keys
+normalised; squared ReLU (So et al. 2021); no biases; an output layer of its own; logits capped
+as 15 · tanh(z / 15). Blocks start as the identity: what they add begins at zero.
+x = x + attention(norm(x)); x = x + feed_forward(norm(x)).
+
+B batch, T tokens, D width, N heads, H head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from llmctl.errors import InputError
+from llmctl.models.cache import KeyValueCache
+from llmctl.models.decoder import DecoderConfig, field_of, take_tensor
+from llmctl.models.elementwise import rms_norm, rotate
+from llmctl.models.layers import (
+    CausalSelfAttention,
+    Context,
+    FeedForward,
+    context,
+    rotary_table,
+)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # nanochat's own: the width is 64 times the depth.
+    "nano": {"num_layers": 2, "hidden_size": 128, "num_heads": 2},
+    "mini": {"num_layers": 4, "hidden_size": 256, "num_heads": 4},
+    "small": {"num_layers": 8, "hidden_size": 512, "num_heads": 4},
+    "medium": {"num_layers": 12, "hidden_size": 768, "num_heads": 6},
+    "large": {"num_layers": 20, "hidden_size": 1280, "num_heads": 10},
+}
+
+
+class NanoChatConfig(DecoderConfig):
+    """The shape of a nanochat model."""
+
+    rope_theta: float = Field(10000.0, gt=0.0)
+    """Base of the rotary angles."""
+    norm_epsilon: float = Field(1e-6, gt=0.0)
+    """Added to the mean square in every normalisation."""
+    logit_cap: float = Field(15.0, gt=0.0)
+    """Logits z become cap · tanh(z / cap)."""
+    embedding_range: float = Field(1.0, gt=0.0)
+    """Standard deviation of fresh token embeddings, which are normalised anyway."""
+    output_range: float = Field(0.001, gt=0.0)
+    """Standard deviation of a fresh output layer: the first guess is almost uniform."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.hidden_size // self.num_heads % 2:
+            raise ValueError(
+                f"model.hidden_size {self.hidden_size} over model.num_heads {self.num_heads} is "
+                "odd; rotary positions need pairs"
+            )
+        return self
+
+    def output_cap(self) -> float:
+        return self.logit_cap
+
+    def output_std(self) -> float:
+        return self.output_range
+
+
+class Attention(CausalSelfAttention):
+    """Self-attention with rotary positions, then queries and keys normalised."""
+
+    def __init__(self, config: NanoChatConfig) -> None:
+        super().__init__(
+            config.hidden_size,
+            config.num_heads,
+            num_kv_heads=config.num_heads,
+            head_size=config.hidden_size // config.num_heads,
+            bias=False,
+            dropout=0.0,
+        )
+        self.epsilon = config.norm_epsilon
+
+    def place(self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        assert context.cos is not None
+        assert context.sin is not None
+        return (
+            rms_norm(rotate(q_BNTH, context.cos, context.sin), self.epsilon),
+            rms_norm(rotate(k_BKTH, context.cos, context.sin), self.epsilon),
+        )
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each on its normalised input and added to it."""
+
+    def __init__(self, config: NanoChatConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(
+            config.hidden_size, config.intermediate_size, "relu2", bias=False
+        )
+        self.epsilon = config.norm_epsilon
+
+    def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
+        x_BTD = x_BTD + self.attention(rms_norm(x_BTD, self.epsilon), context, layer)
+        return x_BTD + self.feed_forward(rms_norm(x_BTD, self.epsilon))
+
+
+class NanoChat(nn.Module):
+    """The decoder: token ids to hidden states."""
+
+    def __init__(self, config: NanoChatConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        cos, sin = rotary_table(
+            config.max_positions, config.hidden_size // config.num_heads, config.rope_theta
+        )
+        self.register_buffer("cos", cos, persistent=False)
+        # It turns the other way round than Llama.
+        self.register_buffer("sin", -sin, persistent=False)
+        self.cos: Tensor
+        self.sin: Tensor
+        self._start(config)
+
+    @torch.no_grad()
+    def _start(self, config: NanoChatConfig) -> None:
+        """Fresh weights: uniform with variance 1/D, and zero where a block's result is added."""
+        self.token_embedding.weight.normal_(0.0, config.embedding_range)
+        bound = math.sqrt(3 / config.hidden_size)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                if name.endswith(("attention.output", "feed_forward.contract")):
+                    module.weight.zero_()
+                else:
+                    module.weight.uniform_(-bound, bound)
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        mask: Tensor | None = None,
+        position_ids_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) of the last layer, normalised; arguments as ``Gpt.forward``'s."""
+        here = context(input_ids_BT, mask, position_ids_BT, cache)
+        # The heads' dimension, where each row has positions of its own.
+        cos, sin = (table[here.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
+        here = replace(here, cos=cos, sin=sin)
+        epsilon = self.config.norm_epsilon
+        x_BTD = rms_norm(self.token_embedding(input_ids_BT), epsilon)
+        for layer, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, here, layer)
+        if cache is not None:
+            cache.advance(input_ids_BT.shape[1])
+        return rms_norm(x_BTD, epsilon)
+
+
+# Our names and Hugging Face's; {} stands for the layer's number.
+_NAMES = {
+    "token_embedding.weight": "model.embed_tokens.weight",
+    "blocks.{}.attention.output.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "blocks.{}.feed_forward.expand.weight": "model.layers.{}.mlp.fc1.weight",
+    "blocks.{}.feed_forward.contract.weight": "model.layers.{}.mlp.fc2.weight",
+}
+_FUSED = "blocks.{}.attention.query_key_value.weight"
+_SPLIT = tuple(f"model.layers.{{}}.self_attn.{part}_proj.weight" for part in "qkv")
+
+
+def export_tensors(body: Mapping[str, Tensor], config: NanoChatConfig) -> dict[str, Tensor]:
+    """The body's state dict in Hugging Face's names; the fused projection is split in three."""
+    tensors = {theirs: body[ours] for ours, theirs in _pairs(config)}
+    for layer in range(config.num_layers):
+        parts = body[_FUSED.format(layer)].chunk(3)
+        tensors |= zip((name.format(layer) for name in _SPLIT), parts, strict=True)
+    return tensors
+
+
+def import_tensors(tensors: Mapping[str, Tensor], config: NanoChatConfig) -> dict[str, Tensor]:
+    """The inverse of ``export_tensors``. Raises InputError naming a tensor that is missing."""
+    body = {
+        ours: take_tensor(tensors, theirs, "model.", "a nanochat model")
+        for ours, theirs in _pairs(config)
+    }
+    for layer in range(config.num_layers):
+        names = [name.format(layer) for name in _SPLIT]
+        parts = [take_tensor(tensors, name, "model.", "a nanochat model") for name in names]
+        body[_FUSED.format(layer)] = torch.cat(parts)
+    return body
+
+
+def _pairs(config: NanoChatConfig) -> list[tuple[str, str]]:
+    return [
+        (ours.format(layer), theirs.format(layer))
+        for ours, theirs in _NAMES.items()
+        for layer in (range(config.num_layers) if "{}" in ours else (0,))
+    ]
+
+
+def to_hugging_face(config: NanoChatConfig) -> dict[str, Any]:
+    """The fields of Hugging Face's config.json."""
+    return {
+        "model_type": "nanochat",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "hidden_act": "relu2",
+        "max_position_embeddings": config.max_positions,
+        "initializer_range": config.initializer_range,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "final_logit_softcapping": config.logit_cap,
+        "attention_bias": False,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def from_hugging_face(fields: Mapping[str, Any]) -> NanoChatConfig:
+    """The configuration that a Hugging Face config.json describes.
+
+    Raises InputError for what this model does not have.
+    """
+    what = "a nanochat model"
+    heads = field_of(fields, "num_attention_heads", what)
+    if fields.get("num_key_value_heads") not in (None, heads):
+        raise InputError("config.json: fewer key/value heads are not supported; use --arch llama")
+    if fields.get("attention_bias"):
+        raise InputError("config.json: attention_bias is not supported")
+    if fields.get("hidden_act", "relu2") != "relu2":
+        raise InputError(f"config.json: hidden_act {fields['hidden_act']!r} is not supported")
+    rope = fields.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise InputError(
+            f"config.json: rotary positions of type {rope['rope_type']!r} are not supported"
+        )
+    return NanoChatConfig(
+        vocab_size=field_of(fields, "vocab_size", what),
+        num_layers=field_of(fields, "num_hidden_layers", what),
+        hidden_size=field_of(fields, "hidden_size", what),
+        num_heads=heads,
+        intermediate_size=field_of(fields, "intermediate_size", what),
+        max_positions=field_of(fields, "max_position_embeddings", what),
+        rope_theta=rope.get("rope_theta", 10000.0),
+        norm_epsilon=fields.get("rms_norm_eps", 1e-6),
+        logit_cap=field_of(fields, "final_logit_softcapping", what),
+        initializer_range=fields.get("initializer_range", 0.02),
+        tie_embeddings=fields.get("tie_word_embeddings", False),
+    )

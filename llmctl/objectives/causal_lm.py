@@ -1,0 +1,188 @@
+"""Causal language modelling: each token from those before it (Radford et al. 2018, eq. 1).
+
+    loss = −Σₜ log P(xₜ | x₁ … xₜ₋₁)
+
+Documents lie end to end in rows without padding. Their end is predicted too, the start of the next
+is not. With ``document_mask`` attention stays inside a document and positions start anew in each.
+
+B rows, T tokens in a row, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmctl.config import Config
+from llmctl.data.windows import Rows
+from llmctl.errors import InputError
+from llmctl.models import Architecture
+from llmctl.models.cache import KeyValueCache
+from llmctl.models.decoder import DecoderConfig
+from llmctl.models.layers import initialise
+from llmctl.objectives.base import IGNORED, LossParts, Ratio, TensorBatch
+from llmctl.objectives.cross_entropy import linear_cross_entropy
+
+
+class CausalLMConfig(Config):
+    """The loss."""
+
+    z_loss: float = Field(0.0, ge=0.0)
+    """Weight of the squared logarithm of the softmax's normaliser, which keeps logits from
+    drifting in long runs; PaLM has 1e-4. In the training loss only."""
+
+
+class DecoderBody(Protocol):
+    """A causal body: ``llmctl/models/gpt.py``'s, ``llmctl/models/llama.py``'s, …"""
+
+    config: DecoderConfig
+    token_embedding: nn.Embedding
+    blocks: nn.ModuleList
+
+    def __call__(
+        self,
+        input_ids_BT: Tensor,
+        mask: Tensor | None = None,
+        position_ids_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class CausalBatch(TensorBatch):
+    """Rows of tokens and what follows each."""
+
+    input_ids_BT: Tensor
+    labels_BT: Tensor
+    """The next token; IGNORED where it is not scored."""
+    scored: int
+    """Labels that are scored …"""
+    scored_bytes: int
+    """… and the bytes of text that they stand for."""
+    mask_BTT: Tensor | None = None
+    """True where token i may attend to token j; None: causal."""
+    position_ids_BT: Tensor | None = None
+
+
+class CausalLM(nn.Module):
+    """A decoder's body with its output layer: the token embedding, or one of its own."""
+
+    def __init__(self, body: nn.Module, *, z_loss: float = 0.0) -> None:
+        super().__init__()
+        self.body: DecoderBody = body  # type: ignore[assignment]
+        self.z_loss = z_loss
+        config = self.body.config
+        self.output: nn.Linear | None = None
+        if not config.tie_embeddings:
+            self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            initialise(self.output, config.output_std())
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix from hidden states to logits."""
+        return (self.output or self.body.token_embedding).weight
+
+    def logits(self, hidden_MD: Tensor) -> Tensor:
+        """Logits (…, V) of the next token, in fp32."""
+        return self.capped(F.linear(hidden_MD, self.output_weight))
+
+    def capped(self, product_MV: Tensor) -> Tensor:
+        """Logits from the output layer's product."""
+        logits_MV = product_MV.float()
+        cap = self.body.config.output_cap()
+        return logits_MV if cap is None else cap * torch.tanh(logits_MV / cap)
+
+    def loss(self, batch: TensorBatch) -> LossParts:
+        """Cross-entropy of the next tokens in nats; per byte of text, in bits."""
+        assert isinstance(batch, CausalBatch)
+        hidden_BTD = self.body(batch.input_ids_BT, batch.mask_BTT, batch.position_ids_BT)
+        nll, correct = linear_cross_entropy(
+            hidden_BTD.flatten(0, 1),
+            self.output_weight,
+            None,
+            batch.labels_BT.flatten(),
+            cap=self.body.config.output_cap(),
+            z_weight=self.z_loss if self.training else 0.0,
+        )
+        bits = nll.detach() / math.log(2)
+        return LossParts(
+            {"lm_loss": Ratio(nll, batch.scored)},
+            {
+                "lm_accuracy": Ratio(correct, batch.scored),
+                "bits_per_byte": Ratio(bits, batch.scored_bytes),
+            },
+        )
+
+
+def collate(
+    rows: Rows, *, start: int, end: int, token_bytes: NDArray[np.int64], document_mask: bool
+) -> CausalBatch:
+    """Rows as a batch.
+
+    start, end: the tokens around a document. token_bytes: (V,), bytes of text of each token.
+    """
+    inputs, labels = rows.ids[:, :-1], rows.ids[:, 1:].copy()
+    unknown = np.arange(1, rows.ids.shape[1]) >= rows.known[:, None]
+    labels[unknown] = IGNORED
+    if start != end:  # what follows a document's end is not its continuation
+        labels[inputs == end] = IGNORED
+    scored = labels != IGNORED
+    mask = positions = None
+    if document_mask:
+        begins = rows.begins[:, :-1]
+        T = inputs.shape[1]
+        same = begins[:, :, None] == begins[:, None, :]
+        mask = torch.from_numpy(same & np.tri(T, dtype=bool))
+        positions = torch.from_numpy(np.arange(T) - np.maximum(begins, 0))
+    return CausalBatch(
+        real_tokens=int(np.minimum(rows.known - 1, inputs.shape[1]).sum()),
+        slots=inputs.size,
+        input_ids_BT=torch.from_numpy(inputs.copy()),
+        labels_BT=torch.from_numpy(labels),
+        scored=int(scored.sum()),
+        scored_bytes=int(token_bytes[labels[scored]].sum()),
+        mask_BTT=mask,
+        position_ids_BT=positions,
+    )
+
+
+HEAD_NAME = "lm_head.weight"
+
+
+def to_hugging_face(model: CausalLM, architecture: Architecture) -> dict[str, Tensor]:
+    """Tensors in the names of Hugging Face's class for causal language modelling."""
+    state = model.state_dict()
+    body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+    tensors = architecture.export_tensors(body, model.body.config)
+    if model.output is not None:
+        tensors[HEAD_NAME] = state["output.weight"]
+    return tensors
+
+
+def from_hugging_face(
+    body: nn.Module, tensors: Mapping[str, Tensor], architecture: Architecture
+) -> CausalLM:
+    """The inverse of ``to_hugging_face``; the given body is filled.
+
+    Raises InputError if the output layer is not there.
+    """
+    model = CausalLM(body)
+    imported = architecture.import_tensors(tensors, model.body.config)
+    state = {f"body.{k}": v for k, v in imported.items()}
+    if model.output is not None:
+        if HEAD_NAME not in tensors:
+            raise InputError(
+                "the model has no output layer for the next token; give --from a pretrained run"
+            )
+        state["output.weight"] = tensors[HEAD_NAME]
+    model.load_state_dict(state)
+    return model

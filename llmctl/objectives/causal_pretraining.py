@@ -1,0 +1,104 @@
+"""Causal pretraining: shards as rows of next tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from llmctl.data.windows import TokenStream, WindowBatches
+from llmctl.objectives.causal_lm import CausalBatch, CausalLM, CausalLMConfig, collate
+from llmctl.objectives.pretraining import DataConfig, Pretraining
+from llmctl.tokenizers import Tokenizer
+
+
+class CausalData(DataConfig):
+    """How documents become rows of next tokens."""
+
+    sequence_length: int = 256
+    """Tokens in a row."""
+    document_mask: bool = False
+    """Keep attention inside a document and start positions anew in each; otherwise a row's
+    documents see those before them."""
+
+
+class CausalBatches:
+    """The batches of a split."""
+
+    def __init__(
+        self, windows: WindowBatches, tokenizer: Tokenizer, *, document_mask: bool
+    ) -> None:
+        self.windows = windows
+        self._bytes, self._document_mask = tokenizer.token_bytes, document_mask
+
+    @property
+    def per_epoch(self) -> int:
+        return self.windows.batches_per_epoch
+
+    def __call__(self, number: int) -> CausalBatch:
+        stream = self.windows.stream
+        return collate(
+            self.windows.batch(number),
+            start=stream.start,
+            end=stream.end,
+            token_bytes=self._bytes,
+            document_mask=self._document_mask,
+        )
+
+
+class CausalPretraining(Pretraining[CausalLMConfig, CausalData]):
+    """Next-token prediction over shards."""
+
+    config = CausalLMConfig
+    data_config = CausalData
+    defaults: ClassVar[Mapping[str, Any]] = {
+        # What measured best at our small scale: tests/benchmarks/RESULTS.md.
+        "training": {
+            "optimiser": "muon",
+            "schedule": "linear",
+            "warmup": 0.02,
+            "beta_1": 0.8,
+            "beta_2": 0.95,
+            "epsilon": 1e-10,
+            "weight_decay": 0.1,
+        }
+    }
+    roles = ("bos", "eos")
+    described = (
+        "which mark a document's start and end; learn one with `llmctl tokenize --tokenizer bpe`"
+    )
+
+    @staticmethod
+    def peak_rate(width: int) -> float:
+        """AdamW's, for what Muon leaves it: 4e-3 for a body up to 128 wide, then falling with the
+        width's root, as in nanochat."""
+        return 4e-3 * math.sqrt(128 / max(width, 128))
+
+    def batches(self, split: str, *, seed: int) -> CausalBatches:
+        special = self.tokenizer.special
+        stream = TokenStream(self.reader(split), special["bos"], special["eos"])
+        windows = WindowBatches(
+            stream,
+            sequence_length=self.data.sequence_length,
+            batch_size=self.batch_size,
+            seed=seed,
+            repeat=split == "train",
+        )
+        return CausalBatches(windows, self.tokenizer, document_mask=self.data.document_mask)
+
+    def model(self, body: nn.Module) -> CausalLM:
+        return CausalLM(body, z_loss=self.objective.z_loss)
+
+    def flops_per_token(self) -> float:
+        model = self.model_config
+        with torch.device("meta"):
+            parameters = self.architecture.model(model).named_parameters()
+        blocks = sum(p.numel() for name, p in parameters if "blocks." in name and p.dim() > 1)
+        # Scores and what they mix, of which a causal row needs half.
+        attention = model.num_layers * self.data.sequence_length * model.hidden_size
+        head = model.hidden_size * model.vocab_size
+        # Six operations for each weight and token: two forward, four backward (Kaplan et al. 2020).
+        return 6.0 * (blocks + attention + head)

@@ -1,0 +1,103 @@
+"""Masked pretraining: shards as packed rows with hidden tokens."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from llmctl.data.chunks import Chunks
+from llmctl.data.packing import PackedBatches
+from llmctl.models.bert import Bert
+from llmctl.objectives.masked_lm import MaskedBatch, MaskedLM, MaskedLMConfig, Vocabulary, collate
+from llmctl.objectives.pretraining import DataConfig, Pretraining
+from llmctl.tokenizers import Tokenizer
+
+
+class MaskedBatches:
+    """The batches of a split: masked, paired, packed."""
+
+    def __init__(
+        self,
+        packed: PackedBatches,
+        vocabulary: Vocabulary,
+        objective: MaskedLMConfig,
+        sequence_length: int,
+        seed: int,
+    ) -> None:
+        self.packed, self._vocabulary, self._objective = packed, vocabulary, objective
+        self._length, self._seed = sequence_length, seed
+
+    @property
+    def per_epoch(self) -> int:
+        return self.packed.batches_per_epoch if self.packed.chunks.count else 0
+
+    def __call__(self, number: int) -> MaskedBatch:
+        refs, rows = self.packed.batch(number)
+        return collate(
+            self.packed.chunks,
+            refs,
+            rows,
+            config=self._objective,
+            vocabulary=self._vocabulary,
+            sequence_length=self._length,
+            seed=self._seed,
+        )
+
+
+class MaskedPretraining(Pretraining[MaskedLMConfig, DataConfig]):
+    """Masked language modelling, with pairs or without, over shards."""
+
+    config = MaskedLMConfig
+    data_config = DataConfig
+    roles = ("cls", "sep", "mask", "pad")
+    described = "which BERT needs; learn one with `llmctl tokenize --tokenizer wordpiece`"
+
+    @staticmethod
+    def peak_rate(width: int) -> float:
+        """2e-3 for a body up to 128 wide, then in inverse proportion to the width (Yang et al.
+        2022, μP): a step changes each layer's output as much."""
+        return 2e-3 * 128 / max(width, 128)
+
+    def batches(self, split: str, *, seed: int) -> MaskedBatches:
+        length = self.data.sequence_length
+        overhead = 3 if self.objective.next_sentence else 2
+        training = split == "train"
+        chunks = Chunks(self.reader(split), length - overhead, seed=seed, shuffle=training)
+        packed = PackedBatches(
+            chunks,
+            sequence_length=length,
+            batch_size=self.batch_size,
+            overhead=overhead,
+            seed=seed,
+            repeat=training,
+        )
+        return MaskedBatches(packed, self.vocabulary, self.objective, length, seed)
+
+    def model(self, body: nn.Module) -> MaskedLM:
+        assert isinstance(body, Bert)
+        return MaskedLM(body, next_sentence=self.objective.next_sentence)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What masking needs to know of the tokenizer."""
+        return vocabulary_of(self.tokenizer)
+
+    def flops_per_token(self) -> float:
+        model = self.model_config
+        width, inner, layers = model.hidden_size, model.intermediate_size, model.num_layers
+        blocks = layers * (4 * width**2 + 2 * width * inner)
+        attention = layers * 2 * self.data.sequence_length * width
+        head = self.objective.mask_rate * (width * model.vocab_size + width**2)
+        # Six operations for each weight and token: two forward, four backward (Kaplan et al. 2020).
+        return 6.0 * (blocks + attention + head)
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """What masking needs of a tokenizer with BERT's special tokens."""
+    return Vocabulary(
+        cls=tokenizer.special["cls"],
+        sep=tokenizer.special["sep"],
+        mask=tokenizer.special["mask"],
+        pad=tokenizer.special["pad"],
+        ordinary=tokenizer.ordinary,
+        continuation=tokenizer.continuation,
+    )

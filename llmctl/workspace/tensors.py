@@ -1,0 +1,48 @@
+"""Tensors in files: safetensors, never pickle.
+
+What reads or writes them knows PyTorch; what merely looks into a workspace does not load it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmctl.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write safetensors. Raises OSError, as any writer does, when the disk is full."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata=metadata or {"format": "pt"})
+    except SafetensorError as error:
+        # The library wraps the operating system's error in text: "… (os error 28)".
+        number = re.search(r"os error (\d+)", str(error))
+        if number:
+            raise OSError(int(number[1]), str(error), str(path)) from None
+        raise
+    path.chmod(0o644)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read safetensors. Raises InputError if the file is missing or malformed."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; copy it again from where it was made") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} can't be read as safetensors: {error}") from None
