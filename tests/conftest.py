@@ -71,3 +71,65 @@ def tiny_workspace(
     llmctl(root, "finetune", "--from", "tiny", "--data", labelled_file, "--name", "subjects",
            "--set", "training.epochs=3", "--set", "training.precision=fp32")  # fmt: skip
     return root
+
+
+SAYINGS = {
+    "Where does the ship sail?": "Over the wide sea.",
+    "What does the farmer feed?": "The cows at dawn.",
+    "Where does the tram stop?": "At the square.",
+}
+
+
+@pytest.fixture(scope="session")
+def sayings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """90 conversations in three layouts: a question and its answer, every third time another."""
+    import json
+
+    path = tmp_path_factory.mktemp("sayings") / "sayings.jsonl"
+    lines = []
+    for number in range(90):
+        (asked, answered), (then, told) = random.Random(number).sample(list(SAYINGS.items()), 2)
+        extra = f" ({number})"
+        lines.append(
+            [
+                {"instruction": asked + extra, "input": "", "output": answered},
+                {"conversations": [{"from": "human", "value": asked + extra},
+                                   {"from": "gpt", "value": answered}]},
+                {"messages": [{"role": "system", "content": "Answer." + extra},
+                              {"role": "user", "content": asked},
+                              {"role": "assistant", "content": answered},
+                              {"role": "user", "content": then},
+                              {"role": "assistant", "content": told}]},
+            ][number % 3]
+        )  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def decoder_workspace(
+    tmp_path_factory: pytest.TempPathFactory, corpus_file: Path, sayings_file: Path
+) -> Path:
+    """Pretrained decoders ``tiny-gpt`` and ``tiny-llama``, and ``talker``, which answers."""
+    from llmctl.stages import finetune, pretrain
+    from llmctl.stages.tokenize import TokenizeConfig, tokenize
+    from llmctl.workspace.artefacts import Workspace
+
+    root = tmp_path_factory.mktemp("decoders")
+    place = Workspace(root)
+    # A document a line; the questions too, so that their words have pieces.
+    lines = TokenizeConfig(tokenizer="bpe", vocab_size=400, document="line", workers=1)
+    tokenize(place, [str(corpus_file)], lines, name="stories")
+    shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "max_positions": 128}
+    short = {"max_steps": 30, "batch_size": 8, "precision": "fp32", "learning_rate": 5e-3}
+    for arch, more in {"gpt": {}, "llama": {"num_kv_heads": 1}}.items():
+        layers = {
+            "model": {**shape, **more},
+            "data": {"sequence_length": 128},
+            "training": short,
+        }
+        pretrain.pretrain(place, pretrain.resolve(arch, "nano", layers), name=f"tiny-{arch}")
+    training = {"epochs": 12, "precision": "fp32", "learning_rate": 1e-2, "batch_size": 8}
+    config = finetune.resolve("instruct", {"training": training, "patience": 0})
+    finetune.finetune(place, "tiny-llama", sayings_file, config, name="talker")
+    return root

@@ -13,7 +13,10 @@ import pytest
 
 from llmctl.cli.reference import insert, reference
 from llmctl.config import Config, build
-from llmctl.stages.finetune import FinetuneConfig
+from llmctl.inference.prompts import read_template
+from llmctl.stages.chat import ChatConfig
+from llmctl.stages.finetune import resolve as resolve_finetune
+from llmctl.stages.generate import GenerateConfig
 from llmctl.stages.pretrain import resolve
 from llmctl.stages.tokenize import TokenizeConfig
 from tests.conftest import SUBJECTS
@@ -49,10 +52,21 @@ def test_every_room_of_the_picture_is_there():
 def test_every_recipe_is_understood(path: Path):
     tables = tomllib.loads(path.read_text())
     pretrain = dict(tables.pop("pretrain"))
-    assert isinstance(resolve("bert", pretrain.pop("preset", None), pretrain), Config)
-    build(TokenizeConfig, tables.pop("tokenize"))
-    build(FinetuneConfig, tables.pop("finetune"))
-    assert not tables
+    arch, preset = pretrain.pop("arch", "bert"), pretrain.pop("preset", None)
+    assert isinstance(resolve(arch, preset, pretrain), Config)
+    if "finetune" in tables:
+        finetune = dict(tables.pop("finetune"))
+        assert isinstance(resolve_finetune(finetune.get("task"), finetune), Config)
+    others = {"tokenize": TokenizeConfig, "generate": GenerateConfig, "chat": ChatConfig}
+    for stage, table in tables.items():
+        build(others[stage], table)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes" / "prompts").glob("*.toml")), ids=lambda p: p.name
+)
+def test_every_template_is_understood(path: Path):
+    assert read_template(path).tells_label
 
 
 TINY_RECIPE = """

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from llmctl import __version__
-from llmctl.cli import evaluate, finetune, predict, pretrain, status, tokenize
+from llmctl.cli import chat, evaluate, finetune, generate, predict, pretrain, status, tokenize
 
 app = typer.Typer(
     name="llmctl",
@@ -28,7 +28,9 @@ COMMANDS = {
     "pretrain": pretrain,
     "finetune": finetune,
     "predict": predict,
+    "generate": generate,
     "eval": evaluate,
+    "chat": chat,
     "status": status,
 }
 

@@ -29,6 +29,8 @@ TRAIN_FIGURES = (
     ("loss", "loss {}", ".4f"),
     ("mlm_accuracy", "MLM {}", ".1%"),
     ("nsp_accuracy", "NSP {}", ".1%"),
+    ("lm_accuracy", "next token {}", ".1%"),
+    ("bits_per_byte", "{} bits/byte", ".4f"),
     ("accuracy", "accuracy {}", ".1%"),
     ("tokens_per_second", "{} tokens/s", ",.0f"),
     ("padding", "padding {}", ".1%"),

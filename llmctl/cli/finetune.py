@@ -23,9 +23,27 @@ def command(
             "weights.",
         ),
     ],
-    data: Annotated[Path, typer.Option(help="Labelled texts: CSV, TSV, JSONL or Parquet.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="What to learn from: labelled texts (CSV, TSV, JSONL, Parquet), or instructions "
+            "and conversations in Alpaca's, messages' or ShareGPT's layout (JSON, JSONL, Parquet)."
+        ),
+    ],
     task: Annotated[
-        str | None, typer.Option(help="What to learn: classify.", show_default="classify")
+        str | None,
+        typer.Option(
+            help="What to learn: classify, or instruct, to answer in a chat.",
+            show_default="classify",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="What trains: full, lora (a small addition, kept in the run's folder adapter too) "
+            "or last-layers.",
+            show_default="full",
+        ),
     ] = None,
     like: Annotated[
         str | None,
@@ -55,28 +73,39 @@ def command(
     json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
-    """Train a pretrained model on labelled texts. The same command goes on after a stop."""
+    """Train a pretrained model on labelled texts, or on instructions to answer in a chat. The same
+    command goes on after a stop."""
     from llmctl.cli.console import TerminalReporter, out, print_json
-    from llmctl.config import build, parse_assignments, read_recipe
-    from llmctl.stages.finetune import FinetuneConfig, finetune, plan
+    from llmctl.config import parse_assignments, read_recipe
+    from llmctl.errors import UsageError
+    from llmctl.reporting.units import figure
+    from llmctl.stages.finetune import finetune, plan, resolve
 
-    table = {
+    file = read_recipe(recipe, "finetune") if recipe else {}
+    task = task or file.get("task")
+    labelled = {
         "text_column": text_column,
         "text_pair_column": text_pair_column,
         "label_column": label_column,
-        "encoding_errors": encoding_errors,
+        "class_weights": class_weights,
     }
+    if task == "instruct":
+        for key, value in labelled.items():
+            if value is not None:
+                option = key.replace("_", "-")
+                raise UsageError(f"--{option} goes with --task classify; leave it out")
+    weights = labelled.pop("class_weights")
+    table = {**labelled, "encoding_errors": encoding_errors}
     given: dict[str, Any] = {
-        "task": task,
+        "method": method,
         "data": {key: value for key, value in table.items() if value is not None},
         "freeze_layers": freeze_layers,
-        "class_weights": class_weights,
+        "class_weights": weights,
         "seed": seed,
     }
-    config = build(
-        FinetuneConfig,
-        {"training": FinetuneConfig().training.model_dump()},
-        read_recipe(recipe, "finetune") if recipe else {},
+    config = resolve(
+        task,
+        file,
         {key: value for key, value in given.items() if value is not None},
         parse_assignments(set_),
     )
@@ -94,7 +123,9 @@ def command(
         print_json({"name": artefact.manifest.name, "folder": str(artefact.folder), **summary})
         return
     last = summary.get("validation", {})
-    figures = f", best at step {summary['best_step']}" if last and summary["best_step"] else ""
+    figures = f", validation loss {figure(last.get('loss'), '.4f')}" if last else ""
+    if summary["best_step"]:
+        figures += f" at step {summary['best_step']}, the best"
     out().print(
         f"run {artefact.manifest.name}: {summary['train_examples']:,} examples, "
         f"{summary['steps']:,} steps in {summary['seconds']:.0f} s{figures}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,21 +11,30 @@ import typer
 from llmctl.cli import options
 from llmctl.cli.options import guarded
 
-EXAMPLE = "Example: llmctl pretrain --arch bert --preset mini --set training.max_steps=2000"
+EXAMPLE = "Example: llmctl pretrain --arch gpt --preset mini --set training.max_steps=2000"
 
 
 @guarded
 def command(
     arch: Annotated[
-        str | None, typer.Option(help="The architecture: bert.", show_default="bert")
+        str | None,
+        typer.Option(
+            help="The architecture: bert, gpt (GPT-2), llama (with model.qk_norm a Qwen3), "
+            "nanochat, which learns fastest, or ngram, the baseline without a network.",
+            show_default="bert",
+        ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Its size: nano (2 layers × 128), mini (4 × 256), small (4 × 512), medium "
-            "(8 × 512), base (12 × 768).",
+            help="Its size: nano (for tests), mini (for a laptop), small, medium, …; GPT-2's own "
+            "are gpt small (12 layers × 768) and medium (24 × 1024).",
             show_default="mini",
         ),
+    ] = None,
+    order: Annotated[
+        int | None,
+        typer.Option(help="With --arch ngram: tokens in the longest n-gram.", show_default="5"),
     ] = None,
     shards: Annotated[
         str | None, typer.Option(help="Shards to train on.", show_default="the newest")
@@ -45,25 +55,44 @@ def command(
     """Train a model on shards. Stopped or killed, the same command goes on where it was."""
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.config import parse_assignments, read_recipe
+    from llmctl.errors import UsageError
     from llmctl.reporting.units import figure
-    from llmctl.stages.pretrain import plan, pretrain, resolve
 
     from_recipe = read_recipe(recipe, "pretrain") if recipe else {}
     chosen = {key: from_recipe.pop(key, None) for key in ("arch", "preset")}
     arch = arch or chosen["arch"] or "bert"
     preset = preset or chosen["preset"]
     given: dict[str, Any] = {}
-    if seed is not None:
-        given["seed"] = seed
-    if keep_checkpoints is not None:
-        given["training"] = {"keep_checkpoints": keep_checkpoints}
-    config = resolve(arch, preset, from_recipe, given, parse_assignments(set_))
+    if arch == "ngram":
+        from llmctl.stages import ngram
+
+        for option, value in (("--preset", preset), ("--seed", seed)):
+            if value is not None:
+                raise UsageError(f"{option} is not for --arch ngram, which counts; leave it out")
+        if keep_checkpoints is not None:
+            raise UsageError("--keep-checkpoints is not for --arch ngram; leave it out")
+        if order is not None:
+            given["model"] = {"order": order}
+        config: Any = ngram.resolve(from_recipe, given, parse_assignments(set_))
+        plan: Callable[..., Any] = ngram.plan
+        train: Callable[..., Any] = ngram.train_ngram
+    else:
+        from llmctl.stages import pretrain
+
+        if order is not None:
+            raise UsageError(f"--order is for --arch ngram, and this is {arch}; leave it out")
+        if seed is not None:
+            given["seed"] = seed
+        if keep_checkpoints is not None:
+            given["training"] = {"keep_checkpoints": keep_checkpoints}
+        config = pretrain.resolve(arch, preset, from_recipe, given, parse_assignments(set_))
+        plan, train = pretrain.plan, pretrain.pretrain
     place = options.open_workspace(workspace)
     with TerminalReporter(quiet=quiet) as reporter:
         if dry_run:
             print_json(plan(place, config, shards, reporter))
             return
-        artefact, there = pretrain(
+        artefact, there = train(
             place,
             config,
             shards_name=shards,
@@ -79,8 +108,11 @@ def command(
         return
     last = summary.get("validation", {})
     figures = f", validation loss {figure(last.get('loss'), '.4f')}" if last else ""
+    if "bits_per_byte" in last:
+        figures += f" ({figure(last['bits_per_byte'], '.4f')} bits per byte)"
+    what = "n-grams" if arch == "ngram" else "parameters"
     out().print(
-        f"run {artefact.manifest.name}: {summary['parameters'] / 1e6:.1f} M parameters, "
+        f"run {artefact.manifest.name}: {summary['parameters'] / 1e6:.1f} M {what}, "
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s"
         f"{figures}; model in {artefact.folder / 'model'}"
     )

@@ -48,26 +48,34 @@ def _cell(text: str | None) -> str:
 
 
 def _keys() -> list[str]:
+    from llmctl.models import ARCHITECTURES
+    from llmctl.stages.chat import ChatConfig
     from llmctl.stages.evaluate import EvaluateConfig
-    from llmctl.stages.finetune import FinetuneConfig
-    from llmctl.stages.pretrain import PretrainConfig
+    from llmctl.stages.finetune import TASKS
+    from llmctl.stages.finetune import resolve as resolve_finetune
+    from llmctl.stages.generate import GenerateConfig
+    from llmctl.stages.ngram import NgramRunConfig
+    from llmctl.stages.pretrain import resolve
     from llmctl.stages.tokenize import TokenizeConfig
 
-    stages: dict[str, type[Config]] = {
-        "tokenize": TokenizeConfig,
-        "pretrain": PretrainConfig,
-        "finetune": FinetuneConfig,
-        "eval": EvaluateConfig,
+    stages: dict[str, Config] = {
+        "tokenize": TokenizeConfig(),
+        **{f"pretrain --arch {arch}": resolve(arch, None) for arch in ARCHITECTURES},
+        "pretrain --arch ngram": NgramRunConfig(),
+        **{f"finetune --task {task}": resolve_finetune(task) for task in TASKS},
+        "eval": EvaluateConfig(),
+        "generate": GenerateConfig(),
+        "chat": ChatConfig(),
     }
     tables = []
-    for stage, kind in stages.items():
+    for stage, config in stages.items():
         lines = [
             f"#### `--set` and recipe keys of `{stage}`",
             "",
             "| key | default | what |",
             "| --- | --- | --- |",
         ]
-        lines += [f"| `{key}` | `{value}` | {what} |" for key, value, what in _fields(kind(), "")]
+        lines += [f"| `{key}` | `{value}` | {what} |" for key, value, what in _fields(config, "")]
         tables.append("\n".join(lines))
     return tables
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,8 +11,9 @@ from llmctl.data.duplicates import text_hash
 from llmctl.data.tables import Example, read_examples, resolve_columns
 from llmctl.errors import InputError, did_you_mean
 from llmctl.interop.model_folder import ModelFolder, read_model_folder
+from llmctl.interop.ngram_folder import NgramFolder, is_ngram_folder, read_ngram_folder
 from llmctl.stages.reporter import Reporter
-from llmctl.workspace.artefacts import InputRecord, Workspace
+from llmctl.workspace.artefacts import Artefact, InputRecord, Workspace
 from llmctl.workspace.files import sha256_file, sha256_json
 
 
@@ -33,15 +35,31 @@ def open_model(workspace: Workspace, given: str) -> tuple[ModelFolder, InputReco
 
     Raises InputError if there is none or it is not whole.
     """
+    path, run = find_model(workspace, given)
+    folder = read_model_folder(path)
+    return folder, _record_of(folder, run)
+
+
+def open_any_model(
+    workspace: Workspace, given: str
+) -> tuple[ModelFolder | NgramFolder, Artefact | None, InputRecord]:
+    """A model, an n-gram model too, as ``open_model`` opens it, with its run if it is of one."""
+    path, run = find_model(workspace, given)
+    folder = read_ngram_folder(path) if is_ngram_folder(path) else read_model_folder(path)
+    return folder, run, _record_of(folder, run)
+
+
+def find_model(workspace: Workspace, given: str) -> tuple[Path, Artefact | None]:
+    """The model folder that a run's name or a path stands for, and the run; its files are checked.
+
+    Raises InputError if there is none or it is not whole.
+    """
     runs = workspace.names("run")
     if given not in runs:
         # A model folder, or the folder of a run.
         for path in (Path(given), Path(given) / "model"):
             if (path / "config.json").is_file():
-                folder = read_model_folder(path)
-                return folder, InputRecord(
-                    role="model", name=str(path.resolve()), digest=_digest_of(folder)
-                )
+                return path, None
         raise InputError(
             f"no run or model folder {given!r}{did_you_mean(given, runs)}; `llmctl status` lists "
             f"the runs of workspace {workspace.root}"
@@ -53,12 +71,31 @@ def open_model(workspace: Workspace, given: str) -> tuple[ModelFolder, InputReco
             f"(`llmctl status {given}` shows it)"
         )
     run.verify("model/")
-    return read_model_folder(run.folder / "model"), run.as_input("model")
+    return run.folder / "model", run
 
 
-def _digest_of(folder: ModelFolder) -> str:
+def _record_of(folder: ModelFolder | NgramFolder, run: Artefact | None) -> InputRecord:
+    if run is not None:
+        return run.as_input("model")
+    return InputRecord(role="model", name=str(folder.path.resolve()), digest=_digest_of(folder))
+
+
+def newest_pretrained(runs: Sequence[Artefact]) -> Artefact | None:
+    """The newest finished pretraining of a network among some runs, oldest first."""
+    done = [
+        run
+        for run in runs
+        if run.finished
+        and run.manifest.stage == "pretrain"
+        and run.manifest.config.get("arch") != "ngram"
+    ]
+    return done[-1] if done else None
+
+
+def _digest_of(folder: ModelFolder | NgramFolder) -> str:
     """Of all that decides what the model of a folder answers."""
-    files = [sha256_file(folder.path / name) for name in ("config.json", "model.safetensors")]
+    weights = sorted(path.name for path in folder.path.glob("*.safetensors"))
+    files = [sha256_file(folder.path / name) for name in ("config.json", *weights)]
     return sha256_json([*files, folder.tokenizer.digest()])
 
 

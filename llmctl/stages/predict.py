@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmctl.data.tables import Example
 from llmctl.inference.prediction import Candidate, class_probabilities, fill_masks, in_blocks
-from llmctl.objectives.classify import encode_examples
+from llmctl.objectives.classify import encode_examples, pad_token
 from llmctl.stages.inputs import open_model
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Workspace
@@ -63,8 +63,10 @@ def predict(
         return
     classifier = folder.classifier().to(where)
     for block in in_blocks(examples):
-        encoded = encode_examples(folder.tokenizer, block, folder.max_length)
-        probabilities_BC = class_probabilities(classifier, encoded, folder.tokenizer.special["pad"])
+        encoded = encode_examples(
+            folder.tokenizer, block, folder.max_length, causal=classifier.causal
+        )
+        probabilities_BC = class_probabilities(classifier, encoded, pad_token(folder.tokenizer))
         for example, row in zip(block, probabilities_BC, strict=True):
             ranked = sorted(zip(labels, row.tolist(), strict=True), key=lambda pair: -pair[1])
             yield Prediction(example.text, example.text_pair, ranked[0][0], dict(ranked))

@@ -20,7 +20,7 @@ from llmctl.stages.reporter import Reporter
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.memory import keep_freed_memory
-from llmctl.training.precision import choose_device, choose_precision
+from llmctl.training.precision import choose_compile, choose_device, choose_precision
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import (
     Artefact,
@@ -34,6 +34,9 @@ from llmctl.workspace.files import published_folder
 from llmctl.workspace.locks import writer_lock
 from llmctl.workspace.runs import RunRecorder, read_metrics, resume_command
 
+MODEL, ADAPTER = "model", "adapter"
+"""Folders of a run: what was trained, and what LoRA added to it."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -41,6 +44,7 @@ class Machine:
 
     device: torch.device
     precision: str
+    compiled: bool
 
 
 class StopFlag:
@@ -82,11 +86,14 @@ def run_training(
     prepare: Callable[[Machine, CheckpointStore, StopFlag], Trainer],
     export: Callable[[Trainer, CheckpointStore, Path], dict[str, Any]],
     reporter: Reporter,
+    expected_seconds: Callable[[torch.device, str], float | None] = lambda device, precision: None,
 ) -> Artefact:
     """Train a run to its end: start it, or go on from its newest whole checkpoint.
 
     prepare: builds the trainer. export: writes the model folder and returns figures for the
-    manifest's summary. Raises Interrupted after the checkpoint that a signal asks for.
+    manifest's summary. expected_seconds: of the training, by device and precision; None where
+    its shapes are no good to compile for. Raises Interrupted after the checkpoint that a signal
+    asks for.
 
     A run of the same name that is to be replaced stays until the new one is ready to train.
     """
@@ -97,10 +104,16 @@ def run_training(
     with writer_lock(folder), stop_on_signals() as stop, torch.random.fork_rng(devices=[]):
         if existing is None:
             device = choose_device(config.device)
-            machine = Machine(device, choose_precision(config.precision, device))
+            precision = choose_precision(config.precision, device)
+            seconds = None
+            if config.compile == "auto":
+                seconds = expected_seconds(device, precision)
+            compiled = choose_compile(config.compile, device, seconds)
+            machine = Machine(device, precision, compiled)
             summary = {
                 "device": device.type,
                 "precision": machine.precision,
+                "compiled": compiled,
                 "threads": torch.get_num_threads(),
                 "cpu": torch.backends.cpu.get_cpu_capability(),
             }
@@ -150,7 +163,9 @@ def _train(
             recorder.record({"kind": record.kind, "step": record.step, **record.values})
             reporter.metrics(record.kind, record.step, trainer.total_steps, record.values)
         if record.kind == "skipped":
-            reporter.note(f"step {record.step}: the gradient was not finite; step skipped")
+            norm = record.values["gradient_norm"]
+            why = f"a spike ({norm:.3g})" if math.isfinite(norm) else "not finite"
+            reporter.note(f"step {record.step}: the gradient was {why}; step skipped")
         recorder.update(
             step=record.step,
             share_done=trainer.share_done(),
@@ -166,21 +181,27 @@ def _train(
                 f"writing a checkpoint; go on with: {resume_command(manifest)}",
                 number,
             )
-    last = _last_validation(folder)
+    last = _validation(folder)
     if not math.isfinite(last.get("loss", 0.0)):
         raise DivergedError(
             f"run {manifest.name} ended with a validation loss of {last['loss']}, so no model is "
             "written; train again with --force and a lower training.learning_rate"
         )
-    with published_folder(folder / "model") as model_folder:
+    with published_folder(folder / MODEL) as model_folder:
         figures = export(trainer, store, model_folder)
-    files = {f"model/{k}": v for k, v in describe_files(folder / "model").items()}
+    kept = _validation(folder, figures.get("best_step"))
+    files = {
+        f"{part}/{name}": record
+        for part in (MODEL, ADAPTER)
+        if (folder / part).is_dir()
+        for name, record in describe_files(folder / part).items()
+    }
     summary = {
         **manifest.summary,
         "steps": trainer.progress.step,
         "tokens": trainer.progress.tokens,
         "seconds": round(trainer.progress.elapsed, 3),
-        **({"validation": last} if last else {}),
+        **({"validation": kept} if kept else {}),
         **figures,
     }
     write_manifest(
@@ -190,9 +211,14 @@ def _train(
     recorder.update(state="finished", step=trainer.progress.step, share_done=1.0)
 
 
-def _last_validation(folder: Path) -> dict[str, float]:
-    """From the log: a run that goes on at its very end measures nothing more."""
-    looks = [r for r in read_metrics(folder / "metrics.jsonl") if r.get("kind") == "validation"]
+def _validation(folder: Path, step: int | None = None) -> dict[str, float]:
+    """The last look, or that at a step, from the log: a run that goes on at its very end measures
+    nothing more."""
+    looks = [
+        record
+        for record in read_metrics(folder / "metrics.jsonl")
+        if record.get("kind") == "validation" and (not step or record["step"] == step)
+    ]
     return {k: v for k, v in looks[-1].items() if k not in ("kind", "step")} if looks else {}
 
 
@@ -223,4 +249,5 @@ def _same_machine(manifest: Manifest, reporter: Reporter) -> Machine:
             f"{manifest.name} was begun with {'; '.join(differing)}: it goes on, but its results "
             "may differ in the last bits from a run that never stopped"
         )
-    return Machine(device, manifest.summary["precision"])
+    compiled = choose_compile("on", device, None) if manifest.summary.get("compiled") else False
+    return Machine(device, manifest.summary["precision"], compiled)

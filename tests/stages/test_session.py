@@ -11,7 +11,8 @@ import pytest
 
 from llmctl.errors import DivergedError, InputError, UsageError
 from llmctl.stages import session
-from llmctl.stages.finetune import FinetuneConfig, finetune
+from llmctl.stages.finetune import finetune
+from llmctl.stages.finetune import resolve as resolve_finetune
 from llmctl.stages.pretrain import pretrain, resolve
 from llmctl.workspace.artefacts import Workspace, write_manifest
 from llmctl.workspace.runs import read_progress
@@ -43,9 +44,7 @@ def unfinish(workspace: Workspace, name: str) -> None:
 
 
 def finetune_again(workspace: Workspace, labelled_file: Path) -> Any:
-    config = FinetuneConfig()
-    training = config.training.replace(epochs=3, precision="fp32")
-    config = config.replace(training=training.model_dump())
+    config = resolve_finetune("classify", {"training": {"epochs": 3, "precision": "fp32"}})
     return finetune(workspace, "tiny", labelled_file, config, name="subjects")
 
 

@@ -1,0 +1,212 @@
+"""``llmctl chat``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmctl.cli import options
+from llmctl.cli.options import guarded
+
+if TYPE_CHECKING:
+    from llmctl.inference.chat import ChatSession
+    from llmctl.stages.reporter import Reporter
+
+EXAMPLE = "Example: llmctl chat --from alpaca-gpt-docs"
+
+PROMPT = "> "
+HELP = "/reset begins anew, /system TEXT says who answers, /exit ends; Ctrl-C stops an answer"
+
+
+@guarded
+def command(
+    start: Annotated[
+        str, typer.Option("--from", help="A run of finetune --task instruct, or a model folder.")
+    ],
+    system: Annotated[
+        str | None, typer.Option(help="What stands before the conversation, as /system says it.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of an answer at most.", show_default="256")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="Below 1 answers are safer, above 1 bolder; 0: always the likeliest token.",
+            show_default="0.7",
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose among the likeliest tokens that have this probability together.",
+            show_default="0.9",
+        ),
+    ] = None,
+    seed: options.SeedOption = None,
+    device: options.DeviceOption = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the weights: fp32, bf16, or int8, which is fastest on a processor.",
+            show_default="fp32",
+        ),
+    ] = None,
+    workspace: options.WorkspaceOption = Path("workspace"),
+    recipe: options.RecipeOption = None,
+    set_: options.SetOption = [],  # noqa: B006
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object an answer.")] = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Talk with a model that has learned to answer. From a pipe, each line is a turn."""
+    from llmctl.cli.console import TerminalReporter
+    from llmctl.config import build, parse_assignments, read_recipe
+    from llmctl.stages.chat import ChatConfig, open_chat
+
+    given: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+    }
+    config = build(
+        ChatConfig,
+        read_recipe(recipe, "chat") if recipe else {},
+        {key: value for key, value in given.items() if value is not None},
+        parse_assignments(set_),
+    )
+    place = options.open_workspace(workspace)
+    session = open_chat(place, start, config, system=system)
+    _Talk(session, TerminalReporter(quiet=quiet), json=json).run()
+
+
+class _Talk:
+    """The terminal's side of a conversation."""
+
+    def __init__(self, session: ChatSession, reporter: Reporter, *, json: bool) -> None:
+        self._session, self._reporter, self._json = session, reporter, json
+        self._typed = sys.stdin.isatty()
+        self._answering = False
+        self._interrupts = 0
+        """Since the last line was read."""
+
+    def run(self) -> None:
+        """Read lines and answer them until the end."""
+        signal.signal(signal.SIGINT, self._interrupt)
+        if self._typed:
+            self._reporter.note(HELP)
+        try:
+            self._talk()
+        except KeyboardInterrupt:
+            sys.stderr.write("\n")
+            raise SystemExit(128 + signal.SIGINT) from None
+
+    def _talk(self) -> None:
+        from llmctl.errors import InputError
+
+        for line in self._lines():
+            self._interrupts = 0
+            word, _, rest = line.partition(" ")
+            try:
+                if line == "/exit":
+                    return
+                if line == "/reset":
+                    self._session.reset()
+                    self._reporter.note("a new conversation")
+                elif word == "/system":
+                    self._session.set_system(rest.strip() or None)
+                else:
+                    self._answer(line)
+            except InputError as error:
+                if not self._typed:
+                    raise
+                self._reporter.note(str(error))
+
+    def _answer(self, line: str) -> None:
+        from llmctl.cli.console import print_json
+
+        self._answering = True
+        try:
+            answer = self._session.answer(
+                line,
+                tell=(lambda piece: None) if self._json else _write,
+                should_stop=lambda: self._interrupts > 0,
+            )
+        finally:
+            self._answering = False
+        if self._json:
+            print_json(
+                {
+                    "user": line,
+                    "answer": answer.text,
+                    "finish": answer.finish,
+                    "prompt_tokens": answer.prompt_tokens,
+                    "read_tokens": answer.read_tokens,
+                    "new_tokens": answer.new_tokens,
+                    "turns_left_out": answer.left_out,
+                }
+            )
+            sys.stdout.flush()
+        else:
+            _write("\n")
+        if answer.left_out:
+            self._reporter.note(
+                f"the conversation no longer fits the model: its oldest {answer.left_out} turns "
+                "were left out"
+            )
+
+    def _lines(self) -> Iterator[str]:
+        """What is said, without blank lines."""
+        lines = self._typed_lines() if self._typed else self._piped_lines()
+        return (line for line in map(str.strip, lines) if line)
+
+    def _typed_lines(self) -> Iterator[str]:
+        import contextlib
+
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # lets a line be edited, and earlier ones come back
+        while True:
+            try:
+                if sys.stdout.isatty():
+                    yield input(PROMPT)
+                else:
+                    sys.stderr.write(PROMPT)
+                    sys.stderr.flush()
+                    yield input()
+            except EOFError:
+                sys.stderr.write("\n")
+                return
+            except KeyboardInterrupt:
+                if self._interrupts > 1:
+                    raise
+                self._reporter.note("\nCtrl-C once more ends the chat")
+
+    def _piped_lines(self) -> Iterator[str]:
+        from llmctl.errors import InputError
+
+        for number, raw in enumerate(sys.stdin.buffer, 1):
+            try:
+                yield raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"standard input:{number}: byte 0x{raw[error.start]:02x} is not UTF-8; "
+                    "convert it"
+                ) from None
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += 1
+        if self._interrupts > 1 or not self._answering:
+            raise KeyboardInterrupt
+
+
+def _write(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()

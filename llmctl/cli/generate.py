@@ -1,0 +1,246 @@
+"""``llmctl generate``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmctl.cli import options
+from llmctl.cli.options import guarded
+
+if TYPE_CHECKING:
+    from llmctl.stages.generate import Answer, Prompt
+
+EXAMPLE = 'Example: llmctl generate --from gpt-docs --prompt "def main(" --top-p 0.9'
+
+
+@guarded
+def command(
+    start: Annotated[
+        str, typer.Option("--from", help="A run of a language model, or a model folder.")
+    ],
+    prompt: Annotated[
+        list[str],
+        typer.Option(help="A text to go on from; may be repeated, and may be empty."),
+    ] = [],  # noqa: B006
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts: a line each, or the column prompt of a table; - for standard input."
+        ),
+    ] = None,
+    template: Annotated[
+        Path | None,
+        typer.Option(help="A TOML file that writes a prompt for each row of --data."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With --template: the table whose rows are asked.")
+    ] = None,
+    shots: Annotated[
+        int,
+        typer.Option(min=0, help="With --template: solved examples before each question."),
+    ] = 0,
+    examples: Annotated[
+        Path | None,
+        typer.Option(help="With --shots: the table that solved examples are drawn from."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that are added at most.", show_default="100")
+    ] = None,
+    min_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens before which a text may not end.", show_default="0")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Sample, sharper below 1 and flatter above; 0: the likeliest always."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample among so many of the likeliest tokens.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample among the likeliest tokens that have this probability together."),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Sample among tokens at least this share as likely as the likeliest."),
+    ] = None,
+    typical_p: Annotated[
+        float | None,
+        typer.Option(help="Sample among tokens of typical surprise, up to this probability."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1: tokens that the text has come less often.")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, typer.Option(help="Taken from a token's logit for each time it was written.")
+    ] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None, typer.Option(help="No so many tokens in a row come twice.")
+    ] = None,
+    bad_words: Annotated[
+        list[str], typer.Option(help="A word that is not written; may be repeated.")
+    ] = [],  # noqa: B006
+    stop: Annotated[
+        list[str], typer.Option(help="A text at which writing ends; may be repeated.")
+    ] = [],  # noqa: B006
+    num_beams: Annotated[
+        int | None, typer.Option(help="Beam search over so many texts.", show_default="1")
+    ] = None,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(help="Beam search: above 0 it favours long texts.", show_default="1"),
+    ] = None,
+    early_stopping: Annotated[
+        str | None,
+        typer.Option(
+            help="Beam search ends with enough texts (true), when none seems able to beat them "
+            "(false), or none can (never).",
+            show_default="false",
+        ),
+    ] = None,
+    num_samples: Annotated[
+        int | None,
+        typer.Option(help="Texts for each prompt; of beam search the best.", show_default="1"),
+    ] = None,
+    penalty_alpha: Annotated[
+        float | None,
+        typer.Option(help="Contrastive search among --top-k tokens: the weight of being unlike."),
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(help="A smaller model that writes ahead (speculative decoding)."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the answers here, a JSON object a line.")
+    ] = None,
+    seed: options.SeedOption = None,
+    device: options.DeviceOption = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the weights: fp32, bf16, or int8, which is fastest on a processor.",
+            show_default="fp32",
+        ),
+    ] = None,
+    workspace: options.WorkspaceOption = Path("workspace"),
+    recipe: options.RecipeOption = None,
+    set_: options.SetOption = [],  # noqa: B006
+    json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Write on from prompts. Always the likeliest token, unless an option asks for sampling."""
+    from llmctl.cli.console import TerminalReporter, print_json
+    from llmctl.config import build, parse_assignments, read_recipe
+    from llmctl.errors import UsageError
+    from llmctl.stages.generate import (
+        GenerateConfig,
+        Generation,
+        Templated,
+        as_record,
+        write_records,
+    )
+
+    given: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": min_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "typical_p": typical_p,
+        "repetition_penalty": repetition_penalty,
+        "frequency_penalty": frequency_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "bad_words": bad_words or None,
+        "stop": stop or None,
+        "num_beams": num_beams,
+        "length_penalty": length_penalty,
+        "early_stopping": early_stopping,
+        "num_samples": num_samples,
+        "penalty_alpha": penalty_alpha,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+    }
+    config = build(
+        GenerateConfig,
+        read_recipe(recipe, "generate") if recipe else {},
+        {key: value for key, value in given.items() if value is not None},
+        parse_assignments(set_),
+    )
+    ways = {"--prompt": bool(prompt), "--prompt-file": prompt_file, "--template": template}
+    chosen = [name for name, value in ways.items() if value]
+    if len(chosen) > 1:
+        raise UsageError(f"give {' or '.join(chosen)}, not both")
+    if template and data is None:
+        raise UsageError("--template needs --data FILE, whose rows it is filled in from")
+    for name, value in (("--data", data), ("--examples", examples), ("--shots", shots)):
+        if value and not template:
+            raise UsageError(f"{name} goes with --template FILE, which makes prompts of it")
+    if not chosen and sys.stdin.isatty():
+        raise UsageError('give a prompt: llmctl generate --from RUN --prompt "Once upon a time"')
+    place = options.open_workspace(workspace)
+    with TerminalReporter(quiet=quiet) as reporter:
+        generation = Generation(place, start, config, draft=draft, reporter=reporter)
+        if template and data:
+            prompts: Iterable[Prompt] = generation.templated(
+                Templated(template, data, examples, shots)
+            )
+        else:
+            prompts = _prompts(prompt, prompt_file)
+        if json or output:
+            records = []
+            for answer in generation.answers(prompts):
+                records.append(as_record(answer, generation.tokenizer))
+                reporter.progress("writing", len(records), None)
+            if output:
+                write_records(output, records)
+                reporter.note(f"{len(records)} answers in {output}")
+            if json:
+                print_json({"model": start, "answers": records})
+            return
+        if len(prompt) == 1 and config.num_samples == 1:
+            _write(prompt[0])
+            for _ in generation.answers(prompts, _write):
+                _write("\n")
+            return
+        for number, answer in enumerate(generation.answers(prompts)):
+            _print(answer, first=number == 0)
+
+
+def _prompts(texts: list[str], path: Path | None) -> list[Prompt] | Iterator[Prompt]:
+    from llmctl.errors import UsageError
+    from llmctl.stages.generate import Prompt, read_prompts
+
+    for number, text in enumerate(texts, 1):
+        # The shell hands over any bytes; what is not UTF-8 comes as lone surrogates.
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UsageError(
+                f"--prompt {number} is not UTF-8; convert it, or give it with --prompt-file"
+            )
+    if texts:
+        return [Prompt(text, f"--prompt {number}") for number, text in enumerate(texts, 1)]
+    if path is not None and str(path) != "-":
+        return read_prompts(path)
+    return (
+        Prompt(line.rstrip("\r\n"), f"standard input:{number}")
+        for number, line in enumerate(sys.stdin, 1)
+    )
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _print(answer: Answer, *, first: bool) -> None:
+    """Each text behind its prompt, with an empty line between texts."""
+    for number, completion in enumerate(answer.completions):
+        if not (first and number == 0):
+            _write("\n")
+        _write(f"{answer.prompt.text}{completion.text}\n")

@@ -1,0 +1,130 @@
+"""The next token: what every decoding strategy asks of a language model.
+
+B rows, T new tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from llmctl.models.cache import KeyValueCache
+from llmctl.objectives.causal_lm import CausalLM
+
+
+class NextToken(Protocol):
+    """A language model that reads texts row by row and says what may follow each."""
+
+    vocab_size: int
+    max_positions: int | None
+    """Tokens that a text may have; None: any number."""
+
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+        """Begin anew with a row for each prompt, none empty, and room for so many more tokens;
+        returns the logits (B, V) of what follows each."""
+        ...
+
+    def extend(self, ids_BT: Tensor) -> Tensor:
+        """Read more tokens in every row; returns the logits (B, T, V) after each of them."""
+        ...
+
+    def select(self, rows_R: Tensor) -> None:
+        """Keep these rows, in this order; a row may come more than once."""
+        ...
+
+
+@runtime_checkable
+class Rewindable(NextToken, Protocol):
+    """A language model that can forget the last tokens of its one row."""
+
+    def truncate(self, length: int) -> None:
+        """Forget what was read beyond the first ``length`` tokens."""
+        ...
+
+
+class CausalDecoder:
+    """A neural language model with its key/value cache, allocated once for each batch."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        *,
+        longest: int | None = None,
+        head: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """longest: tokens that the model was trained to read at once; by default its positions.
+        head: hidden states to logits, where it isn't the model's own; see ``prepare``."""
+        self.model = model.eval()
+        self.head = head
+        self.vocab_size = model.body.config.vocab_size
+        positions = model.body.config.max_positions
+        self.max_positions: int | None = positions if longest is None else min(longest, positions)
+        self.device = model.output_weight.device
+        self.cache: KeyValueCache
+        self.hidden_BTD: Tensor
+        """Hidden states of the tokens read last."""
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+        longest = max(map(len, prompts))
+        starts = [longest - len(prompt) for prompt in prompts]
+        ids = [[0] * start + list(prompt) for start, prompt in zip(starts, prompts, strict=True)]
+        starts_B = torch.tensor(starts, device=self.device) if any(starts) else None
+        config, weight = self.model.body.config, self.model.body.token_embedding.weight
+        self.cache = config.new_cache(len(prompts), longest + room, weight, starts_B)
+        # Logits of the last place only: those of a long prompt would be a large table.
+        self.hidden_BTD = self.model.body(torch.tensor(ids, device=self.device), cache=self.cache)
+        return self._logits(self.hidden_BTD[:, -1])
+
+    @torch.inference_mode()
+    def extend(self, ids_BT: Tensor) -> Tensor:
+        self.hidden_BTD = self.model.body(ids_BT, cache=self.cache)
+        return self._logits(self.hidden_BTD)
+
+    @torch.inference_mode()
+    def select(self, rows_R: Tensor) -> None:
+        self.cache.select(rows_R)
+
+    def truncate(self, length: int) -> None:
+        """Forget what was read beyond the first ``length`` slots, padding counted."""
+        self.cache.truncate(length)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        if self.head is None:
+            return self.model.logits(hidden)
+        return self.model.capped(self.head(hidden))
+
+
+class Rereading:
+    """A language model that can't forget and reads its one row anew instead, which costs little
+    where it looks at the last few tokens alone."""
+
+    def __init__(self, model: NextToken) -> None:
+        self.model = model
+        self.vocab_size, self.max_positions = model.vocab_size, model.max_positions
+        self.ids: list[int] = []
+
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+        (prompt,) = prompts
+        self.ids = list(prompt)
+        return self.model.prefill(prompts, room)
+
+    def extend(self, ids_BT: Tensor) -> Tensor:
+        self.ids += ids_BT[0].tolist()
+        return self.model.extend(ids_BT.cpu())
+
+    def select(self, rows_R: Tensor) -> None:
+        self.model.select(rows_R)
+
+    def truncate(self, length: int) -> None:
+        if length < len(self.ids):
+            del self.ids[length:]
+            self.model.prefill([self.ids], 0)
+
+
+def rewindable(decoder: NextToken) -> Rewindable:
+    """The model itself if it can forget, else as one that can."""
+    return decoder if isinstance(decoder, Rewindable) else Rereading(decoder)

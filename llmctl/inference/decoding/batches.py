@@ -1,0 +1,101 @@
+"""Many prompts: those of about the same length are written together, and answered in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+from llmctl.errors import UsageError
+from llmctl.inference.decoder import CausalDecoder, NextToken, rewindable
+from llmctl.inference.decoding import beam, contrastive, sampling, speculative
+from llmctl.inference.decoding.rows import Completion, Row, Rules
+
+READ_AHEAD = 16
+"""Batches of prompts read before the first answer, and sorted by length among themselves, so that
+little is padding."""
+
+Ids = Sequence[int]
+
+
+def generate(
+    decoder: NextToken,
+    prompts: Iterable[Ids],
+    rules: Rules,
+    *,
+    draft: NextToken | None = None,
+    batch_size: int = 8,
+    tell: Callable[[str], None] | None = None,
+) -> Iterator[list[Completion]]:
+    """The texts that continue each prompt, in the order of the prompts.
+
+    prompts: none empty, each shorter than the model's context. draft: writes ahead; its vocabulary
+    is the decoder's. batch_size: rows written together. tell: is told the text as it becomes
+    certain; for one prompt and one sample.
+    Raises UsageError for a method that the model can't do.
+    """
+    config = rules.config
+    each = max(config.num_samples, config.num_beams)
+    take = max(1, batch_size // each)
+    stream = enumerate(prompts)
+    while block := list(islice(stream, READ_AHEAD * take)):
+        answers: dict[int, list[Completion]] = {number: [] for number, _ in block}
+        by_length = sorted(block, key=lambda prompt: len(prompt[1]))
+        for begin in range(0, len(by_length), take):
+            batch = by_length[begin : begin + take]
+            for completion in _batch(decoder, batch, rules, draft, tell):
+                answers[completion.prompt].append(completion)
+        for found in answers.values():
+            yield sorted(found, key=lambda completion: completion.sample)
+
+
+def _batch(
+    decoder: NextToken,
+    batch: Sequence[tuple[int, Ids]],
+    rules: Rules,
+    draft: NextToken | None,
+    tell: Callable[[str], None] | None,
+) -> Iterator[Completion]:
+    config = rules.config
+    if config.num_beams > 1 and draft is not None:
+        raise UsageError("--draft is not for beam search; leave out one of the two")
+    limits = [rules.room(ids, decoder.max_positions) for _, ids in batch]
+    if config.num_beams > 1:
+        numbered = [
+            (number, ids, limit) for (number, ids), limit in zip(batch, limits, strict=True)
+        ]
+        for one in beam.search(decoder, numbered, rules):
+            best = one.completions()
+            if tell:
+                tell(best[0].text)
+            yield from best
+        return
+    rows = [
+        Row.begin(rules, number, sample, ids, limit)
+        for (number, ids), limit in zip(batch, limits, strict=True)
+        for sample in range(config.num_samples)
+    ]
+    for row in rows:
+        row.tell = tell or row.tell
+    for row in _write(decoder, rows, rules, draft):
+        yield row.completion()
+
+
+def _write(
+    decoder: NextToken, rows: list[Row], rules: Rules, draft: NextToken | None
+) -> Iterator[Row]:
+    if rules.config.penalty_alpha is not None:
+        if draft is not None:
+            raise UsageError("--draft is not for contrastive search; leave out one of the two")
+        if not isinstance(decoder, CausalDecoder):
+            raise UsageError(
+                "contrastive search compares hidden states, and an n-gram model has none; leave "
+                "out --penalty-alpha"
+            )
+        for row in rows:
+            yield from contrastive.write(decoder, row, rules)
+    elif draft is not None:
+        target, writer = rewindable(decoder), rewindable(draft)
+        for row in rows:
+            yield from speculative.write(target, writer, row, rules)
+    else:
+        yield from sampling.write(decoder, rows, rules)

@@ -1,0 +1,163 @@
+"""Beam search: the texts of the highest probability, as far as a few at once can find them.
+
+Each step scores every continuation of the beams by the sum of its log-probabilities and goes on
+with the best. One that ends is kept apart, by score / length ** length_penalty (Wu et al. 2016,
+without coverage), and must be among the best ``num_beams`` continuations to be. Semantics are those
+of transformers' beam search, the early stopping too.
+
+P prompts, B beams of all of them, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llmctl.inference.decoder import NextToken
+from llmctl.inference.decoding.rows import Completion, Row, Rules, apply, check
+from llmctl.inference.decoding.strategies import Text
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A text that is followed."""
+
+    ids: list[int]
+    """The prompt's tokens and the new ones."""
+    log_probs: list[float]
+    """Of the new tokens under the model itself."""
+    score: float
+    """The sum of the log-probabilities after the strategies."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A text that has ended."""
+
+    row: Row
+    score: float
+    """With the length penalty."""
+
+
+class Search:
+    """The beams of one prompt."""
+
+    def __init__(self, rules: Rules, number: int, prompt: Sequence[int], limit: int) -> None:
+        self.rules, self.number, self.limit = rules, number, limit
+        config = rules.config
+        self.width = config.num_beams
+        self.penalty = 1.0 if config.length_penalty is None else config.length_penalty
+        self.early: bool | Literal["never"] = config.early_stopping or False
+        self.start = len(prompt)
+        self.beams = [Beam(list(prompt), [], 0.0)]
+        self.finished: list[Finished] = []
+        """The best so far, best first."""
+        self.over = False
+
+    def texts(self) -> list[Text]:
+        return [Text(beam.ids, self.start) for beam in self.beams]
+
+    def advance(self, scores_BV: Tensor, log_probs_BV: Tensor) -> list[int]:
+        """Go on by a token; returns which of the beams each new one continues.
+
+        scores_BV: the beams' log-probabilities after the strategies. log_probs_BV: before them.
+        """
+        # As many as can end, and enough besides to go on with.
+        count = max(2, 1 + len(self.rules.ends)) * self.width
+        sums_BV = scores_BV + torch.tensor(
+            [[beam.score] for beam in self.beams], device=scores_BV.device
+        )
+        V = sums_BV.shape[-1]
+        best = sums_BV.flatten().topk(min(count, sums_BV.numel()))
+        plain = log_probs_BV.flatten()[best.indices]
+        going: list[tuple[int, Beam]] = []
+        for rank, (score, log_prob, index) in enumerate(
+            zip(best.values.tolist(), plain.tolist(), best.indices.tolist(), strict=True)
+        ):
+            if score == -math.inf:
+                break
+            source, token = divmod(index, V)
+            old = self.beams[source]
+            beam = Beam([*old.ids, token], [*old.log_probs, log_prob], score)
+            row = self._ended(beam)
+            if row is None:
+                going.append((source, beam))
+            elif rank < self.width:
+                self._keep(row, score)
+        going = going[: self.width]
+        self.beams = [beam for _, beam in going]
+        self.over = not going or self._is_enough()
+        return [source for source, _ in going]
+
+    def _ended(self, beam: Beam) -> Row | None:
+        """The text of a beam that has ended, or nothing."""
+        new = len(beam.ids) - self.start
+        if not (beam.ids[-1] in self.rules.ends or new == self.limit or self.rules.config.stop):
+            return None
+        row = Row.begin(self.rules, self.number, 0, beam.ids[: self.start], self.limit)
+        for token, log_prob in zip(beam.ids[self.start :], beam.log_probs, strict=True):
+            row.take(token, log_prob)
+        return row if row.finish else None
+
+    def _keep(self, row: Row, score: float) -> None:
+        self.finished.append(Finished(row, score / row.new**self.penalty))
+        self.finished.sort(key=lambda finished: -finished.score)
+        del self.finished[self.width :]
+
+    def _is_enough(self) -> bool:
+        """Whether no beam is followed further."""
+        if len(self.finished) < self.width:
+            return False
+        if self.early is True:
+            return True
+        length = len(self.beams[0].ids) - self.start
+        if self.early == "never" and self.penalty > 0:
+            length = self.limit
+        return self.beams[0].score / length**self.penalty <= self.finished[-1].score
+
+    def completions(self) -> list[Completion]:
+        """The best texts."""
+        best = self.finished[: self.rules.config.num_samples]
+        for sample, finished in enumerate(best):
+            finished.row.sample = sample
+        return [finished.row.completion(finished.score) for finished in best]
+
+
+@torch.inference_mode()
+def search(
+    decoder: NextToken, prompts: Sequence[tuple[int, Sequence[int], int]], rules: Rules
+) -> Iterator[Search]:
+    """Beam search for numbered prompts, each with its limit of new tokens; each search is given
+    back when it is over."""
+    searches = [Search(rules, number, ids, limit) for number, ids, limit in prompts]
+    logits_BV = decoder.prefill(
+        [ids for _, ids, _ in prompts], max(limit for _, _, limit in prompts)
+    )
+    while True:
+        log_probs_BV = logits_BV.log_softmax(-1)
+        texts = [text for one in searches for text in one.texts()]
+        scores_BV = apply(rules.preferences, log_probs_BV, texts)
+        check(scores_BV)
+        kept: list[int] = []
+        first = 0
+        for one in searches:
+            stop = first + len(one.beams)
+            sources = one.advance(scores_BV[first:stop], log_probs_BV[first:stop])
+            if one.over:
+                yield one
+            else:
+                kept += [first + source for source in sources]
+            first = stop
+        searches = [one for one in searches if not one.over]
+        if not searches:
+            return
+        decoder.select(torch.tensor(kept, device=logits_BV.device))
+        last_B1 = torch.tensor(
+            [beam.ids[-1:] for one in searches for beam in one.beams], device=logits_BV.device
+        )
+        logits_BV = decoder.extend(last_B1)[:, -1]

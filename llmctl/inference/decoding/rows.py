@@ -1,0 +1,168 @@
+"""Texts that are being written, and those that are finished.
+
+B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from llmctl.errors import InputError, UsageError
+from llmctl.inference.decoding.config import GenerationConfig
+from llmctl.inference.decoding.strategies import (
+    FILTERS,
+    PREFERENCES,
+    Minimum,
+    Strategy,
+    Text,
+    chosen,
+)
+from llmctl.inference.decoding.writer import Writer
+from llmctl.tokenizers import Tokenizer
+
+Finish = Literal["eos", "stop", "length"]
+
+END_ROLES = ("eos", "turn_end")
+"""The special tokens that end a text: the document's end, and that of one side of a chat."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished text."""
+
+    prompt: int
+    """The prompt's number."""
+    sample: int
+    """Of the prompt's texts, which."""
+    text: str
+    """What was written, without the prompt, the stop text and special tokens."""
+    ids: tuple[int, ...]
+    """The tokens that were written, with those of the end."""
+    log_probs: tuple[float, ...]
+    """Of each token under the model itself, before any strategy; in nats."""
+    finish: Finish
+    """Why it ended: the end's token, a stop text, or the limit of tokens."""
+    score: float | None = None
+    """Of a beam: its log-probability divided by its length to the power of the length penalty."""
+
+
+class Rules:
+    """A configuration with what the tokenizer makes of it."""
+
+    def __init__(self, config: GenerationConfig, tokenizer: Tokenizer) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.ends = frozenset(
+            tokenizer.special[role] for role in END_ROLES if role in tokenizer.special
+        )
+        values: Mapping[str, Any] = {
+            **dict(config),
+            "bad_words": [ids for ids in self._barred() if set(ids) - self.ends],
+            "min_new_tokens": Minimum(config.min_new_tokens, self.ends)
+            if config.min_new_tokens
+            else None,
+        }
+        self.preferences = chosen(PREFERENCES, values)
+        self.filters = chosen(FILTERS, values) if config.samples else []
+
+    def _barred(self) -> list[list[int]]:
+        """The tokens of each bad word, at a text's start and behind a space."""
+        spelt = (text for word in self.config.bad_words for text in (word, f" {word}"))
+        return [ids for text in spelt if (ids := self.tokenizer.encode(text))]
+
+    def writer(self, prompt: Sequence[int]) -> Writer:
+        return Writer(self.tokenizer, prompt, self.config.stop)
+
+    def room(self, prompt: Sequence[int], max_positions: int | None) -> int:
+        """New tokens that fit behind a prompt."""
+        most = self.config.max_new_tokens
+        return most if max_positions is None else min(most, max_positions - len(prompt))
+
+
+def apply(strategies: Sequence[Strategy], logits_BV: Tensor, texts: Sequence[Text]) -> Tensor:
+    """The logits after some strategies, in their order."""
+    for strategy in strategies:
+        logits_BV = strategy(logits_BV, texts)
+    return logits_BV
+
+
+def check(scores_BV: Tensor) -> None:
+    """Raises UsageError if every token is barred, InputError if a model's logits are no numbers."""
+    for best in scores_BV.amax(-1).tolist():
+        if best == -math.inf:
+            raise UsageError(
+                "no token is left that may come; loosen no_repeat_ngram_size, bad_words or "
+                "min_new_tokens"
+            )
+        if math.isnan(best):
+            raise InputError("the model's logits are not numbers; train it anew")
+
+
+@dataclass
+class Row:
+    """A text that is being written."""
+
+    prompt: int
+    """The prompt's number, …"""
+    sample: int
+    """… and of its texts, which."""
+    ids: list[int]
+    """The prompt's tokens and the new ones, …"""
+    start: int
+    """… which begin here."""
+    limit: int
+    """Of new tokens."""
+    ends: frozenset[int]
+    writer: Writer
+    tell: Callable[[str], None] = lambda text: None
+    """Is told the text as it becomes certain."""
+    log_probs: list[float] = field(default_factory=list)
+    finish: Finish | None = None
+
+    @classmethod
+    def begin(cls, rules: Rules, prompt: int, sample: int, ids: Sequence[int], limit: int) -> Row:
+        return cls(prompt, sample, list(ids), len(ids), limit, rules.ends, rules.writer(ids))
+
+    @property
+    def text(self) -> Text:
+        return Text(self.ids, self.start)
+
+    @property
+    def new(self) -> int:
+        """How many tokens were written."""
+        return len(self.ids) - self.start
+
+    def take(self, token: int, log_prob: float) -> None:
+        """Write a token, and finish if it is the last."""
+        self.ids.append(token)
+        self.log_probs.append(log_prob)
+        piece = self.writer.push(token)
+        if token in self.ends:
+            self.finish = "eos"
+        elif self.writer.stopped:
+            self.finish = "stop"
+        elif self.new == self.limit:
+            self.finish = "length"
+        if self.finish:
+            piece += self.writer.close()
+            # The last character may be cut, and what it becomes may complete a stop text.
+            if self.finish == "length" and self.writer.stopped:
+                self.finish = "stop"
+        if piece:
+            self.tell(piece)
+
+    def completion(self, score: float | None = None) -> Completion:
+        assert self.finish
+        return Completion(
+            self.prompt,
+            self.sample,
+            self.writer.text,
+            tuple(self.ids[self.start :]),
+            tuple(self.log_probs),
+            self.finish,
+            score,
+        )

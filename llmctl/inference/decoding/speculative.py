@@ -1,0 +1,109 @@
+"""Speculative decoding: a small model writes ahead, the large one judges several tokens at once
+(Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding").
+
+Of a token x that the draft drew from q, the target has p: it is kept with probability
+min(1, p(x) / q(x)); the first that isn't is replaced by one drawn from max(0, p − q), normed. So
+every token is distributed as the target alone would have it, whatever the draft. Strategies apply
+to both models alike. Where nothing is drawn p and q are 1 at the best token, and the text is that
+of greedy decoding.
+
+T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmctl.inference.decoder import Rewindable
+from llmctl.inference.decoding.rows import Row, Rules, apply, check
+from llmctl.inference.decoding.sampling import argmax, draw, random
+from llmctl.inference.decoding.strategies import Text
+
+
+@torch.inference_mode()
+def write(target: Rewindable, draft: Rewindable, row: Row, rules: Rules) -> Iterator[Row]:
+    """Write a row to its end."""
+    first_1V = target.prefill([row.ids], row.limit + rules.config.draft_tokens)
+    p_1V = distributions(first_1V, [row.text], rules)
+    token = pick(p_1V, rules, row, row.new)
+    row.take(token, log_prob(first_1V[0], token))
+    begun = False
+    """Whether the draft has read the prompt, …"""
+    behind = row.start
+    """… and how many tokens of the text it has read then."""
+    while not row.finish:
+        ahead = min(rules.config.draft_tokens, row.limit - row.new - 1)
+        if draft.max_positions is not None:
+            # A shorter context than the target's: beyond it the target writes alone.
+            ahead = min(ahead, draft.max_positions - len(row.ids))
+        guesses: list[int] = []
+        q_TV: list[Tensor] = []
+        if ahead > 0 and not begun:
+            draft.prefill([row.ids[: row.start]], row.limit + rules.config.draft_tokens)
+            begun = True
+        for _ in range(ahead):
+            unread = [*row.ids, *guesses][behind:]
+            behind += len(unread)
+            logits_1V = draft.extend(on(unread, first_1V))[:, -1].to(first_1V.device)
+            text = Text([*row.ids, *guesses], row.start)
+            q_1V = distributions(logits_1V, [text], rules)
+            guesses.append(pick(q_1V, rules, row, row.new + len(guesses), "draft"))
+            q_TV.append(q_1V)
+        read = len(row.ids)
+        logits_TV = target.extend(on([row.ids[-1], *guesses], first_1V))[0]
+        texts = [Text([*row.ids, *guesses[:n]], row.start) for n in range(len(guesses) + 1)]
+        p_TV = distributions(logits_TV, texts, rules)
+        accepted = judge(p_TV, q_TV, guesses, rules, row)
+        tokens = guesses[:accepted]
+        rest_1V = p_TV[accepted : accepted + 1]
+        if accepted < len(guesses):
+            left_1V = (rest_1V - q_TV[accepted]).clamp_(min=0)
+            # Nothing is left where both are the same but for rounding.
+            rest_1V = left_1V if left_1V.any() else rest_1V
+        tokens.append(pick(rest_1V, rules, row, row.new + accepted))
+        for logits_V, token in zip(logits_TV, tokens, strict=False):
+            row.take(token, log_prob(logits_V, token))
+            if row.finish:
+                break
+        # What both have read of guesses that were not kept is forgotten.
+        target.truncate(read + accepted)
+        behind = min(behind, read + accepted)
+        if begun:
+            draft.truncate(behind)
+    yield row
+
+
+def distributions(logits_TV: Tensor, texts: list[Text], rules: Rules) -> Tensor:
+    """What the next token behind each text is drawn from, (T, V)."""
+    scores_TV = apply(rules.preferences, logits_TV, texts)
+    check(scores_TV)
+    if rules.config.samples:
+        return apply(rules.filters, scores_TV, texts).softmax(-1)
+    return F.one_hot(argmax(scores_TV), scores_TV.shape[-1]).to(scores_TV.dtype)
+
+
+def judge(p_TV: Tensor, q_TV: list[Tensor], guesses: list[int], rules: Rules, row: Row) -> int:
+    """How many of the guesses are kept."""
+    for n, (guess, q_1V) in enumerate(zip(guesses, q_TV, strict=True)):
+        number = random(rules, row, row.new + n, "judge")
+        if number * float(q_1V[0, guess]) >= float(p_TV[n, guess]):
+            return n
+    return len(guesses)
+
+
+def pick(probability_1V: Tensor, rules: Rules, row: Row, place: int, purpose: str = "token") -> int:
+    """A token of a distribution that may lack its norm."""
+    return int(draw(probability_1V, [random(rules, row, place, purpose)])[0])
+
+
+def log_prob(logits_V: Tensor, token: int) -> float:
+    return float(logits_V[token] - logits_V.logsumexp(-1))
+
+
+def on(tokens: list[int], like: Tensor) -> Tensor:
+    """Tokens as a row, where a tensor is."""
+    return torch.tensor([tokens], device=like.device)

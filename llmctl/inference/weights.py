@@ -1,0 +1,122 @@
+"""A model's weights in the form in which writing reads them fastest.
+
+Each new token of a text reads every weight once, so on a processor speed is memory bandwidth: what
+counts is the bytes and the order they lie in. Training's layers (F.linear on row-major weights)
+reach the full bandwidth for none of the products of writing: with one row the longer side should
+lie contiguously; with several oneDNN's own packing is twice as fast. ``int8`` is in quantised.py.
+
+M rows, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmctl.errors import UsageError
+from llmctl.inference.quantised import Int8Linear
+from llmctl.objectives.causal_lm import CausalLM
+
+WeightType = Literal["fp32", "bf16", "int8"]
+
+ROWS = 8
+"""For which oneDNN packs; it serves any number."""
+
+Layer = Callable[[Tensor, Tensor | None], nn.Module]
+"""From a weight (O, I) and a bias to a layer."""
+
+
+class OneRowLinear(nn.Module):
+    """For products with one row: the weight's longer side lies contiguously."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        super().__init__()
+        O, I = weight_OI.shape  # noqa: E741
+        weight_OI = weight_OI.detach()
+        self.weight_OI = weight_OI.t().contiguous().t() if O > I else weight_OI.contiguous()
+        self.bias_O = None if bias_O is None else bias_O.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() > x.shape[-1]:
+            return F.linear(x, self.weight_OI, self.bias_O)
+        x_I = x.reshape(-1)
+        if self.bias_O is None:
+            y_O = torch.mv(self.weight_OI, x_I)
+        else:
+            y_O = torch.addmv(self.bias_O, self.weight_OI, x_I)
+        return y_O.view(*x.shape[:-1], -1)
+
+
+class PackedLinear(nn.Module):
+    """For products with several rows: oneDNN's packing, in the weight's type."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        super().__init__()
+        self.dtype = weight_OI.dtype
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), ROWS)
+        self.bias_O = None if bias_O is None else bias_O.detach().to(self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.ops.mkldnn._linear_pointwise(
+            x.to(self.dtype), self.packed, self.bias_O, "none", [], ""
+        )
+        return y.to(x.dtype)
+
+
+class Bf16Linear(nn.Module):
+    """bf16 weights where oneDNN has no products for them."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        super().__init__()
+        self.weight_OI = weight_OI.detach().bfloat16()
+        self.bias_O = None if bias_O is None else bias_O.detach().bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.bfloat16(), self.weight_OI, self.bias_O).to(x.dtype)
+
+
+def prepare(model: CausalLM, dtype: WeightType, *, rows: int) -> Callable[[Tensor], Tensor] | None:
+    """Put a model's linear layers into another form, in place; returns its output layer, or None
+    where that stays.
+
+    rows: how many are written at once. On a processor embeddings, norms and what lies between the
+    layers stay fp32. Raises UsageError for a type that the device can't do.
+    """
+    device = model.output_weight.device
+    if device.type != "cpu":
+        if dtype == "int8":
+            raise UsageError(
+                f"--dtype int8 is for processors, and the model is on {device.type}; use bf16, or "
+                "--device cpu"
+            )
+        if dtype == "bf16":
+            model.to(torch.bfloat16)
+        return None
+    layer = _layer(dtype, rows)
+    if layer is None:
+        return None
+    assert isinstance(model.body, nn.Module)
+    for parent in list(model.body.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, layer(child.weight, child.bias))
+    return layer(model.output_weight, None)
+
+
+def _layer(dtype: WeightType, rows: int) -> Layer | None:
+    packs = torch.backends.mkldnn.is_available()
+    if dtype == "int8":
+        if not packs:
+            raise UsageError("--dtype int8 needs PyTorch with oneDNN, which this one has not")
+        return Int8Linear
+    if dtype == "bf16":
+        if packs and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return lambda weight, bias: PackedLinear(weight.bfloat16(), bias)
+        return Bf16Linear
+    if rows == 1:
+        return OneRowLinear
+    return PackedLinear if packs else None

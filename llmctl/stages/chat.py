@@ -1,0 +1,76 @@
+"""Chat: a model that has learned to answer, and a conversation with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+
+from llmctl.errors import InputError
+from llmctl.inference.chat import ChatSession
+from llmctl.inference.decoder import CausalDecoder
+from llmctl.inference.decoding import GenerationConfig
+from llmctl.inference.weights import WeightType, prepare
+from llmctl.interop.model_folder import CHAT, TOKENIZER
+from llmctl.stages.inputs import open_model
+from llmctl.tokenizers.chat_template import ChatTemplate
+from llmctl.training.precision import choose_device
+from llmctl.workspace.artefacts import Workspace
+
+
+class ChatConfig(GenerationConfig):
+    """How answers are chosen: as in generation, for one answer at a time."""
+
+    max_new_tokens: int = 256
+    """Tokens of an answer at most."""
+    temperature: float | None = 0.7
+    """Logits are divided by it: below 1 sharper, above 1 flatter; 0: the likeliest token always."""
+    top_p: float | None = 0.9
+    """Sample among the likeliest tokens that together have this probability."""
+    device: str = "auto"
+    """auto: the accelerator if there is one."""
+    dtype: WeightType = "fp32"
+    """Of the weights: fp32, bf16 or int8, which is fastest on a processor."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_by_one(cls, values: Any) -> Any:
+        for name, only in ONE_BY_ONE.items():
+            if isinstance(values, dict) and values.get(name, only) != only:
+                raise ValueError(
+                    f"{name} {values[name]}: a chat writes one answer, token by token; leave it out"
+                )
+        return values
+
+
+ONE_BY_ONE = {"num_beams": 1, "num_samples": 1, "penalty_alpha": None}
+"""Fields that a conversation can't have another value of."""
+
+
+def open_chat(
+    workspace: Workspace,
+    start: str,
+    config: ChatConfig,
+    *,
+    system: str | None = None,
+) -> ChatSession:
+    """A conversation with the model of a run or of a folder.
+
+    system: what stands before the conversation. Raises InputError if the model doesn't answer.
+    """
+    where = choose_device(config.device, "--device")
+    folder, _ = open_model(workspace, start)
+    model = folder.causal_lm().to(where)
+    made_here = TOKENIZER in folder.fields
+    if folder.tokenizer.chat_template is None or (made_here and not folder.fields.get(CHAT)):
+        raise InputError(
+            f"{start} has not learned to answer; finetune it first: llmctl finetune --from {start} "
+            "--task instruct --data FILE"
+        )
+    head = prepare(model, config.dtype, rows=1)
+    decoder = CausalDecoder(model, longest=folder.max_length, head=head)
+    template = ChatTemplate(folder.tokenizer.chat_template, folder.tokenizer)
+    session = ChatSession(decoder, folder.tokenizer, template, config)
+    if system is not None:
+        session.set_system(system)
+    return session

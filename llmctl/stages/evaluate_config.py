@@ -1,0 +1,154 @@
+"""What every kind of evaluation is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from llmctl.config import ColumnName, Config
+from llmctl.inference.ngram_decoder import NgramScorer
+from llmctl.inference.scoring import CausalScorer, Scorer
+from llmctl.inference.weights import WeightType, prepare
+from llmctl.interop.model_folder import ModelFolder
+from llmctl.interop.ngram_folder import NgramFolder
+from llmctl.stages.inputs import open_any_model
+from llmctl.stages.pretrain import PretrainConfig, config_for
+from llmctl.tokenizers import Tokenizer
+from llmctl.training.precision import choose_device
+from llmctl.workspace.artefacts import Artefact, InputRecord, Manifest, Workspace
+
+
+def _counts(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return [value] if isinstance(value, int) else value
+
+
+Counts = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_counts)]
+"""Whole numbers: ``0,1,4``, or a list of them in a recipe."""
+
+
+class EvaluateConfig(Config):
+    """What is measured, and how much of it."""
+
+    task: Literal["perplexity", "lambada", "multiple-choice", "blimp"] | None = None
+    """What a language model is measured on. Unset: what the data's columns tell; perplexity where
+    they tell nothing."""
+    text_column: ColumnName | None = None
+    """Columns as in finetuning; unset: those of the finetuning."""
+    text_pair_column: ColumnName | None = None
+    """Likewise."""
+    label_column: ColumnName | None = None
+    """Likewise."""
+    encoding_errors: Literal["strict", "replace"] | None = None
+    """Unset: as in training."""
+    document: Literal["auto", "file", "paragraph", "line"] = "auto"
+    """What a document is in plain text whose perplexity is measured; auto: a file, or pieces of a
+    long one."""
+    stride: int | None = Field(None, ge=1)
+    """Tokens by which the window of a perplexity moves on; unset: half of it."""
+    shots: Counts = Field((0,), min_length=1)
+    """Solved examples in a prompt; several numbers give a row each."""
+    score: Literal["plain", "tokens", "bytes", "pmi"] = "plain"
+    """By what an answer is chosen: its log-probability, that for each token or byte, or how much
+    the question raises it."""
+    baselines: bool = True
+    """Measure what is simpler beside it: for classes the majority and TF-IDF with logistic
+    regression, for perplexity an n-gram model of the same shards if the workspace has one."""
+    resamples: int = Field(1000, ge=1)
+    """Of the bootstrap."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Tokens scored. Unset: all of a language model's text, 2,000 for a pseudo-perplexity, where
+    each costs a forward pass."""
+    dtype: WeightType = "fp32"
+    """Of a language model's weights; with bf16 or int8 a perplexity stands beside that of fp32."""
+    device: str = "auto"
+    """auto: the accelerator if there is one."""
+    seed: int = Field(0, ge=0)
+    """Of the bootstrap, of the baselines, and of the examples in prompts."""
+
+
+MANY = 256
+"""Rows of a product when texts are scored, about: more than when they are written."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured."""
+
+    name: str
+    """As it was given."""
+    folder: ModelFolder | NgramFolder
+    run: Artefact | None
+    """The run that it is of, if it isn't a mere folder."""
+    record: InputRecord
+
+    @property
+    def kind(self) -> str:
+        """``classify``, ``masked_lm``, ``causal_lm`` or ``ngram``."""
+        return "ngram" if isinstance(self.folder, NgramFolder) else self.folder.kind
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether it predicts next tokens."""
+        return self.kind in ("causal_lm", "ngram")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.folder.tokenizer
+
+    @property
+    def neural(self) -> ModelFolder:
+        """The folder of a neural model."""
+        assert isinstance(self.folder, ModelFolder)
+        return self.folder
+
+    def scorer(self, device: str, dtype: WeightType) -> Scorer:
+        """A language model, to score texts with. An n-gram model knows no ``dtype``."""
+        if isinstance(self.folder, NgramFolder):
+            return NgramScorer(self.folder.model)
+        model = self.folder.causal_lm().to(choose_device(device, "--device"))
+        # As trained, fp32 needs no other form: that of writing is for few rows at once.
+        head = None if dtype == "fp32" else prepare(model, dtype, rows=MANY)
+        return CausalScorer(model, longest=self.folder.max_length, head=head)
+
+
+def open_subject(workspace: Workspace, name: str) -> Subject:
+    """The model of a run's name or of a folder. Raises InputError if there is none."""
+    return Subject(name, *open_any_model(workspace, name))
+
+
+def trained_config(manifest: Manifest) -> PretrainConfig[Any, Any, Any]:
+    """The configuration of a neural model's pretraining."""
+    config = manifest.config
+    # The vocabulary's size follows from the shards.
+    model = {**config["model"], "vocab_size": 0}
+    return config_for(config["arch"]).model_validate({**config, "model": model})
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is measured on what."""
+
+    subject: Subject
+    others: Mapping[str, Subject]
+    data: Path | None
+    template: Path | None = None
+    examples: Path | None = None
+    shards: Artefact | None = None
+    """Of the subject's run, where their validation part is measured on."""
+    notes: list[str] = field(default_factory=list)
+    """What was noticed while the inputs were chosen."""
+
+    @property
+    def subjects(self) -> dict[str, Subject]:
+        """The model as ``model``, as reports have it, and what it is compared with."""
+        return {"model": self.subject, **self.others}
+
+
+Report = dict[str, Any]
+"""JSON values: ``task``, ``results``, ``notes``, and ``summary`` for the manifest."""

@@ -1,0 +1,238 @@
+"""Generate: prompts to what a language model writes behind them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from llmctl.data.files import RowReader, format_of, text_lines
+from llmctl.errors import InputError, UsageError
+from llmctl.inference.decoder import CausalDecoder, NextToken
+from llmctl.inference.decoding import Completion, GenerationConfig, Rules
+from llmctl.inference.decoding import generate as write_texts
+from llmctl.inference.ngram_decoder import NgramDecoder
+from llmctl.inference.prompts import Shots, find_columns, read_rows, read_template, write_prompts
+from llmctl.inference.weights import WeightType, prepare
+from llmctl.interop.ngram_folder import NgramFolder
+from llmctl.stages.inputs import open_any_model
+from llmctl.stages.ngram import boundaries
+from llmctl.stages.reporter import Reporter
+from llmctl.tokenizers import Tokenizer
+from llmctl.training.precision import choose_device
+from llmctl.workspace.artefacts import Workspace
+from llmctl.workspace.files import write_atomic
+
+PROMPT_FIELD = "prompt"
+
+
+class GenerateConfig(GenerationConfig):
+    """How texts are written, and on what."""
+
+    batch_size: int = Field(8, ge=1)
+    """Texts that are written together."""
+    device: str = "auto"
+    """auto: the accelerator if there is one."""
+    dtype: WeightType = "fp32"
+    """Of the weights: fp32, bf16, or int8, which is fastest on a processor."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to go on from, and where it is from."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was written behind a prompt."""
+
+    prompt: Prompt
+    completions: list[Completion]
+
+
+@dataclass(frozen=True)
+class Templated:
+    """A template and the tables that its prompts are made of."""
+
+    template: Path
+    data: Path
+    examples: Path | None
+    shots: int
+
+
+class Generation:
+    """A language model that is ready to write."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        start: str,
+        config: GenerateConfig,
+        *,
+        draft: str | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        """start: a run's name or a model folder; draft: of a smaller one that writes ahead.
+
+        Raises InputError if one of them writes no text, UsageError if their vocabularies differ.
+        """
+        self.config, self._reporter = config, reporter or Reporter()
+        self._decoder, self.tokenizer = _open(workspace, start, config)
+        self._draft: NextToken | None = None
+        if draft is not None:
+            self._draft, theirs = _open(workspace, draft, config)
+            if theirs.digest() != self.tokenizer.digest():
+                raise UsageError(
+                    f"--draft {draft} has another vocabulary than {start}; take a smaller model "
+                    "that was trained on the same shards"
+                )
+        around = boundaries(self.tokenizer)
+        self._start = None if around is None else around[0]
+        self._rules = Rules(config, self.tokenizer)
+        self._told = False
+
+    def answers(
+        self, prompts: Iterable[Prompt], tell: Callable[[str], None] | None = None
+    ) -> Iterator[Answer]:
+        """What is written behind each prompt, in their order.
+
+        tell: is told the text as it becomes certain; for one prompt and one sample.
+        Raises InputError for a prompt that doesn't fit into the model's context.
+        """
+        asked: list[Prompt] = []
+
+        def encoded() -> Iterator[list[int]]:
+            for prompt in prompts:
+                asked.append(prompt)
+                yield self._encode(prompt)
+
+        written = write_texts(
+            self._decoder,
+            encoded(),
+            self._rules,
+            draft=self._draft,
+            batch_size=self.config.batch_size,
+            tell=tell,
+        )
+        for number, completions in enumerate(written):
+            yield Answer(asked[number], completions)
+
+    def templated(self, given: Templated) -> Iterator[Prompt]:
+        """A prompt for each row of a table."""
+        template = read_template(given.template)
+        columns = find_columns(given.data, template, need_label="label" in template.input_fields)
+        rows = read_rows(given.data, template, columns)
+        solved = []
+        if given.shots:
+            if given.examples is None:
+                raise UsageError(
+                    f"--shots {given.shots} needs --examples FILE, a table of solved examples"
+                )
+            columns = find_columns(given.examples, template, need_label=template.tells_label)
+            solved = list(read_rows(given.examples, template, columns))
+        shots = Shots(template, solved, self.config.seed)
+
+        def fits(row: object, prompt: str) -> bool:
+            most = self._decoder.max_positions
+            needed = len(self.tokenizer.encode(prompt)) + 1 + self.config.max_new_tokens
+            return most is None or needed <= most
+
+        for prompt in write_prompts(template, rows, shots, given.shots, fits):
+            if prompt.dropped and not self._told:
+                self._told = True
+                self._reporter.note(
+                    f"{prompt.row.source}: {prompt.dropped} of {given.shots} examples do not fit "
+                    "into the context; the first are left out"
+                )
+            yield Prompt(prompt.text, prompt.row.source)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        ids = [] if self._start is None else [self._start]
+        ids += self.tokenizer.encode(prompt.text)
+        if not ids:
+            raise InputError(
+                f"{prompt.source} is empty, and the tokenizer has no token for a document's start "
+                "to begin from; write a few words"
+            )
+        most = self._decoder.max_positions
+        if most is not None and len(ids) >= most:
+            raise InputError(
+                f"{prompt.source} has {len(ids)} tokens and the model takes {most}, one of them "
+                "new; shorten it"
+            )
+        if most is not None and len(ids) + self.config.max_new_tokens > most and not self._told:
+            self._told = True
+            self._reporter.note(
+                f"{prompt.source}: the model's context of {most} tokens has room for "
+                f"{most - len(ids)} more, not for {self.config.max_new_tokens}"
+            )
+        return ids
+
+
+def _open(workspace: Workspace, given: str, config: GenerateConfig) -> tuple[NextToken, Tokenizer]:
+    folder, _, _ = open_any_model(workspace, given)
+    where = choose_device(config.device, "--device")
+    if isinstance(folder, NgramFolder):
+        if config.dtype != "fp32":
+            raise UsageError(f"--dtype {config.dtype}: {given} is an n-gram model, without weights")
+        return NgramDecoder(folder.model), folder.tokenizer
+    model = folder.causal_lm().to(where)
+    rows = max(config.num_beams, config.num_samples, config.batch_size)
+    head = prepare(model, config.dtype, rows=rows)
+    return CausalDecoder(model, longest=folder.max_length, head=head), folder.tokenizer
+
+
+def read_prompts(path: Path) -> Iterator[Prompt]:
+    """The prompts of a file: a line each, or of a table (JSONL, CSV, …) the ``prompt`` of each row.
+
+    Raises InputError if there are none, or a row has no prompt.
+    """
+    found = False
+    if format_of(path) == ".txt":
+        for number, (line, _) in enumerate(text_lines(path), 1):
+            found = True
+            yield Prompt(line.rstrip("\r\n"), f"{path}:{number}")
+    else:
+        for row in RowReader(path, known=frozenset([PROMPT_FIELD])):
+            value = row.values.get(PROMPT_FIELD)
+            if not isinstance(value, str):
+                raise InputError(
+                    f"{row.source} has no text {PROMPT_FIELD!r}; every row of a prompt file needs "
+                    "one"
+                )
+            found = True
+            yield Prompt(value, row.source)
+    if not found:
+        raise InputError(f"--prompt-file {path} has no prompts; write one a line")
+
+
+def as_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
+    """An answer as JSON has it."""
+    return {
+        "prompt": answer.prompt.text,
+        "source": answer.prompt.source,
+        "completions": [
+            {
+                "text": completion.text,
+                "finish": completion.finish,
+                "tokens": [tokenizer.id_to_token(number) for number in completion.ids],
+                "ids": list(completion.ids),
+                "log_probs": list(completion.log_probs),
+                **({} if completion.score is None else {"score": completion.score}),
+            }
+            for completion in answer.completions
+        ],
+    }
+
+
+def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write a JSON object a line, all or nothing."""
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_atomic(path, "".join(lines))

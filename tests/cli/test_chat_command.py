@@ -1,0 +1,154 @@
+"""``llmctl chat``: from a pipe, and on a terminal with Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from llmctl.cli.app import app
+
+GREEDY = ["--temperature", "0", "--device", "cpu"]
+
+
+def chat(root: Path, said: str | bytes, *words: str, code: int = 0) -> Result:
+    words = ("chat", "-w", str(root), "--from", "talker", *GREEDY, *words)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        result = CliRunner().invoke(app, list(words), input=said)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_each_line_of_a_pipe_is_a_turn(decoder_workspace: Path):
+    asked = ["Where does the ship sail? (3)", "What does the farmer feed?"]
+    said = "\n\n".join(asked) + "\n"
+    assert chat(decoder_workspace, said).stdout == "Over the wide sea.\nThe cows at dawn.\n"
+    lines = chat(decoder_workspace, said, "--json").stdout.splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert [answer["user"] for answer in answers] == asked
+    assert [answer["answer"] for answer in answers] == ["Over the wide sea.", "The cows at dawn."]
+    assert [answer["finish"] for answer in answers] == ["eos", "eos"]
+    first, second = (answer["prompt_tokens"] for answer in answers)
+    assert first == answers[0]["read_tokens"]
+    assert 0 < answers[1]["read_tokens"] < second - first
+
+
+def test_commands_of_a_pipe(decoder_workspace: Path):
+    said = "What does the farmer feed? (1)\n"
+    script = f"{said}/system Answer. (2)\n{said}/reset\n/system\n{said}/exit\n{said}"
+    result = chat(decoder_workspace, script, "--json")
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(answers) == 3
+    alone, longer, anew = (answer["prompt_tokens"] for answer in answers)
+    assert longer > 2 * alone
+    assert anew == alone
+    assert answers[0]["answer"] == answers[2]["answer"]
+    assert "a new conversation" in result.stderr
+    assert "a new conversation" not in chat(decoder_workspace, script, "--quiet").stderr
+
+
+def test_what_a_pipe_can_not_say(decoder_workspace: Path):
+    result = chat(decoder_workspace, b"caf\xe9\n", code=3)
+    assert "standard input:1: byte 0xe9 is not UTF-8" in result.stderr
+    result = chat(decoder_workspace, "ship " * 300 + "\n", code=3)
+    assert "say less" in result.stderr
+    assert result.stdout == ""
+
+
+class Terminal:
+    """``llmctl chat`` on a terminal of its own."""
+
+    def __init__(self, root: Path, *words: str) -> None:
+        self.master, slave = pty.openpty()
+        environment = {**os.environ, "LLMCTL_WORKSPACE": str(root), "TERM": "dumb"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "llmctl", "chat", "--from", "talker", "--device", "cpu", *words],
+            stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
+        )  # fmt: skip
+        os.close(slave)
+        self.seen = ""
+
+    def until(self, pattern: str) -> None:
+        """Read until a pattern has come since the last one."""
+        deadline = time.monotonic() + 60
+        while not (match := re.search(pattern, self.seen)):
+            assert time.monotonic() < deadline, self.seen
+            self.seen += os.read(self.master, 1000).decode()
+        self.seen = self.seen[match.end() :]
+
+    def say(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_terminal_and_its_interrupts(decoder_workspace: Path):
+    # An answer that would take minutes: no end comes before so many tokens.
+    endless = ["--set", "min_new_tokens=100", "--set", "max_new_tokens=100", "--temperature", "1"]
+    terminal = Terminal(decoder_workspace, *endless)
+    try:
+        terminal.until("/exit ends")
+        terminal.until("> ")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.until("once more ends the chat")
+        terminal.say("Where does the ship sail?\n")  # a line in between: no second one
+        terminal.until("sail\\?")
+        terminal.until("> ")
+        terminal.say("/reset\n")
+        terminal.until("a new conversation")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.until("once more ends the chat")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.process.wait(timeout=60) == 130
+    finally:
+        terminal.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_the_end_of_the_input_ends_a_terminals_chat(decoder_workspace: Path):
+    terminal = Terminal(decoder_workspace)
+    try:
+        terminal.until("> ")
+        terminal.say("\x04")
+        assert terminal.process.wait(timeout=60) == 0
+    finally:
+        terminal.close()
+
+
+def test_an_interrupt_stops_the_answer_and_not_the_chat(
+    decoder_workspace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from llmctl.cli import chat as module
+
+    told: list[str] = []
+    write = module._write
+
+    def tell(piece: str) -> None:
+        told.append(piece)
+        if len(told) == 2:
+            signal.raise_signal(signal.SIGINT)
+        write(piece)
+
+    monkeypatch.setattr(module, "_write", tell)
+    said = "Where does the ship sail? (3)\n"
+    whole = "Over the wide sea."
+    first, second = chat(decoder_workspace, said + said).stdout.splitlines()
+    assert whole.startswith(first)
+    assert first != whole
+    assert second
