@@ -83,7 +83,8 @@ def _keys() -> list[str]:
 def _fields(config: Config, prefix: str) -> list[tuple[str, object, str]]:
     rows: list[tuple[str, object, str]] = []
     # As declared: a default such as 0, "by the width", is filled in when a configuration is made.
-    declared = config == type(config)()
+    complete = not any(field.is_required() for field in type(config).model_fields.values())
+    declared = complete and config == type(config)()
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if config_of(field.annotation) is not None:
