@@ -39,12 +39,16 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
+        if scale.numel() == 1:  # a number can be given to the product, which saves three passes
+            number = max(float(scale), TINY) / LARGEST
+            return self._product((x / number).round_(), number, self.bias_O)
         scale = scale.clamp_(min=TINY).div_(LARGEST)
-        y = torch.ops.onednn.qlinear_pointwise(
-            (x / scale).round_().to(torch.int8), 1.0, 0,
-            self.packed, self.scale_O, self.zero_O, None,
+        y = self._product((x / scale).round_(), 1.0, None)
+        return y.mul_(scale) if self.bias_O is None else torch.addcmul(self.bias_O, y, scale)
+
+    def _product(self, rounded: Tensor, scale: float, bias_O: Tensor | None) -> Tensor:
+        return torch.ops.onednn.qlinear_pointwise(
+            rounded.to(torch.int8), scale, 0,
+            self.packed, self.scale_O, self.zero_O, bias_O,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
-        if self.bias_O is None:
-            return y.mul_(scale)
-        return torch.addcmul(self.bias_O, y, scale)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from llmctl import tokenizers
 from llmctl.config import ColumnName, Config
 from llmctl.data.duplicates import text_hash
 from llmctl.data.tables import Example, read_examples, resolve_columns
@@ -13,6 +14,7 @@ from llmctl.errors import InputError, did_you_mean
 from llmctl.interop.model_folder import ModelFolder, read_model_folder
 from llmctl.interop.ngram_folder import NgramFolder, is_ngram_folder, read_ngram_folder
 from llmctl.stages.reporter import Reporter
+from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.artefacts import Artefact, InputRecord, Workspace
 from llmctl.workspace.files import sha256_file, sha256_json
 
@@ -78,6 +80,42 @@ def _record_of(folder: ModelFolder | NgramFolder, run: Artefact | None) -> Input
     if run is not None:
         return run.as_input("model")
     return InputRecord(role="model", name=str(folder.path.resolve()), digest=_digest_of(folder))
+
+
+def choose_shards(
+    workspace: Workspace,
+    name: str | None,
+    reporter: Reporter,
+    *,
+    suits: Callable[[Tokenizer], bool],
+    wanted: str,
+) -> Artefact:
+    """The shards of a name, or the newest whose tokenizer suits; their digests are checked.
+
+    wanted: what they are to suit and what that needs, for messages. Raises InputError if there are
+    none.
+    """
+    if name is not None:
+        shards = workspace.get("shards", name)
+    else:
+        candidates = [shards for shards in workspace.list("shards") if _suits(shards, suits)]
+        if not candidates:
+            raise InputError(
+                f"workspace {workspace.root} has no shards that suit {wanted}; make some: "
+                "llmctl tokenize FILE …"
+            )
+        shards = candidates[-1]
+        if len(candidates) > 1:
+            reporter.note(f"shards: {shards.manifest.name} (the newest)")
+    shards.verify()
+    return shards
+
+
+def _suits(shards: Artefact, suits: Callable[[Tokenizer], bool]) -> bool:
+    try:
+        return suits(tokenizers.load(shards.folder / "tokenizer"))
+    except InputError:  # damaged; named outright, they get the error
+        return False
 
 
 def newest_pretrained(runs: Sequence[Artefact]) -> Artefact | None:

@@ -22,6 +22,7 @@ from llmctl.interop.ngram_folder import write_ngram_folder
 from llmctl.models.ngram import NgramConfig, Trained, train
 from llmctl.models.ngram_counts import Block
 from llmctl.models.ngram_model import NgramModel
+from llmctl.stages.inputs import choose_shards
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.artefacts import (
@@ -68,30 +69,14 @@ def boundaries(tokenizer: Tokenizer) -> tuple[int, int] | None:
     return None
 
 
-def choose_shards(workspace: Workspace, name: str | None, reporter: Reporter) -> Artefact:
-    """The shards of a name, or the newest whose documents can be told apart; their digests are
-    checked. Raises InputError if there are none."""
-    if name is not None:
-        shards = workspace.get("shards", name)
-    else:
-        candidates = [shards for shards in workspace.list("shards") if _suits(shards)]
-        if not candidates:
-            raise InputError(
-                f"workspace {workspace.root} has no shards that suit --arch ngram (their tokenizer "
-                "needs tokens for a document's start and end); make some: llmctl tokenize FILE …"
-            )
-        shards = candidates[-1]
-        if len(candidates) > 1:
-            reporter.note(f"shards: {shards.manifest.name} (the newest)")
-    shards.verify()
-    return shards
-
-
-def _suits(shards: Artefact) -> bool:
-    try:
-        return boundaries(tokenizers.load(shards.folder / "tokenizer")) is not None
-    except InputError:  # damaged; named outright, they get the error
-        return False
+def _shards(workspace: Workspace, name: str | None, reporter: Reporter) -> Artefact:
+    return choose_shards(
+        workspace,
+        name,
+        reporter,
+        suits=lambda tokenizer: boundaries(tokenizer) is not None,
+        wanted="--arch ngram (their tokenizer needs tokens for a document's start and end)",
+    )
 
 
 class Documents:
@@ -161,7 +146,7 @@ def train_ngram(
 ) -> tuple[Artefact, bool]:
     """Train an n-gram model on shards; returns the run, and whether it was there already."""
     reporter = reporter or Reporter()
-    shards = choose_shards(workspace, shards_name, reporter)
+    shards = _shards(workspace, shards_name, reporter)
     inputs = [shards.as_input("shards")]
     identity = config.identity()
     run_name, found = workspace.match(
@@ -254,7 +239,7 @@ def plan(
     workspace: Workspace, config: NgramRunConfig, shards_name: str | None, reporter: Reporter
 ) -> dict[str, Any]:
     """The resolved configuration, and what it will take on this machine."""
-    shards = choose_shards(workspace, shards_name, reporter)
+    shards = _shards(workspace, shards_name, reporter)
     documents = Documents(shards)
     blocks = documents.train_blocks()
     tokens = sum(len(block.tokens) - len(block.starts) for block in blocks)

@@ -11,11 +11,12 @@ import torch
 
 from llmctl import tokenizers
 from llmctl.config import Config, build
-from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
+from llmctl.errors import ConfigError, UsageError, did_you_mean
 from llmctl.interop.model_folder import MAX_LENGTH, write_model_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.objectives import PRETRAINING
 from llmctl.objectives.pretraining import VALIDATION_SEED, Batches, DataConfig, Pretraining
+from llmctl.stages.inputs import choose_shards
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, StopFlag, run_training
 from llmctl.training.checkpoints import CheckpointStore
@@ -101,37 +102,15 @@ def resolve(
     return config
 
 
-def choose_shards(
-    workspace: Workspace, arch: str, name: str | None, reporter: Reporter
-) -> Artefact:
-    """The shards of a name, or the newest that suit an architecture; their digests are checked.
-
-    Raises InputError if there are none.
-    """
-    if name is not None:
-        shards = workspace.get("shards", name)
-    else:
-        candidates = [shards for shards in workspace.list("shards") if _suits(shards, arch)]
-        if not candidates:
-            kind = PRETRAINING[ARCHITECTURES[arch].objective]
-            raise InputError(
-                f"workspace {workspace.root} has no shards that suit --arch {arch} (their "
-                f"tokenizer needs tokens for {', '.join(kind.roles)}); make some: llmctl tokenize "
-                "FILE …"
-            )
-        shards = candidates[-1]
-        if len(candidates) > 1:
-            reporter.note(f"shards: {shards.manifest.name} (the newest)")
-    shards.verify()
-    return shards
-
-
-def _suits(shards: Artefact, arch: str) -> bool:
+def _shards(workspace: Workspace, arch: str, name: str | None, reporter: Reporter) -> Artefact:
     kind = PRETRAINING[ARCHITECTURES[arch].objective]
-    try:
-        return not kind.missing_roles(tokenizers.load(shards.folder / "tokenizer"))
-    except InputError:  # damaged; named outright, they get the error
-        return False
+    return choose_shards(
+        workspace,
+        name,
+        reporter,
+        suits=lambda tokenizer: not kind.missing_roles(tokenizer),
+        wanted=f"--arch {arch} (their tokenizer needs tokens for {', '.join(kind.roles)})",
+    )
 
 
 def open_pretraining(
@@ -178,7 +157,7 @@ def pretrain(
 ) -> tuple[Artefact, bool]:
     """Train a model on shards; returns the run, and whether it was finished already."""
     reporter = reporter or Reporter()
-    shards = choose_shards(workspace, config.arch, shards_name, reporter)
+    shards = _shards(workspace, config.arch, shards_name, reporter)
     inputs = [shards.as_input("shards")]
     # As it was given: the vocabulary's size follows from the shards.
     identity = config.identity()
@@ -287,7 +266,7 @@ def plan(
     reporter: Reporter,
 ) -> dict[str, Any]:
     """The resolved configuration, and what it will take on this machine."""
-    shards = choose_shards(workspace, config.arch, shards_name, reporter)
+    shards = _shards(workspace, config.arch, shards_name, reporter)
     pretraining, config = open_pretraining(shards, config)
     device = choose_device(config.training.device)
     precision = choose_precision(config.training.precision, device)
