@@ -31,6 +31,6 @@ echo "== 3. measure on the whole of the held-out part"
 llmctl eval --from "shakespeare-$seed"
 
 echo "== 4. write"
-llmctl generate --from "shakespeare-$seed" --prompt $'ROMEO:\n' --max-new-tokens 300 \
+llmctl generate --from "shakespeare-$seed" --prompt $'ROMEO:\n' --max-new-tokens 240 \
   --temperature 0.8 --seed "$seed"
 echo "done in $((SECONDS - begun)) s; artefacts in $LLMCTL_WORKSPACE"

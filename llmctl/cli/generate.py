@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -205,9 +205,7 @@ def command(
                 print_json({"model": start, "answers": records})
             return
         if len(prompt) == 1 and config.num_samples == 1:
-            _write(prompt[0])
-            for _ in generation.answers(prompts, _write):
-                _write("\n")
+            _stream(prompt[0], lambda tell: generation.answers(prompts, tell))
             return
         for number, answer in enumerate(generation.answers(prompts)):
             _print(answer, first=number == 0)
@@ -236,6 +234,19 @@ def _prompts(texts: list[str], path: Path | None) -> list[Prompt] | Iterator[Pro
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _stream(prompt: str, answers: Callable[[Callable[[str], None]], Iterator[Answer]]) -> None:
+    """The prompt, and what follows it as it comes."""
+    unwritten = prompt
+
+    def tell(text: str) -> None:
+        nonlocal unwritten  # until the prompt is known to be good
+        _write(unwritten + text)
+        unwritten = ""
+
+    for _ in answers(tell):
+        tell("\n")
 
 
 def _print(answer: Answer, *, first: bool) -> None:
