@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from llmctl.errors import InputError
-from llmctl.interop.model_folder import read_model_folder
+from llmctl.interop.model_folder import read_model_folder, write_model_folder
+from llmctl.models import ARCHITECTURES
+from llmctl.objectives.causal_lm import CausalLM
 from llmctl.stages.inputs import open_model
+from llmctl.tokenizers import learn
 from llmctl.workspace.artefacts import Workspace
 
 
@@ -102,3 +107,81 @@ def test_the_folder_of_a_run_is_its_model(tiny_workspace: Path, tmp_path: Path):
     assert found.path == tiny_workspace / "runs" / "tiny" / "model"
     with pytest.raises(InputError, match="no run or model folder 'some/dir'"):
         open_model(Workspace(tmp_path / "w"), "some/dir")
+
+
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT2LMHeadModel": ("gpt", {}),
+    "LlamaForCausalLM": ("llama", {}),
+    "Qwen3ForCausalLM": ("llama", {"qk_norm": True, "tie_embeddings": True}),
+    "NanoChatForCausalLM": ("nanochat", {}),
+}
+
+
+def decoder_folder(path: Path, kind: str) -> CausalLM:
+    arch, changes = DECODERS[kind]
+    tokenizer = learn("bpe", ["the ship sails over the sea"], 270, exact=False)
+    architecture = ARCHITECTURES[arch]
+    shape = {**architecture.presets["nano"], "num_layers": 2, "max_positions": 64, **changes}
+    config = architecture.config(vocab_size=tokenizer.vocab_size, **shape)
+    torch.manual_seed(0)
+    model = CausalLM(architecture.model(config)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    write_model_folder(path, model, tokenizer, {})
+    return model
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("kind", DECODERS)
+def test_transformers_opens_a_decoders_folder(tmp_path: Path, kind: str):
+    import transformers
+
+    model = decoder_folder(tmp_path, kind)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(theirs).__name__ == kind
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path)("over the sea")["input_ids"]
+    tokenizer = read_model_folder(tmp_path).tokenizer
+    assert ids == [tokenizer.special["bos"], *tokenizer.encode("over the sea")]
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits
+        ours = model.logits(model.body(torch.tensor([ids])))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    assert set(theirs.generation_config.eos_token_id) == {
+        tokenizer.special[role] for role in ("eos", "turn_end")
+    }
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoders_folder_is_read_back_in_one_file_or_several(tmp_path: Path, kind: str):
+    model = decoder_folder(tmp_path, kind)
+    tensors = load_file(tmp_path / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for part in (False, True):
+        if part:  # as transformers splits large models
+            for file, held in parts.items():
+                save_file({name: tensors[name] for name in held}, tmp_path / file)
+            weight_map = {name: file for file, held in parts.items() for name in held}
+            index = tmp_path / "model.safetensors.index.json"
+            index.write_text(json.dumps({"weight_map": weight_map}))
+            (tmp_path / "model.safetensors").unlink()
+        folder = read_model_folder(tmp_path)
+        assert folder.kind == "causal_lm"
+        back = folder.causal_lm()
+        for name, value in model.state_dict().items():
+            assert torch.equal(back.state_dict()[name], value)
+    index.write_text(json.dumps({"weight_map": {"x": "../a.safetensors"}}))
+    with pytest.raises(InputError, match="no plain name"):
+        read_model_folder(tmp_path)
+
+
+def test_a_bert_writes_no_text(folder: Path):
+    with pytest.raises(InputError, match="masked language model, and doesn't write text"):
+        read_model_folder(folder).causal_lm()
+
+
+def test_a_decoder_fills_no_masks(tmp_path: Path):
+    decoder_folder(tmp_path, "LlamaForCausalLM")
+    with pytest.raises(InputError, match="no masked language model but a llama"):
+        read_model_folder(tmp_path).masked_lm()

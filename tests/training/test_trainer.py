@@ -37,6 +37,19 @@ class Regression(nn.Module):
         return LossParts({"squared_error": Ratio(error.sum(), len(error))})
 
 
+class Blocks(Regression):
+    """The same with its matrices where Muon looks for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.layers = self.layers, nn.Identity()
+
+    def loss(self, batch: TensorBatch) -> LossParts:
+        assert isinstance(batch, Numbers)
+        error = (self.blocks(batch.x).squeeze(-1) - batch.y) ** 2
+        return LossParts({"squared_error": Ratio(error.sum(), len(error))})
+
+
 def numbers(step: int, scale: float = 1.0) -> Numbers:
     generator = torch.Generator().manual_seed(step)
     x = torch.randn(8, 4, generator=generator) * scale
@@ -47,7 +60,9 @@ def make_trainer(folder: Path, steps: int, **changes: object) -> Trainer:
     config = TrainingConfig(
         max_steps=steps, learning_rate=0.01, log_every=3, checkpoint_every=5, precision="fp32",
         skip_spikes=changes.pop("skip_spikes", 0.0),
+        optimiser=changes.pop("optimiser", "adamw"),
     )  # fmt: skip
+    model = changes.pop("model", None) or Regression()
     options: dict[str, object] = {
         "total_steps": steps,
         "seed": 7,
@@ -56,7 +71,7 @@ def make_trainer(folder: Path, steps: int, **changes: object) -> Trainer:
         "store": CheckpointStore(folder, keep=2),
     }
     batches = changes.pop("batches", numbers)
-    return Trainer(Regression(), batches, config, **{**options, **changes})  # type: ignore[arg-type]
+    return Trainer(model, batches, config, **{**options, **changes})  # type: ignore[arg-type]
 
 
 def losses(trainer: Trainer) -> dict[int, float]:
@@ -81,6 +96,25 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path: Path,
     after = losses(second)
 
     assert {**before, **after} == expected
+    for ours, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_muons_momentum_is_gone_on_from_too(tmp_path: Path):
+    def make(folder: Path, **changes: object) -> Trainer:
+        trainer = make_trainer(folder, 12, optimiser="muon", model=Blocks(), **changes)
+        assert any(group["muon"] for group in trainer.optimiser.param_groups)
+        return trainer
+
+    whole = make(tmp_path / "whole")
+    expected = losses(whole)
+    first = make(tmp_path / "parts", should_stop=lambda: first.progress.step >= 7)
+    before = losses(first)
+    second = make(tmp_path / "parts")
+    checkpoint = CheckpointStore(tmp_path / "parts", 2).load_newest(pytest.fail)
+    assert checkpoint is not None
+    second.restore(checkpoint)
+    assert {**before, **losses(second)} == expected
     for ours, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
