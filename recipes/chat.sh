@@ -8,10 +8,11 @@
 #
 # LLMCTL_WORKSPACE and LLMCTL_PYTHON as in setup.sh.
 set -euo pipefail
-start="" data=""
+start="" data="" name=chat
 if [ $# -ge 2 ]; then
   start=$1 data=$(realpath "$2")
   if [ -d "$start" ]; then start=$(realpath "$start"); fi
+  name=chat-$(basename "$data" | sed 's/\..*//; s/[^A-Za-z0-9_-]/-/g')
   shift 2
 fi
 recipe=$(realpath "${1:-$(dirname "$0")/gpt.toml}")
@@ -26,19 +27,19 @@ if [ -z "$start" ]; then
 fi
 
 echo "== 2. questions with answers, a few held out"
-"$python" recipes/questions.py "$tasks" ${data:+"$data"}
+"$python" recipes/questions.py "$tasks/$name" ${data:+"$data"}
 
 echo "== 3. finetune all weights, and a small addition to them"
 for method in full lora; do
   llmctl finetune --from "$start" --task instruct --method $method \
-    --data "$tasks/questions.jsonl" --recipe "$recipe" --name "chat-$method"
+    --data "$tasks/$name.jsonl" --recipe "$recipe" --name "$name-$method"
 done
 
 echo "== 4. ask what was held out"
 while read -r question; do
   echo "> $question"
-  llmctl chat --from chat-full --recipe "$recipe" <<< "$question"
-done < "$tasks/questions-few.txt"
+  llmctl chat --from "$name-full" --recipe "$recipe" <<< "$question"
+done < "$tasks/$name-few.txt"
 
 echo "== 5. the runs"
 llmctl status

@@ -1,12 +1,12 @@
 """Writes questions with their answers to learn from, and a few others to ask afterwards.
 
-python recipes/questions.py FOLDER makes them of the standard library's docstrings, in Alpaca's
+python recipes/questions.py STEM makes them of the standard library's docstrings, in Alpaca's
 layout: what a function does, given how it is called, and how the function is called that does
-something. python recipes/questions.py FOLDER DATA takes the conversations of a file, in any layout
+something. python recipes/questions.py STEM DATA takes the conversations of a file, in any layout
 that `llmctl finetune --task instruct` reads.
 
-FOLDER/questions.jsonl is to learn from. What FOLDER/questions-few.txt asks, a question a line, is
-left out of it; it is chosen by a hash: always the same.
+STEM.jsonl is to learn from. What STEM-few.txt asks, a question a line, is left out of it; it is
+chosen by a hash: always the same.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 from llmctl.data.conversations import read_conversations
 from llmctl.data.duplicates import text_hash
 from llmctl.data.python_corpora import python_code
+from llmctl.errors import LlmctlError
 
 FEW = 3
 LONGEST = 160
@@ -88,18 +89,21 @@ def of_a_file(data: Path) -> Iterator[Entry]:
         yield question, [{"messages": conversation.messages}]
 
 
-def main(folder: Path, data: Path | None = None) -> None:
+def main(stem: Path, data: Path | None = None) -> None:
     entries = list(of_a_file(data) if data else of_the_library())
     asked = sorted({question for question, _ in entries if question}, key=text_hash)[:FEW]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "questions-few.txt").write_text(
-        "".join(f"{question}\n" for question in asked), encoding="utf-8"
-    )
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    few = stem.with_name(f"{stem.name}-few.txt")
+    few.write_text("".join(f"{question}\n" for question in asked), encoding="utf-8")
     learned = [line for question, lines in entries if question not in asked for line in lines]
-    with (folder / "questions.jsonl").open("w", encoding="utf-8") as file:
+    with stem.with_name(f"{stem.name}.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in learned)
     print(f"{len(learned)} conversations to learn from, {len(asked)} to ask", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    try:
+        main(*map(Path, sys.argv[1:]))
+    except LlmctlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

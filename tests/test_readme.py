@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from llmctl.cli.app import app
 from llmctl.cli.reference import insert, reference
 from llmctl.config import Config, build
 from llmctl.inference.prompts import read_template
@@ -88,6 +91,32 @@ learning_rate = 1e-3
 """
 
 
+TINY_GPT_RECIPE = """
+[tokenize]
+tokenizer = "bpe"
+vocab_size = 2000
+[pretrain]
+arch = "nanochat"
+preset = "nano"
+[pretrain.model]
+hidden_size = 32
+num_heads = 2
+[pretrain.training]
+max_steps = 8
+batch_size = 4
+[pretrain.data]
+eval_batches = 2
+[generate]
+max_new_tokens = 8
+stop = "\\n\\n\\n"
+[finetune.training]
+max_steps = 8
+learning_rate = 1e-3
+[chat]
+max_new_tokens = 8
+"""
+
+
 def run_recipe(folder: Path, recipe: str, *words: object) -> str:
     path = folder / "tiny.toml"
     path.write_text(recipe)
@@ -133,3 +162,126 @@ def test_agnews_says_what_it_needs(tmp_path: Path):
     )
     assert result.returncode == 3
     assert "news.csv" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def gpt_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the recipes of GPT work, one after the other: the second goes on from the first."""
+    return tmp_path_factory.mktemp("gpt")
+
+
+def test_gpt_runs_as_written(gpt_folder: Path):
+    out = run_recipe(gpt_folder, TINY_GPT_RECIPE, ROOT / "recipes" / "gpt.sh")
+    completed = re.search("== 4.*(?=== 5)", out, flags=re.DOTALL)
+    assert completed
+    assert completed[0].count("def read_lines(path):") == 4
+    for way in ("gpt-code, likeliest token", "gpt-code, 4 beams", "gpt-code, nucleus of 0.9"):
+        assert re.search(rf"^{way} +\d+% +\d+%$", out, flags=re.MULTILINE)
+    report = json.loads((gpt_folder / "w/reports/gpt-code-validation/report.json").read_text())
+    model, ngram = report["results"]["model"], report["results"]["ngram-code"]
+    assert model["tokens"] == ngram["tokens"]
+    assert f"{ngram['bits_per_byte']:.4f}" in out
+    # Hardly trained, it is far from what it has to beat.
+    assert (
+        f"bits per byte over ngram-code: +{report['differences']['ngram-code']['difference']:.4f}"
+        in out
+    )
+
+
+def test_chat_runs_as_written(gpt_folder: Path):
+    out = run_recipe(gpt_folder, TINY_GPT_RECIPE, ROOT / "recipes" / "chat.sh")
+    asked = re.findall(r"^> (What does .* do\?)$", out, flags=re.MULTILINE)
+    assert len(asked) == 3
+    learned = (gpt_folder / "w/tasks/chat.jsonl").read_text()
+    assert not [question for question in asked if question in learned]
+    losses = re.findall(r"^run (chat-\w+): .* validation loss (\d+\.\d+)", out, flags=re.MULTILINE)
+    assert [name for name, _ in losses] == ["chat-full", "chat-lora"]
+
+
+def test_chat_takes_a_model_and_conversations(gpt_folder: Path, sayings_file: Path):
+    words = ROOT / "recipes" / "chat.sh", gpt_folder / "w/runs/gpt-code/model", sayings_file
+    out = run_recipe(gpt_folder, TINY_GPT_RECIPE, *words)
+    assert len(re.findall(r"^> (?:Where|What) does the .*$", out, flags=re.MULTILINE)) == 3
+    lines = (gpt_folder / "w/tasks/chat-sayings.jsonl").read_text().splitlines()
+    assert len(lines) == 87
+
+
+def test_what_is_asked_of_functions_is_true(tmp_path: Path):
+    script = ROOT / "recipes" / "complete_functions.py"
+    prompt = 'def double(x):\n    """Twice."""\n'
+    bodies = [
+        ("    return 2 * x\n", "eos", "100%", "100%"),
+        ("    y = 2 * x\n    return y + (1", "length", "100%", "0%"),
+        ("    return 2 * x)\n", "eos", "0%", "0%"),
+        ("    return 2 * x\nx = = 1\n", "length", "100%", "100%"),
+        ("", "eos", "0%", "0%"),
+    ]
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"prompt": prompt, "line": "    return 2 * x"}) + "\n")
+    named = []
+    for number, (text, finish, *_) in enumerate(bodies):
+        path = tmp_path / f"{number}.jsonl"
+        answer = {"prompt": prompt, "completions": [{"text": text, "finish": finish}]}
+        path.write_text(json.dumps(answer) + "\n")
+        named.append(f"body {number}={path}")
+    words = [sys.executable, str(script), "judge", str(asked), *named]
+    out = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    for number, (*_, parse, first) in enumerate(bodies):
+        assert re.search(rf"^body {number} +{parse} +{first}$", out, flags=re.MULTILINE)
+
+
+COMMANDS = [
+    line
+    for block in re.findall(
+        r"^```bash\n(.*?)^```$", README.partition("## Reference")[0], flags=re.DOTALL | re.MULTILINE
+    )
+    for line in block.replace("\\\n", " ").splitlines()
+    if "llmctl " in line.partition("#")[0]
+]
+"""The README's commands, a line each, in their order."""
+
+SHORT = ["--set", "training.max_steps=2", "--set", "training.precision=fp32"]
+SMALL = [*SHORT, "--set", "model.hidden_size=32", "--set", "model.num_heads=2",
+         "--set", "training.batch_size=2", "--set", "data.eval_batches=1"]  # fmt: skip
+
+
+def add_files_of_the_readme(folder: Path, corpus: Path, labelled: Path, sayings: Path) -> None:
+    """What the README's commands find beside them."""
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    stories = corpus.read_text().splitlines()
+    for path, text in {
+        **{f"corpus/{n}.txt": "\n".join(stories[n::30]) for n in range(30)},
+        "reviews.csv": labelled.read_text(),
+        "test.csv": labelled.read_text(),
+        "alpaca.json": json.dumps([json.loads(line) for line in sayings.read_text().splitlines()]),
+        "prompts.txt": "The ship\nThe cows\n",
+        "workspace/tasks/stdlib-train.csv": labelled.read_text(),
+        "workspace/tasks/stdlib-test.csv": "\n".join(labelled.read_text().splitlines()[:13]) + "\n",
+    }.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+
+
+def test_every_command_of_the_readme_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    corpus_file: Path,
+    labelled_file: Path,
+    sayings_file: Path,
+):
+    pytest.importorskip("sklearn")
+    add_files_of_the_readme(tmp_path, corpus_file, labelled_file, sayings_file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLMCTL_WORKSPACE", raising=False)
+    assert len(COMMANDS) > 15
+    for line in ["llmctl tokenize corpus/ --tokenizer bpe --name python-code",
+                 "llmctl pretrain --arch llama --shards python-code --name gpt-code",
+                 *COMMANDS]:  # fmt: skip
+        said, _, command = line.rpartition(" | ")
+        words = shlex.split(command, comments=True)[1:]
+        if words[0] == "pretrain" and "ngram" not in words:
+            words += SMALL
+        if words[0] == "finetune":
+            words += SHORT
+        result = CliRunner().invoke(app, words, input=f"{said.removeprefix('echo ')}\n")
+        assert result.exit_code == 0, f"{line}\n{result.output}"

@@ -65,6 +65,7 @@ def command(
     quiet: options.QuietOption = False,
 ) -> None:
     """Talk with a model that has learned to answer. From a pipe, each line is a turn."""
+    options.ask_for_large_pages()
     from llmctl.cli.console import TerminalReporter
     from llmctl.config import build, parse_assignments, read_recipe
     from llmctl.stages.chat import ChatConfig, open_chat

@@ -30,7 +30,8 @@ def command(
     prompt_file: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts: a line each, or the column prompt of a table; - for standard input."
+            help="Prompts: a line each, or the field prompt of a JSONL file or table; - for "
+            "standard input."
         ),
     ] = None,
     template: Annotated[
@@ -134,6 +135,7 @@ def command(
     quiet: options.QuietOption = False,
 ) -> None:
     """Write on from prompts. Always the likeliest token, unless an option asks for sampling."""
+    options.ask_for_large_pages()
     from llmctl.cli.console import TerminalReporter, print_json
     from llmctl.config import build, parse_assignments, read_recipe
     from llmctl.errors import UsageError
@@ -186,7 +188,9 @@ def command(
         raise UsageError('give a prompt: llmctl generate --from RUN --prompt "Once upon a time"')
     place = options.open_workspace(workspace)
     with TerminalReporter(quiet=quiet) as reporter:
-        generation = Generation(place, start, config, draft=draft, reporter=reporter)
+        generation = Generation(
+            place, start, config, draft=draft, prompts=len(prompt) or None, reporter=reporter
+        )
         if template and data:
             prompts: Iterable[Prompt] = generation.templated(
                 Templated(template, data, examples, shots)
@@ -213,7 +217,7 @@ def command(
 
 def _prompts(texts: list[str], path: Path | None) -> list[Prompt] | Iterator[Prompt]:
     from llmctl.errors import UsageError
-    from llmctl.stages.generate import Prompt, read_prompts
+    from llmctl.stages.generate import Prompt, read_prompts, read_stream
 
     for number, text in enumerate(texts, 1):
         # The shell hands over any bytes; what is not UTF-8 comes as lone surrogates.
@@ -225,10 +229,7 @@ def _prompts(texts: list[str], path: Path | None) -> list[Prompt] | Iterator[Pro
         return [Prompt(text, f"--prompt {number}") for number, text in enumerate(texts, 1)]
     if path is not None and str(path) != "-":
         return read_prompts(path)
-    return (
-        Prompt(line.rstrip("\r\n"), f"standard input:{number}")
-        for number, line in enumerate(sys.stdin, 1)
-    )
+    return read_stream(sys.stdin.buffer)
 
 
 def _write(text: str) -> None:

@@ -125,6 +125,7 @@ def finetune(
             eval_every=config.training.eval_every or task.batches_per_epoch,
             patience=config.patience,
             on_best=lambda step: store.save_best(step, model),
+            compiled=machine.compiled,
             should_stop=stop,
         )
 

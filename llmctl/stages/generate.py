@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from llmctl.errors import InputError, UsageError
 from llmctl.inference.decoder import CausalDecoder, NextToken
 from llmctl.inference.decoding import Completion, GenerationConfig, Rules
 from llmctl.inference.decoding import generate as write_texts
+from llmctl.inference.decoding.config import DEFAULT_CANDIDATES
 from llmctl.inference.ngram_decoder import NgramDecoder
 from llmctl.inference.prompts import Shots, find_columns, read_rows, read_template, write_prompts
 from llmctl.inference.weights import WeightType, prepare
@@ -77,17 +78,20 @@ class Generation:
         config: GenerateConfig,
         *,
         draft: str | None = None,
+        prompts: int | None = None,
         reporter: Reporter | None = None,
     ) -> None:
         """start: a run's name or a model folder; draft: of a smaller one that writes ahead.
+        prompts: how many there will be, if that is known; weights are laid out for it.
 
         Raises InputError if one of them writes no text, UsageError if their vocabularies differ.
         """
         self.config, self._reporter = config, reporter or Reporter()
-        self._decoder, self.tokenizer = _open(workspace, start, config)
+        rows = rows_at_once(config, prompts, drafted=draft is not None)
+        self._decoder, self.tokenizer = _open(workspace, start, config, rows)
         self._draft: NextToken | None = None
         if draft is not None:
-            self._draft, theirs = _open(workspace, draft, config)
+            self._draft, theirs = _open(workspace, draft, config, rows=1)
             if theirs.digest() != self.tokenizer.digest():
                 raise UsageError(
                     f"--draft {draft} has another vocabulary than {start}; take a smaller model "
@@ -176,7 +180,24 @@ class Generation:
         return ids
 
 
-def _open(workspace: Workspace, given: str, config: GenerateConfig) -> tuple[NextToken, Tokenizer]:
+def rows_at_once(config: GenerateConfig, prompts: int | None, *, drafted: bool) -> int:
+    """Rows of the products by which tokens are written.
+
+    prompts: None where it isn't known. drafted: whether a draft writes ahead, and several tokens
+    of one text are read at once.
+    """
+    if drafted:
+        return config.draft_tokens + 1
+    if config.penalty_alpha is not None:
+        return config.top_k or DEFAULT_CANDIDATES
+    each = max(config.num_beams, config.num_samples)
+    batch = max(1, config.batch_size // each)
+    return each * (batch if prompts is None else min(batch, prompts))
+
+
+def _open(
+    workspace: Workspace, given: str, config: GenerateConfig, rows: int
+) -> tuple[NextToken, Tokenizer]:
     folder, _, _ = open_any_model(workspace, given)
     where = choose_device(config.device, "--device")
     if isinstance(folder, NgramFolder):
@@ -184,7 +205,6 @@ def _open(workspace: Workspace, given: str, config: GenerateConfig) -> tuple[Nex
             raise UsageError(f"--dtype {config.dtype}: {given} is an n-gram model, without weights")
         return NgramDecoder(folder.model), folder.tokenizer
     model = folder.causal_lm().to(where)
-    rows = max(config.num_beams, config.num_samples, config.batch_size)
     head = prepare(model, config.dtype, rows=rows)
     return CausalDecoder(model, longest=folder.max_length, head=head), folder.tokenizer
 
@@ -194,23 +214,64 @@ def read_prompts(path: Path) -> Iterator[Prompt]:
 
     Raises InputError if there are none, or a row has no prompt.
     """
+    if path.is_dir():
+        raise InputError(f"--prompt-file {path} is a folder; give a file of it")
     found = False
     if format_of(path) == ".txt":
         for number, (line, _) in enumerate(text_lines(path), 1):
             found = True
-            yield Prompt(line.rstrip("\r\n"), f"{path}:{number}")
+            yield Prompt(line.rstrip("\n"), f"{path}:{number}")
     else:
         for row in RowReader(path, known=frozenset([PROMPT_FIELD])):
-            value = row.values.get(PROMPT_FIELD)
-            if not isinstance(value, str):
-                raise InputError(
-                    f"{row.source} has no text {PROMPT_FIELD!r}; every row of a prompt file needs "
-                    "one"
-                )
             found = True
-            yield Prompt(value, row.source)
+            yield _prompt_of(row.values, row.source)
     if not found:
         raise InputError(f"--prompt-file {path} has no prompts; write one a line")
+
+
+def read_stream(stream: IO[bytes]) -> Iterator[Prompt]:
+    """The prompts of standard input: a line each, or JSON objects with a ``prompt`` if the first
+    line is one.
+
+    Raises InputError as ``read_prompts`` does.
+    """
+    as_json = None
+    for number, raw in enumerate(stream, 1):
+        source = f"standard input:{number}"
+        try:
+            line = raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{source}: byte 0x{raw[error.start]:02x} is not UTF-8; convert it"
+            ) from None
+        value = _object_in(line) if as_json is not False else None
+        if as_json is None:
+            as_json = value is not None and PROMPT_FIELD in value
+        if not as_json:
+            yield Prompt(line, source)
+        elif line.strip():
+            if value is None:
+                raise InputError(f"{source} is not a JSON object, as the first line is")
+            yield _prompt_of(value, source)
+    if as_json is None:
+        raise InputError("standard input has no prompts; write one a line")
+
+
+def _object_in(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _prompt_of(values: Mapping[str, Any], source: str) -> Prompt:
+    value = values.get(PROMPT_FIELD)
+    if not isinstance(value, str):
+        raise InputError(
+            f"{source} has no text {PROMPT_FIELD!r}; every row of a prompt file needs one"
+        )
+    return Prompt(value, source)
 
 
 def as_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def test_the_task_of_a_recipe_is_read(tiny_workspace: Path, tmp_path: Path, labe
         llmctl(tiny_workspace, "finetune", "--from", "tiny", "--data", labelled_file,
                "--recipe", recipe, code=2)
     )  # fmt: skip
-    assert "'x' was given" in message
+    assert "--task 'x' is not known" in message
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])

@@ -130,6 +130,20 @@ def test_a_plan_says_what_a_run_then_has(workspace: Workspace, sayings_file: Pat
     assert plan(workspace, "tiny-llama", sayings_file, config)["plan"]["up_to_date"] is True
 
 
+def test_the_network_of_random_weights_is_the_newest_that_can_learn_the_task(
+    workspace: Workspace, sayings_file: Path
+):
+    notes = Notes()
+    config = resolve("instruct", quick(max_steps=2))
+    run, _ = finetune(workspace, "scratch", sayings_file, config, reporter=notes)
+    assert "the network of tiny-llama, with random weights" in notes.texts
+    shared = tensors(workspace, "tiny-llama").keys()
+    assert tensors(workspace, run.manifest.name).keys() == shared
+    again = plan(workspace, "scratch", sayings_file, config, like="tiny-gpt")["plan"]
+    assert again["up_to_date"] is False
+    assert again["parameters"] != run.manifest.summary["parameters"]
+
+
 def test_answers_are_learned(decoder_workspace: Path):
     run = Workspace(decoder_workspace).get("run", "talker")
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()

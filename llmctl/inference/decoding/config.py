@@ -94,6 +94,14 @@ class GenerationConfig(Config):
             raise ValueError(f"must be {words}")
         return value
 
+    @field_validator("early_stopping", mode="before")
+    @classmethod
+    def _as_word(cls, value: Any) -> Any:
+        words = {"true": True, "false": False, "never": "never"}
+        if isinstance(value, str) and value.lower() not in words:
+            raise ValueError("must be true, false or never")
+        return words[value.lower()] if isinstance(value, str) else value
+
     @field_validator("bad_words", "stop", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:

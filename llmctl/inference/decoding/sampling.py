@@ -86,7 +86,7 @@ def draw(probability_BV: Tensor, numbers_B: Sequence[float]) -> Tensor:
     Rows need not sum to 1, and a token of probability 0 is never drawn.
     """
     mass_BV = probability_BV.cumsum(-1, dtype=torch.float64)
-    total_B1 = mass_BV[:, -1:]
+    total_B1 = mass_BV[:, -1:].contiguous()  # searchsorted warns otherwise
     number_B1 = torch.tensor(numbers_B, dtype=torch.float64, device=mass_BV.device)[:, None]
     token_B1 = torch.searchsorted(mass_BV, number_B1 * total_B1, right=True)
     last_B1 = torch.searchsorted(mass_BV, total_B1)

@@ -177,9 +177,7 @@ FILTERS: Mapping[str, Function] = {
 def chosen(table: Mapping[str, Function], values: Mapping[str, Any]) -> list[Strategy]:
     """The strategies of a table that are set, bound to their values."""
     return [
-        partial(_apply, strategy, values[name])
-        for name, strategy in table.items()
-        if values[name] not in (None, (), 0)
+        partial(_apply, strategy, values[name]) for name, strategy in table.items() if values[name]
     ]
 
 
