@@ -229,7 +229,7 @@ class _Given:
         _, kind = TASKS[self.config.task]
         training = self.config.training
         rate = training.learning_rate or kind.peak_rate(
-            self.base.config.hidden_size, self.config.method, scratch=self.scratch
+            self.base, self.config.method, scratch=self.scratch
         )
         config = self.config.replace(training=training.replace(learning_rate=rate).model_dump())
         task: Task = kind(data, self.base, config, scratch=self.scratch, reporter=reporter)

@@ -27,7 +27,14 @@ from llmctl.objectives.classify import (
     head_tensors,
     pad_token,
 )
-from llmctl.stages.finetune_task import FinetuneConfig, Method, Task, check_layers
+from llmctl.stages.finetune_task import (
+    METHOD_FACTOR,
+    FinetuneConfig,
+    Method,
+    Task,
+    by_width,
+    check_layers,
+)
 from llmctl.stages.inputs import LabelledColumns, is_held_out, read_labelled
 from llmctl.stages.reporter import Reporter
 from llmctl.training.config import TrainingConfig
@@ -125,12 +132,13 @@ class ClassifyTask(Task):
         )
 
     @staticmethod
-    def peak_rate(width: int, method: Method, *, scratch: bool) -> float:
-        """The learning rate where none is given: 3e-4 for a body up to 128 wide, falling with the
-        width to the 5e-5 that Devlin et al. 2018 (§A.3) give for BERT-base, 768 wide. Random
-        weights have nothing to lose and further to go: 1e-3, so that the comparison is with their
-        best."""
-        return (1e-3 if scratch else 3e-4) * 128 / max(width, 128)
+    def peak_rate(base: ModelFolder, method: Method, *, scratch: bool) -> float:
+        """The learning rate where none is given: for a BERT 3e-4 up to 128 wide, falling with the
+        width to the 5e-5 that Devlin et al. 2018 (§A.3) give for BERT-base, 768 wide. Decoders
+        measured best at 1e-3 of 3e-4, 1e-3 and 3e-3 (see ``METHOD_FACTOR``). Random weights have
+        nothing to lose and further to go: 1e-3, so that the comparison is with their best."""
+        low = base.architecture.objective == "masked_lm" and not scratch
+        return by_width((3e-4 if low else 1e-3) * METHOD_FACTOR[method], base.config.hidden_size)
 
     def describe(self) -> str:
         shown = ", ".join(f"{label} {self._counts[label]}" for label in self.labels[:8])

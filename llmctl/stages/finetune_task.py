@@ -24,6 +24,18 @@ LAST_LAYERS = 2
 
 Method = Literal["full", "lora", "last-layers"]
 
+METHOD_FACTOR: dict[Method, float] = {"full": 1.0, "lora": 3.0, "last-layers": 3.0}
+"""How much higher the learning rate is than for all weights. Measured by the validation loss on 500
+labelled texts and 850 instructions, from a GPT-2 and a Llama of 4 layers × 128 that had read two
+million tokens: of 1, 3 and 10 for LoRA (10 was 0.04 nats better on instructions, and ruined
+classifiers), of 1 and 3 for the last layers."""
+
+
+def by_width(rate: float, width: int) -> float:
+    """A rate that was found for a body 128 wide, for another: a step then changes each layer's
+    output as much (Yang et al. 2022, μP). Narrower ones have the same."""
+    return rate * 128 / max(width, 128)
+
 
 class FinetuneConfig(Config):
     """What decides a finetuning, whatever its task."""

@@ -17,6 +17,7 @@ from llmctl.cli.app import app
 from llmctl.data.tables import Example
 from llmctl.interop.model_folder import read_model_folder
 from llmctl.stages.finetune import finetune, plan, resolve
+from llmctl.stages.finetune_task import by_width
 from llmctl.stages.predict import predict
 from llmctl.stages.reporter import Reporter
 from llmctl.training.trainer import Trainer
@@ -142,6 +143,36 @@ def test_the_network_of_random_weights_is_the_newest_that_can_learn_the_task(
     again = plan(workspace, "scratch", sayings_file, config, like="tiny-gpt")["plan"]
     assert again["up_to_date"] is False
     assert again["parameters"] != run.manifest.summary["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("task", "start", "method", "rate"),
+    [
+        ("classify", "tiny-gpt", "full", 1e-3),
+        ("classify", "tiny-llama", "lora", 3e-3),
+        ("classify", "scratch", "full", 1e-3),
+        ("instruct", "tiny-gpt", "full", 1e-3),
+        ("instruct", "tiny-gpt", "last-layers", 3e-3),
+    ],
+)
+def test_the_learning_rate_follows_from_task_and_method(
+    decoder_workspace: Path,
+    labelled_file: Path,
+    sayings_file: Path,
+    task: str,
+    start: str,
+    method: str,
+    rate: float,
+):
+    data = labelled_file if task == "classify" else sayings_file
+    place, config = Workspace(decoder_workspace), resolve(task, {"method": method})
+    planned = plan(place, start, data, config)["config"]["training"]["learning_rate"]
+    assert planned == pytest.approx(rate)
+
+
+def test_a_wider_body_has_a_lower_rate():
+    assert by_width(1e-3, 64) == by_width(1e-3, 128) == 1e-3
+    assert by_width(3e-4, 768) == pytest.approx(5e-5)
 
 
 def test_answers_are_learned(decoder_workspace: Path):
