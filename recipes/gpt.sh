@@ -27,18 +27,24 @@ prompt='def read_lines(path):
 write() { llmctl generate --recipe "$recipe" "$@"; }
 write --from gpt-code --prompt "$prompt"
 write --from gpt-code --prompt "$prompt" --num-beams 4
-write --from gpt-code --prompt "$prompt" --top-p 0.9 --num-samples 2
+write --from gpt-code --prompt "$prompt" --top-p 0.9
 
-echo "== 5. complete the functions of modules that it has not seen"
-asked=$tasks/functions.jsonl
-"$python" recipes/complete_functions.py ask "$LLMCTL_WORKSPACE/shards/python-code" "$asked"
-write --from gpt-code --prompt-file "$asked" --output "$tasks/greedy.jsonl"
-write --from gpt-code --prompt-file "$asked" --output "$tasks/beam.jsonl" --num-beams 4
-write --from gpt-code --prompt-file "$asked" --output "$tasks/nucleus.jsonl" --top-p 0.9
-write --from ngram-code --prompt-file "$asked" --output "$tasks/ngram.jsonl"
-"$python" recipes/complete_functions.py judge "$asked" \
-  "gpt-code, likeliest token=$tasks/greedy.jsonl" "gpt-code, 4 beams=$tasks/beam.jsonl" \
-  "gpt-code, nucleus of 0.9=$tasks/nucleus.jsonl" "5-gram, likeliest token=$tasks/ngram.jsonl"
+echo "== 5. complete what it has not seen: lines, and functions"
+code=$tasks/code
+"$python" recipes/complete_code.py ask "$LLMCTL_WORKSPACE/shards/python-code" "$code"
+complete() {  # RUN WAY OPTION …
+  local way=$2 model=(--from "$1")
+  shift 2
+  write "${model[@]}" "$@" --prompt-file "$code/lines.jsonl" --stop $'\n' \
+    --output "$code/lines-$way.jsonl"
+  write "${model[@]}" "$@" --prompt-file "$code/functions.jsonl" \
+    --output "$code/functions-$way.jsonl"
+}
+complete gpt-code greedy
+complete gpt-code nucleus --top-p 0.9
+complete ngram-code ngram
+"$python" recipes/complete_code.py judge "$code" "gpt-code, likeliest token=greedy" \
+  "gpt-code, nucleus of 0.9=nucleus" "5-gram, likeliest token=ngram"
 
 echo "== 6. the runs"
 llmctl status

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from llmctl.cli.app import app
 from llmctl.cli.reference import insert, reference
 from llmctl.config import Config, build
+from llmctl.data.python_corpora import python_code
 from llmctl.inference.prompts import read_template
 from llmctl.stages.chat import ChatConfig
 from llmctl.stages.finetune import resolve as resolve_finetune
@@ -172,20 +173,20 @@ def gpt_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_gpt_runs_as_written(gpt_folder: Path):
     out = run_recipe(gpt_folder, TINY_GPT_RECIPE, ROOT / "recipes" / "gpt.sh")
-    completed = re.search("== 4.*(?=== 5)", out, flags=re.DOTALL)
-    assert completed
-    assert completed[0].count("def read_lines(path):") == 4
-    for way in ("gpt-code, likeliest token", "gpt-code, 4 beams", "gpt-code, nucleus of 0.9"):
-        assert re.search(rf"^{way} +\d+% +\d+%$", out, flags=re.MULTILINE)
+    written = out[out.index("== 4.") : out.index("== 5.")]
+    assert written.count("def read_lines(path):") == 3
+    ways = "gpt-code, likeliest token", "gpt-code, nucleus of 0.9", "5-gram, likeliest token"
+    for way in ways:
+        assert re.search(rf"^{way} +\d+ of \d+ +\d+ of \d+$", out, flags=re.MULTILINE)
+    sources = [text for _, text in python_code()]
+    for asked in map(json.loads, (gpt_folder / "w/tasks/code/lines.jsonl").open()):
+        place = rf"{re.escape(asked['prompt'])} *{re.escape(asked['line'])} *$"
+        assert any(asked["prompt"] in s and re.search(place, s, re.MULTILINE) for s in sources)
     report = json.loads((gpt_folder / "w/reports/gpt-code-validation/report.json").read_text())
-    model, ngram = report["results"]["model"], report["results"]["ngram-code"]
-    assert model["tokens"] == ngram["tokens"]
-    assert f"{ngram['bits_per_byte']:.4f}" in out
-    # Hardly trained, it is far from what it has to beat.
-    assert (
-        f"bits per byte over ngram-code: +{report['differences']['ngram-code']['difference']:.4f}"
-        in out
-    )
+    results, difference = report["results"], report["differences"]["ngram-code"]["difference"]
+    assert results["model"]["tokens"] == results["ngram-code"]["tokens"]
+    assert f"{results['ngram-code']['bits_per_byte']:.4f}" in out
+    assert f"bits per byte over ngram-code: {difference:+.4f}" in out
 
 
 def test_chat_runs_as_written(gpt_folder: Path):
@@ -206,28 +207,36 @@ def test_chat_takes_a_model_and_conversations(gpt_folder: Path, sayings_file: Pa
     assert len(lines) == 87
 
 
-def test_what_is_asked_of_functions_is_true(tmp_path: Path):
-    script = ROOT / "recipes" / "complete_functions.py"
+def complete_code(*words: object) -> str:
+    script = ROOT / "recipes" / "complete_code.py"
+    command = [sys.executable, str(script), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "parses"),
+    [
+        ("    return 2 * x\n", "eos", True),
+        ("    y = 2 * x\n    return y + (1", "length", True),  # the last line is not whole
+        ("    y = 2 * x\n    return y + (1", "stop", False),
+        ("    return 2 * x\n\n\nx = = 1\n", "length", True),  # behind the function
+        ("return 2 * x\n", "eos", False),
+        ("", "eos", False),
+    ],
+)
+def test_functions_are_judged_as_promised(tmp_path: Path, text: str, finish: str, parses: bool):
     prompt = 'def double(x):\n    """Twice."""\n'
-    bodies = [
-        ("    return 2 * x\n", "eos", "100%", "100%"),
-        ("    y = 2 * x\n    return y + (1", "length", "100%", "0%"),
-        ("    return 2 * x)\n", "eos", "0%", "0%"),
-        ("    return 2 * x\nx = = 1\n", "length", "100%", "100%"),
-        ("", "eos", "0%", "0%"),
-    ]
-    asked = tmp_path / "asked.jsonl"
-    asked.write_text(json.dumps({"prompt": prompt, "line": "    return 2 * x"}) + "\n")
-    named = []
-    for number, (text, finish, *_) in enumerate(bodies):
-        path = tmp_path / f"{number}.jsonl"
-        answer = {"prompt": prompt, "completions": [{"text": text, "finish": finish}]}
-        path.write_text(json.dumps(answer) + "\n")
-        named.append(f"body {number}={path}")
-    words = [sys.executable, str(script), "judge", str(asked), *named]
-    out = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    for number, (*_, parse, first) in enumerate(bodies):
-        assert re.search(rf"^body {number} +{parse} +{first}$", out, flags=re.MULTILINE)
+    answers = {
+        "lines": ({"prompt": "a = 1\n", "line": "b = a + 1"}, "b = a + 1"),
+        "functions": ({"prompt": prompt}, text),
+    }
+    for name, (asked, written) in answers.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(asked) + "\n")
+        completion = {"text": written, "finish": finish}
+        answer = {"prompt": asked["prompt"], "completions": [completion]}
+        (tmp_path / f"{name}-tried.jsonl").write_text(json.dumps(answer) + "\n")
+    out = complete_code("judge", tmp_path, "a model=tried")
+    assert re.search(rf"^a model +1 of 1 +{int(parses)} of 1$", out, flags=re.MULTILINE)
 
 
 COMMANDS = [
