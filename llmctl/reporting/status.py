@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from rich import box
@@ -192,9 +193,10 @@ def render_detail(document: dict[str, Any]) -> RenderableType:
         table.add_row("go on with", Text(document["resume"]))
     versions = "  ".join(f"{k} {v}" for k, v in document["versions"].items() if v)
     table.add_row("versions", versions)
-    table.add_row("created", document["created"])
-    if document["finished"]:
-        table.add_row("finished", document["finished"])
+    for event in ("created", "finished"):
+        if document[event]:
+            moment = datetime.fromisoformat(document[event])
+            table.add_row(event, moment.isoformat(timespec="seconds"))
     if document["summary"]:
         table.add_row("figures", Text(json.dumps(document["summary"], ensure_ascii=False)))
     return Group(table, _lineage(document), _config(document["config"]))

@@ -395,6 +395,12 @@ def test_artefacts_are_listed_oldest_first(workspace: Workspace):
     assert workspace.names("shards") == ["a", "b", "c"]
 
 
+def test_of_two_made_in_one_second_the_later_is_the_newer(workspace: Workspace):
+    for name in ("z", "m", "a"):
+        publish(workspace, name)
+    assert [artefact.manifest.name for artefact in workspace.list("shards")] == ["z", "m", "a"]
+
+
 def test_a_manifest_survives_the_file(workspace: Workspace):
     artefact = publish(workspace, "stories", value={"nested": [1, None, "é", 0.1]})
     assert read_manifest(artefact.folder) == artefact.manifest
