@@ -49,10 +49,10 @@ class Int8Linear(nn.Module):
         self.zero = torch.tensor(self.largest + 1.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
-        if scale.numel() == 1:  # a number can be given to the product, which saves three passes
-            number = max(float(scale), TINY) / self.largest
+        if x.numel() == x.shape[-1]:  # one row: a number serves, which saves three passes
+            number = max(float(x.max()), -float(x.min()), TINY) / self.largest
             return self._product(torch.add(self.zero, x, alpha=1 / number), number, self.bias_O)
+        scale = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
         scale = scale.clamp_(min=TINY).div_(self.largest)
         y = self._product((x / scale).add_(self.zero), 1.0, None)
         return y.mul_(scale) if self.bias_O is None else torch.addcmul(self.bias_O, y, scale)

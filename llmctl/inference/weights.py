@@ -80,8 +80,8 @@ class Bf16Linear(nn.Module):
 
 
 def prepare(model: CausalLM, dtype: WeightType, *, rows: int) -> Callable[[Tensor], Tensor] | None:
-    """Put a model's linear layers into another form, in place; returns its output layer, or None
-    where that stays.
+    """Put a model's linear layers into another form, in place, for writing alone; returns its
+    output layer, or None where that stays.
 
     rows: how many are written at once. On a processor embeddings, norms and what lies between the
     layers stay fp32. Raises UsageError for a type that the device can't do.
@@ -104,6 +104,8 @@ def prepare(model: CausalLM, dtype: WeightType, *, rows: int) -> Callable[[Tenso
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, layer(child.weight, child.bias))
+            elif isinstance(child, nn.Dropout):  # nothing here, but ten microseconds a call
+                setattr(parent, name, nn.Identity())
     return layer(model.output_weight, None)
 
 

@@ -38,7 +38,7 @@ class KeyValueCache:
     ) -> KeyValueCache:
         """An empty cache of ``capacity`` slots, in the type and on the device of ``like``."""
         shape = (num_layers, rows, num_heads, capacity, head_size)
-        return cls(like.new_zeros(shape), like.new_zeros(shape), starts_B)
+        return cls(like.new_empty(shape), like.new_empty(shape), starts_B)
 
     @property
     def capacity(self) -> int:
@@ -75,7 +75,7 @@ class KeyValueCache:
         L, B, K, S, H = table_LBKSH.shape
         filled = table_LBKSH[:, rows_R, :, : self.length]
         if len(rows_R) > B:
-            table_LBKSH = table_LBKSH.new_zeros(L, len(rows_R), K, S, H)
+            table_LBKSH = table_LBKSH.new_empty(L, len(rows_R), K, S, H)
         table_LBKSH[:, : len(rows_R), :, : self.length] = filled
         return table_LBKSH[:, : len(rows_R)]
 

@@ -19,7 +19,6 @@ from llmctl.errors import DivergedError, Interrupted, UsageError
 from llmctl.stages.reporter import Reporter
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
-from llmctl.training.memory import keep_freed_memory
 from llmctl.training.precision import choose_compile, choose_device, choose_precision
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import (
@@ -97,7 +96,6 @@ def run_training(
 
     A run of the same name that is to be replaced stays until the new one is ready to train.
     """
-    keep_freed_memory()
     workspace.prepare(manifest.kind)
     folder = workspace.path(manifest.kind, manifest.name)
     store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)

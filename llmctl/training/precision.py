@@ -15,6 +15,7 @@ from statistics import median
 import torch
 
 from llmctl.errors import UsageError, did_you_mean
+from llmctl.training.memory import keep_freed_memory
 
 CLEARLY_FASTER = 1.3
 """How much faster bf16 products must be before the casts around them pay."""
@@ -31,6 +32,7 @@ def choose_device(requested: str, option: str = "training.device") -> torch.devi
     # kernels at its first call, and two threads that make it together may get other bits (6 of 36
     # processes; none of 36 after one thread's call): let one thread make it.
     torch.ones(1).exp()
+    keep_freed_memory()
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

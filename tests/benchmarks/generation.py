@@ -99,6 +99,9 @@ def serve(engine: str, rows: int) -> None:
     """Write whenever a line asks for it; answer with the seconds and the tokens."""
     import torch
 
+    from llmctl.training.precision import choose_device
+
+    choose_device("cpu")  # as the commands do, with what it sets
     write = hugging_face() if engine == "transformers" else ours(engine.split()[1], rows)
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(VOCABULARY, (rows, PROMPT), generator=generator).tolist()

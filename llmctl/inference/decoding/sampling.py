@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from llmctl.data.keyed import key_of, uniform
 from llmctl.inference.decoder import NextToken
@@ -56,13 +57,13 @@ def choose(logits_BV: Tensor, rows: Sequence[Row], rules: Rules) -> tuple[list[i
     scores_BV = apply(rules.preferences, logits_BV, texts)
     if rules.config.samples:
         scores_BV = apply(rules.filters, scores_BV, texts)
-    check(scores_BV)
+    best_B = argmax(scores_BV)
+    check(scores_BV.gather(-1, best_B[:, None]))
     if rules.config.samples:
         tokens_B = draw(scores_BV.softmax(-1), [random(rules, row, row.new) for row in rows])
     else:
-        tokens_B = argmax(scores_BV)
-    tokens_B1 = tokens_B[:, None]
-    log_probs_B = logits_BV.gather(-1, tokens_B1)[:, 0] - logits_BV.logsumexp(-1)
+        tokens_B = best_B
+    log_probs_B = -F.cross_entropy(logits_BV, tokens_B, reduction="none")
     return tokens_B.tolist(), log_probs_B.tolist()
 
 
