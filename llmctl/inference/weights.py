@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmctl.errors import UsageError
-from llmctl.inference.quantised import Int8Linear
+from llmctl.inference.quantised import Int8Linear, OneRowInt8Linear
 from llmctl.objectives.causal_lm import CausalLM
 
 WeightType = Literal["fp32", "bf16", "int8"]
@@ -114,7 +114,8 @@ def _layer(dtype: WeightType, rows: int) -> Layer | None:
     if dtype == "int8":
         if not packs:
             raise UsageError("--dtype int8 needs PyTorch with oneDNN, which this one has not")
-        return Int8Linear
+        one_row = rows == 1 and OneRowInt8Linear.is_available()
+        return OneRowInt8Linear if one_row else Int8Linear
     if dtype == "bf16":
         if packs and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return lambda weight, bias: PackedLinear(weight.bfloat16(), bias)
