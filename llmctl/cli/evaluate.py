@@ -19,9 +19,9 @@ def command(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Labelled texts for a classifier; text, a task's questions or, with --template, "
-            "labelled rows for a language model. By default the validation part of the run's "
-            "shards."
+            help="Labelled texts for a classifier; pairs for a model that writes from sources; "
+            "text, a task's questions or, with --template, labelled rows for a language model. By "
+            "default the validation part of the run's shards."
         ),
     ] = None,
     compare: Annotated[
@@ -68,6 +68,19 @@ def command(
         int | None,
         typer.Option(
             help="Tokens by which the window of a perplexity moves on.", show_default="half of it"
+        ),
+    ] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(help="References, line by line, where --data is plain text with sources."),
+    ] = None,
+    source_column: options.SourceColumnOption = None,
+    target_column: options.TargetColumnOption = None,
+    num_beams: Annotated[
+        int | None,
+        typer.Option(
+            help="Beams by which a model writes from sources; 1: the likeliest token always.",
+            show_default="4",
         ),
     ] = None,
     text_column: options.TextColumnOption = None,
@@ -124,6 +137,9 @@ def command(
         "text_column": text_column,
         "text_pair_column": text_pair_column,
         "label_column": label_column,
+        "source_column": source_column,
+        "target_column": target_column,
+        "num_beams": num_beams,
         "encoding_errors": encoding_errors,
         "document": document,
         "stride": stride,
@@ -141,7 +157,7 @@ def command(
         {key: value for key, value in given.items() if value is not None},
         parse_assignments(set_),
     )
-    place, files = options.open_workspace(workspace), Files(data, template, examples)
+    place, files = options.open_workspace(workspace), Files(data, template, examples, target)
     how: dict[str, Any] = {"compare": compare, "name": name, "force": force}
     with TerminalReporter(quiet=quiet) as reporter:
         if dry_run:

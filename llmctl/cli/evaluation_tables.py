@@ -25,6 +25,7 @@ def print_report(console: Any, report: dict[str, Any]) -> None:
         "prompt": _print_prompts,
         "pretrain": _print_pretrained,
         "perplexity": _print_perplexity,
+        "seq2seq": _print_seq2seq,
     }
     printers.get(report["task"], _print_task)(console, report)
     for note in report["notes"]:
@@ -154,6 +155,41 @@ def _print_perplexity(console: Any, report: dict[str, Any]) -> None:
             interval = f" ({difference['low']:+.4f} to {difference['high']:+.4f})"
         console.print(
             f"bits per byte over {_shown(report, name)}: {difference['difference']:+.4f}{interval}"
+        )
+
+
+def _print_seq2seq(console: Any, report: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    from llmctl.reporting.units import figure
+
+    table = _table(
+        f"{report['model']} on {report['examples']:,} sources, {report['num_beams']} beams",
+        "BLEU (95 %)", "chrF", "R-1", "R-2", "R-L", "accuracy", "loss",
+    )  # fmt: skip
+    for name, row in report["results"].items():
+        low, high = row["intervals"]["bleu"]
+        table.add_row(
+            _shown(report, name),
+            f"{row['bleu']:.2f} ({low:.1f}–{high:.1f})",
+            f"{row['chrf']:.2f}",
+            *(f"{row[kind]:.3f}" for kind in ("rouge1", "rouge2", "rougeL")),
+            figure(row.get("token_accuracy"), ".1%"),
+            figure(row.get("loss"), ".4f"),
+        )
+    console.print(table)
+    model = report["results"]["model"]
+    console.print(f"BLEU {model['bleu_signature']}; chrF {model['chrf_signature']}")
+    for name, difference in report["differences"].items():
+        console.print(
+            f"BLEU over {_shown(report, name)}: {difference['difference']:+.2f} "
+            f"({difference['low']:+.2f} to {difference['high']:+.2f})"
+        )
+    for example in report["shown"]:
+        console.print(
+            f"\n{escape(example['at'])}\n  source     {escape(example['source'])}"
+            f"\n  reference  {escape(example['reference'])}"
+            f"\n  written    {escape(example['written'])}"
         )
 
 

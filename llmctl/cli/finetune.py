@@ -26,14 +26,16 @@ def command(
     data: Annotated[
         Path,
         typer.Option(
-            help="What to learn from: labelled texts (CSV, TSV, JSONL, Parquet), or instructions "
-            "and conversations in Alpaca's, messages' or ShareGPT's layout (JSON, JSONL, Parquet)."
+            help="What to learn from: labelled texts (CSV, TSV, JSONL, Parquet); instructions and "
+            "conversations in Alpaca's, messages' or ShareGPT's layout (JSON, JSONL, Parquet); or "
+            "pairs of source and target (a table, or plain text with --target)."
         ),
     ],
     task: Annotated[
         str | None,
         typer.Option(
-            help="What to learn: classify, or instruct, to answer in a chat.",
+            help="What to learn: classify; instruct, to answer in a chat; or seq2seq, to translate "
+            "or summarise.",
             show_default="classify",
         ),
     ] = None,
@@ -55,7 +57,25 @@ def command(
     text_column: options.TextColumnOption = None,
     text_pair_column: options.TextPairColumnOption = None,
     label_column: options.LabelColumnOption = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(help="With plain text as --data: the targets, line by line."),
+    ] = None,
+    source_column: options.SourceColumnOption = None,
+    target_column: options.TargetColumnOption = None,
+    style: Annotated[
+        str | None,
+        typer.Option(
+            help="Of seq2seq: decoder, a Transformer decoder attached to the GPT, or prefix, both "
+            "texts in one sequence.",
+            show_default="decoder",
+        ),
+    ] = None,
     encoding_errors: options.EncodingErrorsOption = None,
+    freeze_encoder: Annotated[
+        bool,
+        typer.Option("--freeze-encoder", help="Of seq2seq: keep the GPT as it is."),
+    ] = False,
     freeze_layers: Annotated[
         int | None,
         typer.Option(help="Keep the embeddings and this many of the lowest blocks as they are."),
@@ -73,8 +93,8 @@ def command(
     json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
-    """Train a pretrained model on labelled texts, or on instructions to answer in a chat. The same
-    command goes on after a stop."""
+    """Train a pretrained model on labelled texts, on instructions to answer in a chat, or on pairs
+    to translate or summarise. The same command goes on after a stop."""
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.config import parse_assignments, read_recipe
     from llmctl.errors import UsageError
@@ -83,24 +103,39 @@ def command(
 
     file = read_recipe(recipe, "finetune") if recipe else {}
     task = task or file.get("task")
-    labelled = {
-        "text_column": text_column,
-        "text_pair_column": text_pair_column,
-        "label_column": label_column,
-        "class_weights": class_weights,
+    # By the task that they go with: those of its data, and the others.
+    data_options: dict[str, dict[str, Any]] = {
+        "classify": {
+            "text_column": text_column,
+            "text_pair_column": text_pair_column,
+            "label_column": label_column,
+        },
+        "seq2seq": {
+            "target": target,
+            "source_column": source_column,
+            "target_column": target_column,
+        },
     }
-    if task == "instruct":
-        for key, value in labelled.items():
-            if value is not None:
+    other_options: dict[str, dict[str, Any]] = {
+        "classify": {"class_weights": class_weights},
+        "seq2seq": {"style": style, "freeze_encoder": freeze_encoder or None},
+    }
+    for owner in data_options:
+        for key, value in {**data_options[owner], **other_options[owner]}.items():
+            if value is not None and owner != (task or "classify"):
                 option = key.replace("_", "-")
-                raise UsageError(f"--{option} goes with --task classify; leave it out")
-    weights = labelled.pop("class_weights")
-    table = {**labelled, "encoding_errors": encoding_errors}
+                raise UsageError(f"--{option} goes with --task {owner}; leave it out")
+    table = {
+        "encoding_errors": encoding_errors,
+        **data_options["classify"],
+        **data_options["seq2seq"],
+    }
     given: dict[str, Any] = {
         "method": method,
         "data": {key: value for key, value in table.items() if value is not None},
         "freeze_layers": freeze_layers,
-        "class_weights": weights,
+        **other_options["classify"],
+        **other_options["seq2seq"],
         "seed": seed,
     }
     config = resolve(

@@ -116,8 +116,20 @@ def command(
         str | None,
         typer.Option(help="A smaller model that writes ahead (speculative decoding)."),
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a model finetuned with --task seq2seq: a file to translate or summarise, a "
+            "source a line or row; with --output, and goes on where it stopped."
+        ),
+    ] = None,
+    source_column: options.SourceColumnOption = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write the answers here, a JSON object a line.")
+        Path | None,
+        typer.Option(
+            help="Write the answers here, a JSON object a line; with --source a text a line, "
+            "unless the name ends in .jsonl."
+        ),
     ] = None,
     seed: options.SeedOption = None,
     device: options.DeviceOption = None,
@@ -146,6 +158,7 @@ def command(
         as_record,
         write_records,
     )
+    from llmctl.stages.generate_source import write_from_file
 
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -175,7 +188,12 @@ def command(
         {key: value for key, value in given.items() if value is not None},
         parse_assignments(set_),
     )
-    ways = {"--prompt": bool(prompt), "--prompt-file": prompt_file, "--template": template}
+    ways = {
+        "--prompt": bool(prompt),
+        "--prompt-file": prompt_file,
+        "--template": template,
+        "--source": source,
+    }
     chosen = [name for name, value in ways.items() if value]
     if len(chosen) > 1:
         raise UsageError(f"give {' or '.join(chosen)}, not both")
@@ -184,6 +202,10 @@ def command(
     for name, value in (("--data", data), ("--examples", examples), ("--shots", shots)):
         if value and not template:
             raise UsageError(f"{name} goes with --template FILE, which makes prompts of it")
+    if source and output is None:
+        raise UsageError("--source needs --output FILE, which the texts are written into")
+    if source_column and not source:
+        raise UsageError("--source-column goes with --source FILE, a table")
     if not chosen and sys.stdin.isatty():
         raise UsageError('give a prompt: llmctl generate --from RUN --prompt "Once upon a time"')
     place = options.open_workspace(workspace)
@@ -191,6 +213,19 @@ def command(
         generation = Generation(
             place, start, config, draft=draft, prompts=len(prompt) or None, reporter=reporter
         )
+        if source and output:
+            if not generation.from_sources:
+                raise UsageError(
+                    f"--source is for models finetuned with --task seq2seq, and {start} is none; "
+                    "give its prompts with --prompt-file"
+                )
+            count = write_from_file(
+                generation, source, output, source_column=source_column, reporter=reporter
+            )
+            reporter.note(f"{count:,} texts in {output}")
+            if json:
+                print_json({"model": start, "output": str(output), "texts": count})
+            return
         if template and data:
             prompts: Iterable[Prompt] = generation.templated(
                 Templated(template, data, examples, shots)
@@ -209,10 +244,11 @@ def command(
                 print_json({"model": start, "answers": records})
             return
         if len(prompt) == 1 and config.num_samples == 1:
-            _stream(prompt[0], lambda tell: generation.answers(prompts, tell))
+            shown = "" if generation.from_sources else prompt[0]
+            _stream(shown, lambda tell: generation.answers(prompts, tell))
             return
         for number, answer in enumerate(generation.answers(prompts)):
-            _print(answer, first=number == 0)
+            _print(answer, first=number == 0, alone=generation.from_sources)
 
 
 def _prompts(texts: list[str], path: Path | None) -> list[Prompt] | Iterator[Prompt]:
@@ -250,9 +286,9 @@ def _stream(prompt: str, answers: Callable[[Callable[[str], None]], Iterator[Ans
         tell("\n")
 
 
-def _print(answer: Answer, *, first: bool) -> None:
-    """Each text behind its prompt, with an empty line between texts."""
+def _print(answer: Answer, *, first: bool, alone: bool) -> None:
+    """Each text behind its prompt, or alone, with an empty line between texts."""
     for number, completion in enumerate(answer.completions):
         if not (first and number == 0):
             _write("\n")
-        _write(f"{answer.prompt.text}{completion.text}\n")
+        _write(f"{'' if alone else answer.prompt.text}{completion.text}\n")

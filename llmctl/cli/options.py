@@ -72,6 +72,12 @@ TextColumnOption = Annotated[
 TextPairColumnOption = Annotated[
     str | None, typer.Option("--text-pair-column", help="The second text's column.")
 ]
+SourceColumnOption = Annotated[
+    str | None, typer.Option("--source-column", help="The source's column in a table of pairs.")
+]
+TargetColumnOption = Annotated[
+    str | None, typer.Option("--target-column", help="The target's column in a table of pairs.")
+]
 LabelColumnOption = Annotated[
     str | None, typer.Option("--label-column", help="The label's column.")
 ]

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from llmctl.models.cache import KeyValueCache
+from llmctl.models.cross_attention import Source
 from llmctl.objectives.causal_lm import CausalLM
+from llmctl.objectives.seq2seq import Seq2Seq
 
 
 class NextToken(Protocol):
@@ -33,6 +35,15 @@ class NextToken(Protocol):
 
     def select(self, rows_R: Tensor) -> None:
         """Keep these rows, in this order; a row may come more than once."""
+        ...
+
+
+@runtime_checkable
+class FromSource(NextToken, Protocol):
+    """A language model that reads sources first; its prompts are the beginnings of targets."""
+
+    def begin(self, sources: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Read a source for each row of the next ``prefill``; returns how each target begins."""
         ...
 
 
@@ -76,12 +87,12 @@ class CausalDecoder:
         config, weight = self.model.body.config, self.model.body.token_embedding.weight
         self.cache = config.new_cache(len(prompts), longest + room, weight, starts_B)
         # Logits of the last place only: those of a long prompt would be a large table.
-        self.hidden_BTD = self.model.body(torch.tensor(ids, device=self.device), cache=self.cache)
+        self.hidden_BTD = self._read(torch.tensor(ids, device=self.device))
         return self._logits(self.hidden_BTD[:, -1])
 
     @torch.inference_mode()
     def extend(self, ids_BT: Tensor) -> Tensor:
-        self.hidden_BTD = self.model.body(ids_BT, cache=self.cache)
+        self.hidden_BTD = self._read(ids_BT)
         return self._logits(self.hidden_BTD)
 
     @torch.inference_mode()
@@ -92,10 +103,47 @@ class CausalDecoder:
         """Forget what was read beyond the first ``length`` slots, padding counted."""
         self.cache.truncate(length)
 
+    def _read(self, ids_BT: Tensor) -> Tensor:
+        return self.model.body(ids_BT, cache=self.cache)
+
     def _logits(self, hidden: Tensor) -> Tensor:
         if self.head is None:
             return self.model.logits(hidden)
         return self.model.capped(self.head(hidden))
+
+
+class SourceDecoder(CausalDecoder):
+    """A decoder that is attached to a GPT, which reads the sources."""
+
+    def __init__(
+        self,
+        model: Seq2Seq,
+        *,
+        start: int,
+        longest: int | None = None,
+        head: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """start: the token that a target begins with; the others as ``CausalDecoder``'s."""
+        super().__init__(model.eval().decoder, longest=longest, head=head)
+        self.reader, self.start = model, start
+        self.source: Source
+
+    @torch.inference_mode()
+    def begin(self, sources: Sequence[Sequence[int]]) -> list[list[int]]:
+        lengths = [len(source) for source in sources]
+        ids = [[*source, *[0] * (max(lengths) - len(source))] for source in sources]
+        self.source = self.reader.read(
+            torch.tensor(ids, device=self.device), torch.tensor(lengths, device=self.device)
+        )
+        return [[self.start] for _ in sources]
+
+    @torch.inference_mode()
+    def select(self, rows_R: Tensor) -> None:
+        super().select(rows_R)
+        self.source.select(rows_R)
+
+    def _read(self, ids_BT: Tensor) -> Tensor:
+        return self.model.body(ids_BT, cache=self.cache, source=self.source)
 
 
 class Rereading:

@@ -20,7 +20,7 @@ from llmctl import tokenizers
 from llmctl.errors import InputError, did_you_mean
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE, Architecture
 from llmctl.models.bert import Bert
-from llmctl.objectives import causal_lm, classify, masked_lm
+from llmctl.objectives import causal_lm, classify, masked_lm, seq2seq
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.tensors import read_tensors, write_tensors
 
@@ -32,6 +32,12 @@ CLASS_HEADS = ("classifier.weight", "score.weight")
 MAX_LENGTH, TOKENIZER, CHAT = "llmctl_max_length", "llmctl_tokenizer", "llmctl_chat"
 """Fields of config.json that only llmctl writes: tokens trained on, the tokenizer's digest, and
 whether the model has learned to answer."""
+STYLE, LEAD_WORDS = "llmctl_style", "llmctl_target_words"
+MAX_SOURCE, MAX_TARGET = "llmctl_max_source", "llmctl_max_target"
+"""Of models finetuned on pairs: how they write from a source, words of a target on average, and
+tokens of both at most."""
+SEQ2SEQ, ENCODER_FIELD, DECODER_FIELD = "llmctl-seq2seq", "encoder", "decoder"
+"""model_type of a GPT with a decoder attached, and the fields that describe each."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,17 @@ class ModelFolder:
 
     @property
     def kind(self) -> str:
-        """What the model does: ``classify``, or as its pretraining, ``masked_lm`` or
-        ``causal_lm``."""
+        """What the model does: ``classify``, ``seq2seq`` with a decoder attached, or as its
+        pretraining, ``masked_lm`` or ``causal_lm``."""
+        if self.fields.get("model_type") == SEQ2SEQ:
+            return "seq2seq"
         return "classify" if self._class_head() else self.architecture.objective
+
+    @property
+    def writes_from_source(self) -> str | None:
+        """How a model that was finetuned on pairs writes: ``decoder``, ``prefix``; else None."""
+        style = self.fields.get(STYLE)
+        return str(style) if style in ("decoder", "prefix") else None
 
     def _class_head(self) -> str | None:
         return next((name for name in CLASS_HEADS if name in self.tensors), None)
@@ -74,6 +88,31 @@ class ModelFolder:
         given = self.fields.get(MAX_LENGTH)
         return min(given, most) if isinstance(given, int) else most
 
+    @property
+    def boundaries(self) -> tuple[int, int]:
+        """The tokens at a text's start and end. Raises InputError if the tokenizer has none."""
+        around = self.tokenizer.boundaries
+        if around is None:
+            raise InputError(
+                f"{self.path}: the tokenizer has no tokens for a text's start and end, between "
+                "which targets stand; take a model with a tokenizer of llmctl tokenize"
+            )
+        return around
+
+    @property
+    def max_source(self) -> int:
+        """Tokens of a source that the model was finetuned on."""
+        return self._tokens(MAX_SOURCE)
+
+    @property
+    def max_target(self) -> int:
+        """And of a target."""
+        return self._tokens(MAX_TARGET)
+
+    def _tokens(self, field: str) -> int:
+        given = self.fields.get(field)
+        return given if isinstance(given, int) else self.max_length
+
     def causal_lm(self, *, dropout: float | None = None) -> causal_lm.CausalLM:
         """The model with its output layer, and with another dropout where it is given.
 
@@ -95,7 +134,26 @@ class ModelFolder:
             "classify": "classifier",
             "masked_lm": "masked language model",
             "causal_lm": "language model",
+            "seq2seq": "model that writes from a source",
         }[self.kind]
+
+    def seq2seq(self, *, dropout: float = 0.0, smoothing: float = 0.0) -> seq2seq.Seq2Seq:
+        """The GPT with its decoder. Raises InputError if it has none."""
+        if self.kind != "seq2seq":
+            raise InputError(
+                f"{self.path} is a {self.described()} without a decoder attached; finetune it: "
+                "llmctl finetune --task seq2seq"
+            )
+        with self._fitting():
+            decoder = self.fields[DECODER_FIELD]
+            shape = seq2seq.Seq2SeqShape(
+                decoder_layers=decoder["num_layers"], cross_attention=decoder["cross_attention"]
+            )
+            model = seq2seq.build(
+                self.config_with(dropout), shape, self.architecture, smoothing=smoothing
+            )
+            seq2seq.from_tensors(model, self.tensors, self.architecture)
+            return model
 
     def masked_lm(self) -> masked_lm.MaskedLM:
         """The model with the heads of pretraining. Raises InputError if it has none."""
@@ -155,7 +213,11 @@ class ModelFolder:
 def write_model_folder(
     folder: Path, model: nn.Module, tokenizer: Tokenizer, extra: Mapping[str, Any]
 ) -> None:
-    """Write a trained model. ``extra``: further fields of config.json."""
+    """Write a trained model. ``extra``: further fields of config.json.
+
+    A GPT with a decoder attached has no class in transformers: the fields and tensors of each of
+    the two are in Hugging Face's names.
+    """
     body: Any = model.body
     config = body.config
     architecture = next(a for a in ARCHITECTURES.values() if type(config) is a.config)
@@ -170,6 +232,14 @@ def write_model_folder(
     elif isinstance(model, masked_lm.MaskedLM):
         class_name = "ForPreTraining" if model.next_sentence is not None else "ForMaskedLM"
         tensors = masked_lm.to_hugging_face(model)
+    elif isinstance(model, seq2seq.Seq2Seq):
+        beginning, class_name = "Llmctl", "Seq2Seq"
+        tensors = seq2seq.to_tensors(model, architecture)
+        decoder = {
+            "num_layers": model.decoder.body.config.num_layers,
+            "cross_attention": model.attends,
+        }
+        fields = {"model_type": SEQ2SEQ, ENCODER_FIELD: fields, DECODER_FIELD: decoder}
     else:
         raise TypeError(f"no Hugging Face layout for {type(model).__name__}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +257,7 @@ def write_model_folder(
     }
     text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-    if isinstance(model, causal_lm.CausalLM):
+    if isinstance(model, causal_lm.CausalLM | seq2seq.Seq2Seq):
         ends = [tokenizer.special[r] for r in ("eos", "turn_end") if r in tokenizer.special]
         generation = {**ids, "eos_token_id": ends}
         text = json.dumps(generation, indent=2) + "\n"
@@ -207,7 +277,13 @@ def read_model_folder(path: Path) -> ModelFolder:
         raise InputError(f"{config_path} is damaged: {error}") from None
     if not isinstance(fields, dict):
         raise InputError(f"{config_path} is damaged: it holds no table of fields")
-    kind = fields.get("model_type")
+    described = fields
+    if fields.get("model_type") == SEQ2SEQ:
+        parts = fields.get(ENCODER_FIELD), fields.get(DECODER_FIELD)
+        if not all(isinstance(part, dict) for part in parts):
+            raise InputError(f"{config_path} is damaged: it describes no {SEQ2SEQ}")
+        described = fields[ENCODER_FIELD]
+    kind = described.get("model_type")
     if kind not in list(BY_MODEL_TYPE):  # which a list, that has no hash, can be asked of
         hint = did_you_mean(str(kind), BY_MODEL_TYPE)
         raise InputError(
@@ -216,7 +292,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         )
     architecture = BY_MODEL_TYPE[kind]
     try:
-        config = architecture.from_hugging_face(fields)
+        config = architecture.from_hugging_face(described)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))

@@ -24,7 +24,8 @@ class Architecture:
     objective: str
     """What pretraining teaches it, as llmctl/objectives knows it."""
     config: type[Config]
-    model: Callable[[Any], nn.Module]
+    model: Callable[..., nn.Module]
+    """From the configuration; a decoder's takes ``cross_attention`` too."""
     presets: Mapping[str, Mapping[str, Any]]
     to_hugging_face: Callable[[Any], dict[str, Any]]
     """Our configuration as the fields of a config.json."""

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from llmctl.models.cache import KeyValueCache
+from llmctl.models.cross_attention import CrossAttention, Source
 from llmctl.models.decoder import DecoderConfig, field_of, start_decoder, take_tensor
 from llmctl.models.layers import (
     Activation,
@@ -55,7 +56,7 @@ class GptConfig(DecoderConfig):
 class Block(nn.Module):
     """One layer: attention and feed-forward, each on its normalised input and added to it."""
 
-    def __init__(self, config: GptConfig) -> None:
+    def __init__(self, config: GptConfig, *, cross_attention: bool) -> None:
         super().__init__()
         width, epsilon = config.hidden_size, config.norm_epsilon
         self.norm_1 = nn.LayerNorm(width, eps=epsilon)
@@ -67,26 +68,42 @@ class Block(nn.Module):
             bias=True,
             dropout=config.dropout,
         )
+        self.cross_attention = (
+            CrossAttention(
+                width,
+                config.num_heads,
+                norm=nn.LayerNorm(width, eps=epsilon),
+                bias=True,
+                dropout=config.dropout,
+            )
+            if cross_attention
+            else None
+        )
         self.norm_2 = nn.LayerNorm(width, eps=epsilon)
         self.feed_forward = FeedForward(width, config.intermediate_size, config.activation)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm_1(x_BTD), context, layer))
+        if self.cross_attention is not None and context.source is not None:
+            x_BTD = x_BTD + self.dropout(self.cross_attention(x_BTD, context.source, layer))
         return x_BTD + self.dropout(self.feed_forward(self.norm_2(x_BTD)))
 
 
 class Gpt(nn.Module):
     """The decoder: token ids to hidden states."""
 
-    def __init__(self, config: GptConfig) -> None:
+    def __init__(self, config: GptConfig, *, cross_attention: bool = False) -> None:
+        """cross_attention: whether the blocks attend to a source too."""
         super().__init__()
         self.config = config
         width = config.hidden_size
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.position_embedding = nn.Embedding(config.max_positions, width)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, cross_attention=cross_attention) for _ in range(config.num_layers)
+        )
         self.norm = nn.LayerNorm(width, eps=config.norm_epsilon)
         start_decoder(self, config)
 
@@ -96,16 +113,17 @@ class Gpt(nn.Module):
         mask: Tensor | None = None,
         position_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        source: Source | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer, normalised.
 
         input_ids_BT: int64. mask: bool, (B, T, T) True where token i may attend to token j, where
         that is narrower than causal. position_ids_BT: default 0 … T-1, or behind the cache's.
-        cache: of the tokens before, which these are added to.
+        cache: of the tokens before, which these are added to. source: what is written from.
         """
-        here = context(input_ids_BT, mask, position_ids_BT, cache)
+        here = context(input_ids_BT, mask, position_ids_BT, cache, source)
         x_BTD = self.token_embedding(input_ids_BT) + self.position_embedding(here.position_ids)
-        x_BTD = self.dropout(x_BTD)
+        x_BTD = self.dropout(here.started(x_BTD))
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, here, layer)
         if cache is not None:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from torch.nn import functional as F
 
 from llmctl.models.cache import KeyValueCache
 from llmctl.models.elementwise import rms_norm, squared_relu
+
+if TYPE_CHECKING:
+    from llmctl.models.cross_attention import Source
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2"]
 
@@ -122,9 +125,17 @@ class Context:
     causal: bool
     """Without a mask: whether each token attends up to itself, or to all there is."""
     cache: KeyValueCache | None
+    source: Source | None = None
+    """What is written from, where there is one."""
     cos: Tensor | None = None
     sin: Tensor | None = None
     """Of the rotary angles, broadcastable to (B, N, T, H / 2)."""
+
+    def started(self, x_BTD: Tensor) -> Tensor:
+        """The embeddings, with the source's state where a text begins."""
+        if self.source is None or (self.cache is not None and self.cache.length):
+            return x_BTD
+        return self.source.started(x_BTD, self.position_ids)
 
 
 def context(
@@ -132,6 +143,7 @@ def context(
     mask: Tensor | None,
     position_ids_BT: Tensor | None,
     cache: KeyValueCache | None,
+    source: Source | None,
 ) -> Context:
     """The context of a decoder's tokens: causal, behind those of the cache.
 
@@ -145,14 +157,14 @@ def context(
             else position_ids_BT
         )
         added = None if mask is None else additive_mask(mask)[:, None]
-        return Context(positions, added, added is None, None)
+        return Context(positions, added, added is None, None, source)
     allowed = cache.mask(T)
     if allowed is None:
-        return Context(cache.positions(T), None, False, cache)
+        return Context(cache.positions(T), None, False, cache, source)
     if cache.length == 0 and cache.starts_B is None:  # the kernels know this case
-        return Context(cache.positions(T), None, True, cache)
+        return Context(cache.positions(T), None, True, cache, source)
     allowed = allowed[:, None] if allowed.dim() == 3 else allowed
-    return Context(cache.positions(T), additive_mask(allowed), False, cache)
+    return Context(cache.positions(T), additive_mask(allowed), False, cache, source)
 
 
 class CausalSelfAttention(nn.Module):

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from llmctl.errors import InputError
 from llmctl.models.cache import KeyValueCache
+from llmctl.models.cross_attention import CrossAttention, Source
 from llmctl.models.decoder import DecoderConfig, field_of, start_decoder, take_tensor
 from llmctl.models.elementwise import rotate
 from llmctl.models.layers import (
@@ -151,26 +152,41 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """One layer: attention and feed-forward, each on its normalised input and added to it."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: LlamaConfig, *, cross_attention: bool) -> None:
         super().__init__()
         self.norm_1 = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.attention = Attention(config)
+        self.cross_attention = (
+            CrossAttention(
+                config.hidden_size,
+                config.num_heads,
+                norm=RMSNorm(config.hidden_size, config.norm_epsilon),
+                bias=False,
+            )
+            if cross_attention
+            else None
+        )
         self.norm_2 = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.feed_forward = SwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
         x_BTD = x_BTD + self.attention(self.norm_1(x_BTD), context, layer)
+        if self.cross_attention is not None and context.source is not None:
+            x_BTD = x_BTD + self.cross_attention(x_BTD, context.source, layer)
         return x_BTD + self.feed_forward(self.norm_2(x_BTD))
 
 
 class Llama(nn.Module):
     """The decoder: token ids to hidden states."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: LlamaConfig, *, cross_attention: bool = False) -> None:
+        """cross_attention: whether the blocks attend to a source too."""
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, cross_attention=cross_attention) for _ in range(config.num_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         cos, sin = rotary_table(config.max_positions, config.head_size, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
@@ -185,13 +201,14 @@ class Llama(nn.Module):
         mask: Tensor | None = None,
         position_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        source: Source | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer, normalised; arguments as ``Gpt.forward``'s."""
-        here = context(input_ids_BT, mask, position_ids_BT, cache)
+        here = context(input_ids_BT, mask, position_ids_BT, cache, source)
         # The heads' dimension, where each row has positions of its own.
         cos, sin = (table[here.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
         here = replace(here, cos=cos, sin=sin)
-        x_BTD = self.token_embedding(input_ids_BT)
+        x_BTD = here.started(self.token_embedding(input_ids_BT))
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, here, layer)
         if cache is not None:

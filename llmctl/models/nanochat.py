@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from llmctl.errors import InputError
 from llmctl.models.cache import KeyValueCache
+from llmctl.models.cross_attention import CrossAttention, Source
 from llmctl.models.decoder import DecoderConfig, field_of, take_tensor
 from llmctl.models.elementwise import rms_norm, rotate
 from llmctl.models.layers import (
@@ -97,9 +99,17 @@ class Attention(CausalSelfAttention):
 class Block(nn.Module):
     """One layer: attention and feed-forward, each on its normalised input and added to it."""
 
-    def __init__(self, config: NanoChatConfig) -> None:
+    def __init__(self, config: NanoChatConfig, *, cross_attention: bool) -> None:
         super().__init__()
         self.attention = Attention(config)
+        norm = partial(rms_norm, epsilon=config.norm_epsilon)
+        self.cross_attention = (
+            CrossAttention(
+                config.hidden_size, config.num_heads, norm=norm, bias=False, head_norm=norm
+            )
+            if cross_attention
+            else None
+        )
         self.feed_forward = FeedForward(
             config.hidden_size, config.intermediate_size, "relu2", bias=False
         )
@@ -107,17 +117,22 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
         x_BTD = x_BTD + self.attention(rms_norm(x_BTD, self.epsilon), context, layer)
+        if self.cross_attention is not None and context.source is not None:
+            x_BTD = x_BTD + self.cross_attention(x_BTD, context.source, layer)
         return x_BTD + self.feed_forward(rms_norm(x_BTD, self.epsilon))
 
 
 class NanoChat(nn.Module):
     """The decoder: token ids to hidden states."""
 
-    def __init__(self, config: NanoChatConfig) -> None:
+    def __init__(self, config: NanoChatConfig, *, cross_attention: bool = False) -> None:
+        """cross_attention: whether the blocks attend to a source too."""
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, cross_attention=cross_attention) for _ in range(config.num_layers)
+        )
         cos, sin = rotary_table(
             config.max_positions, config.hidden_size // config.num_heads, config.rope_theta
         )
@@ -146,14 +161,15 @@ class NanoChat(nn.Module):
         mask: Tensor | None = None,
         position_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        source: Source | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer, normalised; arguments as ``Gpt.forward``'s."""
-        here = context(input_ids_BT, mask, position_ids_BT, cache)
+        here = context(input_ids_BT, mask, position_ids_BT, cache, source)
         # The heads' dimension, where each row has positions of its own.
         cos, sin = (table[here.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
         here = replace(here, cos=cos, sin=sin)
         epsilon = self.config.norm_epsilon
-        x_BTD = rms_norm(self.token_embedding(input_ids_BT), epsilon)
+        x_BTD = here.started(rms_norm(self.token_embedding(input_ids_BT), epsilon))
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, here, layer)
         if cache is not None:

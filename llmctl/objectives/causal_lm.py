@@ -27,6 +27,7 @@ from llmctl.data.windows import Rows
 from llmctl.errors import InputError
 from llmctl.models import Architecture
 from llmctl.models.cache import KeyValueCache
+from llmctl.models.cross_attention import Source
 from llmctl.models.decoder import DecoderConfig
 from llmctl.models.layers import initialise
 from llmctl.objectives.base import IGNORED, LossParts, Ratio, TensorBatch
@@ -54,6 +55,7 @@ class DecoderBody(Protocol):
         mask: Tensor | None = None,
         position_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        source: Source | None = None,
     ) -> Tensor: ...
 
 

@@ -7,8 +7,10 @@ than the product that makes them. So a few rows are taken at a time, few enough 
 their logits become their gradient, softmax(z) − onehot(y), in place, and are used up at once. The
 gradients are thus made on the way forward, and only scaled on the way back.
 
-The second term, with a weight ζ of 1e-4 or so, keeps the logits from drifting (PaLM's z-loss,
-Chowdhery et al. 2022, §5); the cap c keeps them small (Gemma 2, Riviere et al. 2024, §2).
+With label smoothing ε the target is (1 − ε) onehot(y) + ε / V instead of onehot(y) (Szegedy et al.
+2016, §7), and the loss the cross-entropy with that. The second term, with a weight ζ of 1e-4 or so,
+keeps the logits from drifting (PaLM's z-loss, Chowdhery et al. 2022, §5); the cap c keeps them
+small (Gemma 2, Riviere et al. 2024, §2).
 
 M scored tokens, R of them at a time, D width, V vocabulary.
 """
@@ -40,10 +42,12 @@ def linear_cross_entropy(
     *,
     cap: float | None = None,
     z_weight: float = 0.0,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The summed loss in nats, and how many labels had the largest logit.
 
-    labels_M: int64 ids; what is IGNORED (-100) is not scored. cap, z_weight: c and ζ above.
+    labels_M: int64 ids; what is IGNORED (-100) is not scored. cap, z_weight, smoothing: c, ζ and ε
+    above.
     Products are in the type of an enclosing autocast, sums in that of ``hidden_MD``. Can be
     differentiated once.
     """
@@ -59,6 +63,7 @@ def linear_cross_entropy(
             product_type,
             cap,
             z_weight,
+            smoothing,
             torch.is_grad_enabled(),
         )
     return loss, correct
@@ -75,6 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         product_type: torch.dtype,
         cap: float | None,
         z_weight: float,
+        smoothing: float,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         low_MD, low_VD = hidden_MD.to(product_type), weight_VD.to(product_type)
@@ -107,15 +113,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 z_RV.mul_(cap)
             top_R1, true_R1 = z_RV.amax(1, keepdim=True), z_RV.gather(1, label_R1)
             correct += ((true_R1 == top_R1) & scored_R1).sum()
+            target_R1 = true_R1
+            if smoothing:
+                target_R1 = torch.lerp(true_R1, z_RV.mean(1, keepdim=True), smoothing)
             sum_R1 = z_RV.sub_(top_R1).exp_().sum(1, keepdim=True)
             log_sum_R1 = sum_R1.log() + top_R1
-            loss += (log_sum_R1 - true_R1 + z_weight * log_sum_R1**2).mul_(scored_R1).sum()
+            loss += (log_sum_R1 - target_R1 + z_weight * log_sum_R1**2).mul_(scored_R1).sum()
             if not with_gradient:
                 continue
-            # With r = 1 + 2 ζ log Σ exp z the gradient of a row is r softmax(z) - onehot(y). What
+            # With r = 1 + 2 ζ log Σ exp z the gradient of a row is r softmax(z) - target. What
             # scales whole rows is left to the other side of each product, which is narrower.
             r_R1 = 1 + 2 * z_weight * log_sum_R1
-            grad_RV = z_RV.scatter_add_(1, label_R1, -sum_R1 / r_R1)
+            unit_R1 = sum_R1 / r_R1
+            grad_RV = z_RV.scatter_add_(1, label_R1, (smoothing - 1) * unit_R1)
+            if smoothing:
+                grad_RV.sub_(unit_R1 * (smoothing / len(weight_VD)))
             scale_R1 = scored_R1 * r_R1 / sum_R1
             if slope_MV is not None:
                 grad_RV.addcmul_(grad_RV, slope_RV, value=-1)  # tanh' = 1 - tanh²
@@ -141,4 +153,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for grad in ctx.saved_tensors:
             if grad is not None:
                 grad.mul_(scale)
-        return grad_MD, grad_VD, grad_V, None, None, None, None, None
+        return grad_MD, grad_VD, grad_V, None, None, None, None, None, None

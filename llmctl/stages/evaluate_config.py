@@ -44,6 +44,10 @@ class EvaluateConfig(Config):
     """Likewise."""
     label_column: ColumnName | None = None
     """Likewise."""
+    source_column: ColumnName | None = None
+    """Likewise, of a model that writes from sources."""
+    target_column: ColumnName | None = None
+    """Likewise."""
     encoding_errors: Literal["strict", "replace"] | None = None
     """Unset: as in training."""
     document: Literal["auto", "file", "paragraph", "line"] = "auto"
@@ -64,6 +68,14 @@ class EvaluateConfig(Config):
     max_tokens: int | None = Field(None, ge=1)
     """Tokens scored. Unset: all of a language model's text, 2,000 for a pseudo-perplexity, where
     each costs a forward pass."""
+    num_beams: int = Field(4, ge=1)
+    """Of the beam search by which a model writes from sources; 1: the likeliest token always."""
+    length_penalty: float = 1.0
+    """Of that search: above 0 it favours long texts."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Tokens that are written from a source at most."""
+    batch_size: int = Field(32, ge=1)
+    """Texts that are written together, each beam counted."""
     dtype: WeightType = "fp32"
     """Of a language model's weights; with bf16 or int8 a perplexity stands beside that of fp32."""
     device: str = "auto"
@@ -89,7 +101,10 @@ class Subject:
 
     @property
     def kind(self) -> str:
-        """``classify``, ``masked_lm``, ``causal_lm`` or ``ngram``."""
+        """``classify``, ``masked_lm``, ``causal_lm``, ``ngram``, or ``seq2seq``, whichever way it
+        writes from sources."""
+        if isinstance(self.folder, ModelFolder) and self.folder.writes_from_source:
+            return "seq2seq"
         return "ngram" if isinstance(self.folder, NgramFolder) else self.folder.kind
 
     @property
@@ -137,6 +152,8 @@ class Given:
     subject: Subject
     others: Mapping[str, Subject]
     data: Path | None
+    target: Path | None = None
+    """The references of sources in plain text."""
     template: Path | None = None
     examples: Path | None = None
     shards: Artefact | None = None

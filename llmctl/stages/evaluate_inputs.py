@@ -17,6 +17,7 @@ from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report, Subject
 from llmctl.stages.evaluate_language import language_report
 from llmctl.stages.evaluate_masked import masked_report
 from llmctl.stages.evaluate_prompts import prompt_report
+from llmctl.stages.evaluate_seq2seq import seq2seq_report
 from llmctl.stages.evaluate_tasks import folder_record, task_of, task_report
 from llmctl.stages.inputs import data_record
 from llmctl.stages.reporter import Reporter
@@ -34,6 +35,8 @@ class Files:
     """Asks about the rows of ``data`` …"""
     examples: Path | None = None
     """… and these are solved examples for its prompts."""
+    target: Path | None = None
+    """References, line by line, where ``data`` is plain text with sources."""
 
 
 COMPARED = "compared with"
@@ -56,12 +59,23 @@ def choose(
     Raises UsageError where options don't go with the model or with one another, InputError for a
     file that isn't there.
     """
-    of_kind = _choose_language if subject.is_language_model else _choose_other
+    if subject.kind == "seq2seq":
+        of_kind = _choose_seq2seq
+    else:
+        of_kind = _choose_language if subject.is_language_model else _choose_other
+        if files.target is not None:
+            raise UsageError(
+                f"--target is for models finetuned with --task seq2seq, and {subject.name} is none"
+            )
     given, measure, data = of_kind(workspace, subject, others, files, config)
     records = [subject.record]
     if data is not None:
         records.append(data)
-    for role, path in (("template", files.template), ("examples", files.examples)):
+    for role, path in (
+        ("template", files.template),
+        ("examples", files.examples),
+        ("target", files.target),
+    ):
         if path is not None:
             records.append(_file_record(role, path))
     if given.shards is not None:
@@ -117,6 +131,32 @@ def _choose_other(
     return Given(subject, others, None, shards=shards), masked_report, None
 
 
+def _choose_seq2seq(
+    workspace: Workspace,
+    subject: Subject,
+    others: dict[str, Subject],
+    files: Files,
+    config: EvaluateConfig,
+) -> Chosen:
+    """For a model that writes from sources."""
+    for option, value in {
+        "--template": files.template,
+        "--examples": files.examples,
+        "--task": config.task,
+    }.items():
+        if value is not None:
+            raise UsageError(f"{option} is for language models, and {subject.name} has a task")
+    if files.data is None:
+        raise UsageError(
+            f"{subject.name} writes from sources: give --data FILE with pairs of source and target"
+        )
+    for other in others.values():
+        if other.kind != "seq2seq":
+            raise UsageError(f"--compare {other.name} was not finetuned with --task seq2seq")
+    given = Given(subject, others, files.data, files.target)
+    return given, partial(seq2seq_report, workspace), data_record(files.data)
+
+
 def _choose_language(
     workspace: Workspace,
     subject: Subject,
@@ -136,7 +176,7 @@ def _choose_language(
             raise UsageError(f"--template {files.template} asks about --data FILE; give it")
         if config.task is not None:
             raise UsageError("--template and --task are two ways of asking; give one of them")
-        given = Given(subject, others, data, files.template, files.examples)
+        given = Given(subject, others, data, template=files.template, examples=files.examples)
         return given, prompt_report, data_record(data)
     if files.examples is not None or any(config.shots):
         raise UsageError("--examples and --shots go with --template FILE, which writes prompts")

@@ -31,7 +31,6 @@ from llmctl.inference.weights import WeightType
 from llmctl.interop.ngram_folder import NgramFolder
 from llmctl.objectives.pretraining import VALIDATION_SEED
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report, Subject, trained_config
-from llmctl.stages.ngram import boundaries
 from llmctl.stages.pretrain import open_pretraining
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
@@ -215,7 +214,7 @@ def _passages(
     documents: Iterable[_Document], subject: Subject, tokenizer: Tokenizer
 ) -> Iterator[Passage]:
     """Documents as a model reads them; ``tokenizer``: whose ids they have."""
-    around = boundaries(subject.tokenizer)
+    around = subject.tokenizer.boundaries
     if around is None:
         raise InputError(
             f"the tokenizer of {subject.name} has no tokens for a document's start and end, from "

@@ -16,6 +16,7 @@ from llmctl.interop.model_folder import ModelFolder
 from llmctl.models import ARCHITECTURES
 from llmctl.stages.finetune_classify import ClassifyConfig, ClassifyTask
 from llmctl.stages.finetune_instruct import InstructConfig, InstructTask
+from llmctl.stages.finetune_seq2seq import Seq2SeqConfig, Seq2SeqTask
 from llmctl.stages.finetune_task import FinetuneConfig, Task
 from llmctl.stages.inputs import data_record, newest_pretrained, open_model
 from llmctl.stages.reporter import Reporter
@@ -39,6 +40,7 @@ DEFAULT_TASK = "classify"
 TASKS: dict[str, tuple[type[FinetuneConfig], Any]] = {
     "classify": (ClassifyConfig, ClassifyTask),
     "instruct": (InstructConfig, InstructTask),
+    "seq2seq": (Seq2SeqConfig, Seq2SeqTask),
 }
 """What can be learned: its configuration, and its data and network."""
 
@@ -118,6 +120,7 @@ def finetune(
             config.training,
             total_steps=task.total_steps,
             seed=config.seed,
+            rate_scale=task.rate_scale,
             device=machine.device,
             precision=machine.precision,
             store=store,
@@ -253,12 +256,14 @@ def _resolve(
             "are random; leave --method out"
         )
     base, record = open_model(workspace, _network(workspace, start, like, config.task, reporter))
-    if config.task == "instruct" and base.kind != "causal_lm":
+    if not _suits(base, config):
         raise InputError(
-            f"--from {start} is a {base.described()} and doesn't write text; --task instruct needs "
-            "a GPT, a Llama or a nanochat model"
+            f"--from {start} is a {base.described()} and doesn't write text; --task {config.task} "
+            "needs a GPT, a Llama or a nanochat model"
         )
     inputs = [record, data_record(data)]
+    if isinstance(config, Seq2SeqConfig) and config.data.target is not None:
+        inputs.append(data_record(config.data.target, "target"))
     identity = {**config.identity(), "scratch": scratch}
     suffix = SCRATCH if scratch else Path(record.name).name
     run_name, found = workspace.match(
@@ -284,7 +289,7 @@ def _network(
         return start
     if like is not None:
         return like
-    newest = newest_pretrained([run for run in workspace.list("run") if _suits(run, task)])
+    newest = newest_pretrained([run for run in workspace.list("run") if _could_learn(run, task)])
     if newest is None:
         raise InputError(
             "--from scratch needs a pretrained run to take the network and the tokenizer from; "
@@ -294,9 +299,19 @@ def _network(
     return newest.manifest.name
 
 
-def _suits(run: Artefact, task: str) -> bool:
+WRITING = ("instruct", "seq2seq")
+"""Tasks for networks that write."""
+
+
+def _could_learn(run: Artefact, task: str) -> bool:
     """Whether a pretrained run's network can learn a task."""
     architecture = ARCHITECTURES.get(run.manifest.config.get("arch", ""))
     return architecture is not None and (
-        task != "instruct" or architecture.objective == "causal_lm"
+        task not in WRITING or architecture.objective == "causal_lm"
     )
+
+
+def _suits(base: ModelFolder, config: FinetuneConfig) -> bool:
+    """Whether a model can learn a task; one with a decoder attached can learn more pairs."""
+    goes_on = isinstance(config, Seq2SeqConfig) and config.style == "decoder"
+    return config.task not in WRITING or base.kind in ("causal_lm", "seq2seq")[: 1 + goes_on]

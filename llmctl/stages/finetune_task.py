@@ -122,6 +122,11 @@ class Task(ABC):
         """What a plan says of the data beyond the number of examples."""
 
     @property
+    def rate_scale(self) -> dict[str, float]:
+        """Factors of the learning rate by a part's name; 1 where it isn't named."""
+        return {}
+
+    @property
     def batches_per_epoch(self) -> int:
         return -(-self.train_examples // self.config.training.batch_size)
 

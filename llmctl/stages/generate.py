@@ -8,24 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from pydantic import Field
 
 from llmctl.data.files import RowReader, format_of, text_lines
 from llmctl.errors import InputError, UsageError
-from llmctl.inference.decoder import CausalDecoder, NextToken
+from llmctl.inference.decoder import CausalDecoder, NextToken, SourceDecoder
 from llmctl.inference.decoding import Completion, GenerationConfig, Rules
 from llmctl.inference.decoding import generate as write_texts
 from llmctl.inference.decoding.config import DEFAULT_CANDIDATES
 from llmctl.inference.ngram_decoder import NgramDecoder
 from llmctl.inference.prompts import Shots, find_columns, read_rows, read_template, write_prompts
 from llmctl.inference.weights import WeightType, prepare
+from llmctl.interop.model_folder import ModelFolder
 from llmctl.interop.ngram_folder import NgramFolder
 from llmctl.stages.inputs import open_any_model
-from llmctl.stages.ngram import boundaries
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.precision import choose_device
-from llmctl.workspace.artefacts import Workspace
+from llmctl.workspace.artefacts import InputRecord, Workspace
 from llmctl.workspace.files import write_atomic
 
 PROMPT_FIELD = "prompt"
@@ -88,26 +89,37 @@ class Generation:
         """
         self.config, self._reporter = config, reporter or Reporter()
         rows = rows_at_once(config, prompts, drafted=draft is not None)
-        self._decoder, self.tokenizer = _open(workspace, start, config, rows)
+        self._folder, record, self._decoder = _open(workspace, start, config, rows)
+        self.tokenizer = self._folder.tokenizer
+        digests = [record.digest]
         self._draft: NextToken | None = None
         if draft is not None:
-            self._draft, theirs = _open(workspace, draft, config, rows=1)
-            if theirs.digest() != self.tokenizer.digest():
+            theirs, record, self._draft = _open(workspace, draft, config, rows=1)
+            digests.append(record.digest)
+            if theirs.tokenizer.digest() != self.tokenizer.digest():
                 raise UsageError(
                     f"--draft {draft} has another vocabulary than {start}; take a smaller model "
                     "that was trained on the same shards"
                 )
-        around = boundaries(self.tokenizer)
+        self.identity = {"models": digests, "config": config.identity()}
+        """What decides the texts."""
+        around = self.tokenizer.boundaries
         self._start = None if around is None else around[0]
         self._rules = Rules(config, self.tokenizer)
         self._told = False
 
     def answers(
-        self, prompts: Iterable[Prompt], tell: Callable[[str], None] | None = None
+        self,
+        prompts: Iterable[Prompt],
+        tell: Callable[[str], None] | None = None,
+        *,
+        first: int = 0,
     ) -> Iterator[Answer]:
-        """What is written behind each prompt, in their order.
+        """What is written behind each prompt, in their order; from each, if the model was finetuned
+        on pairs of texts.
 
-        tell: is told the text as it becomes certain; for one prompt and one sample.
+        first: the first prompt's number, by which samples are drawn. tell: is told the text as it
+        becomes certain; for one prompt and one sample.
         Raises InputError for a prompt that doesn't fit into the model's context.
         """
         asked: list[Prompt] = []
@@ -123,6 +135,7 @@ class Generation:
             self._rules,
             draft=self._draft,
             batch_size=self.config.batch_size,
+            first=first,
             tell=tell,
         )
         for number, completions in enumerate(written):
@@ -157,7 +170,32 @@ class Generation:
                 )
             yield Prompt(prompt.text, prompt.row.source)
 
+    @property
+    def from_sources(self) -> bool:
+        """Whether prompts are sources that a text is written from."""
+        return self._style is not None
+
+    @property
+    def _style(self) -> str | None:
+        folder = self._folder
+        return folder.writes_from_source if isinstance(folder, ModelFolder) else None
+
+    def _encode_source(self, prompt: Prompt) -> list[int]:
+        """As in finetuning: cut to what the model was trained on, with the text's end behind."""
+        assert isinstance(self._folder, ModelFolder)
+        start, end = self._folder.boundaries
+        most = self._folder.max_source - 1
+        ids = self.tokenizer.encode(prompt.text)
+        if len(ids) > most and not self._told:
+            self._told = True
+            self._reporter.note(
+                f"{prompt.source} has {len(ids)} tokens and is cut to {most}, as in finetuning"
+            )
+        return [*([start] if self._style == "prefix" else []), *ids[:most], end]
+
     def _encode(self, prompt: Prompt) -> list[int]:
+        if self.from_sources:
+            return self._encode_source(prompt)
         ids = [] if self._start is None else [self._start]
         ids += self.tokenizer.encode(prompt.text)
         if not ids:
@@ -197,16 +235,28 @@ def rows_at_once(config: GenerateConfig, prompts: int | None, *, drafted: bool) 
 
 def _open(
     workspace: Workspace, given: str, config: GenerateConfig, rows: int
-) -> tuple[NextToken, Tokenizer]:
-    folder, _, _ = open_any_model(workspace, given)
+) -> tuple[ModelFolder | NgramFolder, InputRecord, NextToken]:
+    folder, _, record = open_any_model(workspace, given)
     where = choose_device(config.device, "--device")
     if isinstance(folder, NgramFolder):
         if config.dtype != "fp32":
             raise UsageError(f"--dtype {config.dtype}: {given} is an n-gram model, without weights")
-        return NgramDecoder(folder.model), folder.tokenizer
-    model = folder.causal_lm().to(where)
-    head = prepare(model, config.dtype, rows=rows)
-    return CausalDecoder(model, longest=folder.max_length, head=head), folder.tokenizer
+        return folder, record, NgramDecoder(folder.model)
+    return folder, record, open_decoder(folder, where, config.dtype, rows)
+
+
+def open_decoder(
+    folder: ModelFolder, device: torch.device, dtype: WeightType, rows: int
+) -> CausalDecoder:
+    """A model that is ready to write so many rows at once."""
+    if folder.kind == "seq2seq":
+        model = folder.seq2seq().to(device)
+        head = prepare(model.decoder, dtype, rows=rows)
+        start, _ = folder.boundaries
+        return SourceDecoder(model, start=start, longest=folder.max_length, head=head)
+    lm = folder.causal_lm().to(device)
+    head = prepare(lm, dtype, rows=rows)
+    return CausalDecoder(lm, longest=folder.max_length, head=head)
 
 
 def read_prompts(path: Path) -> Iterator[Prompt]:

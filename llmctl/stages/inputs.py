@@ -137,20 +137,20 @@ def _digest_of(folder: ModelFolder | NgramFolder) -> str:
     return sha256_json([*files, folder.tokenizer.digest()])
 
 
-def data_record(data: Path) -> InputRecord:
-    """The file of ``--data`` as an input. Raises InputError if it isn't a file."""
-    check_data(data)
-    return InputRecord(role="data", name=str(data.resolve()), digest=sha256_file(data))
+def data_record(data: Path, option: str = "data") -> InputRecord:
+    """The file of an option as an input. Raises InputError if it isn't a file."""
+    check_data(data, option)
+    return InputRecord(role=option, name=str(data.resolve()), digest=sha256_file(data))
 
 
-def check_data(data: Path) -> None:
-    """Raises InputError unless ``--data`` is a file."""
+def check_data(data: Path, option: str = "data") -> None:
+    """Raises InputError unless an option's value is a file."""
     if data.is_dir():
-        raise InputError(f"--data {data} is a folder; give a file of it")
+        raise InputError(f"--{option} {data} is a folder; give a file of it")
     if not data.exists():
-        raise InputError(f"--data {data}: no such file")
+        raise InputError(f"--{option} {data}: no such file")
     if not data.is_file():
-        raise InputError(f"--data {data} is a pipe or a device, and is read twice; give a file")
+        raise InputError(f"--{option} {data} is a pipe or a device, and is read twice; give a file")
 
 
 def read_labelled(data: Path, columns: LabelledColumns, reporter: Reporter) -> list[Example]:

@@ -44,8 +44,6 @@ SAMPLE_TOKENS = 1 << 19
 """Tokens counted to tell how long all will take."""
 BYTES_OF_NGRAM = 64
 """Memory at the peak for each distinct n-gram, as measured at order 5."""
-BOUNDARIES = (("bos", "eos"), ("cls", "sep"))
-"""The tokens around a document, by role: a language model's, or those of BERT's tokenizers."""
 
 
 class NgramRunConfig(Config):
@@ -61,20 +59,12 @@ def resolve(*layers: Mapping[str, Any]) -> NgramRunConfig:
     return build(NgramRunConfig, *layers)
 
 
-def boundaries(tokenizer: Tokenizer) -> tuple[int, int] | None:
-    """The tokens at a document's start and end; None if the tokenizer has none."""
-    for start, end in BOUNDARIES:
-        if start in tokenizer.special and end in tokenizer.special:
-            return tokenizer.special[start], tokenizer.special[end]
-    return None
-
-
 def _shards(workspace: Workspace, name: str | None, reporter: Reporter) -> Artefact:
     return choose_shards(
         workspace,
         name,
         reporter,
-        suits=lambda tokenizer: boundaries(tokenizer) is not None,
+        suits=lambda tokenizer: tokenizer.boundaries is not None,
         wanted="--arch ngram (their tokenizer needs tokens for a document's start and end)",
     )
 
@@ -85,7 +75,7 @@ class Documents:
     def __init__(self, shards: Artefact) -> None:
         """Raises InputError if the tokenizer has no such tokens."""
         self.tokenizer = tokenizers.load(shards.folder / "tokenizer")
-        around = boundaries(self.tokenizer)
+        around = self.tokenizer.boundaries
         if around is None:
             raise InputError(
                 f"the tokenizer of shards {shards.manifest.name} has no tokens for a document's "

@@ -85,6 +85,10 @@ def roomy(needed: int) -> int:
     return -(-3 * needed // 2)
 
 
+BOUNDARIES = (("bos", "eos"), ("cls", "sep"))
+"""The tokens around a document, by role: a language model's, or those of BERT's tokenizers."""
+
+
 class Tokenizer(ABC):
     """Text to ids and back."""
 
@@ -177,6 +181,14 @@ class Tokenizer(ABC):
         if list(self.special.values()).count(unknown) == 1:  # GPT-2's is its <|endoftext|>
             counts[unknown] = 1
         return counts
+
+    @property
+    def boundaries(self) -> tuple[int, int] | None:
+        """The tokens at a document's start and end; None if there are none."""
+        for start, end in BOUNDARIES:
+            if start in self.special and end in self.special:
+                return self.special[start], self.special[end]
+        return None
 
     @property
     def special_ids(self) -> frozenset[int]:

@@ -43,15 +43,19 @@ def test_loss_hits_and_gradients_equal_pytorchs(rows: int):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("cap", "z_weight"), [(None, 0.0), (3.0, 0.1)])
+@pytest.mark.parametrize(
+    ("cap", "z_weight", "smoothing"), [(None, 0.0, 0.0), (None, 0.0, 0.2), (3.0, 0.1, 0.1)]
+)
 def test_gradients_equal_finite_differences(
-    monkeypatch: pytest.MonkeyPatch, cap: float | None, z_weight: float
+    monkeypatch: pytest.MonkeyPatch, cap: float | None, z_weight: float, smoothing: float
 ):
     monkeypatch.setattr(cross_entropy, "ROWS_ON_CPU", 3)
     *floats, labels = make(7, 4, 6, torch.float64)
 
     def loss() -> Tensor:
-        return linear_cross_entropy(*floats, labels, cap=cap, z_weight=z_weight)[0]
+        return linear_cross_entropy(
+            *floats, labels, cap=cap, z_weight=z_weight, smoothing=smoothing
+        )[0]
 
     gradients = torch.autograd.grad(loss(), floats)
     for value, gradient in zip(floats, gradients, strict=True):
@@ -123,3 +127,17 @@ def test_capped_logits_and_their_drift(cap: float | None, z_weight: float, biase
     with torch.no_grad():
         bare, _ = linear_cross_entropy(hidden, weight, given, labels, cap=cap, z_weight=z_weight)
     torch.testing.assert_close(bare, ours.detach())
+
+
+def test_smoothed_labels_are_pytorchs():
+    hidden, weight, bias, labels = make(700, 16, 50)
+    ours, _ = linear_cross_entropy(hidden, weight, bias, labels, smoothing=0.1)
+    logits = F.linear(hidden, weight, bias)
+    theirs = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    for mine, other in zip(
+        torch.autograd.grad(ours, [hidden, weight, bias]),
+        torch.autograd.grad(theirs, [hidden, weight, bias]),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)

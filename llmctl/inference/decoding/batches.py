@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from llmctl.errors import UsageError
-from llmctl.inference.decoder import CausalDecoder, NextToken, rewindable
+from llmctl.inference.decoder import CausalDecoder, FromSource, NextToken, rewindable
 from llmctl.inference.decoding import beam, contrastive, sampling, speculative
+from llmctl.inference.decoding.config import GenerationConfig
 from llmctl.inference.decoding.rows import Completion, Row, Rules
 
 READ_AHEAD = 16
@@ -24,20 +25,21 @@ def generate(
     *,
     draft: NextToken | None = None,
     batch_size: int = 8,
+    first: int = 0,
     tell: Callable[[str], None] | None = None,
 ) -> Iterator[list[Completion]]:
     """The texts that continue each prompt, in the order of the prompts.
 
     prompts: none empty, each shorter than the model's context. draft: writes ahead; its vocabulary
-    is the decoder's. batch_size: rows written together. tell: is told the text as it becomes
+    is the decoder's. batch_size: rows written together. first: the first prompt's number, by which
+    samples are drawn. tell: is told the text as it becomes
     certain; for one prompt and one sample.
     Raises UsageError for a method that the model can't do.
     """
     config = rules.config
-    each = max(config.num_samples, config.num_beams)
-    take = max(1, batch_size // each)
-    stream = enumerate(prompts)
-    while block := list(islice(stream, READ_AHEAD * take)):
+    take = _together(config, batch_size)
+    stream = enumerate(prompts, first)
+    while block := list(islice(stream, block_size(config, batch_size))):
         answers: dict[int, list[Completion]] = {number: [] for number, _ in block}
         by_length = sorted(block, key=lambda prompt: len(prompt[1]))
         for begin in range(0, len(by_length), take):
@@ -46,6 +48,16 @@ def generate(
                 answers[completion.prompt].append(completion)
         for found in answers.values():
             yield sorted(found, key=lambda completion: completion.sample)
+
+
+def block_size(config: GenerationConfig, batch_size: int) -> int:
+    """Prompts that are sorted by length among themselves."""
+    return READ_AHEAD * _together(config, batch_size)
+
+
+def _together(config: GenerationConfig, batch_size: int) -> int:
+    """Prompts that are written together."""
+    return max(1, batch_size // max(config.num_samples, config.num_beams))
 
 
 def _batch(
@@ -58,6 +70,9 @@ def _batch(
     config = rules.config
     if config.num_beams > 1 and draft is not None:
         raise UsageError("--draft is not for beam search; leave out one of the two")
+    sources = [ids for _, ids in batch]
+    begun = _begin(decoder, sources)
+    batch = [(number, ids) for (number, _), ids in zip(batch, begun, strict=True)]
     limits = [rules.room(ids, decoder.max_positions) for _, ids in batch]
     if config.num_beams > 1:
         numbered = [
@@ -70,14 +85,20 @@ def _batch(
             yield from best
         return
     rows = [
-        Row.begin(rules, number, sample, ids, limit)
-        for (number, ids), limit in zip(batch, limits, strict=True)
+        Row.begin(rules, number, sample, ids, limit, source=source)
+        for (number, ids), limit, source in zip(batch, limits, sources, strict=True)
         for sample in range(config.num_samples)
     ]
     for row in rows:
         row.tell = tell or row.tell
     for row in _write(decoder, rows, rules, draft):
         yield row.completion()
+
+
+def _begin(decoder: NextToken, sources: Sequence[Ids]) -> Sequence[Ids]:
+    """How the texts begin: as their prompts, or as a target does of which the prompt is the
+    source."""
+    return decoder.begin(sources) if isinstance(decoder, FromSource) else sources
 
 
 def _write(
@@ -92,10 +113,13 @@ def _write(
                 "out --penalty-alpha"
             )
         for row in rows:
+            _begin(decoder, [row.source])
             yield from contrastive.write(decoder, row, rules)
     elif draft is not None:
         target, writer = rewindable(decoder), rewindable(draft)
         for row in rows:
+            for model in (decoder, draft):
+                _begin(model, [row.source])
             yield from speculative.write(target, writer, row, rules)
     else:
         yield from sampling.write(decoder, rows, rules)

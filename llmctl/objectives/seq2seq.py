@@ -1,0 +1,295 @@
+"""Sequence to sequence: a GPT reads the source, a Transformer decoder writes the target.
+
+    P(y | x) = Πₜ P(yₜ | y₁ … yₜ₋₁, H),   H = GPT(x)              (Vaswani et al. 2017, §3.1)
+
+The decoder's initial state is the GPT's hidden state at the last token of the source, projected and
+added to the embedding of the target's start; its blocks attend to H, all states of the source
+(``cross_attention``), or know the initial state alone. It is trained with the true target as its
+past (teacher forcing, Williams and Zipser 1989). Its blocks may start as the GPT's (Rothe et al.
+2020), with fresh attention to the source; embeddings are the GPT's own.
+
+As the GPT is causal, padding behind a source changes nothing before it.
+
+B rows, S tokens of a source, T of a target, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from llmctl.config import Config
+from llmctl.data.packing import pack
+from llmctl.errors import InputError
+from llmctl.models import Architecture
+from llmctl.models.cross_attention import Source, source_mask
+from llmctl.models.layers import initialise
+from llmctl.objectives import instruct
+from llmctl.objectives.base import IGNORED, LossParts, Ratio, TensorBatch, rounded_up
+from llmctl.objectives.causal_lm import CausalLM, DecoderBody
+from llmctl.objectives.cross_entropy import linear_cross_entropy
+from llmctl.objectives.instruct import InstructExample
+
+LENGTH_STEP = 4
+"""Rows are as long as a multiple of this: see ``rounded_up``."""
+
+
+class Seq2SeqShape(Config):
+    """The decoder that is attached."""
+
+    decoder_layers: int = Field(0, ge=0)
+    """Its blocks. 0: as many as the GPT has."""
+    cross_attention: bool = True
+    """Whether it attends to all states of the source, or knows the last one alone."""
+    decoder_start: Literal["gpt", "fresh"] = "gpt"
+    """Its blocks start as copies of the GPT's, evenly chosen, or with random weights."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A source and its target as ids, each with the tokens around it."""
+
+    source: NDArray[np.int64]
+    """Ends with the end of a document."""
+    target: NDArray[np.int64]
+    """Begins with the start of a document and ends with its end."""
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        return len(self.source), len(self.target)
+
+    @property
+    def as_prefix(self) -> InstructExample:
+        """As one text, start source end target end, of which the target is scored."""
+        start, target = self.target[:1], self.target[1:]
+        ids = np.concatenate([start, self.source, target])
+        return InstructExample(ids, np.arange(len(ids)) >= len(ids) - len(target))
+
+
+@dataclass(frozen=True)
+class Seq2SeqBatch(TensorBatch):
+    """Sources, and targets shifted by one."""
+
+    source_ids_BS: Tensor
+    source_lengths_B: Tensor
+    input_ids_BT: Tensor
+    labels_BT: Tensor
+    """The next token; IGNORED where there is none."""
+    scored: int
+    """Labels."""
+
+
+class Seq2Seq(nn.Module):
+    """The GPT, and the decoder with its output layer."""
+
+    def __init__(self, body: nn.Module, decoder: CausalLM, *, smoothing: float = 0.0) -> None:
+        """body: the GPT. smoothing: of the labels in the training loss."""
+        super().__init__()
+        self.body: DecoderBody = body  # type: ignore[assignment]
+        self.decoder = decoder
+        self.smoothing = smoothing
+        self.decoder.body.token_embedding = self.body.token_embedding
+        # A checkpoint has the shared embedding once.
+        self.register_state_dict_post_hook(_without_shared)
+        self.register_load_state_dict_pre_hook(_with_shared)
+        width = self.body.config.hidden_size
+        self.start = nn.Linear(width, width, bias=False)
+        initialise(self.start, self.body.config.initializer_range)
+
+    @property
+    def attends(self) -> bool:
+        """Whether the decoder attends to the source."""
+        return any(block.cross_attention is not None for block in self.decoder.body.blocks)
+
+    def read(self, source_ids_BS: Tensor, lengths_B: Tensor) -> Source:
+        """What the decoder writes from; sources are padded behind their ``lengths_B``."""
+        states_BSD = self.body(source_ids_BS)
+        rows_B = torch.arange(len(states_BSD), device=states_BSD.device)
+        last_BD = states_BSD[rows_B, lengths_B - 1]
+        mask = source_mask(lengths_B, source_ids_BS.shape[1]) if self.attends else None
+        return Source(states_BSD, mask, self.start(last_BD))
+
+    def loss(self, batch: TensorBatch) -> LossParts:
+        """Cross-entropy of the targets' tokens in nats."""
+        assert isinstance(batch, Seq2SeqBatch)
+        source = self.read(batch.source_ids_BS, batch.source_lengths_B)
+        hidden_BTD = self.decoder.body(batch.input_ids_BT, source=source)
+        nll, correct = linear_cross_entropy(
+            hidden_BTD.flatten(0, 1),
+            self.decoder.output_weight,
+            None,
+            batch.labels_BT.flatten(),
+            cap=self.decoder.body.config.output_cap(),
+            smoothing=self.smoothing if self.training else 0.0,
+        )
+        return LossParts(
+            {"target_loss": Ratio(nll, batch.scored)},
+            {"token_accuracy": Ratio(correct, batch.scored)},
+        )
+
+
+_EMBEDDING = "token_embedding.weight"
+
+
+def _without_shared(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object
+) -> None:
+    del state[f"{prefix}decoder.body.{_EMBEDDING}"]
+
+
+def _with_shared(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+    if f"{prefix}body.{_EMBEDDING}" in state:
+        state[f"{prefix}decoder.body.{_EMBEDDING}"] = state[f"{prefix}body.{_EMBEDDING}"]
+
+
+def encode(
+    source: Sequence[int],
+    target: Sequence[int],
+    *,
+    start: int,
+    end: int,
+    max_source: int,
+    max_target: int,
+) -> Pair:
+    """A pair of ids with the tokens around them, cut to so many with the end's."""
+    return Pair(
+        np.asarray([*source[: max_source - 1], end], dtype=np.int64),
+        np.asarray([start, *target[: max_target - 1], end], dtype=np.int64),
+    )
+
+
+PREFIX_ROW = 256
+"""Tokens of a row that prefixed pairs are packed into where they are shorter."""
+
+
+def collated(
+    pairs: Sequence[Pair], style: str | None, token_bytes: NDArray[np.int64]
+) -> TensorBatch:
+    """Pairs as a batch for a decoder, or as prefixes for a language model.
+
+    token_bytes: (V,), bytes of text of each token.
+    """
+    if style == "decoder":
+        return collate(pairs)
+    examples = [pair.as_prefix for pair in pairs]
+    lengths = np.asarray([example.slots for example in examples])
+    rows = pack(lengths, max(int(lengths.max()), PREFIX_ROW))
+    return instruct.collate([[examples[n] for n in row] for row in rows], token_bytes=token_bytes)
+
+
+def collate(pairs: Sequence[Pair]) -> Seq2SeqBatch:
+    """Pairs as a batch, padded behind."""
+    lengths = [(source, target - 1) for source, target in (pair.lengths for pair in pairs)]
+    S, T = (rounded_up(max(sizes), LENGTH_STEP) for sizes in zip(*lengths, strict=True))
+    sources_BS = np.zeros((len(pairs), S), dtype=np.int64)
+    inputs_BT = np.zeros((len(pairs), T), dtype=np.int64)
+    labels_BT = np.full((len(pairs), T), IGNORED, dtype=np.int64)
+    for row, (pair, (source, target)) in enumerate(zip(pairs, lengths, strict=True)):
+        sources_BS[row, :source] = pair.source
+        inputs_BT[row, :target] = pair.target[:-1]
+        labels_BT[row, :target] = pair.target[1:]
+    scored = sum(target for _, target in lengths)
+    return Seq2SeqBatch(
+        real_tokens=sum(map(sum, lengths)),
+        slots=sources_BS.size + inputs_BT.size,
+        source_ids_BS=torch.from_numpy(sources_BS),
+        source_lengths_B=torch.tensor([source for source, _ in lengths]),
+        input_ids_BT=torch.from_numpy(inputs_BT),
+        labels_BT=torch.from_numpy(labels_BT),
+        scored=scored,
+    )
+
+
+def attach(
+    gpt: CausalLM, shape: Seq2SeqShape, architecture: Architecture, *, smoothing: float
+) -> Seq2Seq:
+    """A GPT with a new decoder of its own architecture, width and output layer behind it."""
+    model = build(gpt.body.config, shape, architecture, smoothing=smoothing)
+    model.body.load_state_dict(gpt.body.state_dict())  # type: ignore[attr-defined]
+    if model.decoder.output is not None:
+        model.decoder.output.load_state_dict(gpt.output.state_dict())  # type: ignore[union-attr]
+    if shape.decoder_start == "gpt":
+        state = gpt.body.state_dict()  # type: ignore[attr-defined]
+        layers = model.decoder.body.config.num_layers
+        chosen = np.linspace(0, gpt.body.config.num_layers - 1, layers).round().astype(int)
+        mapped = {
+            name: tensor for name, tensor in state.items() if not name.startswith("blocks.")
+        } | {
+            f"blocks.{place}.{name.removeprefix(f'blocks.{source}.')}": tensor
+            for place, source in enumerate(chosen.tolist())
+            for name, tensor in state.items()
+            if name.startswith(f"blocks.{source}.")
+        }
+        model.decoder.body.load_state_dict(mapped, strict=False)  # type: ignore[attr-defined]
+    return model
+
+
+def build(
+    config: Any, shape: Seq2SeqShape, architecture: Architecture, *, smoothing: float = 0.0
+) -> Seq2Seq:
+    """The network with fresh weights."""
+    layers = shape.decoder_layers or config.num_layers
+    body = architecture.model(config)
+    decoder = architecture.model(
+        config.replace(num_layers=layers), cross_attention=shape.cross_attention
+    )
+    return Seq2Seq(body, CausalLM(decoder), smoothing=smoothing)
+
+
+ENCODER, DECODER, START = "encoder.", "decoder.", "start.weight"
+_CROSS = "cross_attention."
+_OUTPUT = "lm_head.weight"
+
+
+def to_tensors(model: Seq2Seq, architecture: Architecture) -> dict[str, Tensor]:
+    """Tensors by name: the two networks in Hugging Face's names behind ``encoder.`` and
+    ``decoder.``, and what others don't have in ours. The embedding is the encoder's."""
+    encoder = architecture.export_tensors(
+        model.body.state_dict(),  # type: ignore[attr-defined]
+        model.body.config,
+    )
+    state = model.decoder.body.state_dict()  # type: ignore[attr-defined]
+    shared = state[_EMBEDDING]
+    decoder = architecture.export_tensors(state, model.decoder.body.config)
+    tensors = {ENCODER + name: tensor for name, tensor in encoder.items()}
+    tensors |= {DECODER + name: tensor for name, tensor in decoder.items() if tensor is not shared}
+    tensors |= {DECODER + name: tensor for name, tensor in state.items() if _CROSS in name}
+    if model.decoder.output is not None:
+        tensors[DECODER + _OUTPUT] = model.decoder.output.weight.detach()
+    tensors[START] = model.start.weight.detach()
+    return tensors
+
+
+def from_tensors(model: Seq2Seq, tensors: Mapping[str, Tensor], architecture: Architecture) -> None:
+    """The inverse of ``to_tensors``: fill a network. Raises InputError for one that is missing."""
+    parts = {
+        part: {name.removeprefix(part): t for name, t in tensors.items() if name.startswith(part)}
+        for part in (ENCODER, DECODER)
+    }
+    body = architecture.import_tensors(parts[ENCODER], model.body.config)
+    model.body.load_state_dict(body)  # type: ignore[attr-defined]
+    names = _embedding_name(architecture, model)
+    decoder = architecture.import_tensors(
+        {**parts[DECODER], names: parts[ENCODER][names]}, model.decoder.body.config
+    )
+    decoder |= {name: tensor for name, tensor in parts[DECODER].items() if _CROSS in name}
+    model.decoder.body.load_state_dict(decoder)  # type: ignore[attr-defined]
+    for name, module in ((DECODER + _OUTPUT, model.decoder.output), (START, model.start)):
+        if module is not None:
+            if name not in tensors:
+                raise InputError(f"the model file has no tensor {name}; copy the folder again")
+            module.load_state_dict({"weight": tensors[name]})
+
+
+def _embedding_name(architecture: Architecture, model: Seq2Seq) -> str:
+    """What Hugging Face calls the token embedding."""
+    state = model.body.state_dict()  # type: ignore[attr-defined]
+    named = architecture.export_tensors(state, model.body.config)
+    return next(name for name, tensor in named.items() if tensor is state[_EMBEDDING])
