@@ -19,6 +19,7 @@ from llmctl.config import Config, build
 from llmctl.data.python_corpora import python_code
 from llmctl.inference.prompts import read_template
 from llmctl.stages.chat import ChatConfig
+from llmctl.stages.evaluate import EvaluateConfig
 from llmctl.stages.finetune import resolve as resolve_finetune
 from llmctl.stages.generate import GenerateConfig
 from llmctl.stages.pretrain import resolve
@@ -61,7 +62,12 @@ def test_every_recipe_is_understood(path: Path):
     if "finetune" in tables:
         finetune = dict(tables.pop("finetune"))
         assert isinstance(resolve_finetune(finetune.get("task"), finetune), Config)
-    others = {"tokenize": TokenizeConfig, "generate": GenerateConfig, "chat": ChatConfig}
+    others = {
+        "tokenize": TokenizeConfig,
+        "generate": GenerateConfig,
+        "chat": ChatConfig,
+        "eval": EvaluateConfig,
+    }
     for stage, table in tables.items():
         build(others[stage], table)
 
@@ -237,6 +243,77 @@ def test_functions_are_judged_as_promised(tmp_path: Path, text: str, finish: str
         (tmp_path / f"{name}-tried.jsonl").write_text(json.dumps(answer) + "\n")
     out = complete_code("judge", tmp_path, "a model=tried")
     assert re.search(rf"^a model +1 of 1 +{int(parses)} of 1$", out, flags=re.MULTILINE)
+
+
+TINY_PAIRS_RECIPE = """
+[tokenize]
+tokenizer = "bpe"
+vocab_size = 300
+document = "line"
+[pretrain]
+arch = "nanochat"
+preset = "nano"
+[pretrain.model]
+hidden_size = 32
+num_heads = 2
+max_positions = 64
+[pretrain.training]
+max_steps = 4
+batch_size = 4
+[pretrain.data]
+eval_batches = 2
+sequence_length = 64
+[finetune]
+task = "seq2seq"
+[finetune.data]
+max_source = 32
+max_target = 16
+[finetune.training]
+max_steps = 4
+batch_size = 8
+[eval]
+num_beams = 2
+max_new_tokens = 8
+resamples = 20
+"""
+
+
+def test_translate_runs_as_written(tmp_path: Path, corpus_file: Path):
+    pytest.importorskip("rouge_score")
+    lines = corpus_file.read_text().splitlines()
+    for part, begin, count in (("train", 0, 80), ("test_few", 80, 6)):
+        for language in ("en", "de"):
+            text = "".join(f"{line}\n" for line in lines[begin : begin + count])
+            (tmp_path / f"{part}.{language}").write_text(text.upper() if language == "de" else text)
+    words = ROOT / "recipes" / "translate.sh", "en", "de", tmp_path
+    out = run_recipe(tmp_path, TINY_PAIRS_RECIPE, *words)
+    assert len((tmp_path / "w/en-de-test.de").read_text().splitlines()) == 6
+    report = json.loads((tmp_path / "w/reports/en-de-test_few/report.json").read_text())
+    rows = ("model", "en-de-scratch", "en-de-bare", "copy of the source")
+    assert set(rows) < set(report["results"])
+    for row in rows[1:]:
+        assert f"BLEU over {row}: " in out
+    missing = subprocess.run(
+        ["bash", *map(str, words[:1]), "en", "fr", str(tmp_path)], capture_output=True, text=True
+    )
+    assert missing.returncode == 3
+    assert "train*.fr" in missing.stderr
+
+
+def test_summarise_and_dialogue_run_as_written(
+    tmp_path: Path, corpus_file: Path, sayings_file: Path
+):
+    pytest.importorskip("rouge_score")
+    lines = [line for line in corpus_file.read_text().splitlines() if len(line.split()) > 6]
+    news = [f'"1","{" ".join(line.split()[:3])}","{line}"\n' for line in dict.fromkeys(lines)]
+    (tmp_path / "news.csv").write_text("".join(news[:150]))
+    for script, file, name in (
+        ("summarise.sh", tmp_path / "news.csv", "news"),
+        ("dialogue.sh", sayings_file, "dialogue-sayings"),
+    ):
+        out = run_recipe(tmp_path, TINY_PAIRS_RECIPE, ROOT / "recipes" / script, file)
+        for row in (f"BLEU over {name}-prefix: ", "BLEU over copy of the source: ", "written "):
+            assert row in out
 
 
 COMMANDS = [
