@@ -341,6 +341,10 @@ def add_files_of_the_readme(folder: Path, corpus: Path, labelled: Path, sayings:
         "test.csv": labelled.read_text(),
         "alpaca.json": json.dumps([json.loads(line) for line in sayings.read_text().splitlines()]),
         "prompts.txt": "The ship\nThe cows\n",
+        "train.en": "\n".join(stories[:40]),
+        "train.de": "\n".join(stories[:40]).upper(),
+        "test.en": "\n".join(stories[40:44]),
+        "test.de": "\n".join(stories[40:44]).upper(),
         "workspace/tasks/stdlib-train.csv": labelled.read_text(),
         "workspace/tasks/stdlib-test.csv": "\n".join(labelled.read_text().splitlines()[:13]) + "\n",
     }.items():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmctl import tokenizers
 from llmctl.data.shards import ShardReader
 from llmctl.data.windows import TokenStream, WindowBatches
 from llmctl.errors import BusyError, ConfigError, InputError
@@ -232,7 +233,7 @@ def test_the_newest_shards_are_taken(workspace: Workspace):
 def test_a_tokenizer_that_knows_no_start_of_a_document(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(stage, "BOUNDARIES", (("bos", "no such role"),))
+    monkeypatch.setattr(tokenizers.base, "BOUNDARIES", (("bos", "no such role"),))
     with pytest.raises(InputError, match="no tokens for a document's start and end"):
         train_ngram(workspace, resolve(), shards_name="bpe")
     with pytest.raises(InputError, match="no shards that suit --arch ngram"):
