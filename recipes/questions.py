@@ -14,7 +14,6 @@ from __future__ import annotations
 import ast
 import json
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from llmctl.data.conversations import read_conversations
 from llmctl.data.duplicates import text_hash
-from llmctl.data.python_corpora import python_code
+from llmctl.data.python_corpora import python_modules
 from llmctl.errors import LlmctlError
 
 FEW = 3
@@ -36,13 +35,7 @@ Entry = tuple[str | None, list[dict[str, Any]]]
 
 def public_functions() -> Iterator[tuple[str, str]]:
     """(call, what it does) of each function and method that says so in its first sentence."""
-    for file, source in python_code():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                tree = ast.parse(source)
-            except SyntaxError:  # a template or a file of another version
-                continue
+    for file, tree in python_modules():
         module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for name, function in _functions_of(tree, module):
             first = (ast.get_docstring(function) or "").partition("\n\n")[0]

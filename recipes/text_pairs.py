@@ -17,15 +17,14 @@ from __future__ import annotations
 import ast
 import json
 import sys
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from llmctl.data.conversations import read_conversations
-from llmctl.data.duplicates import text_hash
+from llmctl.data.duplicates import is_held_out
 from llmctl.data.files import RowReader
-from llmctl.data.python_corpora import python_code
+from llmctl.data.python_corpora import python_modules
 from llmctl.data.source_target import read_pairs, resolve_pair_columns
 from llmctl.errors import LlmctlError, UsageError
 
@@ -39,13 +38,7 @@ Pairs = Iterator[tuple[str, str]]
 
 def docstrings() -> Pairs:
     """Bodies of docstrings and the lines that sum them up."""
-    for _, code in python_code():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                tree = ast.parse(code)
-            except SyntaxError:  # a template or a file of another version
-                continue
+    for _, tree in python_modules():
         for node in ast.walk(tree):
             if isinstance(node, DOCUMENTED):
                 first, _, body = (ast.get_docstring(node) or "").partition("\n\n")
@@ -92,7 +85,7 @@ def write(stem: Path, pairs: Pairs) -> None:
         source, target = " ".join(source.split())[:LONGEST], " ".join(target.split())
         if source and target and source not in seen:
             seen.add(source)
-            part = "test" if text_hash(source) < HELD_OUT * 2**64 else "train"
+            part = "test" if is_held_out(source, HELD_OUT) else "train"
             row = {"source": source, "target": target}
             lines[part].append(json.dumps(row, ensure_ascii=False) + "\n")
     if not (lines["train"] and lines["test"]):

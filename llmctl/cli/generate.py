@@ -156,6 +156,7 @@ def command(
         Generation,
         Templated,
         as_record,
+        open_to_write,
         write_records,
     )
     from llmctl.stages.generate_source import write_from_file
@@ -211,7 +212,11 @@ def command(
     place = options.open_workspace(workspace)
     with TerminalReporter(quiet=quiet) as reporter:
         generation = Generation(
-            place, start, config, draft=draft, prompts=len(prompt) or None, reporter=reporter
+            open_to_write(place, start),
+            config,
+            draft=open_to_write(place, draft) if draft is not None else None,
+            prompts=len(prompt) or None,
+            reporter=reporter,
         )
         if source and output:
             if not generation.from_sources:

@@ -18,6 +18,11 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+def is_held_out(text: str, share: float) -> bool:
+    """Whether a text falls to such a share of all, by its hash: whatever the order."""
+    return text_hash(text) < round(share * 2**64)
+
+
 class SeenHashes:
     """Tells which hashes come for the first time."""
 

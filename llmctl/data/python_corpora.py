@@ -60,7 +60,7 @@ def _all_docs() -> tuple[tuple[str, str], ...]:
 
 def _extract_docs() -> Iterator[tuple[str, str]]:
     yield from _topics()
-    for name, tree in _modules():
+    for name, tree in python_modules():
         own = ast.get_docstring(tree)
         if own:
             yield name, own
@@ -82,7 +82,7 @@ def labelled_docstrings() -> Iterator[tuple[str, str, str]]:
     Every docstring of some length once: a text found in two places is left out of the second.
     """
     seen: set[str] = set()
-    for name, tree in _modules():
+    for name, tree in python_modules():
         module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for qualified, text in _docstrings(tree, module):
             if len(text) >= SHORTEST_LABELLED and text not in seen:
@@ -99,7 +99,8 @@ def _topics() -> Iterator[tuple[str, str]]:
         yield f"topic {name}", inspect.cleandoc(topics[name])
 
 
-def _modules() -> Iterator[tuple[str, ast.Module]]:
+def python_modules() -> Iterator[tuple[str, ast.Module]]:
+    """Each module's file and its syntax tree."""
     for name, source in python_code():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

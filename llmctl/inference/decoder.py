@@ -43,7 +43,8 @@ class FromSource(NextToken, Protocol):
     """A language model that reads sources first; its prompts are the beginnings of targets."""
 
     def begin(self, sources: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Read a source for each row of the next ``prefill``; returns how each target begins."""
+        """Read a source for each row of every ``prefill`` from now on; returns how each target
+        begins."""
         ...
 
 
@@ -136,6 +137,10 @@ class SourceDecoder(CausalDecoder):
             torch.tensor(ids, device=self.device), torch.tensor(lengths, device=self.device)
         )
         return [[self.start] for _ in sources]
+
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
+        self.source.restart()
+        return super().prefill(prompts, room)
 
     @torch.inference_mode()
     def select(self, rows_R: Tensor) -> None:

@@ -43,6 +43,11 @@ class Source:
             return x_BTD
         return x_BTD + self.start_GD[:, None] * (position_ids == 0)[..., None].to(x_BTD.dtype)
 
+    def restart(self) -> None:
+        """A row for each source again."""
+        self._groups, self.each = None, 1
+        self._taken.clear()
+
     def select(self, rows_B: Tensor) -> None:
         """Keep these rows, in this order; a row may come more than once."""
         count = len(self.states_GSD)

@@ -160,9 +160,14 @@ def encode(
 ) -> Pair:
     """A pair of ids with the tokens around them, cut to so many with the end's."""
     return Pair(
-        np.asarray([*source[: max_source - 1], end], dtype=np.int64),
-        np.asarray([start, *target[: max_target - 1], end], dtype=np.int64),
+        np.asarray(ended(source, end, max_source), dtype=np.int64),
+        np.asarray([start, *ended(target, end, max_target)], dtype=np.int64),
     )
+
+
+def ended(ids: Sequence[int], end: int, most: int) -> list[int]:
+    """A text with its end, cut to so many tokens with that."""
+    return [*ids[: most - 1], end]
 
 
 PREFIX_ROW = 256
@@ -216,18 +221,14 @@ def attach(
     if model.decoder.output is not None:
         model.decoder.output.load_state_dict(gpt.output.state_dict())  # type: ignore[union-attr]
     if shape.decoder_start == "gpt":
-        state = gpt.body.state_dict()  # type: ignore[attr-defined]
-        layers = model.decoder.body.config.num_layers
-        chosen = np.linspace(0, gpt.body.config.num_layers - 1, layers).round().astype(int)
-        mapped = {
-            name: tensor for name, tensor in state.items() if not name.startswith("blocks.")
-        } | {
-            f"blocks.{place}.{name.removeprefix(f'blocks.{source}.')}": tensor
-            for place, source in enumerate(chosen.tolist())
-            for name, tensor in state.items()
-            if name.startswith(f"blocks.{source}.")
-        }
-        model.decoder.body.load_state_dict(mapped, strict=False)  # type: ignore[attr-defined]
+        for name, part in gpt.body.named_children():  # type: ignore[attr-defined]
+            if name != "blocks":
+                getattr(model.decoder.body, name).load_state_dict(part.state_dict())
+        blocks, theirs = model.decoder.body.blocks, gpt.body.blocks
+        chosen = np.linspace(0, len(theirs) - 1, len(blocks)).round().astype(int)
+        for block, number in zip(blocks, chosen.tolist(), strict=True):
+            # What attends to the source is not among theirs, and stays fresh.
+            block.load_state_dict(theirs[number].state_dict(), strict=False)
     return model
 
 

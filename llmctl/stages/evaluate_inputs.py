@@ -6,7 +6,7 @@ its perplexity, on a task's questions, or, with a template, as a classifier neve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,10 +63,10 @@ def choose(
         of_kind = _choose_seq2seq
     else:
         of_kind = _choose_language if subject.is_language_model else _choose_other
-        if files.target is not None:
-            raise UsageError(
-                f"--target is for models finetuned with --task seq2seq, and {subject.name} is none"
-            )
+        _refuse(
+            {"--target": files.target},
+            f"is for models finetuned with --task seq2seq, and {subject.name} is none",
+        )
     given, measure, data = of_kind(workspace, subject, others, files, config)
     records = [subject.record]
     if data is not None:
@@ -85,6 +85,13 @@ def choose(
     return given, measure, records
 
 
+def _refuse(options: Mapping[str, object], reason: str) -> None:
+    """Raises UsageError for the first option that is given."""
+    for option, value in options.items():
+        if value is not None:
+            raise UsageError(f"{option} {reason}")
+
+
 def _choose_other(
     workspace: Workspace,
     subject: Subject,
@@ -99,12 +106,11 @@ def _choose_other(
         "--task": config.task,
         "--dtype": None if config.dtype == "fp32" else config.dtype,
     }
-    for option, value in given_options.items():
-        if value is not None:
-            raise UsageError(
-                f"{option} is for language models, and {subject.name} is not one; give --from a "
-                "GPT, a Llama, a nanochat or an n-gram model"
-            )
+    _refuse(
+        given_options,
+        f"is for language models, and {subject.name} is not one; give --from a GPT, a Llama, a "
+        "nanochat or an n-gram model",
+    )
     if subject.kind == "classify":
         if files.data is None:
             raise UsageError(
@@ -139,13 +145,8 @@ def _choose_seq2seq(
     config: EvaluateConfig,
 ) -> Chosen:
     """For a model that writes from sources."""
-    for option, value in {
-        "--template": files.template,
-        "--examples": files.examples,
-        "--task": config.task,
-    }.items():
-        if value is not None:
-            raise UsageError(f"{option} is for language models, and {subject.name} has a task")
+    asked = {"--template": files.template, "--examples": files.examples, "--task": config.task}
+    _refuse(asked, f"is for language models, and {subject.name} has a task")
     if files.data is None:
         raise UsageError(
             f"{subject.name} writes from sources: give --data FILE with pairs of source and target"
@@ -154,7 +155,7 @@ def _choose_seq2seq(
         if other.kind != "seq2seq":
             raise UsageError(f"--compare {other.name} was not finetuned with --task seq2seq")
     given = Given(subject, others, files.data, files.target)
-    return given, partial(seq2seq_report, workspace), data_record(files.data)
+    return given, seq2seq_report, data_record(files.data)
 
 
 def _choose_language(

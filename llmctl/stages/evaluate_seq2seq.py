@@ -14,11 +14,10 @@ from llmctl.evaluation.overlap import bleu_chrf, lead, paired_bleu_difference, r
 from llmctl.interop.model_folder import LEAD_WORDS
 from llmctl.objectives.seq2seq import Pair, collated, encode
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report, Subject
-from llmctl.stages.generate import GenerateConfig, Generation, Prompt
+from llmctl.stages.generate import GenerateConfig, Generation, Opened, Prompt
 from llmctl.stages.reporter import Reporter
 from llmctl.training.precision import choose_device
 from llmctl.training.trainer import evaluate
-from llmctl.workspace.artefacts import Workspace
 
 SHOWN = 10
 """Examples that are shown side by side, evenly chosen."""
@@ -35,15 +34,13 @@ class _Texts:
     places: list[str]
 
 
-def seq2seq_report(
-    workspace: Workspace, given: Given, config: EvaluateConfig, reporter: Reporter
-) -> Report:
+def seq2seq_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> Report:
     """Texts written from the sources of a file, measured by overlap with its targets."""
     texts, notes = _read(given, config)
     rows: dict[str, dict[str, Any]] = {}
     written: dict[str, list[str]] = {}
     for name, subject in given.subjects.items():
-        written[name] = _written(workspace, subject, texts, config, reporter)
+        written[name] = _written(subject, texts, config, reporter)
         rows[name] = {
             **_measured(written[name], texts, config),
             **_likelihood(subject, texts, config),
@@ -121,16 +118,11 @@ def _column(trained: dict[str, Any], name: str, given: Given) -> str | None:
 
 
 def _written(
-    workspace: Workspace,
-    subject: Subject,
-    texts: _Texts,
-    config: EvaluateConfig,
-    reporter: Reporter,
+    subject: Subject, texts: _Texts, config: EvaluateConfig, reporter: Reporter
 ) -> list[str]:
     """What a model writes from each source."""
     generation = Generation(
-        workspace,
-        subject.name,
+        Opened(subject.name, subject.folder, subject.record),
         GenerateConfig(
             num_beams=config.num_beams,
             length_penalty=config.length_penalty,

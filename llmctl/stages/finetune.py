@@ -313,5 +313,7 @@ def _could_learn(run: Artefact, task: str) -> bool:
 
 def _suits(base: ModelFolder, config: FinetuneConfig) -> bool:
     """Whether a model can learn a task; one with a decoder attached can learn more pairs."""
-    goes_on = isinstance(config, Seq2SeqConfig) and config.style == "decoder"
-    return config.task not in WRITING or base.kind in ("causal_lm", "seq2seq")[: 1 + goes_on]
+    kinds = ["causal_lm"]
+    if isinstance(config, Seq2SeqConfig) and config.style == "decoder":
+        kinds.append("seq2seq")
+    return config.task not in WRITING or base.kind in kinds

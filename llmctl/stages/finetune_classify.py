@@ -33,7 +33,6 @@ from llmctl.stages.finetune_task import (
     Method,
     Task,
     by_width,
-    check_layers,
 )
 from llmctl.stages.inputs import LabelledColumns, is_held_out, read_labelled
 from llmctl.stages.reporter import Reporter
@@ -92,10 +91,9 @@ class ClassifyTask(Task):
         scratch: bool,
         reporter: Reporter,
     ) -> None:
-        self.base, self.config, self._scratch = base, config, scratch
+        super().__init__(base, config, scratch=scratch)
         self._options = config
         self._causal = base.architecture.objective == "causal_lm"
-        check_layers(config, base)
         examples = read_labelled(data, config.data, reporter)
         self._counts = Counter(example.label or "" for example in examples)
         self.labels = _in_order(self._counts)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llmctl.config import Config
 from llmctl.data.conversations import Conversation, read_conversations
-from llmctl.data.duplicates import text_hash
+from llmctl.data.duplicates import is_held_out
 from llmctl.data.keyed import key_of, permute
 from llmctl.data.packing import WINDOW_BATCHES, deal
 from llmctl.errors import ConfigError, InputError
@@ -29,7 +29,6 @@ from llmctl.stages.finetune_task import (
     Method,
     Task,
     by_width,
-    check_layers,
 )
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers.chat_template import ChatTemplate, default_template
@@ -79,9 +78,8 @@ class InstructTask(Task):
         scratch: bool,
         reporter: Reporter,
     ) -> None:
-        self.base, self.config, self._scratch = base, config, scratch
+        super().__init__(base, config, scratch=scratch)
         self._options = config
-        check_layers(config, base)
         self._max_length = config.data.max_length or base.max_length
         if self._max_length > base.config.max_positions:
             raise ConfigError(
@@ -107,9 +105,7 @@ class InstructTask(Task):
         for conversation in conversations:
             example = self._encoded(conversation, template, what)
             if example is not None:
-                held_out = text_hash(conversation.text) < round(
-                    self._options.data.validation * 2**64
-                )
+                held_out = is_held_out(conversation.text, self._options.data.validation)
                 (self._held_out if held_out else self._train).append(example)
         if not what["read"]:
             raise InputError(f"{data} has no conversations")

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.config import NOT_IDENTITY, ColumnName, Config
-from llmctl.data.duplicates import text_hash
+from llmctl.data.duplicates import is_held_out
 from llmctl.data.keyed import key_of, permute
 from llmctl.data.source_target import read_pairs, resolve_pair_columns
 from llmctl.errors import ConfigError, InputError
@@ -36,7 +36,6 @@ from llmctl.stages.finetune_task import (
     Method,
     Task,
     by_width,
-    check_layers,
 )
 from llmctl.stages.reporter import Reporter
 from llmctl.training.config import TrainingConfig
@@ -118,9 +117,8 @@ class Seq2SeqTask(Task):
         scratch: bool,
         reporter: Reporter,
     ) -> None:
-        self.base, self.config, self._scratch = base, config, scratch
+        super().__init__(base, config, scratch=scratch)
         self._options = config
-        check_layers(config, base)
         most = base.config.max_positions
         for name in ("max_source", "max_target"):
             if getattr(config.data, name) > most:
@@ -173,7 +171,7 @@ class Seq2SeqTask(Task):
                 what["empty"] += 1
                 continue
             encoded = self._encoded(pair.source, pair.target, what)
-            held_out = text_hash(pair.source) < round(options.validation * 2**64)
+            held_out = is_held_out(pair.source, options.validation)
             (self._held_out if held_out else self._train).append(encoded)
         if what["empty"]:
             reporter.note(f"left out {what['empty']:,} pairs of which one text is empty")

@@ -82,6 +82,11 @@ class Task(ABC):
     peft_task: ClassVar[str]
     """As PEFT calls it."""
 
+    def __init__(self, base: ModelFolder, config: FinetuneConfig, *, scratch: bool) -> None:
+        """Raises ConfigError where more blocks are named than the model has."""
+        _check_layers(config, base)
+        self.base, self.config, self._scratch = base, config, scratch
+
     @abstractmethod
     def describe(self) -> str:
         """The data in a line."""
@@ -154,8 +159,7 @@ class Task(ABC):
         return model
 
 
-def check_layers(config: FinetuneConfig, base: ModelFolder) -> None:
-    """Raises ConfigError where more blocks are named than the model has."""
+def _check_layers(config: FinetuneConfig, base: ModelFolder) -> None:
     layers = base.config.num_layers
     named = {"--freeze-layers": config.freeze_layers}
     if config.method == "last-layers":

@@ -6,9 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-import torch
 from pydantic import Field
 
 from llmctl.data.files import RowReader, format_of, text_lines
@@ -16,12 +15,14 @@ from llmctl.errors import InputError, UsageError
 from llmctl.inference.decoder import CausalDecoder, NextToken, SourceDecoder
 from llmctl.inference.decoding import Completion, GenerationConfig, Rules
 from llmctl.inference.decoding import generate as write_texts
+from llmctl.inference.decoding.batches import block_size
 from llmctl.inference.decoding.config import DEFAULT_CANDIDATES
 from llmctl.inference.ngram_decoder import NgramDecoder
 from llmctl.inference.prompts import Shots, find_columns, read_rows, read_template, write_prompts
 from llmctl.inference.weights import WeightType, prepare
 from llmctl.interop.model_folder import ModelFolder
 from llmctl.interop.ngram_folder import NgramFolder
+from llmctl.objectives.seq2seq import ended
 from llmctl.stages.inputs import open_any_model
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
@@ -69,37 +70,44 @@ class Templated:
     shots: int
 
 
+class Opened(NamedTuple):
+    """A model that was opened, by the name that it was given."""
+
+    name: str
+    folder: ModelFolder | NgramFolder
+    record: InputRecord
+
+
 class Generation:
     """A language model that is ready to write."""
 
     def __init__(
         self,
-        workspace: Workspace,
-        start: str,
+        model: Opened,
         config: GenerateConfig,
         *,
-        draft: str | None = None,
+        draft: Opened | None = None,
         prompts: int | None = None,
         reporter: Reporter | None = None,
     ) -> None:
-        """start: a run's name or a model folder; draft: of a smaller one that writes ahead.
-        prompts: how many there will be, if that is known; weights are laid out for it.
+        """draft: a smaller model that writes ahead. prompts: how many there will be, if that is
+        known; weights are laid out for it.
 
         Raises InputError if one of them writes no text, UsageError if their vocabularies differ.
         """
         self.config, self._reporter = config, reporter or Reporter()
         rows = rows_at_once(config, prompts, drafted=draft is not None)
-        self._folder, record, self._decoder = _open(workspace, start, config, rows)
-        self.tokenizer = self._folder.tokenizer
-        digests = [record.digest]
+        self._folder, self.tokenizer = model.folder, model.folder.tokenizer
+        self._decoder = _decoder(model, config, rows)
+        digests = [model.record.digest]
         self._draft: NextToken | None = None
         if draft is not None:
-            theirs, record, self._draft = _open(workspace, draft, config, rows=1)
-            digests.append(record.digest)
-            if theirs.tokenizer.digest() != self.tokenizer.digest():
+            self._draft = _decoder(draft, config, rows=1)
+            digests.append(draft.record.digest)
+            if draft.folder.tokenizer.digest() != self.tokenizer.digest():
                 raise UsageError(
-                    f"--draft {draft} has another vocabulary than {start}; take a smaller model "
-                    "that was trained on the same shards"
+                    f"--draft {draft.name} has another vocabulary than {model.name}; take a "
+                    "smaller model that was trained on the same shards"
                 )
         self.identity = {"models": digests, "config": config.identity()}
         """What decides the texts."""
@@ -171,6 +179,12 @@ class Generation:
             yield Prompt(prompt.text, prompt.row.source)
 
     @property
+    def block_size(self) -> int:
+        """Prompts that are sorted by length among themselves."""
+        drafted = self._draft is not None
+        return block_size(self.config, self.config.batch_size, drafted=drafted)
+
+    @property
     def from_sources(self) -> bool:
         """Whether prompts are sources that a text is written from."""
         return self._style is not None
@@ -184,14 +198,14 @@ class Generation:
         """As in finetuning: cut to what the model was trained on, with the text's end behind."""
         assert isinstance(self._folder, ModelFolder)
         start, end = self._folder.boundaries
-        most = self._folder.max_source - 1
+        most = self._folder.max_source
         ids = self.tokenizer.encode(prompt.text)
-        if len(ids) > most and not self._told:
+        if len(ids) >= most and not self._told:
             self._told = True
             self._reporter.note(
-                f"{prompt.source} has {len(ids)} tokens and is cut to {most}, as in finetuning"
+                f"{prompt.source} has {len(ids)} tokens and is cut to {most - 1}, as in finetuning"
             )
-        return [*([start] if self._style == "prefix" else []), *ids[:most], end]
+        return [*([start] if self._style == "prefix" else []), *ended(ids, end, most)]
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if self.from_sources:
@@ -233,29 +247,28 @@ def rows_at_once(config: GenerateConfig, prompts: int | None, *, drafted: bool) 
     return each * (batch if prompts is None else min(batch, prompts))
 
 
-def _open(
-    workspace: Workspace, given: str, config: GenerateConfig, rows: int
-) -> tuple[ModelFolder | NgramFolder, InputRecord, NextToken]:
+def open_to_write(workspace: Workspace, given: str) -> Opened:
+    """The model of a run's name or of a folder. Raises InputError if there is none."""
     folder, _, record = open_any_model(workspace, given)
-    where = choose_device(config.device, "--device")
+    return Opened(given, folder, record)
+
+
+def _decoder(model: Opened, config: GenerateConfig, rows: int) -> NextToken:
+    """A model that is ready to write so many rows at once."""
+    device, folder = choose_device(config.device, "--device"), model.folder
     if isinstance(folder, NgramFolder):
         if config.dtype != "fp32":
-            raise UsageError(f"--dtype {config.dtype}: {given} is an n-gram model, without weights")
-        return folder, record, NgramDecoder(folder.model)
-    return folder, record, open_decoder(folder, where, config.dtype, rows)
-
-
-def open_decoder(
-    folder: ModelFolder, device: torch.device, dtype: WeightType, rows: int
-) -> CausalDecoder:
-    """A model that is ready to write so many rows at once."""
+            raise UsageError(
+                f"--dtype {config.dtype}: {model.name} is an n-gram model, without weights"
+            )
+        return NgramDecoder(folder.model)
     if folder.kind == "seq2seq":
-        model = folder.seq2seq().to(device)
-        head = prepare(model.decoder, dtype, rows=rows)
+        pair = folder.seq2seq().to(device)
+        head = prepare(pair.decoder, config.dtype, rows=rows)
         start, _ = folder.boundaries
-        return SourceDecoder(model, start=start, longest=folder.max_length, head=head)
+        return SourceDecoder(pair, start=start, longest=folder.max_length, head=head)
     lm = folder.causal_lm().to(device)
-    head = prepare(lm, dtype, rows=rows)
+    head = prepare(lm, config.dtype, rows=rows)
     return CausalDecoder(lm, longest=folder.max_length, head=head)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from llmctl.data.source_target import read_pairs
 from llmctl.errors import InputError
-from llmctl.inference.decoding.batches import block_size
 from llmctl.stages.generate import Answer, Generation, Prompt, as_record
 from llmctl.stages.reporter import Reporter
 from llmctl.workspace.files import sha256_file, sha256_json
@@ -50,7 +49,7 @@ def write_from_file(
         **generation.identity,
     }
     partial = output.with_name(f".{output.name}.{sha256_json(made_from)[:16]}.partial")
-    block = block_size(generation.config, generation.config.batch_size)
+    block = generation.block_size
     done = _whole_blocks(partial, block) if partial.exists() else 0
     if done:
         reporter.note(f"{output}: going on behind {done:,} of {total:,} sources")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from llmctl import tokenizers
 from llmctl.config import ColumnName, Config
-from llmctl.data.duplicates import text_hash
+from llmctl.data import duplicates
 from llmctl.data.tables import Example, read_examples, resolve_columns
 from llmctl.errors import InputError, did_you_mean
 from llmctl.interop.model_folder import ModelFolder, read_model_folder
@@ -176,4 +176,4 @@ def read_labelled(data: Path, columns: LabelledColumns, reporter: Reporter) -> l
 
 def is_held_out(example: Example, share: float) -> bool:
     """Whether an example falls to validation: by its text's hash, whatever the order."""
-    return text_hash(f"{example.text}\x1f{example.text_pair or ''}") < round(share * 2**64)
+    return duplicates.is_held_out(f"{example.text}\x1f{example.text_pair or ''}", share)

@@ -37,9 +37,9 @@ def generate(
     Raises UsageError for a method that the model can't do.
     """
     config = rules.config
-    take = _together(config, batch_size)
+    take = _together(config, batch_size, drafted=draft is not None)
     stream = enumerate(prompts, first)
-    while block := list(islice(stream, block_size(config, batch_size))):
+    while block := list(islice(stream, READ_AHEAD * take)):
         answers: dict[int, list[Completion]] = {number: [] for number, _ in block}
         by_length = sorted(block, key=lambda prompt: len(prompt[1]))
         for begin in range(0, len(by_length), take):
@@ -50,13 +50,15 @@ def generate(
             yield sorted(found, key=lambda completion: completion.sample)
 
 
-def block_size(config: GenerationConfig, batch_size: int) -> int:
+def block_size(config: GenerationConfig, batch_size: int, *, drafted: bool) -> int:
     """Prompts that are sorted by length among themselves."""
-    return READ_AHEAD * _together(config, batch_size)
+    return READ_AHEAD * _together(config, batch_size, drafted=drafted)
 
 
-def _together(config: GenerationConfig, batch_size: int) -> int:
-    """Prompts that are written together."""
+def _together(config: GenerationConfig, batch_size: int, *, drafted: bool) -> int:
+    """Prompts that are written together; one by the methods that write a row at a time."""
+    if drafted or config.penalty_alpha is not None:
+        return 1
     return max(1, batch_size // max(config.num_samples, config.num_beams))
 
 
@@ -70,9 +72,10 @@ def _batch(
     config = rules.config
     if config.num_beams > 1 and draft is not None:
         raise UsageError("--draft is not for beam search; leave out one of the two")
-    sources = [ids for _, ids in batch]
-    begun = _begin(decoder, sources)
-    batch = [(number, ids) for (number, _), ids in zip(batch, begun, strict=True)]
+    numbers, sources = zip(*batch, strict=True)
+    batch = list(zip(numbers, _begin(decoder, sources), strict=True))
+    if draft is not None:
+        _begin(draft, sources)
     limits = [rules.room(ids, decoder.max_positions) for _, ids in batch]
     if config.num_beams > 1:
         numbered = [
@@ -85,8 +88,8 @@ def _batch(
             yield from best
         return
     rows = [
-        Row.begin(rules, number, sample, ids, limit, source=source)
-        for (number, ids), limit, source in zip(batch, limits, sources, strict=True)
+        Row.begin(rules, number, sample, ids, limit)
+        for (number, ids), limit in zip(batch, limits, strict=True)
         for sample in range(config.num_samples)
     ]
     for row in rows:
@@ -113,13 +116,10 @@ def _write(
                 "out --penalty-alpha"
             )
         for row in rows:
-            _begin(decoder, [row.source])
             yield from contrastive.write(decoder, row, rules)
     elif draft is not None:
         target, writer = rewindable(decoder), rewindable(draft)
         for row in rows:
-            for model in (decoder, draft):
-                _begin(model, [row.source])
             yield from speculative.write(target, writer, row, rules)
     else:
         yield from sampling.write(decoder, rows, rules)

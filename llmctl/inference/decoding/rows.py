@@ -118,26 +118,14 @@ class Row:
     """Of new tokens."""
     ends: frozenset[int]
     writer: Writer
-    source: Sequence[int] = ()
-    """The prompt as it was given: a source, where the text itself begins with another token."""
     tell: Callable[[str], None] = lambda text: None
     """Is told the text as it becomes certain."""
     log_probs: list[float] = field(default_factory=list)
     finish: Finish | None = None
 
     @classmethod
-    def begin(
-        cls,
-        rules: Rules,
-        prompt: int,
-        sample: int,
-        ids: Sequence[int],
-        limit: int,
-        *,
-        source: Sequence[int] = (),
-    ) -> Row:
-        writer = rules.writer(ids)
-        return cls(prompt, sample, list(ids), len(ids), limit, rules.ends, writer, source)
+    def begin(cls, rules: Rules, prompt: int, sample: int, ids: Sequence[int], limit: int) -> Row:
+        return cls(prompt, sample, list(ids), len(ids), limit, rules.ends, rules.writer(ids))
 
     @property
     def text(self) -> Text:
