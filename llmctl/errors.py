@@ -40,7 +40,7 @@ class BusyError(LlmctlError):
 
 
 class ResourceError(LlmctlError):
-    """Disk or memory ran out."""
+    """Disk or memory ran out, or another process of the training was lost."""
 
     exit_code = 5
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llmctl.cli import options
+from llmctl.cli.launch import run_together
 from llmctl.cli.options import guarded
 
 EXAMPLE = "Example: llmctl finetune --from bert-docs --task classify --data reviews.csv"
@@ -90,11 +91,15 @@ def command(
     set_: options.SetOption = [],  # noqa: B006
     force: options.ForceOption = False,
     dry_run: options.DryRunOption = False,
+    nproc: options.NprocOption = None,
+    max_restarts: options.MaxRestartsOption = 0,
     json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
     """Train a pretrained model on labelled texts, on instructions to answer in a chat, or on pairs
     to translate or summarise. The same command goes on after a stop."""
+    if not dry_run:
+        run_together(nproc, max_restarts)
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.config import parse_assignments, read_recipe
     from llmctl.errors import UsageError

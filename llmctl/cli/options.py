@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
 
+from llmctl.cli.launch import first_on_machine, speaks
 from llmctl.errors import NO_ACCESS, NO_SPACE, LlmctlError
 
 if TYPE_CHECKING:
@@ -52,6 +53,20 @@ SetOption = Annotated[
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan only.")
+]
+NprocOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes on this machine that train together; for several machines use torchrun.",
+        show_default="1",
+    ),
+]
+MaxRestartsOption = Annotated[
+    int,
+    typer.Option(
+        min=0, help="With --nproc: times to go on from the last checkpoint when a process is lost."
+    ),
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Of every random draw.")]
 DeviceOption = Annotated[
@@ -109,6 +124,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         signal.signal(signal.SIGTERM, _terminate)
+        if not speaks():
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         try:
             return command(*args, **kwargs)
         except LlmctlError as error:
@@ -162,7 +179,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _fail(message: str, code: int) -> NoReturn:
     if debugging():
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    if first_on_machine():
+        print(f"error: {message}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 

@@ -23,7 +23,7 @@ from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import ADAPTER, Machine, StopFlag, run_training
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.lora import additions, merge
-from llmctl.training.trainer import Trainer, evaluate
+from llmctl.training.trainer import Progress, Trainer, evaluate
 from llmctl.workspace.artefacts import (
     Artefact,
     InputRecord,
@@ -101,7 +101,7 @@ def finetune(
     )
 
     def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
-        model = task.build_model().to(machine.device)
+        model = task.build_model()
         held_out = task.held_out_batches()
 
         def validate() -> dict[str, float]:
@@ -111,6 +111,7 @@ def finetune(
                 len(held_out),
                 device=machine.device,
                 precision=machine.precision,
+                world=machine.world,
             )
             return task.judged(values)
 
@@ -127,15 +128,17 @@ def finetune(
             validate=validate if held_out else None,
             eval_every=config.training.eval_every or task.batches_per_epoch,
             patience=config.patience,
-            on_best=lambda step: store.save_best(step, model),
+            keep_best=True,
             compiled=machine.compiled,
+            matrix_flops=machine.matrix_flops,
+            world=machine.world,
             should_stop=stop,
         )
 
-    def export(trainer: Trainer, store: CheckpointStore, folder: Path) -> dict[str, Any]:
-        model = trainer.model
+    def export(model: nn.Module, progress: Progress, folder: Path) -> dict[str, Any]:
         # 0 where nothing was held out: then the last weights are the model.
-        if best_step := trainer.progress.best_step:
+        if best_step := progress.best_step:
+            store = CheckpointStore(folder.parent / "checkpoints", keep=1)
             model.load_state_dict(store.load_best(best_step))
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         added = additions(model)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
 from llmctl import tokenizers
 from llmctl.config import Config, build
@@ -23,7 +24,7 @@ from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.plan import Plan, make_plan
 from llmctl.training.precision import choose_device, choose_precision
-from llmctl.training.trainer import Trainer, evaluate
+from llmctl.training.trainer import Progress, Trainer, evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace, fingerprint, new_manifest
 
 DEFAULT_PRESET = "mini"
@@ -186,7 +187,7 @@ def pretrain(
         train = pretraining.batches("train", seed=config.seed)
         held_out = pretraining.batches("validation", seed=VALIDATION_SEED)
         total = total_steps(config.training, train)
-        model = pretraining.build_model(config.seed).to(machine.device)
+        model = pretraining.build_model(config.seed)
         # The same few batches each time: made once.
         fixed = [held_out(n) for n in range(min(config.data.eval_batches, held_out.per_epoch))]
         if not fixed:
@@ -199,6 +200,7 @@ def pretrain(
                 len(fixed),
                 device=machine.device,
                 precision=machine.precision,
+                world=machine.world,
             )
 
         return Trainer(
@@ -213,6 +215,8 @@ def pretrain(
             validate=validate if fixed else None,
             eval_every=config.training.eval_every or max(SELDOM, (total or 1000) // LOOKS),
             compiled=machine.compiled,
+            matrix_flops=machine.matrix_flops,
+            world=machine.world,
             should_stop=stop,
         )
 
@@ -221,10 +225,10 @@ def pretrain(
             return config.training.time_limit
         return _estimate(pretraining, config, device, precision).seconds
 
-    def export(trainer: Trainer, store: CheckpointStore, folder: Path) -> dict[str, Any]:
+    def export(model: nn.Module, progress: Progress, folder: Path) -> dict[str, Any]:
         extra = {MAX_LENGTH: config.data.sequence_length}
-        write_model_folder(folder, trainer.model, pretraining.tokenizer, extra)
-        return {"parameters": sum(p.numel() for p in trainer.model.parameters())}
+        write_model_folder(folder, model, pretraining.tokenizer, extra)
+        return {"parameters": sum(p.numel() for p in model.parameters())}
 
     artefact = run_training(
         workspace,

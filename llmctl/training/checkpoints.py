@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from llmctl.errors import InputError
+from llmctl.training.distributed import shared_like
 from llmctl.workspace.artefacts import FileRecord, describe_files, verify_files
 from llmctl.workspace.files import published_folder, read_json, write_json
 from llmctl.workspace.tensors import read_tensors, write_tensors
@@ -58,8 +59,8 @@ class CheckpointStore:
     def save(
         self,
         step: int,
-        model: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        model: Mapping[str, Tensor],
+        optimiser: Mapping[str, Tensor],
         state: Mapping[str, Any],
     ) -> Path:
         """Write a checkpoint; then delete those found damaged, the oldest beyond the limit, and
@@ -67,8 +68,8 @@ class CheckpointStore:
         target = self._path(step)
         self.folder.mkdir(parents=True, exist_ok=True)
         with published_folder(target) as folder:
-            write_tensors(folder / MODEL, model.state_dict())
-            write_tensors(folder / OPTIMISER, optimiser_tensors(model, optimiser))
+            write_tensors(folder / MODEL, model)
+            write_tensors(folder / OPTIMISER, optimiser)
             write_json(folder / STATE, {"step": step, **state})
             _write_digests(folder)
         # Later than where training went on, they would count as the newest for ever.
@@ -81,11 +82,11 @@ class CheckpointStore:
             shutil.rmtree(self._path(old, "best"), ignore_errors=True)
         return target
 
-    def save_best(self, step: int, model: nn.Module) -> None:
+    def save_best(self, step: int, model: Mapping[str, Tensor]) -> None:
         """Write weights that are the best so far."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with published_folder(self._path(step, "best")) as folder:
-            write_tensors(folder / MODEL, model.state_dict())
+            write_tensors(folder / MODEL, model)
             _write_digests(folder)
 
     def load_best(self, step: int) -> dict[str, Tensor]:
@@ -170,4 +171,4 @@ def restore_optimiser(
         parameter_name, _, key = name.rpartition("/")
         parameter = parameters[parameter_name]
         # A fused optimiser wants its step counter where the parameter is.
-        optimiser.state[parameter][key] = value.to(parameter.device)
+        optimiser.state[parameter][key] = shared_like(value.to(parameter.device), parameter)

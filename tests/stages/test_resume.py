@@ -36,7 +36,9 @@ def metrics(root: Path, run: str) -> list[dict[str, Any]]:
     records = []
     for line in (root / "runs" / run / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
-        for clocked in ("tokens_per_second", "elapsed", "padding"):
+        for clocked in (
+            "tokens_per_second", "elapsed", "padding", "utilisation", "memory_bytes",
+        ):  # fmt: skip
             record.pop(clocked, None)
         records.append(record)
     return records
