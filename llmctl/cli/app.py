@@ -35,7 +35,8 @@ COMMANDS = {
 }
 
 for _name, _module in COMMANDS.items():
-    app.command(_name, epilog=_module.EXAMPLE)(_module.command)
+    _class = getattr(_module, "Command", None)
+    app.command(_name, cls=_class, epilog=_module.EXAMPLE)(_module.command)
 
 
 def _show_version(wanted: bool) -> None:
