@@ -134,7 +134,11 @@ def run_training(
             raise
         except BaseException as error:
             with contextlib.suppress(OSError):
-                recorder.update(state="failed", message=str(error) or type(error).__name__)
+                recorder.update(
+                    state="failed",
+                    message=str(error) or type(error).__name__,
+                    exit_code=getattr(error, "exit_code", 1),
+                )
             raise
     return workspace.get(manifest.kind, manifest.name)
 
