@@ -19,7 +19,7 @@ def render_sweep(document: dict[str, Any]) -> RenderableType:
     """The points, the best first, and which it is."""
     lines = document["points"]
     heads = short_fields(document["fields"])
-    several = len(lines[0]["runs"]) > 1
+    several = len(lines[0]["runs"]) > 1 and document["judged_by"] != "criterion"
     extra = [(key, form) for key, form in EXTRA if any(key in line["validation"] for line in lines)]
     table = simple_table(
         f"{document['name']}: {document['stage']}, by {document['judged_by']}",
@@ -36,7 +36,7 @@ def render_sweep(document: dict[str, Any]) -> RenderableType:
     for line in lines:
         look = line["validation"]
         loss = figure(look.get("loss"), ".4f")
-        if "deviation" in line and document["judged_by"] != "criterion":
+        if several and "deviation" in line:
             loss += f" ({figure(line['deviation'], '.4f')})"
         best = line["runs"] and document["best"] in [run["name"] for run in line["runs"]]
         table.add_row(
@@ -46,10 +46,14 @@ def render_sweep(document: dict[str, Any]) -> RenderableType:
             f"{line['steps']:,}" if line["steps"] else "–",
             duration(line["seconds"]) if line["seconds"] else "–",
             line["state"],
-            line["name"],
+            min(line["runs"], key=_score)["name"],
             style="bold" if best else "",
         )
     return Group(table, *_rungs(document), _best(document))
+
+
+def _score(run: dict[str, Any]) -> float:
+    return float(run["score"])
 
 
 def _rungs(document: dict[str, Any]) -> list[Text]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
@@ -254,7 +255,7 @@ def run(workspace: Workspace, sweep: Sweep, reporter: Reporter) -> dict[str, Any
     diverged; what a training raises, but for its divergence, passes through.
     """
     results: dict[str, Result] = {}
-    kept: list[list[str]] = []
+    ladder: list[dict[str, Any]] = []
     places = list(range(len(sweep.points)))
     for number in range(len(sweep.rungs)):
         if sweep.halving:
@@ -274,7 +275,13 @@ def run(workspace: Workspace, sweep: Sweep, reporter: Reporter) -> dict[str, Any
         if sweep.halving:
             next_size = sweep.rungs[number + 1].size if number + 1 < len(sweep.rungs) else 1
             best = _kept(best, next_size)
-            kept.append([result.point.name for result in best])
+            ladder.append(
+                {
+                    "budget": sweep.budget(number),
+                    "points": len(places),
+                    "kept": [result.point.name for result in best],
+                }
+            )
             shown = ", ".join(f"{r.point.label} ({figure(r.score, '.4f')})" for r in best)
             reporter.note(
                 f"rung {number + 1}: kept {len(best)} of {len(places)}: {shown or 'none'}"
@@ -282,7 +289,7 @@ def run(workspace: Workspace, sweep: Sweep, reporter: Reporter) -> dict[str, Any
             places = sorted(result.order for result in best)
             if not places:
                 break
-    return _document(workspace, sweep, ranked(list(results.values())), kept)
+    return _document(sweep, ranked(list(results.values())), ladder)
 
 
 def _run(workspace: Workspace, planned: Planned, place: str, reporter: Reporter) -> Outcome:
@@ -295,10 +302,12 @@ def _run(workspace: Workspace, planned: Planned, place: str, reporter: Reporter)
         reporter.note(f"[{place}] run {name}: diverged before; --force tries it again")
         return Outcome(planned, "diverged", workspace.get("run", name))
     reporter.note(f"[{place}] run {name}")
-    # Kernels are kept by the code that they were made of, and after eight models of it no more
-    # would be made; and what a run before left in a cycle of references is memory.
-    torch.compiler.reset()
+    # What the run before left in a cycle of references is memory.
     gc.collect()
+    if "torch._dynamo" in sys.modules:
+        # Kernels are kept by the code that they are of, and after eight models of it no more would
+        # be made. Where none were made yet, importing what makes them takes seconds.
+        torch.compiler.reset()
     anew = planned.found == "new" and name in workspace.names("run")
     try:
         artefact = planned.training.train(name, anew)
@@ -339,7 +348,7 @@ def _count(number: int) -> str:
 
 
 def _document(
-    workspace: Workspace, sweep: Sweep, results: Sequence[Result], kept: Sequence[Sequence[str]]
+    sweep: Sweep, results: Sequence[Result], ladder: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     best = results[0]
     if best.diverged:
@@ -348,7 +357,7 @@ def _document(
         )
     return {
         **_head(sweep),
-        **({"rungs": _rungs(sweep, kept)} if sweep.halving else {}),
+        **({"rungs": list(ladder)} if sweep.halving else {}),
         "judged_by": "criterion" if _has_criterion(best) else "validation loss",
         "best": best.best.run.name if math.isfinite(best.score) else None,
         "points": [_line(sweep, result) for result in results],
@@ -369,17 +378,6 @@ def _head(sweep: Sweep) -> dict[str, Any]:
         "stage": sweep.stage,
         "fields": list(sweep.points[0].values),
     }
-
-
-def _rungs(sweep: Sweep, kept: Sequence[Sequence[str]] = ()) -> list[dict[str, Any]]:
-    return [
-        {
-            "points": rung.size,
-            "budget": sweep.budget(number),
-            **({"kept": kept[number]} if kept else {}),
-        }
-        for number, rung in enumerate(sweep.rungs)
-    ]
 
 
 def _line(sweep: Sweep, result: Result) -> dict[str, Any]:
@@ -420,9 +418,13 @@ def _line(sweep: Sweep, result: Result) -> dict[str, Any]:
 def describe(sweep: Sweep) -> dict[str, Any]:
     """What a sweep would do, as JSON values."""
     whole = sweep.runs[-1]
+    rungs = [
+        {"budget": sweep.budget(number), "points": rung.size}
+        for number, rung in enumerate(sweep.rungs)
+    ]
     return {
         **_head(sweep),
-        **({"rungs": _rungs(sweep)} if sweep.halving else {}),
+        **({"rungs": rungs} if sweep.halving else {}),
         "runs": sum(
             rung.size * len(runs[0]) for rung, runs in zip(sweep.rungs, sweep.runs, strict=True)
         ),

@@ -213,6 +213,10 @@ def test_what_diverges_is_recorded_and_the_rest_goes_on(
     assert "all 1 configuration diverged" in refused(
         root, recipe, "--grid", "training.lr=1e38", code=6
     )
+    halving = ["--grid", "training.lr=1e37,1e38", "--halving", "--factor", "2"]
+    stderr = sweep(root, recipe, *halving, code=6)["stderr"]
+    assert "all 2 configurations diverged" in stderr
+    assert "rung 2" not in stderr
 
 
 def test_other_errors_stop_it(root: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch):
@@ -350,6 +354,24 @@ def test_finetunings_are_judged_by_their_criterion(root: Path, tmp_path: Path, l
     halved = sweep(root, recipe, *words, "--halving", "--factor", "4",
                    "--set", "data.label_column=label", "--name", "halved")  # fmt: skip
     assert [rung["points"] for rung in halved["rungs"]] == [4, 1]
+
+
+def test_a_recipe_of_a_sweep_trains_alone_too(root: Path, tmp_path: Path, labelled_file: Path):
+    recipe = tmp_path / "both.toml"
+    text = RECIPE.replace("[pretrain]", "[pretrain]\nshards = 'stories'", 1)
+    recipe.write_text(text + FINETUNE.format(data=labelled_file))
+    plans = {}
+    for stage in ("pretrain", "finetune"):
+        words = [stage, "--recipe", str(recipe), "-w", str(root), "--dry-run"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+        plans[stage] = json.loads(result.stdout)["plan"]
+    assert plans["pretrain"]["shards"] == "stories"
+    assert plans["finetune"]["from"] == "tiny"
+    assert plans["finetune"]["data"] == str(labelled_file)
+    result = CliRunner().invoke(app, ["finetune", "--data", "x.csv", "-w", str(root)])
+    assert result.exit_code == 2
+    assert "--from is missing: give it, or from in the recipe's table" in result.stderr
 
 
 def test_the_same_name_with_another_recipe(root: Path, recipe: Path):

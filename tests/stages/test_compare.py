@@ -149,7 +149,7 @@ def test_tables_and_curves_are_drawn(workspace: Workspace):
     rows = {line.split("  ")[0].strip(): line for line in text.splitlines() if line.strip()}
     assert rows["training.learning_rate"].split()[1:] == ["1e-4", "3e-4"]
     assert rows["training.batch_size"].split()[1:] == ["8", "16"]
-    assert rows["the best"].split("best", 1)[1].split() == [
+    assert rows["best validation"].split()[2:] == [
         "3.1000", "at", "step", "20", "2.9000", "at", "step", "25",
     ]  # fmt: skip
     assert rows["accuracy"].split()[1:] == ["0.4000", "–"]
@@ -162,6 +162,19 @@ def test_tables_and_curves_are_drawn(workspace: Workspace):
     assert "●" in highest
     assert "▲" not in highest
     assert max(map(len, text.splitlines())) <= 90
+
+
+def test_names_too_long_for_their_columns_stand_above(workspace: Workspace):
+    long = "a-run-with-a-name-of-some-forty-characters"
+    write_run(workspace, long, [look(3, 2.0, lm_loss=2.0)], arch="gpt")
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(render_compare(compare(workspace, ["small", long]), 80))
+    lines = capture.get().splitlines()
+    assert [line.rstrip() for line in lines[:2]] == ["● small", f"▲ {long}"]
+    assert sum(long in line for line in lines) == 1
+    assert [line.split() for line in lines if line.split() == ["●", "▲"]] == [["●", "▲"]] * 2
+    assert max(map(len, lines)) <= 80
 
 
 def status(workspace: Workspace, *words: str) -> Any:
