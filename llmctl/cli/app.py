@@ -11,7 +11,17 @@ from typing import Annotated
 import typer
 
 from llmctl import __version__
-from llmctl.cli import chat, evaluate, finetune, generate, predict, pretrain, status, tokenize
+from llmctl.cli import (
+    chat,
+    evaluate,
+    finetune,
+    generate,
+    predict,
+    pretrain,
+    status,
+    sweep,
+    tokenize,
+)
 
 app = typer.Typer(
     name="llmctl",
@@ -27,6 +37,7 @@ COMMANDS = {
     "tokenize": tokenize,
     "pretrain": pretrain,
     "finetune": finetune,
+    "sweep": sweep,
     "predict": predict,
     "generate": generate,
     "eval": evaluate,

@@ -17,21 +17,23 @@ EXAMPLE = "Example: llmctl finetune --from bert-docs --task classify --data revi
 @guarded
 def command(
     start: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--from",
             help="A pretrained run, a model folder, or scratch: the same network with random "
             "weights.",
+            show_default="the recipe's from",
         ),
-    ],
+    ] = None,
     data: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             help="What to learn from: labelled texts (CSV, TSV, JSONL, Parquet); instructions and "
             "conversations in Alpaca's, messages' or ShareGPT's layout (JSON, JSONL, Parquet); or "
-            "pairs of source and target (a table, or plain text with --target)."
+            "pairs of source and target (a table, or plain text with --target).",
+            show_default="the recipe's data",
         ),
-    ],
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -101,13 +103,18 @@ def command(
     if not dry_run:
         run_together(nproc, max_restarts)
     from llmctl.cli.console import TerminalReporter, out, print_json
-    from llmctl.config import parse_assignments, read_recipe
+    from llmctl.config import parse_assignments, read_recipe, take
     from llmctl.errors import UsageError
     from llmctl.reporting.units import figure
     from llmctl.stages.finetune import finetune, plan, resolve
 
-    file = read_recipe(recipe, "finetune") if recipe else {}
-    task = task or file.get("task")
+    named, file = take(
+        read_recipe(recipe, "finetune") if recipe else {}, "from", "like", "data.file", "task"
+    )
+    task = task or named.get("task")
+    like = like or (None if start else named.get("like"))
+    start = options.needed("--from", start or named.get("from"))
+    data = options.needed("--data", data or options.path(named.get("data.file")))
     # By the task that they go with: those of its data, and the others.
     data_options: dict[str, dict[str, Any]] = {
         "classify": {

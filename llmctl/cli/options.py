@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
 import typer
 
 from llmctl.cli.launch import first_on_machine, speaks
-from llmctl.errors import NO_ACCESS, NO_SPACE, LlmctlError
+from llmctl.errors import NO_ACCESS, NO_SPACE, LlmctlError, UsageError
 
 if TYPE_CHECKING:
     from llmctl.workspace.artefacts import Workspace
@@ -27,6 +27,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memo
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 WorkspaceOption = Annotated[
     Path,
@@ -96,6 +97,19 @@ TargetColumnOption = Annotated[
 LabelColumnOption = Annotated[
     str | None, typer.Option("--label-column", help="The label's column.")
 ]
+
+
+def needed(option: str, value: T | None) -> T:
+    """The value of an option that a recipe may give too. Raises UsageError if neither does."""
+    if value is None:
+        key = option.removeprefix("--")
+        raise UsageError(f"{option} is missing: give it, or {key} in the recipe's table")
+    return value
+
+
+def path(text: str | None) -> Path | None:
+    """The path that a recipe names."""
+    return None if text is None else Path(text)
 
 
 def open_workspace(path: Path) -> Workspace:

@@ -59,14 +59,15 @@ def command(
     if not dry_run:
         run_together(nproc, max_restarts)
     from llmctl.cli.console import TerminalReporter, out, print_json
-    from llmctl.config import parse_assignments, read_recipe
+    from llmctl.config import parse_assignments, read_recipe, take
     from llmctl.errors import UsageError
     from llmctl.reporting.units import figure
 
-    from_recipe = read_recipe(recipe, "pretrain") if recipe else {}
-    chosen = {key: from_recipe.pop(key, None) for key in ("arch", "preset")}
-    arch = arch or chosen["arch"] or "bert"
-    preset = preset or chosen["preset"]
+    table = read_recipe(recipe, "pretrain") if recipe else {}
+    named, from_recipe = take(table, "arch", "preset", "shards")
+    arch = arch or named.get("arch", "bert")
+    preset = preset or named.get("preset")
+    shards = shards or named.get("shards")
     given: dict[str, Any] = {}
     if arch == "ngram":
         from llmctl.stages import ngram

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,13 @@ def finetune(
     name: str | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
+    command: Sequence[str] | None = None,
 ) -> tuple[Artefact, bool]:
     """Train a model for a task; returns the run, and whether it was finished already.
 
     start: a run's name, a model folder, or ``scratch``: the same network as ``like`` (by default
-    the newest pretrained run) with random weights. data: the task's examples.
+    the newest pretrained run) with random weights. data: the task's examples. command: that goes
+    on with this run, where the one being run does more than that.
     """
     reporter = reporter or Reporter()
     given = _resolve(workspace, start, data, config, like, name, force, reporter)
@@ -98,6 +100,7 @@ def finetune(
         identity=given.identity,
         inputs=given.inputs,
         seed=config.seed,
+        command=command,
     )
 
     def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
@@ -163,6 +166,7 @@ def finetune(
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable_parameters": trained,
             "best_step": best_step,
+            **({"criterion": trainer.progress.best} if best_step else {}),
             "train_examples": task.train_examples,
             "validation_examples": task.held_out_examples,
         }
@@ -177,6 +181,23 @@ def finetune(
         reporter=reporter,
     )
     return artefact, False
+
+
+def find(
+    workspace: Workspace,
+    start: str,
+    data: Path,
+    config: FinetuneConfig,
+    *,
+    like: str | None,
+    name: str,
+    reporter: Reporter,
+) -> Artefact | None:
+    """The run of a name where this finetuning is begun or done already.
+
+    Raises NameTaken if something else has the name.
+    """
+    return _resolve(workspace, start, data, config, like, name, False, reporter).found
 
 
 def _body_of(model: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -103,7 +103,8 @@ def resolve(
     return config
 
 
-def _shards(workspace: Workspace, arch: str, name: str | None, reporter: Reporter) -> Artefact:
+def shards_of(workspace: Workspace, arch: str, name: str | None, reporter: Reporter) -> Artefact:
+    """The shards of a name, or the newest that an architecture can learn from; checked."""
     kind = PRETRAINING[ARCHITECTURES[arch].objective]
     return choose_shards(
         workspace,
@@ -111,6 +112,30 @@ def _shards(workspace: Workspace, arch: str, name: str | None, reporter: Reporte
         reporter,
         suits=lambda tokenizer: not kind.missing_roles(tokenizer),
         wanted=f"--arch {arch} (their tokenizer needs tokens for {', '.join(kind.roles)})",
+    )
+
+
+def find(
+    workspace: Workspace,
+    config: PretrainConfig[Any, Any, Any],
+    shards: Artefact,
+    name: str | None,
+    *,
+    force: bool = False,
+    reporter: Reporter,
+) -> tuple[str, Artefact | None]:
+    """The name of a pretraining's run, and the run where it is begun or done already.
+
+    Raises NameTaken if something else has the name, unless ``force``.
+    """
+    return workspace.match(
+        "run",
+        name,
+        f"{config.arch}-{shards.manifest.name}",
+        # The configuration as it was given: the vocabulary's size follows from the shards.
+        fingerprint("pretrain", config.identity(), [shards.as_input("shards")]),
+        force=force,
+        note=reporter.note,
     )
 
 
@@ -155,21 +180,16 @@ def pretrain(
     name: str | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
+    command: Sequence[str] | None = None,
 ) -> tuple[Artefact, bool]:
-    """Train a model on shards; returns the run, and whether it was finished already."""
+    """Train a model on shards; returns the run, and whether it was finished already.
+
+    command: that goes on with this run, where the one being run does more than that.
+    """
     reporter = reporter or Reporter()
-    shards = _shards(workspace, config.arch, shards_name, reporter)
-    inputs = [shards.as_input("shards")]
-    # As it was given: the vocabulary's size follows from the shards.
+    shards = shards_of(workspace, config.arch, shards_name, reporter)
     identity = config.identity()
-    run_name, found = workspace.match(
-        "run",
-        name,
-        f"{config.arch}-{shards.manifest.name}",
-        fingerprint("pretrain", identity, inputs),
-        force=force,
-        note=reporter.note,
-    )
+    run_name, found = find(workspace, config, shards, name, force=force, reporter=reporter)
     if found is not None and found.finished:
         return found, True
     pretraining, config = open_pretraining(shards, config)
@@ -179,8 +199,9 @@ def pretrain(
         stage="pretrain",
         config=config.model_dump(mode="json"),
         identity=identity,
-        inputs=inputs,
+        inputs=[shards.as_input("shards")],
         seed=config.seed,
+        command=command,
     )
 
     def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
@@ -270,7 +291,7 @@ def plan(
     reporter: Reporter,
 ) -> dict[str, Any]:
     """The resolved configuration, and what it will take on this machine."""
-    shards = _shards(workspace, config.arch, shards_name, reporter)
+    shards = shards_of(workspace, config.arch, shards_name, reporter)
     pretraining, config = open_pretraining(shards, config)
     device = choose_device(config.training.device)
     precision = choose_precision(config.training.precision, device)

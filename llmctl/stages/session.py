@@ -172,7 +172,11 @@ def run_training(
             lost = _lost_process(error, world)
             message = str(lost or error) or type(error).__name__
             with contextlib.suppress(OSError):
-                recorder.update(state="failed", message=message)
+                recorder.update(
+                    state="failed",
+                    message=message,
+                    exit_code=getattr(lost or error, "exit_code", 1),
+                )
             if lost is not None:
                 raise lost from error
             raise
