@@ -166,7 +166,7 @@ def finetune(
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable_parameters": trained,
             "best_step": best_step,
-            **({"criterion": trainer.progress.best} if best_step else {}),
+            **({"criterion": progress.best} if best_step else {}),
             "train_examples": task.train_examples,
             "validation_examples": task.held_out_examples,
         }
