@@ -111,6 +111,7 @@ def finetune(
                 len(held_out),
                 device=machine.device,
                 precision=machine.precision,
+                should_stop=stop,
             )
             return task.judged(values)
 

@@ -199,6 +199,7 @@ def pretrain(
                 len(fixed),
                 device=machine.device,
                 precision=machine.precision,
+                should_stop=stop,
             )
 
         return Trainer(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from llmctl.stages.reporter import Reporter
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.precision import choose_compile, choose_device, choose_precision
-from llmctl.training.trainer import Trainer
+from llmctl.training.trainer import NOT_FINITE, Trainer
 from llmctl.workspace.artefacts import (
     Artefact,
     Manifest,
@@ -29,7 +28,7 @@ from llmctl.workspace.artefacts import (
     now,
     write_manifest,
 )
-from llmctl.workspace.files import published_folder
+from llmctl.workspace.files import clear_leftovers, published_folder
 from llmctl.workspace.locks import writer_lock
 from llmctl.workspace.runs import RunRecorder, read_metrics, resume_command
 
@@ -47,18 +46,32 @@ class Machine:
 
 
 class StopFlag:
-    """Set by the first SIGINT or SIGTERM; the second stops at once."""
+    """Set by the first SIGINT or SIGTERM; the second stops at once, as does the first while there
+    is nothing to save: until training asks, after its first step."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self.raised: Interrupted | None = None
+        """What stopped at once: on its way through a library it may have become another error."""
+        self._worth_saving = False
 
     def __call__(self) -> bool:
+        self._worth_saving = True
         return self.signal_number is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number is not None:
-            raise Interrupted("stopped at once by a second signal", number)
+        second = self.signal_number is not None
         self.signal_number = number
+        if second:
+            self.raised = Interrupted("stopped at once by a second signal", number)
+        elif not self._worth_saving:
+            self.raised = Interrupted(
+                f"stopped by {signal.Signals(number).name} before a step was done, so there was "
+                "nothing to save; the same command begins where this one did",
+                number,
+            )
+        if self.raised is not None:
+            raise self.raised
 
 
 @contextlib.contextmanager
@@ -71,6 +84,10 @@ def stop_on_signals() -> Iterator[StopFlag]:
     before = {n: signal.signal(n, flag.handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
+    except Exception as error:
+        if flag.raised is not None and flag.raised is not error:
+            raise flag.raised from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -99,7 +116,12 @@ def run_training(
     workspace.prepare(manifest.kind)
     folder = workspace.path(manifest.kind, manifest.name)
     store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
-    with writer_lock(folder), stop_on_signals() as stop, torch.random.fork_rng(devices=[]):
+    with (
+        writer_lock(folder),
+        store,
+        stop_on_signals() as stop,
+        torch.random.fork_rng(devices=[]),
+    ):
         if existing is None:
             device = choose_device(config.device)
             precision = choose_precision(config.precision, device)
@@ -121,6 +143,8 @@ def run_training(
                 write_manifest(hidden, manifest)
             recorder = RunRecorder(folder)
         else:
+            clear_leftovers(folder)
+            store.clear_leftovers()
             manifest = existing.manifest
             machine = _same_machine(manifest, reporter)
             recorder = RunRecorder(folder)
@@ -129,12 +153,11 @@ def run_training(
             if existing is not None:
                 trainer = prepare(machine, store, stop)
             _train(folder, manifest, trainer, store, recorder, stop, export, reporter)
-        except Interrupted as error:
-            recorder.update(state="interrupted", message=str(error))
-            raise
         except BaseException as error:
+            cause = stop.raised or error
+            state = "interrupted" if isinstance(cause, Interrupted) else "failed"
             with contextlib.suppress(OSError):
-                recorder.update(state="failed", message=str(error) or type(error).__name__)
+                recorder.update(state=state, message=str(cause) or type(cause).__name__)
             raise
     return workspace.get(manifest.kind, manifest.name)
 
@@ -149,21 +172,24 @@ def _train(
     export: Callable[[Trainer, CheckpointStore, Path], dict[str, Any]],
     reporter: Reporter,
 ) -> None:
-    for leftover in store.folder.glob(".*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
     checkpoint = store.load_newest(reporter.note)
     if checkpoint is not None:
         trainer.restore(checkpoint)
         reporter.note(f"going on with {manifest.name} from step {checkpoint.step}")
-    recorder.start(step=trainer.progress.step, total_steps=trainer.total_steps)
+    recorder.start(
+        step=trainer.progress.step,
+        total_steps=trainer.total_steps,
+        look_due=trainer.progress.look_due,
+    )
     for record in trainer.run():
         if record.kind in ("train", "validation", "skipped"):
             recorder.record({"kind": record.kind, "step": record.step, **record.values})
             reporter.metrics(record.kind, record.step, trainer.total_steps, record.values)
         if record.kind == "skipped":
             norm = record.values["gradient_norm"]
-            why = f"a spike ({norm:.3g})" if math.isfinite(norm) else "not finite"
-            reporter.note(f"step {record.step}: the gradient was {why}; step skipped")
+            spike = math.isfinite(norm)
+            why = f"the gradient was a spike ({norm:.3g})" if spike else NOT_FINITE
+            reporter.note(f"step {record.step}: {why}; step skipped")
         recorder.update(
             step=record.step,
             share_done=trainer.share_done(),
@@ -174,9 +200,13 @@ def _train(
             total = f" of {trainer.total_steps}" if trainer.total_steps else ""
             number = stop.signal_number
             assert number is not None
+            if record.step in (steps := store.steps()):
+                saved = " after writing a checkpoint"
+            else:  # what came of a gradient that isn't finite is no good to go on from
+                saved = f"; the last checkpoint is of step {steps[-1] if steps else 0}"
             raise Interrupted(
-                f"stopped by {signal.Signals(number).name} at step {record.step}{total} after "
-                f"writing a checkpoint; go on with: {resume_command(manifest)}",
+                f"stopped by {signal.Signals(number).name} at step {record.step}{total}{saved}; "
+                f"go on with: {resume_command(manifest)}",
                 number,
             )
     last = _validation(folder)

@@ -27,6 +27,7 @@ from llmctl.training.schedules import share_of_peak
 
 PATIENCE_NOT_FINITE = 5
 """Steps in a row without a finite gradient before training gives up."""
+NOT_FINITE = "the loss or its gradient was not finite"
 USUAL_NORM_DECAY = 0.98
 """Of the running mean of gradient norms, which a spike is told by: about the last fifty steps."""
 STEPS_BEFORE_SPIKES = 50
@@ -65,8 +66,14 @@ class Progress:
     """Step of the last validation with a new lowest criterion or loss, for early stopping."""
     usual_norm: float = 0.0
     """Running mean of the gradients' norms before clipping, to tell a spike by."""
+    look_due: bool = False
+    """Whether the validation at this step is still to come, as a stop cut it short."""
     ended: bool = False
     """Whether training came to its end, which may be before its last step."""
+
+
+class LookStopped(Exception):
+    """A validation was cut short by a stop."""
 
 
 class _Speed:
@@ -150,6 +157,12 @@ class Trainer:
         saved_at, saved_step = time.perf_counter(), progress.step
         speed = _Speed()
         self.model.train()
+        if progress.look_due:
+            yield from self._look_if_due()
+            if progress.look_due:
+                yield Record("stopped", progress.step)
+                return
+            progress.ended = progress.ended or self._stale()
         with ThreadPoolExecutor(1) as background:
             upcoming = background.submit(self._batches, progress.step)
             while not self._done():
@@ -185,7 +198,8 @@ class Trainer:
                 if self._validate and (
                     last or (self._eval_every and progress.step % self._eval_every == 0)
                 ):
-                    yield self._look(self._validate)
+                    progress.look_due = True
+                    yield from self._look_if_due()
                     last = last or self._stale()
                 progress.ended = last
                 stop = self._should_stop()
@@ -197,12 +211,15 @@ class Trainer:
                 # What led to a gradient that is not finite must not replace a good checkpoint.
                 if (stop or due or last) and saved_step != progress.step and not self._skipped:
                     state = dict(vars(progress))
-                    self._store.save(progress.step, self.model, self.optimiser, state)
+                    self._store.save(
+                        progress.step, self.model, self.optimiser, state, wait=stop or last
+                    )
                     saved_at, saved_step = time.perf_counter(), progress.step
                     yield Record("checkpoint", progress.step)
-                if last:
+                if last and not progress.look_due:
                     break
                 if stop:
+                    self._store.wait()
                     yield Record("stopped", progress.step)
                     return
         yield Record("finished", progress.step)
@@ -212,8 +229,8 @@ class Trainer:
         self._skipped += 1
         if self._skipped >= PATIENCE_NOT_FINITE or last:
             raise DivergedError(
-                f"step {self.progress.step}: the gradient was not finite for {self._skipped} steps "
-                "in a row; the last checkpoint is from before, lower training.learning_rate"
+                f"step {self.progress.step}: {NOT_FINITE} for {self._skipped} steps in a row; "
+                "the last checkpoint is from before, lower training.learning_rate"
             )
         return Record("skipped", self.progress.step, {"gradient_norm": norm})
 
@@ -229,7 +246,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         parts.total.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm, foreach=True)
-        value = float(norm)
+        value = float(norm) if math.isfinite(float(parts.total.detach())) else math.nan
         taken = math.isfinite(value) and not self._is_spike(value)
         if taken:
             self.optimiser.step()
@@ -273,6 +290,19 @@ class Trainer:
         self.progress.window = {}
         return means
 
+    def _look_if_due(self) -> Iterator[Record]:
+        """Validate. Stopped in between, it stays due for what goes on from the checkpoint."""
+        if self._validate is None:
+            self.progress.look_due = False
+            return
+        try:
+            record = self._look(self._validate)
+        except LookStopped:
+            self.model.train()
+            return
+        self.progress.look_due = False
+        yield record
+
     def _look(self, validate: Callable[[], dict[str, float]]) -> Record:
         values = validate()
         self.model.train()
@@ -295,7 +325,7 @@ class Trainer:
         return Record("validation", progress.step, values)
 
     def _stale(self) -> bool:
-        if not self._patience or not self._eval_every:
+        if not self._patience or not self._eval_every or self.progress.look_due:
             return False
         behind = self.progress.step - self.progress.improved_step
         return behind >= self._patience * self._eval_every
@@ -309,16 +339,18 @@ def evaluate(
     *,
     device: torch.device,
     precision: str = "fp32",
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Losses and metrics over some batches, each a sum over all divided by its count.
 
-    ``loss`` is the sum of the objective's losses.
+    ``loss`` is the sum of the objective's losses. Raises LookStopped where ``should_stop`` says so
+    before all batches are done.
     """
     objective: Objective = model  # type: ignore[assignment]
     model.eval()
     # Kernels for a few batches of other shapes would take longer to make than they save.
     with torch.compiler.set_stance("force_eager"):
-        return _evaluate(objective, batches, count, device, precision)
+        return _evaluate(objective, batches, count, device, precision, should_stop)
 
 
 def _evaluate(
@@ -327,10 +359,13 @@ def _evaluate(
     count: int,
     device: torch.device,
     precision: str,
+    should_stop: Callable[[], bool],
 ) -> dict[str, float]:
     sums: dict[str, list[float]] = {}
     losses: set[str] = set()
     for number in range(count):
+        if should_stop():
+            raise LookStopped
         with autocast(device, precision):
             parts = objective.loss(batches(number).to(device))
         losses.update(parts.losses)
