@@ -3,15 +3,17 @@
     python tests/benchmarks/full_disk.py [--points 8]
 
 A small tmpfs holds the workspace; where none can be mounted, a limit on the size of files stands
-for it. Each stage is run with as much room as lets it get so far, from none to nearly enough, so
-that each of its files is once the one that doesn't fit. It must stop with exit code 5 and one
-sentence that names a path, leave every artefact and every checkpoint whole and nothing
-half-written; and once there is room the same command must end as one that always had it.
+for it. Each stage is run with more and more room, from none to nearly enough, and trainings on a
+disk that fills up at some moment of their life, so that checkpoints, logs, manifests and the model
+all meet it. A command must stop with exit code 5 and one sentence that names a path, leave every
+artefact and every checkpoint whole and nothing half-written; and once there is room the same
+command must end as one that always had it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import resource
@@ -41,6 +43,7 @@ from tests.benchmarks.kills import (
 
 DISK_MB = 64
 BLOCK = 4096
+BALLAST = "ballast"
 
 
 @contextmanager
@@ -63,12 +66,10 @@ def free(folder: Path) -> int:
     return state.f_bavail * state.f_frsize
 
 
-def leave(folder: Path, room: int) -> Path:
+def leave(folder: Path, room: int) -> None:
     """Fill a disk but for so many bytes."""
-    ballast = folder / "ballast"
-    with ballast.open("wb") as stream:
+    with (folder / BALLAST).open("wb") as stream:
         os.posix_fallocate(stream.fileno(), 0, max(BLOCK, free(folder) - room))
-    return ballast
 
 
 def limit(size: int) -> Callable[[], None]:
@@ -107,27 +108,31 @@ def outcome(process: subprocess.Popen[str], root: Path) -> str:
     return path.name if path.suffix else path.parent.name
 
 
-def sweep(root: Path, training: Training, points: int, *, disk: bool) -> Counter[str]:
-    """Run a training with more and more room; returns what did not fit, how often."""
+def sweep(root: Path, training: Training, points: int, life: float, *, disk: bool) -> Counter[str]:
+    """Run a training of so many seconds with more and more room, and on a disk that fills up
+    later and later; returns what did not fit, how often."""
     needed = peak(root, [*training.words, "--name", "measured"])
     shutil.rmtree(root / "runs" / "measured")
     most = largest(root / "runs" / f"{training.name}-whole")
     met: Counter[str] = Counter()
-    for number in range(points):
-        share = number / points
+    for number in range(points * (2 if disk else 1)):
+        share = number % points / points
         name = f"{training.name}-{number}"
         words = [*training.words, "--name", name]
-        if disk:
-            ballast = leave(root.parent, int(needed * share))
-            process = begin(root, *words)
-            met[outcome(process, root)] += 1
-            left = hidden(root)
-            ballast.unlink()
-        else:
+        if not disk:
             process = begin(root, *words, preexec_fn=limit(int(most * share)))
-            met[outcome(process, root)] += 1
-            left = hidden(root)
-        assert not left, f"left over with {share:.0%} of the room: {left}"
+        elif number < points:
+            leave(root.parent, int(needed * share))
+            process = begin(root, *words)
+        else:
+            process = begin(root, *words)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(life * (share + 0.5 / points))
+            leave(root.parent, 0)
+        met[outcome(process, root)] += 1
+        left = hidden(root)
+        (root.parent / BALLAST).unlink(missing_ok=True)
+        assert not left, f"left over by {name}: {left}"
         check_workspace(root)
         run(root, *words)
         check_equal(root, name, training)
@@ -145,9 +150,9 @@ def sweep_tokenize(root: Path, corpus: Path, points: int, *, disk: bool) -> Coun
     for number in range(points):
         share = number / points
         if disk:
-            ballast = leave(root.parent, int(needed * share))
+            leave(root.parent, int(needed * share))
             met[outcome(begin(root, *words, "--name", "again"), root)] += 1
-            ballast.unlink()
+            (root.parent / BALLAST).unlink()
         else:
             process = begin(root, *words, "--name", "again", preexec_fn=limit(int(most * share)))
             met[outcome(process, root)] += 1
@@ -180,8 +185,8 @@ def main() -> None:
         rows["tokenize"] = sweep_tokenize(root, corpus, options.points, disk=disk)
         for training in trainings(options.steps, labelled):
             if training.name in ("bert", "finetune"):
-                whole(root, training)
-                rows[training.name] = sweep(root, training, options.points, disk=disk)
+                life = whole(root, training)
+                rows[training.name] = sweep(root, training, options.points, life, disk=disk)
     print("| | exit code 5, by what did not fit | enough room |\n| --- | --- | --- |")
     for stage, met in rows.items():
         named = ", ".join(f"{what} {n}" for what, n in sorted(met.items()) if what != "enough")
