@@ -44,7 +44,8 @@ LOG_EVERY, CHECKPOINT_EVERY = 7, 20
 
 PHASES = (
     "before the run's folder is there",
-    "before the first logged step",
+    "in starting again, before a sign of life",
+    "before its first logged step",
     "in steps",
     "in writing a checkpoint",
     "in the export",
@@ -288,19 +289,19 @@ def moments(generator: random.Random, life: float) -> Iterator[Moment]:
 
 
 def phase(view: View, process: subprocess.Popen[str], begun_at: int) -> str:
-    """Where a process was killed, by what it left."""
+    """Where a process was killed, by what it left: what others left goes before it signs."""
     progress = view.progress()
     if view.finished():
         return "after its last word"
+    if not view.folder.exists():
+        return "before the run's folder is there"
+    if progress.get("pid") != process.pid:
+        return "in starting again, before a sign of life"
     if view.exporting():
         return "in the export"
     if view.checkpointing():
         return "in writing a checkpoint"
-    if not view.folder.exists():
-        return "before the run's folder is there"
-    ours = progress.get("pid") == process.pid
-    stepped = ours and progress.get("step", 0) > begun_at
-    return "in steps" if stepped else "before the first logged step"
+    return "in steps" if progress.get("step", 0) > begun_at else "before its first logged step"
 
 
 def wait_for(
@@ -334,7 +335,8 @@ def kill_until(
         view = View(root / "runs" / name)
         begun_at = view.saved()
         process = begin(root, *training.words, "--name", name)
-        delay, aim = (600.0, None) if tally.kills == kills else next(when)
+        unharmed = tally.kills == kills or view.finished()
+        delay, aim = (600.0, None) if unharmed else next(when)
         if wait_for(process, view, delay, aim, time.monotonic() + 120):
             before = view.saved()
             stop(process, number, tally)
