@@ -141,23 +141,29 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         if not speaks():
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         try:
-            return command(*args, **kwargs)
+            result = command(*args, **kwargs)
+            sys.stdout.flush()
+            return result
         except LlmctlError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             _fail("interrupted; nothing half-written was left", 130)
         except BrokenPipeError:
             # The reader (head, less) has enough: leave quietly, as other tools do.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _close_stdout()
             sys.exit(141)
         except MemoryError:
             _fail(NO_MEMORY, 5)
         except OSError as error:
             if error.errno in NO_SPACE:
-                where = f" ({error.filename})" if error.filename else ""
+                if error.filename:
+                    where = os.fsdecode(error.filename)
+                else:  # all that we write ourselves has a name
+                    where = "standard output"
+                    _close_stdout()
                 _fail(
-                    f"the disk is full{where}: {error.strerror}; free some space and run the "
-                    "command again, it goes on where it was",
+                    f"the disk is full ({where}): {os.strerror(error.errno)}; free some space and "
+                    "run the command again, it goes on where it was",
                     5,
                 )
             if error.errno == errno.ENOMEM:
@@ -184,6 +190,11 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             _bug(error)
 
     return run
+
+
+def _close_stdout() -> None:
+    """What could not be written is not tried again at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -115,6 +115,7 @@ def finetune(
                 device=machine.device,
                 precision=machine.precision,
                 world=machine.world,
+                should_stop=stop,
             )
             return task.judged(values)
 

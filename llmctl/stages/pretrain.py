@@ -222,6 +222,7 @@ def pretrain(
                 device=machine.device,
                 precision=machine.precision,
                 world=machine.world,
+                should_stop=stop,
             )
 
         return Trainer(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import signal
 import threading
 import time
@@ -29,7 +28,7 @@ from llmctl.training.precision import (
     choose_precision,
     matrix_rate,
 )
-from llmctl.training.trainer import Progress, Trainer
+from llmctl.training.trainer import NOT_FINITE, Progress, Trainer
 from llmctl.workspace.artefacts import (
     Artefact,
     Manifest,
@@ -38,7 +37,7 @@ from llmctl.workspace.artefacts import (
     now,
     write_manifest,
 )
-from llmctl.workspace.files import published_folder
+from llmctl.workspace.files import clear_leftovers, published_folder
 from llmctl.workspace.locks import writer_lock
 from llmctl.workspace.runs import RunRecorder, SilentRecorder, read_metrics, resume_command
 
@@ -67,22 +66,36 @@ PASSED_ON_SECONDS = 0.5 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
 
 
 class StopFlag:
-    """Set by the first SIGINT or SIGTERM; the second stops at once."""
+    """Set by the first SIGINT or SIGTERM; the second stops at once, as does the first while there
+    is nothing to save: until training asks, after its first step."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._since = -math.inf
+        self.raised: Interrupted | None = None
+        """What stopped at once: on its way through a library it may have become another error."""
+        self._worth_saving = False
 
     def __call__(self) -> bool:
+        self._worth_saving = True
         return self.signal_number is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         # What a terminal sends to all of a job's processes torchrun passes on to its own once more.
         if number == self.signal_number and time.monotonic() - self._since < PASSED_ON_SECONDS:
             return
-        if self.signal_number is not None:
-            raise Interrupted("stopped at once by a second signal", number)
+        second = self.signal_number is not None
         self.signal_number, self._since = number, time.monotonic()
+        if second:
+            self.raised = Interrupted("stopped at once by a second signal", number)
+        elif not self._worth_saving:
+            self.raised = Interrupted(
+                f"stopped by {signal.Signals(number).name} before a step was done, so there was "
+                "nothing to save; the same command begins where this one did",
+                number,
+            )
+        if self.raised is not None:
+            raise self.raised
 
 
 @contextlib.contextmanager
@@ -95,6 +108,10 @@ def stop_on_signals() -> Iterator[StopFlag]:
     before = {n: signal.signal(n, flag.handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
+    except Exception as error:
+        if flag.raised is not None and flag.raised is not error:
+            raise flag.raised from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -126,6 +143,7 @@ def run_training(
     with (
         joined() as world,
         writer_lock(folder) if world.is_main else contextlib.nullcontext(),
+        store,
         stop_on_signals() as stop,
         torch.random.fork_rng(devices=[]),
     ):
@@ -154,30 +172,31 @@ def run_training(
                     write_manifest(hidden, manifest)
             world.wait()
         else:
+            if world.is_main:
+                clear_leftovers(folder)
+                store.clear_leftovers()
             manifest = existing.manifest
             machine = _same_machine(manifest, world, reporter)
         recorder = RunRecorder(folder) if world.is_main else SilentRecorder(folder)
-        recorder.update(state="running", message=None)
         try:
             if existing is not None:
+                recorder.update(state="running", message=None)
                 trainer = prepare(machine, store, stop)
             try:
                 _train(folder, manifest, trainer, store, recorder, stop, export, reporter)
             finally:
                 trainer.close()
-        except Interrupted as error:
-            recorder.update(state="interrupted", message=str(error))
-            raise
         except BaseException as error:
             lost = _lost_process(error, world)
-            message = str(lost or error) or type(error).__name__
+            cause = stop.raised or lost or error
+            state = "interrupted" if isinstance(cause, Interrupted) else "failed"
             with contextlib.suppress(OSError):
                 recorder.update(
-                    state="failed",
-                    message=message,
-                    exit_code=getattr(lost or error, "exit_code", 1),
+                    state=state,
+                    message=str(cause) or type(cause).__name__,
+                    exit_code=getattr(cause, "exit_code", 1),
                 )
-            if lost is not None:
+            if lost is not None and cause is lost:
                 raise lost from error
             raise
     return workspace.get(manifest.kind, manifest.name)
@@ -194,23 +213,24 @@ def _train(
     reporter: Reporter,
 ) -> None:
     world = trainer.world
-    if world.is_main:
-        for leftover in store.folder.glob(".*.partial"):
-            shutil.rmtree(leftover, ignore_errors=True)
-    world.wait()
     checkpoint = store.load_newest(reporter.note)
     if checkpoint is not None:
         trainer.restore(checkpoint)
         reporter.note(f"going on with {manifest.name} from step {checkpoint.step}")
-    recorder.start(step=trainer.progress.step, total_steps=trainer.total_steps)
+    recorder.start(
+        step=trainer.progress.step,
+        total_steps=trainer.total_steps,
+        look_due=trainer.progress.look_due,
+    )
     for record in trainer.run():
         if record.kind in ("train", "validation", "skipped"):
             recorder.record({"kind": record.kind, "step": record.step, **record.values})
             reporter.metrics(record.kind, record.step, trainer.total_steps, record.values)
         if record.kind == "skipped":
             norm = record.values["gradient_norm"]
-            why = f"a spike ({norm:.3g})" if math.isfinite(norm) else "not finite"
-            reporter.note(f"step {record.step}: the gradient was {why}; step skipped")
+            spike = math.isfinite(norm)
+            why = f"the gradient was a spike ({norm:.3g})" if spike else NOT_FINITE
+            reporter.note(f"step {record.step}: {why}; step skipped")
         recorder.update(
             step=record.step,
             share_done=trainer.share_done(),
@@ -221,9 +241,13 @@ def _train(
             total = f" of {trainer.total_steps}" if trainer.total_steps else ""
             number = stop.signal_number
             assert number is not None
+            if record.step in (steps := store.steps()):
+                saved = " after writing a checkpoint"
+            else:  # what came of a gradient that isn't finite is no good to go on from
+                saved = f"; the last checkpoint is of step {steps[-1] if steps else 0}"
             raise Interrupted(
-                f"stopped by {signal.Signals(number).name} at step {record.step}{total} after "
-                f"writing a checkpoint; go on with: {resume_command(manifest)}",
+                f"stopped by {signal.Signals(number).name} at step {record.step}{total}{saved}; "
+                f"go on with: {resume_command(manifest)}",
                 number,
             )
     last = _validation(folder)

@@ -4,25 +4,36 @@ A checkpoint is a folder ``checkpoints/step-00000200`` of safetensors and JSON, 
 step, with a manifest of digests. No pickle. Random states are not kept: every draw is a function
 of (seed, step). Weights that were the best at a validation lie beside them as
 ``best-00000200``, as long as a checkpoint that may be gone back to calls them the best.
+
+Training waits for a copy in memory only: digests and the disk take a thread of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from llmctl.errors import InputError
+from llmctl.errors import DivergedError, InputError, Interrupted
+from llmctl.training.background import BackgroundWriter
 from llmctl.training.distributed import shared_like
 from llmctl.workspace.artefacts import FileRecord, describe_files, verify_files
-from llmctl.workspace.files import published_folder, read_json, write_json
+from llmctl.workspace.files import (
+    clear_leftovers,
+    published_folder,
+    read_json,
+    remove_folder,
+    write_json,
+)
 from llmctl.workspace.tensors import read_tensors, write_tensors
 
 DIGESTS = "manifest.json"
@@ -40,11 +51,34 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
+
+    As a context manager it ends the write under way: it waits, or after an interruption gives up.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self._keep = folder, keep
         self._damaged: set[int] = set()
+        self._writer = BackgroundWriter()
+        self._copies: dict[str, Tensor] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.wait()
+        elif isinstance(error, Interrupted) or not isinstance(error, Exception):
+            self._writer.abandon()
+        else:
+            # The checkpoint is worth having whatever went wrong; what went wrong first is told.
+            with contextlib.suppress(Exception):
+                self.wait()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, ascending."""
@@ -62,35 +96,91 @@ class CheckpointStore:
         model: Mapping[str, Tensor],
         optimiser: Mapping[str, Tensor],
         state: Mapping[str, Any],
-    ) -> Path:
+        *,
+        wait: bool = True,
+    ) -> None:
         """Write a checkpoint; then delete those found damaged, the oldest beyond the limit, and
-        the best weights that no checkpoint calls the best any more."""
-        target = self._path(step)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        the best weights that no checkpoint calls the best any more.
+
+        Without ``wait`` this returns once everything is copied; a failure is then raised by the
+        next ``save``, ``save_best`` or ``wait``.
+        """
+        self.wait()
+        parts = {
+            MODEL: self._copied(MODEL, model),
+            OPTIMISER: self._copied(OPTIMISER, optimiser),
+        }
+        kept_state = {"step": step, **copy.deepcopy(dict(state))}
+
+        def write() -> None:
+            if not all(bool(torch.isfinite(value).all()) for value in parts[MODEL].values()):
+                raise DivergedError(
+                    f"step {step}: weights are not finite, so no checkpoint is written; the last "
+                    "one is from before, lower training.learning_rate"
+                )
+            self._write(self._path(step), parts, kept_state)
+            self._delete_old(step)
+
+        self._writer.submit(write)
+        if wait:
+            self.wait()
+
+    def save_best(self, step: int, model: Mapping[str, Tensor]) -> None:
+        """Write weights that are the best so far, without waiting for the disk."""
+        self.wait()
+        parts = {MODEL: self._copied(MODEL, model)}
+        self._writer.submit(lambda: self._write(self._path(step, "best"), parts))
+
+    def wait(self) -> None:
+        """Wait until all is on the disk. Raises what writing it ended with."""
+        self._writer.wait()
+
+    def clear_leftovers(self) -> None:
+        """Delete what a killed process left half-written."""
+        clear_leftovers(self.folder)
+
+    def _copied(self, part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies in this machine's memory, which is kept for the next time."""
+        copies = {}
+        for name, tensor in tensors.items():
+            place = f"{part}/{name}"
+            held = self._copies.get(place)
+            if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+                held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                self._copies[place] = held
+            copies[name] = held.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            torch.cuda.synchronize()
+        return copies
+
+    def _write(
+        self,
+        target: Path,
+        parts: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
         with published_folder(target) as folder:
-            write_tensors(folder / MODEL, model)
-            write_tensors(folder / OPTIMISER, optimiser)
-            write_json(folder / STATE, {"step": step, **state})
+            for name, tensors in parts.items():
+                self._writer.check()
+                write_tensors(folder / name, tensors)
+            if state is not None:
+                write_json(folder / STATE, state)
             _write_digests(folder)
+            self._writer.check()
+
+    def _delete_old(self, step: int) -> None:
         # Later than where training went on, they would count as the newest for ever.
         whole = [old for old in self.steps() if old == step or old not in self._damaged]
         kept = whole[-self._keep :]
         for old in set(self.steps()) - set(kept):
-            shutil.rmtree(self._path(old), ignore_errors=True)
+            remove_folder(self._path(old))
         self._damaged.clear()
         for old in set(self._steps("best")) - {self._best_of(checkpoint) for checkpoint in kept}:
-            shutil.rmtree(self._path(old, "best"), ignore_errors=True)
-        return target
-
-    def save_best(self, step: int, model: Mapping[str, Tensor]) -> None:
-        """Write weights that are the best so far."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with published_folder(self._path(step, "best")) as folder:
-            write_tensors(folder / MODEL, model)
-            _write_digests(folder)
+            remove_folder(self._path(old, "best"))
 
     def load_best(self, step: int) -> dict[str, Tensor]:
         """The weights that were the best at a step. Raises InputError if they aren't whole."""
+        self.wait()
         folder = self._path(step, "best")
         _verify(folder, {MODEL}, remedy="train again with --force")
         return read_tensors(folder / MODEL)

@@ -53,6 +53,7 @@ from llmctl.training.schedules import share_of_peak
 
 PATIENCE_NOT_FINITE = 5
 """Steps in a row without a finite gradient before training gives up."""
+NOT_FINITE = "the loss or its gradient was not finite"
 USUAL_NORM_DECAY = 0.98
 """Of the running mean of gradient norms, which a spike is told by: about the last fifty steps."""
 STEPS_BEFORE_SPIKES = 50
@@ -91,8 +92,14 @@ class Progress:
     """Step of the last validation with a new lowest criterion or loss, for early stopping."""
     usual_norm: float = 0.0
     """Running mean of the gradients' norms before clipping, to tell a spike by."""
+    look_due: bool = False
+    """Whether the validation at this step is still to come, as a stop cut it short."""
     ended: bool = False
     """Whether training came to its end, which may be before its last step."""
+
+
+class LookStopped(Exception):
+    """A validation was cut short by a stop."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +227,12 @@ class Trainer:
         saved_at, saved_step = progress.elapsed, progress.step
         speed = _Speed()
         self.model.train()
+        if progress.look_due:
+            yield from self._look_if_due()
+            if progress.look_due:
+                yield Record("stopped", progress.step)
+                return
+            progress.ended = progress.ended or self._stale()
         flops_per_slot = self._prepare()
         with ThreadPoolExecutor(1) as background:
             upcoming = background.submit(self._work, progress.step)
@@ -259,7 +272,8 @@ class Trainer:
                 if self._validate and (
                     last or (self._eval_every and progress.step % self._eval_every == 0)
                 ):
-                    yield self._look(self._validate)
+                    progress.look_due = True
+                    yield from self._look_if_due()
                     last = last or self._stale()
                 progress.ended = last
                 # One process alone needs not wait for the next step to heed a signal.
@@ -271,12 +285,13 @@ class Trainer:
                 )
                 # What led to a gradient that is not finite must not replace a good checkpoint.
                 if (stop or due or last) and saved_step != progress.step and not self._skipped:
-                    self._save()
+                    self._save(wait=stop or last)
                     saved_at, saved_step = progress.elapsed, progress.step
                     yield Record("checkpoint", progress.step)
-                if last:
+                if last and not progress.look_due:
                     break
                 if stop:
+                    self._store.wait()
                     yield Record("stopped", progress.step)
                     return
         yield Record("finished", progress.step)
@@ -295,12 +310,13 @@ class Trainer:
     def _weights(self) -> dict[str, Tensor]:
         return {name: whole(value) for name, value in self.model.state_dict().items()}
 
-    def _save(self) -> None:
+    def _save(self, wait: bool) -> None:
         model = self._weights()
-        state = optimiser_tensors(self.model, self.optimiser)
-        optimiser = {name: whole(value) for name, value in state.items()}
+        moments = optimiser_tensors(self.model, self.optimiser)
+        optimiser = {name: whole(value) for name, value in moments.items()}
         if self.world.is_main:
-            self._store.save(self.progress.step, model, optimiser, dict(vars(self.progress)))
+            state = dict(vars(self.progress))
+            self._store.save(self.progress.step, model, optimiser, state, wait=wait)
 
     def _prepare(self) -> float | None:
         """Before the first step: settle the micro-batch, and count the operations of a slot."""
@@ -369,8 +385,8 @@ class Trainer:
         self._skipped += 1
         if self._skipped >= PATIENCE_NOT_FINITE or last:
             raise DivergedError(
-                f"step {self.progress.step}: the gradient was not finite for {self._skipped} steps "
-                "in a row; the last checkpoint is from before, lower training.learning_rate"
+                f"step {self.progress.step}: {NOT_FINITE} for {self._skipped} steps in a row; "
+                "the last checkpoint is from before, lower training.learning_rate"
             )
         return Record("skipped", self.progress.step, {"gradient_norm": norm})
 
@@ -391,6 +407,9 @@ class Trainer:
         )
         # The one place where the processor waits for an accelerator.
         values = torch.stack([norm.float(), *(total for total, _ in measured.values())]).tolist()
+        names = list(measured)
+        if not math.isfinite(values[1 + names.index("loss")]):
+            values[0] = math.nan
         taken = math.isfinite(values[0]) and not self._is_spike(values[0])
         if taken:
             self.optimiser.step()
@@ -497,6 +516,19 @@ class Trainer:
         self.progress.window = {}
         return means
 
+    def _look_if_due(self) -> Iterator[Record]:
+        """Validate. Stopped in between, it stays due for what goes on from the checkpoint."""
+        if self._validate is None:
+            self.progress.look_due = False
+            return
+        try:
+            record = self._look(self._validate)
+        except LookStopped:
+            self.model.train()
+            return
+        self.progress.look_due = False
+        yield record
+
     def _look(self, validate: Callable[[], dict[str, float]]) -> Record:
         values = validate()
         self.model.train()
@@ -521,7 +553,7 @@ class Trainer:
         return Record("validation", progress.step, values)
 
     def _stale(self) -> bool:
-        if not self._patience or not self._eval_every:
+        if not self._patience or not self._eval_every or self.progress.look_due:
             return False
         behind = self.progress.step - self.progress.improved_step
         return behind >= self._patience * self._eval_every
@@ -541,10 +573,13 @@ def evaluate(
     device: torch.device,
     precision: str = "fp32",
     world: World = ALONE,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Losses and metrics over some batches, each a sum over all divided by its count.
 
-    ``loss`` is the sum of the objective's losses. world: takes the batches in turn.
+    ``loss`` is the sum of the objective's losses. world: takes the batches in turn. Raises
+    LookStopped where ``should_stop`` says so before all batches are done; processes that do it
+    together go through with it.
     """
     objective: Objective = model  # type: ignore[assignment]
     model.eval()
@@ -553,6 +588,8 @@ def evaluate(
     # Kernels for a few batches of other shapes would take longer to make than they save.
     with torch.compiler.set_stance("force_eager"):
         for number in range(world.rank, count + -count % world.size, world.size):
+            if world.size == 1 and should_stop():
+                raise LookStopped
             # Those who have none left go through one again, as sharded weights need everyone.
             weight = float(number < count)
             with autocast(device, precision):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from llmctl import __version__
 from llmctl.errors import InputError, NameTaken, UsageError, did_you_mean
 from llmctl.workspace.files import (
+    clear_leftovers,
     published_folder,
     read_json,
     sha256_file,
@@ -268,18 +268,12 @@ class Workspace:
                 )
         marker = self.root / "workspace.json"
         if not marker.exists():
-            write_json(marker, {"format_version": FORMAT_VERSION})
+            # Two first commands may come at once, and what a killed one left has to go.
+            with writer_lock(self.root / "workspace" / "format"):
+                clear_leftovers(self.root)
+                write_json(marker, {"format_version": FORMAT_VERSION})
         for folder in FOLDERS.values():
-            for leftover in (self.root / folder).glob(".*.partial"):
-                target = leftover.with_name(leftover.name[1 : -len(".partial")])
-                if not is_locked(target):
-                    shutil.rmtree(leftover, ignore_errors=True)
-            for leftover in (self.root / folder).glob(".*.replaced"):
-                target = leftover.with_name(leftover.name[1 : -len(".replaced")])
-                if target.exists():
-                    shutil.rmtree(leftover, ignore_errors=True)
-                elif not is_locked(target):
-                    leftover.rename(target)
+            clear_leftovers(self.root / folder, is_locked)
 
     def path(self, kind: Kind, name: str) -> Path:
         """Where an artefact lies. Raises UsageError for a name that can't be a folder's."""

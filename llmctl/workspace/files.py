@@ -8,11 +8,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from llmctl.errors import InputError
+
+PARTIAL, REPLACED = ".partial", ".replaced"
+"""Endings of hidden names: of what is being written, and of what another takes the place of."""
 
 
 def sha256_file(path: Path) -> str:
@@ -44,18 +47,20 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None
     durable: flush it to the disk first, which takes milliseconds.
     """
     payload = data.encode() if isinstance(data, str) else data
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(payload)
-            if durable:
-                stream.flush()
-                os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with errors_naming(path):
+        descriptor, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(payload)
+                if durable:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
@@ -76,6 +81,23 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
+def errors_naming(path: Path, hidden: Path | None = None) -> Iterator[None]:
+    """Errors of the operating system name a path: a failed write by itself names none, and what
+    fails in a hidden folder names a file that is gone by the time that somebody reads of it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            given = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+            within = hidden is not None and given.startswith(str(hidden))
+            if within:
+                error.filename = str(path) + given[len(str(hidden)) :]
+            elif not given:
+                error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def published_folder(target: Path) -> Iterator[Path]:
     """A hidden sibling to write into, that becomes ``target`` when the block ends well.
 
@@ -85,21 +107,48 @@ def published_folder(target: Path) -> Iterator[Path]:
     hidden = hidden_sibling(target)
     shutil.rmtree(hidden, ignore_errors=True)
     restore_replaced(target)
-    hidden.mkdir(parents=True)
-    try:
-        yield hidden
-        for path in sorted(hidden.rglob("*")):
-            fsync_path(path)
-        fsync_path(hidden)
-        if target.exists():
-            target.rename(replaced_sibling(target))
-        hidden.rename(target)
-        fsync_path(target.parent)
-    except BaseException:
-        shutil.rmtree(hidden, ignore_errors=True)
-        raise
-    finally:
-        restore_replaced(target)
+    with errors_naming(target, hidden):
+        hidden.mkdir(parents=True)
+        try:
+            yield hidden
+            for path in sorted(hidden.rglob("*")):
+                fsync_path(path)
+            fsync_path(hidden)
+            if target.exists():
+                target.rename(replaced_sibling(target))
+            hidden.rename(target)
+            fsync_path(target.parent)
+        except BaseException:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
+        finally:
+            restore_replaced(target)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder so that nobody meets half of it: it is hidden first."""
+    hidden = hidden_sibling(folder)
+    shutil.rmtree(hidden, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def clear_leftovers(
+    folder: Path, being_written: Callable[[Path], bool] = lambda target: False
+) -> None:
+    """Delete what killed writers left in a folder, and put back what was about to be replaced."""
+    for leftover in folder.glob(f".*{PARTIAL}"):
+        if being_written(_target(leftover, PARTIAL)):
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    for leftover in folder.glob(f".*{REPLACED}"):
+        target = _target(leftover, REPLACED)
+        if target.exists() or not being_written(target):
+            restore_replaced(target)
 
 
 def restore_replaced(target: Path) -> None:
@@ -113,9 +162,13 @@ def restore_replaced(target: Path) -> None:
 
 def hidden_sibling(target: Path) -> Path:
     """Where ``target`` is prepared before it is published."""
-    return target.with_name(f".{target.name}.partial")
+    return target.with_name(f".{target.name}{PARTIAL}")
 
 
 def replaced_sibling(target: Path) -> Path:
     """Where ``target`` lies for the instant in which another takes its place."""
-    return target.with_name(f".{target.name}.replaced")
+    return target.with_name(f".{target.name}{REPLACED}")
+
+
+def _target(hidden: Path, ending: str) -> Path:
+    return hidden.with_name(hidden.name[1 : -len(ending)])

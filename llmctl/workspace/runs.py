@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from llmctl.errors import InputError
 from llmctl.workspace.artefacts import Artefact, InputRecord, Manifest
-from llmctl.workspace.files import read_json, write_atomic, write_json
+from llmctl.workspace.files import errors_naming, read_json, write_atomic, write_json
 from llmctl.workspace.locks import is_locked
 
 State = Literal["running", "stalled", "interrupted", "failed", "finished"]
@@ -43,20 +43,27 @@ class RunRecorder:
             "started": time.time(),
         }
 
-    def start(self, *, step: int, total_steps: int | None) -> None:
-        """Begin at ``step``: records of later steps, trained before a crash, are dropped."""
+    def start(self, *, step: int, total_steps: int | None, look_due: bool = False) -> None:
+        """Begin after ``step``: records of what is done again, as it was lost in a crash, are
+        dropped. look_due: so is the validation at ``step`` itself."""
         path = self.folder / "metrics.jsonl"
+
+        def is_done(record: dict[str, Any]) -> bool:
+            at = record.get("step", 0)
+            return at < step or (
+                at == step and not (look_due and record.get("kind") == "validation")
+            )
+
         if path.exists():
-            kept = [
-                json.dumps(record) for record in read_metrics(path) if record.get("step", 0) <= step
-            ]
+            kept = [json.dumps(record) for record in read_metrics(path) if is_done(record)]
             write_atomic(path, "".join(line + "\n" for line in kept))
         self.update(state="running", step=step, total_steps=total_steps, message=None)
 
     def record(self, metrics: dict[str, Any]) -> None:
         """Append one line to the metrics log."""
         line = json.dumps(metrics) + "\n"
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        path = self.folder / "metrics.jsonl"
+        with errors_naming(path), path.open("a", encoding="utf-8") as stream:
             stream.write(line)
 
     def update(self, **fields: Any) -> None:
@@ -69,7 +76,7 @@ class RunRecorder:
 class SilentRecorder(RunRecorder):
     """Of a process that trains with another, which does the writing."""
 
-    def start(self, *, step: int, total_steps: int | None) -> None:
+    def start(self, *, step: int, total_steps: int | None, look_due: bool = False) -> None:
         """Nothing."""
 
     def record(self, metrics: dict[str, Any]) -> None:

@@ -6,9 +6,12 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.conftest import TINY
 from tests.run import llmctl, one_sentence
@@ -199,30 +202,63 @@ def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 
 
-@pytest.mark.parametrize("stage", ["tokenize", "pretrain"])
-def test_a_full_disk_stops_cleanly(workspace: Path, corpus_file: Path, stage: str):
+@pytest.mark.parametrize("stage", ["tokenize", "pretrain", "finetune"])
+def test_a_full_disk_stops_cleanly(
+    workspace: Path, corpus_file: Path, labelled_file: Path, stage: str
+):
     """A limit on the size of files stands for the disk: the system calls fail alike."""
     before = {p for p in snapshot(workspace) if "tokenizers" not in p.parts}
     words = {
         "tokenize": ["tokenize", corpus_file, "--tokenizer", "stories", "--name", "again"],
         "pretrain": ["pretrain", *TINY, "--set", "training.max_steps=4", "--name", "again"],
-    }[stage]
+        "finetune": ["finetune", "--from", "tiny", "--data", labelled_file, "--name", "again",
+                     "--set", "training.max_steps=4"],
+    }[stage]  # fmt: skip
     if stage == "tokenize":
         large = workspace.parent / "large.txt"
         large.write_text("".join(f"line {n} of the sea\n" for n in range(20_000)))
         words[1] = large
         words += ["--document", "line"]
     result = llmctl(workspace, *words, code=5, preexec_fn=limit_file_size)
-    assert "disk is full" in one_sentence(result)
+    message = one_sentence(result)
+    assert "disk is full" in message
+    assert str(workspace / {"tokenize": "shards"}.get(stage, "runs") / "again") in message
     assert not list(workspace.rglob("*.partial"))
     after = {
         p for p in snapshot(workspace) if "again" not in p.parts and "tokenizers" not in p.parts
     }
     assert before <= after
-    if stage == "pretrain":
+    if stage != "tokenize":
         llmctl(workspace, *words)
     status = json.loads(llmctl(workspace, "status", "--json").stdout)
     assert {run["state"] for run in status["runs"]} == {"finished"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_results_that_find_no_room(tiny_workspace: Path):
+    words = [sys.executable, "-m", "llmctl", "status", "--json", "-w", str(tiny_workspace)]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 5
+    assert "standard output" in one_sentence(result)
+    assert result.stderr.count("\n") == 1
+
+
+def test_gradients_that_stay_not_finite(workspace: Path):
+    """The step at 1e30 throws the weights away; the checkpoint before it stays."""
+    words = ["pretrain", *TINY, "--name", "wild", "--set", "training.max_steps=20"]
+    words += ["--set", "training.checkpoint_every=1", "--set", "training.learning_rate=1e38"]
+    result = llmctl(workspace, *words, code=6)
+    assert "training.learning_rate" in one_sentence(result)
+    assert result.stderr.count("not finite; step skipped") == 4
+    checkpoints = list((workspace / "runs" / "wild" / "checkpoints").iterdir())
+    assert checkpoints
+    for checkpoint in checkpoints:
+        weights = load_file(checkpoint / "model.safetensors")
+        assert all(weight.isfinite().all() for weight in weights.values())
+    status = json.loads(llmctl(workspace, "status", "wild", "--json").stdout)
+    assert status["run"]["state"] == "failed"
+    assert "not finite" in status["run"]["message"]
 
 
 def test_debug_shows_the_traceback(tiny_workspace: Path):

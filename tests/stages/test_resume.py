@@ -3,45 +3,50 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
 import time
+from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import TINY
+from tests.benchmarks.kills import Moment, Training, check_equal, kill_until, trainings, whole
 from tests.run import llmctl, one_sentence, start
 
 STEPS = 400
-OPTIONS = [
-    "pretrain", *TINY, "--set", f"training.max_steps={STEPS}",
-    "--set", "training.checkpoint_every=20", "--set", "training.log_every=7",
-    "--set", "training.eval_every=50", "--set", "model.dropout=0.1",
-]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As ``tests/benchmarks/kills.py`` has it: runs compare at the same number of threads only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> Path:
+def commands(labelled_file: Path) -> dict[str, Training]:
+    """What ``tests/benchmarks/kills.py`` kills a hundred times."""
+    every = trainings(STEPS, labelled_file, base="bert-whole")
+    return {training.name: training for training in every}
+
+
+@pytest.fixture(scope="module")
+def options(commands: dict[str, Training]) -> list[str]:
+    return list(commands["bert"].words)
+
+
+@pytest.fixture(scope="module")
+def root(
+    tmp_path_factory: pytest.TempPathFactory, corpus_file: Path, commands: dict[str, Training]
+) -> Path:
+    """A workspace with a run ``bert-whole`` that nothing happened to."""
     root = tmp_path_factory.mktemp("resume")
     llmctl(root, "tokenize", corpus_file, "--document", "line", "--vocab-size", "120",
-           "--validation", "0.1")  # fmt: skip
-    llmctl(root, *OPTIONS, "--name", "whole")
+           "--validation", "0.1", "--name", "words")  # fmt: skip
+    whole(root, commands["bert"])
     return root
-
-
-def metrics(root: Path, run: str) -> list[dict[str, Any]]:
-    """The log of a run without what depends on the clock."""
-    records = []
-    for line in (root / "runs" / run / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        for clocked in (
-            "tokens_per_second", "elapsed", "padding", "utilisation", "memory_bytes",
-        ):  # fmt: skip
-            record.pop(clocked, None)
-        records.append(record)
-    return records
 
 
 def wait_for_step(root: Path, run: str, step: int) -> None:
@@ -54,36 +59,18 @@ def wait_for_step(root: Path, run: str, step: int) -> None:
     raise AssertionError(f"run {run} did not reach step {step}")
 
 
-def assert_equal_runs(root: Path, run: str) -> None:
-    assert metrics(root, run) == metrics(root, "whole")
-    ours, whole = (
-        (root / "runs" / name / "model" / "model.safetensors").read_bytes()
-        for name in (run, "whole")
-    )
-    assert ours == whole
-
-
-def test_killed_at_random_moments_ends_the_same_to_the_bit(shards: Path):
-    generator = random.Random(0)
-    lost = 0
-    for _ in range(3):
-        process = start(shards, *OPTIONS, "--name", "killed")
-        begun = json_step(shards, "killed")
-        wait_for_step(shards, "killed", begun + generator.randint(25, 70))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        reached = json_step(shards, "killed")
-        checkpoints = sorted((shards / "runs" / "killed" / "checkpoints").glob("step-*"))
-        saved = int(checkpoints[-1].name[5:]) if checkpoints else 0
-        lost += reached > saved
-        status = json.loads(llmctl(shards, "status", "killed", "--json").stdout)
-        assert status["run"]["state"] == "interrupted"
-        assert "--name killed" in status["resume"]
-        assert "--shards stories" in status["resume"]
-    assert lost, "no kill lost any work, so nothing was proven"
-    llmctl(shards, *OPTIONS, "--name", "killed")
-    assert_equal_runs(shards, "killed")
-    assert not list((shards / "runs").rglob("*.partial"))
+def test_killed_anywhere_it_ends_the_same_to_the_bit(root: Path, commands: dict[str, Training]):
+    """The short form of ``tests/benchmarks/kills.py``, which draws the moments."""
+    when: dict[str, list[Moment]] = {
+        "bert": [(1.0, None), (0.05, "in steps"), (0.0, "in writing a checkpoint")],
+        "finetune": [(0.02, "in steps"), (0.01, "in the export"), (0.0, "after its last word")],
+    }
+    whole(root, commands["finetune"])
+    for name, moments in when.items():
+        endless = chain(moments, repeat((0.0, "in steps")))
+        tally = kill_until(root, commands[name], len(moments), endless)
+        assert any(tally.lost), "no kill lost any work, so nothing was proven"
+        assert tally.finished
 
 
 def json_step(root: Path, run: str) -> int:
@@ -93,51 +80,56 @@ def json_step(root: Path, run: str) -> int:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
-    shards: Path, number: signal.Signals, code: int
+    root: Path, commands: dict[str, Training], number: signal.Signals, code: int
 ):
+    options = commands["bert"].words
     name = f"stopped-{code}"
-    process = start(shards, *OPTIONS, "--name", name)
-    wait_for_step(shards, name, 21)
+    process = start(root, *options, "--name", name)
+    wait_for_step(root, name, 21)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in err
     assert f"--name {name}" in err
-    step = json_step(shards, name)
-    assert (shards / "runs" / name / "checkpoints" / f"step-{step:08d}").is_dir()
+    status = json.loads(llmctl(root, "status", name, "--json").stdout)
+    assert status["run"]["state"] == "interrupted"
+    assert f"--name {name}" in status["resume"]
+    assert "--shards words" in status["resume"]
+    step = json_step(root, name)
+    assert (root / "runs" / name / "checkpoints" / f"step-{step:08d}").is_dir()
     assert 0 < step < STEPS
-    llmctl(shards, *OPTIONS, "--name", name)
-    assert_equal_runs(shards, name)
+    llmctl(root, *options, "--name", name)
+    check_equal(root, name, commands["bert"])
 
 
-def test_a_second_writer_is_refused(shards: Path):
+def test_a_second_writer_is_refused(root: Path, options: list[str]):
     # So many steps that it is still at it when the last command has started.
-    endless = [*OPTIONS, "--set", "training.max_steps=100000", "--name", "busy"]
-    first = start(shards, *endless)
-    wait_for_step(shards, "busy", 1)
-    second = llmctl(shards, *endless, code=4)
+    endless = [*options, "--set", "training.max_steps=100000", "--name", "busy"]
+    first = start(root, *endless)
+    wait_for_step(root, "busy", 1)
+    second = llmctl(root, *endless, code=4)
     assert "another process" in one_sentence(second)
-    running = json.loads(llmctl(shards, "status", "--json").stdout)["runs"]
+    running = json.loads(llmctl(root, "status", "--json").stdout)["runs"]
     assert next(run for run in running if run["name"] == "busy")["state"] == "running"
     first.kill()
     first.wait()
 
 
-def test_a_finished_run_is_up_to_date_and_untouched(shards: Path):
-    model = shards / "runs" / "whole" / "model" / "model.safetensors"
+def test_a_finished_run_is_up_to_date_and_untouched(root: Path, options: list[str]):
+    model = root / "runs" / "bert-whole" / "model" / "model.safetensors"
     before = model.stat().st_mtime_ns
-    result = llmctl(shards, *OPTIONS, "--name", "whole")
+    result = llmctl(root, *options, "--name", "bert-whole")
     assert "up to date" in result.stderr
     assert model.stat().st_mtime_ns == before
 
 
-def test_the_same_name_with_other_options_is_refused(shards: Path):
+def test_the_same_name_with_other_options_is_refused(root: Path, options: list[str]):
     result = llmctl(
-        shards, *OPTIONS, "--name", "whole", "--set", "training.learning_rate=0.5", code=2
+        root, *options, "--name", "bert-whole", "--set", "training.learning_rate=0.5", code=2
     )
     assert "--force" in one_sentence(result)
 
 
-def test_how_often_a_checkpoint_is_written_does_not_change_the_run(shards: Path):
-    result = llmctl(shards, *OPTIONS, "--name", "whole", "--set", "training.checkpoint_every=33")
+def test_how_often_a_checkpoint_is_written_does_not_change_the_run(root: Path, options: list[str]):
+    result = llmctl(root, *options, "--name", "bert-whole", "--set", "training.checkpoint_every=33")
     assert "up to date" in result.stderr

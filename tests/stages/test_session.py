@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import signal
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 
 from llmctl.errors import DivergedError, InputError, UsageError
 from llmctl.stages import session
 from llmctl.stages.finetune import finetune
 from llmctl.stages.finetune import resolve as resolve_finetune
 from llmctl.stages.pretrain import pretrain, resolve
+from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace, write_manifest
 from llmctl.workspace.runs import read_progress
 
@@ -153,3 +160,112 @@ def test_the_second_signal_stops_at_once():
     assert flag()
     with pytest.raises(session.Interrupted, match="second signal"):
         flag.handle(2, None)
+
+
+def test_the_first_signal_stops_at_once_while_there_is_nothing_to_save():
+    flag = session.StopFlag()
+    with pytest.raises(session.Interrupted, match="SIGTERM before a step") as told:
+        flag.handle(signal.SIGTERM, None)
+    assert told.value.exit_code == 143
+
+
+def test_a_stop_at_once_is_told_as_one_though_a_library_makes_another_error_of_it():
+    def compile_something() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except session.Interrupted as error:
+            raise RuntimeError("a compiler failed") from error
+
+    with pytest.raises(session.Interrupted, match="SIGTERM"), session.stop_on_signals():
+        compile_something()
+
+
+def test_a_stop_while_gradients_are_not_finite_names_the_last_checkpoint(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    """It is written after steps that count only."""
+    steps = 0
+
+    def step(trainer: Trainer, *_: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        parts, norm, taken = real(trainer, *_)
+        if steps == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return (parts, norm, taken) if steps < 6 else (parts, float("nan"), False)
+
+    real = Trainer._step
+    monkeypatch.setattr(Trainer, "_step", step)
+    training = {**SHORT["training"], "max_steps": 20, "checkpoint_every": 3}
+    with pytest.raises(session.Interrupted, match=r"at step 7 of 20; the last .* of step 3"):
+        pretrain(workspace, resolve("bert", "nano", {**SHORT, "training": training}), name="new")
+
+
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
+
+
+def fill(monkeypatch: pytest.MonkeyPatch, path_part: str, spare: int) -> None:
+    """From the write after ``spare`` more on, there is no room for files of such a path."""
+
+    def check(path: object) -> None:
+        nonlocal spare
+        if path_part in str(path):
+            spare -= 1
+            if spare < 0:
+                raise FULL_DISK
+
+    def guarded(module: Any, name: str, place: Callable[..., object]) -> None:
+        real = getattr(module, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            check(place(*arguments, **options))
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    guarded(safetensors.torch, "save_file", lambda tensors, path, **_: path)
+    guarded(tempfile, "mkstemp", lambda suffix, prefix, folder: f"{folder}/{prefix}")
+    guarded(Path, "open", lambda path, mode="r", *_, **__: path if mode in ("a", "w") else "")
+    guarded(Path, "write_text", lambda path, *_, **__: path)
+    FULL_DISK.filename = None
+
+
+@pytest.mark.parametrize(
+    ("path_part", "spare", "named"),
+    [
+        ("step-00000004", 1, "checkpoints/step-00000004"),  # weights yes, the optimiser's no
+        ("best-", 0, "checkpoints/best-00000002"),
+        ("metrics.jsonl", 2, "metrics.jsonl"),
+        ("progress.json", 3, "progress.json"),
+        ("model.partial/model.saf", 0, "model"),
+        ("model.partial/config.json", 0, "model"),
+        ("again/.manifest.json", 0, "manifest.json"),
+    ],
+)
+def test_a_full_disk_names_the_path_and_leaves_what_goes_on(
+    workspace: Workspace,
+    labelled_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path_part: str,
+    spare: int,
+    named: str,
+):
+    """The log, the progress, checkpoints, the best weights, the export, the last manifest."""
+    training = {"max_steps": 6, "precision": "fp32", "checkpoint_every": 2, "eval_every": 2}
+    config = resolve_finetune("classify", {"training": training, "patience": 0})
+
+    def train(name: str) -> Any:
+        return finetune(workspace, "tiny", labelled_file, config, name=name)[0]
+
+    whole = train("whole")
+    with monkeypatch.context() as patch:
+        fill(patch, path_part, spare)
+        with pytest.raises(OSError, match="No space left") as told:
+            train("again")
+    folder = workspace.path("run", "again")
+    assert str(told.value.filename).startswith(str(folder / named))
+    assert not list(folder.rglob(".*"))
+    store = CheckpointStore(folder / "checkpoints", 2)
+    # A checkpoint that would call lost weights the best isn't written.
+    assert (store.load_newest(pytest.fail) is None) == ("best-" in named)
+    assert train("again").manifest.files == whole.manifest.files

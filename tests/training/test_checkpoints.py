@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from llmctl.errors import InputError
+from llmctl.errors import DivergedError, InputError, Interrupted
+from llmctl.training import checkpoints
 from llmctl.training.checkpoints import CheckpointStore, optimiser_tensors
+from llmctl.workspace.tensors import write_tensors
+
+
+def tensors(
+    model: nn.Module, optimiser: torch.optim.Optimizer | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    optimiser = optimiser or torch.optim.AdamW(model.parameters())
+    return model.state_dict(), optimiser_tensors(model, optimiser)
 
 
 @pytest.fixture
@@ -20,8 +33,7 @@ def store(tmp_path: Path) -> CheckpointStore:
 
 def save(store: CheckpointStore, step: int, **state: object) -> None:
     model = nn.Linear(2, 2)
-    optimiser = torch.optim.AdamW(model.parameters())
-    store.save(step, model.state_dict(), optimiser_tensors(model, optimiser), state)
+    store.save(step, *tensors(model), state)
 
 
 def two(store: CheckpointStore) -> None:
@@ -104,3 +116,135 @@ def test_best_weights_later_than_the_checkpoint_gone_back_to_do_not_take_its_pla
     assert torch.equal(store.load_best(10)["weight"], first.weight)
     save(store, 20, best_step=10)
     assert [path.name for path in store.folder.glob("best-*")] == ["best-00000010"]
+
+
+# In the background
+
+
+def tensors_slowly(seconds: float):
+    def write(*arguments: Any) -> None:
+        time.sleep(seconds)
+        write_tensors(*arguments)
+
+    return write
+
+
+def full_disk(path: Path, tensors: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def test_what_training_does_meanwhile_is_not_in_the_checkpoint(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(checkpoints, "write_tensors", tensors_slowly(0.2))
+    model = nn.Linear(2, 2)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(2)).sum().backward()
+    optimiser.step()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    moments = {n: t.clone() for n, t in checkpoints.optimiser_tensors(model, optimiser).items()}
+    window = {"loss": [1.0, 1.0]}
+    store.save(5, *tensors(model, optimiser), {"window": window}, wait=False)
+    assert store.steps() == []
+    optimiser.step()
+    window["loss"][0] += 1.0
+    store.wait()
+    found = store.load_newest(pytest.fail)
+    assert found is not None
+    assert found.state == {"step": 5, "window": {"loss": [1.0, 1.0]}}
+    for read, kept in ((found.model, before), (found.optimiser, moments)):
+        assert read.keys() == kept.keys()
+        assert all(torch.equal(read[name], kept[name]) for name in kept)
+    assert not torch.equal(model.weight, before["weight"])
+
+
+@pytest.mark.parametrize("next_call", ["save", "save_best", "wait"])
+def test_a_failed_write_is_told_at_the_next_occasion_and_the_last_checkpoint_stays(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, next_call: str
+):
+    model = nn.Linear(2, 2)
+    optimiser = torch.optim.AdamW(model.parameters())
+    store.save(5, *tensors(model, optimiser), {})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_tensors", full_disk)
+        store.save(10, *tensors(model, optimiser), {}, wait=False)
+        arguments = {
+            "save": (15, *tensors(model, optimiser), {}),
+            "save_best": (15, model.state_dict()),
+            "wait": (),
+        }
+        with pytest.raises(OSError, match="No space left") as told:
+            getattr(store, next_call)(*arguments[next_call])
+    # The file that it was to be, not the hidden one that is gone.
+    assert told.value.filename == str(store.folder / "step-00000010" / "model.safetensors")
+    assert [path.name for path in store.folder.iterdir()] == ["step-00000005"]
+    store.save(20, *tensors(model, optimiser), {})
+    assert store.steps() == [20]
+
+
+def test_best_weights_that_could_not_be_written_are_in_no_checkpoint(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+):
+    model = nn.Linear(2, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_tensors", full_disk)
+        store.save_best(10, model.state_dict())
+        store._writer._thread.join()  # type: ignore[union-attr]
+    with pytest.raises(OSError, match="No space left"):
+        store.save(10, *tensors(model), {"best_step": 10})
+    assert store.steps() == []
+
+
+@pytest.mark.parametrize("error", [None, InputError("bad data")])
+def test_the_write_under_way_is_ended_also_after_an_error(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+):
+    monkeypatch.setattr(checkpoints, "write_tensors", tensors_slowly(0.1))
+    model = nn.Linear(2, 2)
+    with contextlib.suppress(InputError), store:
+        store.save(5, *tensors(model), {}, wait=False)
+        if error is not None:
+            raise error
+    assert store.steps() == [5]
+
+
+def test_who_stops_at_once_does_not_wait_and_leaves_nothing(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(checkpoints, "write_tensors", tensors_slowly(0.1))
+    model = nn.Linear(2, 2)
+    with contextlib.suppress(Interrupted), store:
+        store.save(5, *tensors(model), {}, wait=False)
+        raise Interrupted("a second signal", 15)
+    assert list(store.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_take_no_checkpoints_place(
+    store: CheckpointStore, value: float
+):
+    save(store, 5)
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight[1, 0] = value
+    with pytest.raises(DivergedError, match=r"step 10.*training\.learning_rate"):
+        store.save(10, *tensors(model), {})
+    assert store.steps() == [5]
+
+
+def test_an_old_checkpoint_goes_in_one_step(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed while it is being deleted, half of it is not met as a checkpoint."""
+    save(store, 5)
+    removed: list[str] = []
+    monkeypatch.setattr(
+        "llmctl.workspace.files.shutil.rmtree", lambda path, **_: removed.append(path.name)
+    )
+    save(store, 10)
+    assert store.steps() == [10]
+    assert ".step-00000005.partial" in removed
+    monkeypatch.undo()
+    assert (store.folder / ".step-00000005.partial").is_dir()
+    store.clear_leftovers()
+    assert [path.name for path in store.folder.iterdir()] == ["step-00000010"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from llmctl.objectives.base import LossParts, Ratio, TensorBatch
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.optimiser import build_optimiser
-from llmctl.training.trainer import Trainer
+from llmctl.training.trainer import LookStopped, Record, Trainer, evaluate
 
 
 @dataclass(frozen=True)
@@ -225,3 +226,81 @@ def test_a_falling_loss_keeps_training_going_though_the_criterion_stands_still(t
     )
     assert list(trainer.run())[-1].step == 28
     assert trainer.progress.best_step == 4
+
+
+class LossToInfinity(Regression):
+    """At steps whose inputs say so the loss is infinite, and its gradient is not."""
+
+    def loss(self, batch: TensorBatch) -> LossParts:
+        assert isinstance(batch, Numbers)
+        parts = super().loss(batch)
+        added = torch.tensor(float("inf") if batch.slots == 9 else 0.0)
+        ratio = parts.losses["squared_error"]
+        return LossParts({"squared_error": Ratio(ratio.total + added, ratio.count)})
+
+
+def test_a_loss_that_is_not_finite_skips_the_step_whatever_its_gradient(tmp_path: Path):
+    def one_bad(step: int) -> Numbers:
+        return replace(numbers(step), slots=9 if step == 3 else 8)
+
+    trainer = make_trainer(tmp_path, 8, batches=one_bad, model=LossToInfinity())
+    records = list(trainer.run())
+    assert [r.step for r in records if r.kind == "skipped"] == [4]
+    assert all(math.isfinite(r.values["loss"]) for r in records if r.kind == "train")
+
+
+def test_a_validation_cut_short_by_a_stop_is_made_up_for(tmp_path: Path):
+    """The log has it once, and what is lost of the run is not even a step."""
+
+    def make(folder: Path, stop_at: int | None = None) -> Trainer:
+        looked = 0
+
+        def should_stop() -> bool:
+            nonlocal looked
+            looked += trainer.progress.look_due and trainer.progress.step == stop_at
+            return looked > 2
+
+        def validate() -> dict[str, float]:
+            device = torch.device("cpu")
+            return evaluate(trainer.model, numbers, 4, device=device, should_stop=should_stop)
+
+        trainer = make_trainer(
+            folder, 12, validate=validate, eval_every=6, patience=1, should_stop=should_stop
+        )
+        return trainer
+
+    def looks(records: list[Record]) -> list[Record]:
+        return [r for r in records if r.kind == "validation"]
+
+    whole = make(tmp_path / "whole")
+    expected = list(whole.run())
+    assert [r.step for r in looks(expected)] == [6, 12]
+    for stop_at in (6, 12):
+        folder = tmp_path / str(stop_at)
+        first = list(make(folder, stop_at).run())
+        assert first[-1] == Record("stopped", stop_at)
+        second = make(folder)
+        checkpoint = CheckpointStore(folder, 2).load_newest(pytest.fail)
+        assert checkpoint is not None
+        assert checkpoint.step == stop_at
+        second.restore(checkpoint)
+        after = list(second.run())
+        assert looks(first) + looks(after) == looks(expected)
+        assert second.progress.best == whole.progress.best
+        assert second.progress.best_step == whole.progress.best_step
+        for ours, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_stopped_again_in_the_validation_that_is_made_up_for(tmp_path: Path):
+    def cut(*_: object) -> dict[str, float]:
+        raise LookStopped
+
+    first = make_trainer(tmp_path, 12, validate=cut, eval_every=6)
+    first._should_stop = lambda: first.progress.step == 6
+    assert list(first.run())[-1] == Record("stopped", 6)
+    second = make_trainer(tmp_path, 12, validate=cut, eval_every=6, should_stop=lambda: True)
+    checkpoint = CheckpointStore(tmp_path, 2).load_newest(pytest.fail)
+    assert checkpoint is not None
+    second.restore(checkpoint)
+    assert list(second.run()) == [Record("stopped", 6)]

@@ -192,3 +192,16 @@ def test_a_run_whose_writer_lives(tmp_path: Path):
         slow = {"updated": silent, "seconds_per_step": 2 * STALLED_FLOOR_SECONDS / STALLED_STEPS}
         assert run_state(run, slow) == "running"
     assert run_state(run, slow) == "interrupted"
+
+
+def test_what_is_done_again_is_dropped_from_the_log(tmp_path: Path):
+    recorder = RunRecorder(tmp_path)
+    for step, kind in ((5, "train"), (10, "train"), (10, "validation"), (15, "train")):
+        recorder.record({"kind": kind, "step": step})
+    recorder.start(step=10, total_steps=20)
+    path = tmp_path / "metrics.jsonl"
+    assert [(r["step"], r["kind"]) for r in read_metrics(path)] == [
+        (5, "train"), (10, "train"), (10, "validation"),
+    ]  # fmt: skip
+    recorder.start(step=10, total_steps=20, look_due=True)
+    assert [(r["step"], r["kind"]) for r in read_metrics(path)] == [(5, "train"), (10, "train")]

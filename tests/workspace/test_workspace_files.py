@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,9 +18,11 @@ from hypothesis import strategies as st
 from llmctl.errors import InputError
 from llmctl.workspace import files
 from llmctl.workspace.files import (
+    clear_leftovers,
     hidden_sibling,
     published_folder,
     read_json,
+    remove_folder,
     sha256_file,
     sha256_json,
     write_atomic,
@@ -231,3 +234,36 @@ def test_every_file_is_on_the_disk_before_the_folder_appears(
     before = {name for name, published in flushed if not published}
     assert {"a", "b", "sub"} <= before
     assert (tmp_path.name, True) in flushed
+
+
+def test_what_killed_writers_left_goes_and_what_was_replaced_comes_back(tmp_path: Path):
+    (tmp_path / ".value.json.x1y2.partial").write_text("{")
+    (tmp_path / ".new.partial").mkdir()
+    (tmp_path / ".new.partial" / "half").touch()
+    for name in (".old.replaced", ".both.replaced", "both", ".busy.partial", ".away.replaced"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".bashrc").touch()
+    clear_leftovers(tmp_path, lambda target: target.name in ("busy", "away"))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "old", "both", ".busy.partial", ".away.replaced", ".bashrc",
+    }  # fmt: skip
+
+
+def test_a_failure_names_the_path_that_was_meant(tmp_path: Path):
+    with pytest.raises(OSError, match="full") as unnamed, published_folder(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "full")
+    assert unnamed.value.filename == str(tmp_path / "a")
+    with pytest.raises(OSError, match="full") as inside, published_folder(tmp_path / "a") as hidden:
+        raise OSError(errno.ENOSPC, "full", str(hidden / "part" / "x"))
+    assert inside.value.filename == str(tmp_path / "a" / "part" / "x")
+    with pytest.raises(OSError, match="gone") as other, published_folder(tmp_path / "a"):
+        raise OSError(errno.ENOENT, "gone", "elsewhere")
+    assert other.value.filename == "elsewhere"
+
+
+def test_a_removed_folder_is_gone_and_one_that_is_not_there_is_no_error(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").touch()
+    remove_folder(tmp_path / "a")
+    remove_folder(tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
