@@ -6,6 +6,7 @@ the defaults, a preset, the stage's table of a recipe (TOML), options and ``--se
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -136,17 +137,40 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
                 f"--set {assignment!r} is not KEY=VALUE; write for example "
                 "--set training.max_steps=1000"
             )
-        *parents, leaf = key.split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-            if not isinstance(branch, dict):
-                raise UsageError(f"--set {key}: {parent} is already set to a value")
-        branch[leaf] = _parse_value(text.strip())
+        put(tree, key, parse_value(text.strip()))
     return tree
 
 
-def _parse_value(text: str) -> Any:
+def as_assignments(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The inverse of ``parse_assignments``.
+
+    >>> as_assignments({"training": {"learning_rate": 0.0003}, "seed": 1})
+    ['training.learning_rate=0.0003', 'seed=1']
+    """
+    words: list[str] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            words += as_assignments(value, f"{prefix}{key}.")
+        else:
+            # TOML's numbers, texts and lists are written as JSON's are; it has no null.
+            text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+            words.append(f"{prefix}{key}={text}")
+    return words
+
+
+def put(tree: dict[str, Any], key: str, value: Any, option: str = "--set") -> None:
+    """Set a dotted key in a tree. Raises UsageError where a value stands in its way."""
+    *parents, leaf = key.split(".")
+    branch = tree
+    for parent in parents:
+        branch = branch.setdefault(parent, {})
+        if not isinstance(branch, dict):
+            raise UsageError(f"{option} {key}: {parent} is already set to a value")
+    branch[leaf] = value
+
+
+def parse_value(text: str) -> Any:
+    """A value of ``--set``: TOML, else text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -154,16 +178,33 @@ def _parse_value(text: str) -> Any:
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
+def take(layer: Mapping[str, Any], *keys: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Names that a stage is given beside its configuration (``arch``, ``from``), where a layer of
+    values has them, and the layer without them; a recipe stays one. A text in the place of a table
+    stands for its one key: ``data`` for ``data.file``.
+
+    Raises ConfigError if one is no text.
+    """
+    found: dict[str, str] = {}
+    recipe = layer if isinstance(layer, Recipe) else None
+    rest: dict[str, Any] = {}
+    merge(rest, layer)
+    for key in keys:
+        table, _, leaf = key.rpartition(".")
+        branch = rest.get(table) if table else rest
+        if isinstance(branch, dict) and leaf in branch:
+            found[key] = branch.pop(leaf)
+        elif isinstance(branch, str):
+            found[key] = rest.pop(table)
+        if not isinstance(found.get(key, ""), str):
+            where = f"recipe {recipe.path}: " if recipe else ""
+            raise ConfigError(f"{where}{key}: write a name, and {found[key]!r} was given")
+    return found, Recipe(rest, recipe.path) if recipe else rest
+
+
 def read_recipe(path: Path, stage: str) -> Recipe:
     """A stage's table of a recipe file. Raises InputError if the file can't be read."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"--recipe {path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--recipe {path} can't be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"--recipe {path} is not TOML: {error}") from None
+    tables = read_tables(path)
     table = tables.get(stage)
     if table is None:
         known = ", ".join(f"[{name}]" for name in tables) or "no tables"
@@ -173,6 +214,18 @@ def read_recipe(path: Path, stage: str) -> Recipe:
     if not isinstance(table, dict):
         raise InputError(f"--recipe {path}: {stage} is a value; write a table [{stage}]")
     return Recipe(table, path)
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """All of a recipe file. Raises InputError if it can't be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"--recipe {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--recipe {path} can't be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"--recipe {path} is not TOML: {error}") from None
 
 
 def field_names(kind: type[Config], prefix: str = "") -> list[str]:

@@ -27,6 +27,10 @@ class ConfigError(UsageError):
     """A configuration field that is unknown, of the wrong type or out of range."""
 
 
+class NameTaken(UsageError):
+    """A name under which something else was made: with other options, or from other inputs."""
+
+
 class InputError(LlmctlError):
     """Input data or an artefact that is missing, malformed or corrupt."""
 
@@ -40,7 +44,7 @@ class BusyError(LlmctlError):
 
 
 class ResourceError(LlmctlError):
-    """Disk or memory ran out."""
+    """Disk or memory ran out, or another process of the training was lost."""
 
     exit_code = 5
 

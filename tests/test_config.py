@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.config import build, field_names, merge, parse_assignments, read_recipe
+from llmctl.config import (
+    Recipe,
+    as_assignments,
+    build,
+    field_names,
+    merge,
+    parse_assignments,
+    read_recipe,
+    take,
+)
 from llmctl.errors import ConfigError, InputError, UsageError
 from llmctl.stages.pretrain import config_for, resolve
 from llmctl.stages.tokenize import TokenizeConfig
@@ -32,6 +41,35 @@ def test_dotted_keys_make_a_tree_and_lr_is_the_learning_rate():
         "training": {"learning_rate": 1e-3, "max_steps": 5},
         "seed": 1,
     }
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**62), 2**62)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs", "Cc"])),
+    lambda inner: st.lists(inner.filter(lambda value: value is not None), max_size=3),
+)  # fmt: skip
+KEYS = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
+
+
+@given(st.dictionaries(KEYS, VALUES | st.dictionaries(KEYS, VALUES, min_size=1), max_size=4))
+def test_a_tree_written_as_assignments_is_read_the_same(tree: dict):
+    merge(full := {}, parse_assignments(as_assignments(tree)))
+    assert full == tree
+
+
+def test_what_is_no_field_is_taken_out_of_a_layer(tmp_path: Path):
+    table = Recipe({"from": "x", "data": "a.csv", "lr": 1}, tmp_path / "r.toml")
+    found, rest = take(table, "from", "data.file", "task")
+    assert found == {"from": "x", "data.file": "a.csv"}
+    assert rest == {"lr": 1}
+    assert isinstance(rest, Recipe)
+    assert rest.path == table.path
+    assert table["from"] == "x"
+    found, rest = take({"data": {"file": "a.csv", "label_column": "l"}}, "data.file")
+    assert (found, rest) == ({"data.file": "a.csv"}, {"data": {"label_column": "l"}})
+    with pytest.raises(ConfigError, match=r"recipe .*r\.toml: from: write a name, and 5 was given"):
+        take(Recipe({"from": 5}, tmp_path / "r.toml"), "from")
 
 
 @pytest.mark.parametrize("text", ["training.max_steps", "=3", "a.b=1 "])

@@ -373,5 +373,7 @@ def test_every_command_of_the_readme_runs(
             words += SMALL
         if words[0] == "finetune":
             words += SHORT
+        if words[0] == "sweep":
+            words += [*SMALL, "--set", "training.max_steps=6"]
         result = CliRunner().invoke(app, words, input=f"{said.removeprefix('echo ')}\n")
         assert result.exit_code == 0, f"{line}\n{result.output}"

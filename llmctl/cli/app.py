@@ -11,7 +11,17 @@ from typing import Annotated
 import typer
 
 from llmctl import __version__
-from llmctl.cli import chat, evaluate, finetune, generate, predict, pretrain, status, tokenize
+from llmctl.cli import (
+    chat,
+    evaluate,
+    finetune,
+    generate,
+    predict,
+    pretrain,
+    status,
+    sweep,
+    tokenize,
+)
 
 app = typer.Typer(
     name="llmctl",
@@ -27,6 +37,7 @@ COMMANDS = {
     "tokenize": tokenize,
     "pretrain": pretrain,
     "finetune": finetune,
+    "sweep": sweep,
     "predict": predict,
     "generate": generate,
     "eval": evaluate,
@@ -35,7 +46,8 @@ COMMANDS = {
 }
 
 for _name, _module in COMMANDS.items():
-    app.command(_name, epilog=_module.EXAMPLE)(_module.command)
+    _class = getattr(_module, "Command", None)
+    app.command(_name, cls=_class, epilog=_module.EXAMPLE)(_module.command)
 
 
 def _show_version(wanted: bool) -> None:

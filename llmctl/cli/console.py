@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from llmctl.cli.launch import speaks
 from llmctl.reporting.units import figure
 from llmctl.stages.reporter import Reporter
 
@@ -68,6 +69,7 @@ class TerminalReporter(Reporter):
     """Draws bars on a terminal, and lines now and then elsewhere."""
 
     def __init__(self, *, quiet: bool = False) -> None:
+        quiet = quiet or not speaks()
         self._console = Console(
             stderr=True, highlight=False, markup=False, emoji=False, quiet=quiet
         )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llmctl.cli import options
+from llmctl.cli.launch import run_together
 from llmctl.cli.options import guarded
 
 EXAMPLE = "Example: llmctl finetune --from bert-docs --task classify --data reviews.csv"
@@ -16,21 +17,23 @@ EXAMPLE = "Example: llmctl finetune --from bert-docs --task classify --data revi
 @guarded
 def command(
     start: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--from",
             help="A pretrained run, a model folder, or scratch: the same network with random "
             "weights.",
+            show_default="the recipe's from",
         ),
-    ],
+    ] = None,
     data: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             help="What to learn from: labelled texts (CSV, TSV, JSONL, Parquet); instructions and "
             "conversations in Alpaca's, messages' or ShareGPT's layout (JSON, JSONL, Parquet); or "
-            "pairs of source and target (a table, or plain text with --target)."
+            "pairs of source and target (a table, or plain text with --target).",
+            show_default="the recipe's data",
         ),
-    ],
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -90,19 +93,28 @@ def command(
     set_: options.SetOption = [],  # noqa: B006
     force: options.ForceOption = False,
     dry_run: options.DryRunOption = False,
+    nproc: options.NprocOption = None,
+    max_restarts: options.MaxRestartsOption = 0,
     json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
     """Train a pretrained model on labelled texts, on instructions to answer in a chat, or on pairs
     to translate or summarise. The same command goes on after a stop."""
+    if not dry_run:
+        run_together(nproc, max_restarts)
     from llmctl.cli.console import TerminalReporter, out, print_json
-    from llmctl.config import parse_assignments, read_recipe
+    from llmctl.config import parse_assignments, read_recipe, take
     from llmctl.errors import UsageError
     from llmctl.reporting.units import figure
     from llmctl.stages.finetune import finetune, plan, resolve
 
-    file = read_recipe(recipe, "finetune") if recipe else {}
-    task = task or file.get("task")
+    named, file = take(
+        read_recipe(recipe, "finetune") if recipe else {}, "from", "like", "data.file", "task"
+    )
+    task = task or named.get("task")
+    like = like or (None if start else named.get("like"))
+    start = options.needed("--from", start or named.get("from"))
+    data = options.needed("--data", data or options.path(named.get("data.file")))
     # By the task that they go with: those of its data, and the others.
     data_options: dict[str, dict[str, Any]] = {
         "classify": {

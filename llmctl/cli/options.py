@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from llmctl.errors import NO_ACCESS, NO_SPACE, LlmctlError
+from llmctl.cli.launch import first_on_machine, speaks
+from llmctl.errors import NO_ACCESS, NO_SPACE, LlmctlError, UsageError
 
 if TYPE_CHECKING:
     from llmctl.workspace.artefacts import Workspace
@@ -26,6 +27,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memo
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 WorkspaceOption = Annotated[
     Path,
@@ -52,6 +54,20 @@ SetOption = Annotated[
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan only.")
+]
+NprocOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes on this machine that train together; for several machines use torchrun.",
+        show_default="1",
+    ),
+]
+MaxRestartsOption = Annotated[
+    int,
+    typer.Option(
+        min=0, help="With --nproc: times to go on from the last checkpoint when a process is lost."
+    ),
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Of every random draw.")]
 DeviceOption = Annotated[
@@ -83,6 +99,19 @@ LabelColumnOption = Annotated[
 ]
 
 
+def needed(option: str, value: T | None) -> T:
+    """The value of an option that a recipe may give too. Raises UsageError if neither does."""
+    if value is None:
+        key = option.removeprefix("--")
+        raise UsageError(f"{option} is missing: give it, or {key} in the recipe's table")
+    return value
+
+
+def path(text: str | None) -> Path | None:
+    """The path that a recipe names."""
+    return None if text is None else Path(text)
+
+
 def open_workspace(path: Path) -> Workspace:
     """The workspace of ``--workspace``."""
     from llmctl.workspace.artefacts import Workspace
@@ -109,6 +138,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         signal.signal(signal.SIGTERM, _terminate)
+        if not speaks():
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         try:
             result = command(*args, **kwargs)
             sys.stdout.flush()
@@ -173,7 +204,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _fail(message: str, code: int) -> NoReturn:
     if debugging():
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    if first_on_machine():
+        print(f"error: {message}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 

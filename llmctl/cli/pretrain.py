@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from llmctl.cli import options
+from llmctl.cli.launch import run_together
 from llmctl.cli.options import guarded
 
 EXAMPLE = "Example: llmctl pretrain --arch gpt --preset mini --set training.max_steps=2000"
@@ -49,19 +50,24 @@ def command(
     set_: options.SetOption = [],  # noqa: B006
     force: options.ForceOption = False,
     dry_run: options.DryRunOption = False,
+    nproc: options.NprocOption = None,
+    max_restarts: options.MaxRestartsOption = 0,
     json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
     """Train a model on shards. Stopped or killed, the same command goes on where it was."""
+    if not dry_run:
+        run_together(nproc, max_restarts)
     from llmctl.cli.console import TerminalReporter, out, print_json
-    from llmctl.config import parse_assignments, read_recipe
+    from llmctl.config import parse_assignments, read_recipe, take
     from llmctl.errors import UsageError
     from llmctl.reporting.units import figure
 
-    from_recipe = read_recipe(recipe, "pretrain") if recipe else {}
-    chosen = {key: from_recipe.pop(key, None) for key in ("arch", "preset")}
-    arch = arch or chosen["arch"] or "bert"
-    preset = preset or chosen["preset"]
+    table = read_recipe(recipe, "pretrain") if recipe else {}
+    named, from_recipe = take(table, "arch", "preset", "shards")
+    arch = arch or named.get("arch", "bert")
+    preset = preset or named.get("preset")
+    shards = shards or named.get("shards")
     given: dict[str, Any] = {}
     if arch == "ngram":
         from llmctl.stages import ngram

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,28 +15,53 @@ from llmctl.cli.options import guarded
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-EXAMPLE = "Example: llmctl status --watch, or llmctl status bert-docs"
+EXAMPLE = (
+    "Example: llmctl status --watch, or llmctl status bert-docs, or llmctl status --compare "
+    "run-1 run-2"
+)
 
 REFRESH_SECONDS = 2.0
 
 
 @guarded
 def command(
-    name: Annotated[
-        str | None, typer.Argument(help="An artefact to show in full.", show_default=False)
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="An artefact to show in full; with --compare, further runs.",
+            metavar="[NAME]…",
+            show_default=False,
+        ),
     ] = None,
+    compare: Annotated[
+        list[str],
+        typer.Option(
+            "--compare",
+            metavar="RUN RUN…",
+            help="Show runs together: what their configurations differ in, their figures, and "
+            "their curves on common axes.",
+        ),
+    ] = [],  # noqa: B006
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
     workspace: options.WorkspaceOption = Path("workspace"),
     json: options.JsonOption = False,
 ) -> None:
-    """Show what the workspace holds and how far its runs are."""
+    """Show what the workspace holds and how far its runs are, or runs beside one another."""
     from llmctl.cli.console import out, print_json
     from llmctl.errors import UsageError
+    from llmctl.reporting.compare import render_compare
     from llmctl.reporting.status import render_detail, render_overview
+    from llmctl.stages.compare import compare as compared
     from llmctl.stages.status import detail, overview
 
+    names = names or []
     if watch and json:
         raise UsageError("--watch draws a table; leave out --json, or call it again and again")
+    if len(names) > 1 and not compare:
+        raise UsageError(
+            "status shows one artefact in full; to see several runs together: llmctl status "
+            f"--compare {' '.join(names)}"
+        )
     place = options.open_workspace(workspace)
     if not place.root.exists():
         raise UsageError(
@@ -45,13 +70,19 @@ def command(
         )
     console = out()
 
+    def document() -> dict[str, Any]:
+        if compare:
+            # An option takes one word: those behind it are arguments.
+            return compared(place, [*compare, *names])
+        return detail(place, names[0]) if names else overview(place)
+
     def picture() -> RenderableType:
-        if name:
-            return render_detail(detail(place, name))
-        return render_overview(overview(place), console.width)
+        if compare:
+            return render_compare(document(), console.width)
+        return render_detail(document()) if names else render_overview(document(), console.width)
 
     if json:
-        print_json(detail(place, name) if name else overview(place))
+        print_json(document())
         return
     if not watch:
         console.print(picture())

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from llmctl.cli import options
 from llmctl.cli.options import guarded
+from llmctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmctl.stages.tokenize_parts import Part
 
 EXAMPLE = "Example: llmctl tokenize corpus/*.txt --tokenizer wordpiece --vocab-size 16000"
+
+ADDRESS = re.compile(r"auto|local|(ray://)?[\w.-]+:[0-9]+")
+"""What may follow ``--ray``; whatever else does is a file."""
+
+
+class Command(TyperCommand):
+    """Takes ``--ray`` with or without an address: options of Typer always have a value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--ray" in args:
+            after = args.index("--ray") + 1
+            if not (after < len(args) and ADDRESS.fullmatch(args[after])):
+                args = [*args[:after], "auto", *args[after:]]
+        return super().parse_args(ctx, args)
 
 
 @guarded
@@ -56,6 +76,22 @@ def command(
         typer.Option(help="strict or replace: what a byte that is not UTF-8 does."),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; 0: one a core.")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Make the I-th of N parts, each by a process on any machine with the workspace, "
+            "in any order, e.g. --part $SLURM_ARRAY_TASK_ID/8; the last to end puts them together.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Make all parts on a Ray cluster: the one at an address (host:port, ray://…), by "
+            "default the running one, or else this machine. Needs llmctl[scale].",
+        ),
+    ] = None,
     name: options.NameOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
     recipe: options.RecipeOption = None,
@@ -69,6 +105,7 @@ def command(
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.config import build, parse_assignments, read_recipe
     from llmctl.stages.tokenize import TokenizeConfig, tokenize
+    from llmctl.stages.tokenize_parts import tokenize_part
 
     given: dict[str, Any] = {
         "tokenizer": tokenizer,
@@ -87,23 +124,46 @@ def command(
         {key: value for key, value in given.items() if value is not None},
         parse_assignments(set_),
     )
+    chosen = _chosen_part(part, ray, name)
     if dry_run:
-        print_json({"config": config.model_dump(mode="json"), "sources": sources})
-        return
-    with TerminalReporter(quiet=quiet) as reporter:
-        artefact, there = tokenize(
-            options.open_workspace(workspace),
-            sources,
-            config,
-            name=name,
-            force=force,
-            reporter=reporter,
+        print_json(
+            {
+                "config": config.model_dump(mode="json"),
+                "sources": sources,
+                **({} if chosen is None else {"part": str(chosen)}),
+            }
         )
+        return
+    place, missing = options.open_workspace(workspace), None
+    with TerminalReporter(quiet=quiet) as reporter:
+        how: dict[str, Any] = {"force": force, "reporter": reporter}
+        if chosen is not None:
+            assert name is not None
+            done = tokenize_part(place, sources, config, chosen, name=name, **how)
+            artefact, there, missing = done.shards, done.there, done.missing
+        elif ray is not None:
+            from llmctl.stages.tokenize_ray import tokenize_on_ray
+
+            artefact, there = tokenize_on_ray(place, sources, config, ray, name=name, **how)
+        else:
+            artefact, there = tokenize(place, sources, config, name=name, **how)
         if there:
-            reporter.note(f"shards {artefact.manifest.name}: up to date")
+            what = f"shards {artefact.manifest.name}" if artefact else f"part {chosen} of {name}"
+            reporter.note(f"{what}: up to date")
+    parts = {"part": chosen.number, "parts": chosen.of, "missing": missing} if chosen else {}
+    if artefact is None:
+        assert chosen is not None
+        assert missing
+        if json:
+            print_json({"name": name, "folder": None, **parts})
+            return
+        shown = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
+        out().print(f"part {chosen} of shards {name}: done; {len(missing)} missing ({shown})")
+        return
     summary = artefact.manifest.summary
     if json:
-        print_json({"name": artefact.manifest.name, "folder": str(artefact.folder), **summary})
+        shards = {"name": artefact.manifest.name, "folder": str(artefact.folder)}
+        print_json({**shards, **parts, **summary})
         return
     duplicates = f", {summary['duplicates']:,} duplicates dropped" if summary["duplicates"] else ""
     out().print(
@@ -112,3 +172,20 @@ def command(
         f"{summary['tokens']:,} tokens, {summary['tokens_per_word']:.2f} tokens per word, "
         f"{summary['unknown_share']:.3%} unknown, {summary['megabytes_per_second']:.1f} MB/s"
     )
+
+
+def _chosen_part(part: str | None, ray: str | None, name: str | None) -> Part | None:
+    from llmctl.stages.tokenize_parts import parse_part
+
+    if ray is not None and not ADDRESS.fullmatch(ray):
+        raise UsageError(
+            f"--ray {ray} is not an address: write host:port, ray://host:port or local"
+        )
+    if part is None:
+        return None
+    if ray is not None:
+        raise UsageError("--part and --ray: a Ray cluster makes all parts; leave one out")
+    chosen = parse_part(part)
+    if name is None:
+        raise UsageError(f"--part {part}: give --name too, by which the parts find each other")
+    return chosen

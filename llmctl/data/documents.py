@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from textwrap import shorten
 
@@ -90,7 +91,11 @@ class Corpus:
         if not self._files:
             raise InputError("no text was given; name files, folders, - or python:docs")
         self.names = [self._shown(str(file)) for file in self._files]
-        self.total_bytes = sum(self._size(file) for file in self._files)
+        self.sizes = [self._size(file) for file in self._files]
+        self.begins = list(accumulate(self.sizes, initial=0))
+        """The corpus's bytes before each file, and after the last."""
+        self.total_bytes = self.begins[-1]
+        self._digests: dict[int, tuple[str, bytes]] = {}
 
     @property
     def suggested_name(self) -> str:
@@ -106,32 +111,61 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Document]:
         found = False
-        done = 0
-        for file in self._files:
-            try:
-                for text, source, position in self._read(file):
-                    stripped = text.strip()
-                    if stripped:
-                        found = True
-                        kept = text if self._keep_ends else stripped
-                        yield Document(kept, self._shown(source), done + position)
-            except InputError as error:
-                raise InputError(self._shown(str(error))) from None
-            done += self._size(file)
+        for number in range(len(self._files)):
+            for document in self.of_file(number):
+                if document.text:
+                    found = True
+                    yield document
         if not found:
-            raise InputError(f"{', '.join(self._sources)} has no text: every document is empty")
+            raise self.no_text()
+
+    def of_file(self, number: int, after: int = 0) -> Iterator[Document]:
+        """All that a file has, empty texts too.
+
+        A text that ends within the file's first ``after`` bytes may come empty: it is skipped.
+        """
+        begin, size = self.begins[number], self.sizes[number]
+        try:
+            for text, source, position in self._read(self._files[number], after):
+                stripped = text.strip()
+                kept = text if stripped and self._keep_ends else stripped
+                yield Document(kept, self._shown(source), begin + min(max(position, 1), size))
+        except InputError as error:
+            raise InputError(self._shown(str(error))) from None
+
+    def part_of(self, document: Document, of: int) -> int:
+        """The number of the ``CorpusPart`` that has a document of this corpus."""
+        return max(1, -(-document.position * of // max(self.total_bytes, 1)))
+
+    def no_text(self) -> InputError:
+        """What is raised where there is nothing but empty documents."""
+        return InputError(f"{', '.join(self._sources)} has no text: every document is empty")
 
     def digest(self) -> str:
         """SHA-256 of the content, whatever the files are called."""
         total = hashlib.sha256()
-        for file in self._files:
+        for number in range(len(self._files)):
+            total.update(self._digested(number)[1])
+        return total.hexdigest()
+
+    def file_digest(self, number: int) -> str:
+        """SHA-256 of one file."""
+        return self._digested(number)[0]
+
+    def _digested(self, number: int) -> tuple[str, bytes]:
+        """SHA-256 of a file, and what it adds to the corpus's; reckoned once."""
+        if number not in self._digests:
+            file = self._files[number]
             if isinstance(file, Path):
                 with _named(file):
-                    total.update(sha256_file(file).encode())
+                    digest = sha256_file(file)
+                self._digests[number] = digest, digest.encode()
             else:
-                for _, text in PYTHON_CORPORA[file]():
-                    total.update(hashlib.sha256(text.encode()).digest())
-        return total.hexdigest()
+                added = b"".join(
+                    hashlib.sha256(text.encode()).digest() for _, text in PYTHON_CORPORA[file]()
+                )
+                self._digests[number] = hashlib.sha256(added).hexdigest(), added
+        return self._digests[number]
 
     def _shown(self, message: str) -> str:
         """A message in which standard input is not called by its temporary file's name."""
@@ -175,7 +209,7 @@ class Corpus:
                 return file.stat().st_size
         return sum(len(text) for _, text in PYTHON_CORPORA[file]())
 
-    def _read(self, file: Path | str) -> Iterator[tuple[str, str, int]]:
+    def _read(self, file: Path | str, after: int) -> Iterator[tuple[str, str, int]]:
         if isinstance(file, str):
             position = 0
             for name, text in PYTHON_CORPORA[file]():
@@ -184,9 +218,9 @@ class Corpus:
         elif format_of(file) == ".txt":
             yield from self._read_text(file)
         else:
-            yield from self._read_rows(file)
+            yield from self._read_rows(file, after)
 
-    def _read_rows(self, file: Path) -> Iterator[tuple[str, str, int]]:
+    def _read_rows(self, file: Path, after: int) -> Iterator[tuple[str, str, int]]:
         reader = RowReader(
             file,
             requested=self._columns,
@@ -210,7 +244,7 @@ class Corpus:
                 f"{file} has no column {wanted!r}{did_you_mean(wanted, reader.columns)}; it has "
                 f"{', '.join(reader.columns)}: choose with --text-column"
             )
-        for row in reader.rows(columns):
+        for row in reader.rows(columns, after):
             values = [row.values.get(name) for name in columns]
             for name, value in zip(columns, values, strict=True):
                 if value is not None and not isinstance(value, str):
@@ -230,6 +264,46 @@ class Corpus:
         else:
             smallest, longest = (0, 0) if self._unit == "paragraph" else (PIECE, LONG_FILE)
             yield from _pieces(file, self._errors, smallest, longest)
+
+
+class CorpusPart:
+    """A part of a corpus: the documents that end in the ``number``-th of ``of`` equal stretches of
+    its bytes, in their order. Files outside it are not read; one that it shares is read from its
+    beginning.
+
+    So parts need only the number of bytes of each file to share out the documents.
+    """
+
+    def __init__(self, corpus: Corpus, number: int, of: int) -> None:
+        total = corpus.total_bytes
+        self._corpus = corpus
+        # Nothing ends before the first byte, but an empty file ends there.
+        self.begin = total * (number - 1) // of if number > 1 else -1
+        self.end = total * number // of
+        self.total_bytes = self.end - max(self.begin, 0)
+        self.files = [
+            file
+            for file, (first, last) in enumerate(pairwise(corpus.begins))
+            if min(first + 1, last) <= self.end and last > self.begin
+        ]
+        """Numbers of the files that it reads."""
+        self.before = self.until = 0
+        """Once iterated: how many texts of its first file come before it, and how many of its last
+        file do not come after it."""
+
+    def __iter__(self) -> Iterator[Document]:
+        self.before = self.until = 0
+        for file in self.files:
+            self.until = 0
+            after = max(self.begin - self._corpus.begins[file], 0)
+            for document in self._corpus.of_file(file, after):
+                if document.position > self.end:
+                    break
+                self.until += 1
+                if document.position <= self.begin:
+                    self.before += 1
+                elif document.text:
+                    yield document
 
 
 @contextmanager

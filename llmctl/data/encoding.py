@@ -45,8 +45,18 @@ class EncodedBatch:
     """Token offsets in their document at which sentences start."""
     start_counts: NDArray[np.int64]
     """Sentences of each document."""
-    words: int
-    unknown: int
+    word_counts: NDArray[np.int64]
+    """Words of each document."""
+    unknown_counts: NDArray[np.int64]
+    """Tokens of each document that stand for what is in no piece."""
+
+    @property
+    def words(self) -> int:
+        return int(self.word_counts.sum())
+
+    @property
+    def unknown(self) -> int:
+        return int(self.unknown_counts.sum())
 
     def documents(self) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
         """(tokens, sentence starts) of each document."""
@@ -60,13 +70,14 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> EncodedBatch
     make = _by_sentences if tokenizer.sentencewise else _by_offsets
     ids, token_counts, starts, start_counts = make(tokenizer, texts)
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    unknown = np.concatenate([[0], np.cumsum(ids == tokenizer.special.get("unk", -1))])
     return EncodedBatch(
         tokens=ids.astype(dtype),
         token_counts=token_counts,
         starts=starts.astype(np.int32),
         start_counts=start_counts,
-        words=sum(map(count_words, texts)),
-        unknown=int(np.count_nonzero(ids == tokenizer.special.get("unk", -1))),
+        word_counts=np.array([count_words(text) for text in texts], dtype=np.int64),
+        unknown_counts=np.diff(unknown[np.concatenate([[0], np.cumsum(token_counts)])]),
     )
 
 

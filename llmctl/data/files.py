@@ -179,16 +179,19 @@ class RowReader:
     def __iter__(self) -> Iterator[Row]:
         return self.rows()
 
-    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str] | None = None, after: int = 0) -> Iterator[Row]:
         """The rows, with at least these columns; None for all.
 
+        A row within the file's first ``after`` bytes is not looked at and may come empty.
         Of Parquet and Arrow no other column is decoded: it costs time, and may be of a type that
         has no equal in Python.
         """
         if self._format in COLUMNAR:
             return self._columnar(columns)
         readers = {".csv": self._delimited, ".tsv": self._delimited, ".json": self._json}
-        return readers.get(self._format, self._json_lines)()
+        if self._format in readers:
+            return readers[self._format]()
+        return self._json_lines(after)
 
     def _look_at_header(self, requested: Sequence[str], known: frozenset[str]) -> None:
         first = next(self._records(), None)
@@ -246,10 +249,12 @@ class RowReader:
             values = dict(zip(self.columns, record, strict=True))
             yield Row(values, f"{self.path}:{line}", position)
 
-    def _json_lines(self) -> Iterator[Row]:
+    def _json_lines(self, after: int = 0) -> Iterator[Row]:
         for number, (line, position) in enumerate(text_lines(self.path, self._errors), 1):
             if line.strip():
-                yield self._object(line, f"{self.path}:{number}", position)
+                source = f"{self.path}:{number}"
+                passed = position <= after
+                yield Row({}, source, position) if passed else self._object(line, source, position)
 
     def _json(self) -> Iterator[Row]:
         lines = text_lines(self.path, self._errors)

@@ -26,8 +26,10 @@ from llmctl.models.layers import (
     Activation,
     FeedForward,
     SelfAttention,
+    Texts,
     additive_mask,
     initialise,
+    residual,
 )
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -100,9 +102,9 @@ class Block(nn.Module):
         self.norm_2 = nn.LayerNorm(width, eps=epsilon)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, mask: Tensor | None) -> Tensor:
-        x_BTD = self.norm_1(x_BTD + self.dropout(self.attention(x_BTD, mask)))
-        return self.norm_2(x_BTD + self.dropout(self.feed_forward(x_BTD)))
+    def forward(self, x_BTD: Tensor, mask: Tensor | None, texts: Texts | None) -> Tensor:
+        x_BTD = residual(self.norm_1(x_BTD + self.dropout(self.attention(x_BTD, mask, texts))))
+        return residual(self.norm_2(x_BTD + self.dropout(self.feed_forward(x_BTD))))
 
 
 class Bert(nn.Module):
@@ -139,30 +141,38 @@ class Bert(nn.Module):
         self,
         input_ids_BT: Tensor,
         segment_ids_BT: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Texts | None = None,
         position_ids_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer.
 
         input_ids_BT: int64. segment_ids_BT: 0 or 1, default 0. mask: bool, (B, T) True at real
-        tokens, or (B, T, T) True where token i may attend to token j; default all.
-        position_ids_BT: default 0 … T-1.
+        tokens, or the texts of packed rows; default all. position_ids_BT: default 0 … T-1.
         """
         if position_ids_BT is None:
             position_ids_BT = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
-        if segment_ids_BT is None:
-            segment_ids_BT = torch.zeros_like(input_ids_BT)
-        if mask is not None:
-            mask = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None, :, :]
-            mask = additive_mask(mask)
+        # The gradient of a table of two rows, looked up, would be added up row by row.
+        first_D, second_D = self.segment_embedding.weight
+        segment_BTD = first_D
+        if segment_ids_BT is not None:
+            is_second_BT1 = segment_ids_BT.unsqueeze(-1).to(first_D.dtype)
+            segment_BTD = torch.lerp(first_D, second_D, is_second_BT1)
+        texts = added = None
+        if isinstance(mask, Texts):
+            if mask.kernel_for(self.config.dropout if self.training else 0.0):
+                texts = mask
+            else:
+                added = additive_mask(mask.allowed()[:, None])
+        elif mask is not None:
+            added = additive_mask(mask[:, None, None, :])
         x_BTD = (
             self.token_embedding(input_ids_BT)
             + self.position_embedding(position_ids_BT)
-            + self.segment_embedding(segment_ids_BT)
+            + segment_BTD
         )
-        x_BTD = self.dropout(self.norm(x_BTD))
+        x_BTD = residual(self.dropout(self.norm(x_BTD)))
         for block in self.blocks:
-            x_BTD = block(x_BTD, mask)
+            x_BTD = block(x_BTD, added, texts)
         return x_BTD
 
 

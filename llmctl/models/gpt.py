@@ -26,6 +26,7 @@ from llmctl.models.layers import (
     CausalSelfAttention,
     Context,
     FeedForward,
+    Texts,
     context,
 )
 
@@ -110,18 +111,20 @@ class Gpt(nn.Module):
     def forward(
         self,
         input_ids_BT: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | Texts | None = None,
         position_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         source: Source | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer, normalised.
 
-        input_ids_BT: int64. mask: bool, (B, T, T) True where token i may attend to token j, where
-        that is narrower than causal. position_ids_BT: default 0 … T-1, or behind the cache's.
-        cache: of the tokens before, which these are added to. source: what is written from.
+        input_ids_BT: int64. mask: where attention is narrower than causal, the texts of packed
+        rows, or bool, (B, T, T) True where token i may attend to token j. position_ids_BT: default
+        0 … T-1, or behind the cache's. cache: of the tokens before, which these are added to.
+        source: what is written from.
         """
-        here = context(input_ids_BT, mask, position_ids_BT, cache, source)
+        dropout = self.config.dropout if self.training else 0.0
+        here = context(input_ids_BT, mask, position_ids_BT, cache, source, dropout)
         x_BTD = self.token_embedding(input_ids_BT) + self.position_embedding(here.position_ids)
         x_BTD = self.dropout(here.started(x_BTD))
         for layer, block in enumerate(self.blocks):

@@ -3,7 +3,7 @@
     Attention(Q, K, V) = softmax(Q Kᵀ / √d_k) V                   (Vaswani et al. 2017, eq. 1)
     FFN(x)             = activation(x W₁ + b₁) W₂ + b₂            (ibid., eq. 2)
 
-B batch, T tokens, S tokens that may be attended to, D width, N heads, K key/value heads,
+B batch, T tokens, M = B · T, S tokens that may be attended to, D width, N heads, K key/value heads,
 H head width, F feed-forward width.
 """
 
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llmctl.models.cache import KeyValueCache
 from llmctl.models.elementwise import rms_norm, squared_relu
@@ -49,8 +51,11 @@ class SelfAttention(nn.Module):
         fuse(self.query_key_value, [width] * 3)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x_BTD: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``mask``: added to the scores, broadcastable to (B, N, T, T); see ``additive_mask``."""
+    def forward(
+        self, x_BTD: Tensor, mask: Tensor | None = None, texts: Texts | None = None
+    ) -> Tensor:
+        """mask: added to the scores, broadcastable to (B, N, T, T); see ``additive_mask``. texts:
+        those of packed rows, in a mask's place, where ``Texts.kernel_for`` says so."""
         B, T, D = x_BTD.shape
         qkv_3BNTH = (
             self.query_key_value(x_BTD)
@@ -58,7 +63,7 @@ class SelfAttention(nn.Module):
             .permute(2, 0, 3, 1, 4)
         )
         dropout = self.dropout if self.training else 0.0
-        mixed_BNTH = attention(*qkv_3BNTH.unbind(0), mask=mask, dropout=dropout)
+        mixed_BNTH = attention(*qkv_3BNTH.unbind(0), mask=mask, texts=texts, dropout=dropout)
         return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, D))
 
 
@@ -74,14 +79,23 @@ def attention(
     *,
     mask: Tensor | None = None,
     causal: bool = False,
+    texts: Texts | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """softmax(Q Kᵀ / √d_k + mask) V, (B, N, T, H).
 
     mask: see ``additive_mask``. causal: token t attends up to itself, where T = S and there is no
-    mask. With fewer key/value heads than heads, consecutive heads share one (Ainslie et al. 2023).
+    mask. texts: attention stays inside each, without a mask or dropout; see ``Texts.kernel_for``.
+    With fewer key/value heads than heads, consecutive heads share one (Ainslie et al. 2023).
     """
     groups = q_BNTH.shape[1] // k_BKSH.shape[1]
+    if texts is not None:
+        return _attention_by_text(q_BNTH, k_BKSH, v_BKSH, texts, causal)
+    if mask is None and not dropout and _suits_cudnn(q_BNTH):
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return F.scaled_dot_product_attention(
+                q_BNTH, k_BKSH, v_BKSH, is_causal=causal, enable_gqa=groups > 1
+            )
     if not (
         q_BNTH.device.type == "cpu" and q_BNTH.dtype == torch.bfloat16 and k_BKSH.shape[2] <= SHORT
     ):
@@ -109,6 +123,111 @@ def attention(
         return weights_BNTS @ v_BNSH
 
 
+def _suits_cudnn(q_BNTH: Tensor) -> bool:
+    """Whether cuDNN's kernel does it: on a Hopper GPU it takes two thirds of the time of the one
+    that PyTorch chooses for training."""
+    return (
+        q_BNTH.device.type == "cuda"
+        and q_BNTH.dtype in (torch.bfloat16, torch.float16)
+        and q_BNTH.requires_grad
+        and q_BNTH.shape[-1] % 8 == 0
+        and q_BNTH.shape[-1] <= 128
+        and _is_hopper()
+    )
+
+
+def _attention_by_text(
+    q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, texts: Texts, causal: bool
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    B, N, T, _ = q_BNTH.shape
+    q_MNH, k_MNH, v_MNH = (
+        part.repeat_interleave(N // part.shape[1], 1).transpose(1, 2).flatten(0, 1)
+        for part in (q_BNTH, k_BKTH, v_BKTH)
+    )
+    window = (-1, 0) if causal else (-1, -1)
+    bounds_S = texts.bounds_S
+    mixed_MNH = varlen_attn(q_MNH, k_MNH, v_MNH, bounds_S, bounds_S, T, T, window_size=window)
+    assert isinstance(mixed_MNH, Tensor)  # nothing else was asked for
+    return mixed_MNH.unflatten(0, (B, T)).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows that hold several texts end to end, as packing makes them: attention is to stay inside
+    each. What is behind a row's last text is one of its own."""
+
+    number_BT: Tensor
+    """The same number where tokens of a row belong together."""
+    bounds_S: Tensor
+    """int32: the flat places (b · T + t) where each begins, ascending, and B · T; that is repeated
+    up to a multiple of ``BOUNDS_STEP``, so that few shapes are met."""
+
+    @classmethod
+    def of(cls, number_BT: NDArray[np.int64]) -> Texts:
+        """From the numbers alone."""
+        begins = np.ones(number_BT.shape, dtype=bool)
+        begins[:, 1:] = number_BT[:, 1:] != number_BT[:, :-1]
+        places = np.flatnonzero(begins)
+        bounds = np.full(-(-(len(places) + 1) // BOUNDS_STEP) * BOUNDS_STEP, number_BT.size)
+        bounds[: len(places)] = places
+        return cls(
+            torch.from_numpy(number_BT.astype(np.int32)), torch.from_numpy(bounds.astype(np.int32))
+        )
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Texts:
+        """The same on another device."""
+        return Texts(
+            *(
+                part.to(device, non_blocking=non_blocking)
+                for part in (self.number_BT, self.bounds_S)
+            )
+        )
+
+    def pin_memory(self) -> Texts:
+        """The same in memory that an accelerator reads while others compute."""
+        return Texts(self.number_BT.pin_memory(), self.bounds_S.pin_memory())
+
+    def rows(self, begin: int, stop: int) -> Texts:
+        """Those of some of the rows."""
+        return Texts.of(self.number_BT[begin:stop].numpy())
+
+    def allowed(self, *, causal: bool = False) -> Tensor:
+        """(B, T, T), bool: whether token i may attend to token j."""
+        same_BTT = self.number_BT[:, :, None] == self.number_BT[:, None, :]
+        return same_BTT.tril() if causal else same_BTT
+
+    def kernel_for(self, dropout: float) -> bool:
+        """Whether a kernel can go by the bounds here: a flash one on a GPU, in bf16, does only the
+        work inside each text, where a mask costs the whole square."""
+        device = self.number_BT.device.type
+        low = torch.is_autocast_enabled(device)
+        return device == "cuda" and low and not dropout and _has_flash_kernels()
+
+
+@torch.compiler.assume_constant_result
+def _has_flash_kernels() -> bool:
+    return torch.cuda.get_device_capability() >= (8, 0)
+
+
+@torch.compiler.assume_constant_result
+def _is_hopper() -> bool:
+    return torch.cuda.get_device_capability()[0] == 9
+
+
+BOUNDS_STEP = 64
+
+
+def residual(x_BTD: Tensor) -> Tensor:
+    """What blocks add to, in the type of the products on an accelerator: a block there takes as
+    long as its reading and writing between the products, and this is half of that."""
+    device = x_BTD.device.type
+    if device == "cuda" and torch.is_autocast_enabled(device):
+        return x_BTD.to(torch.get_autocast_dtype(device))
+    return x_BTD
+
+
 def additive_mask(allowed: Tensor) -> Tensor:
     """0 where attention may look and -∞ elsewhere, from True and False."""
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -math.inf)
@@ -124,6 +243,8 @@ class Context:
     """Additive, broadcastable to (B, N, T, S); None: see ``causal``."""
     causal: bool
     """Without a mask: whether each token attends up to itself, or to all there is."""
+    texts: Texts | None
+    """In a mask's place: those that attention stays inside of."""
     cache: KeyValueCache | None
     source: Source | None = None
     """What is written from, where there is one."""
@@ -133,21 +254,23 @@ class Context:
 
     def started(self, x_BTD: Tensor) -> Tensor:
         """The embeddings, with the source's state where a text begins."""
-        if self.source is None or (self.cache is not None and self.cache.length):
-            return x_BTD
-        return self.source.started(x_BTD, self.position_ids)
+        if self.source is not None and (self.cache is None or not self.cache.length):
+            x_BTD = self.source.started(x_BTD, self.position_ids)
+        return residual(x_BTD)
 
 
 def context(
     input_ids_BT: Tensor,
-    mask: Tensor | None,
+    mask: Tensor | Texts | None,
     position_ids_BT: Tensor | None,
     cache: KeyValueCache | None,
     source: Source | None,
+    dropout: float = 0.0,
 ) -> Context:
     """The context of a decoder's tokens: causal, behind those of the cache.
 
-    mask: bool, (B, T, T), where attention is narrower than causal; without a cache only.
+    mask: where attention is narrower than causal: the texts of packed rows, or bool, (B, T, T);
+    without a cache only. dropout: of attention's weights.
     """
     T = input_ids_BT.shape[1]
     if cache is None:
@@ -156,15 +279,19 @@ def context(
             if position_ids_BT is None
             else position_ids_BT
         )
+        texts = None
+        if isinstance(mask, Texts):
+            by_text = mask.kernel_for(dropout)
+            texts, mask = (mask, None) if by_text else (None, mask.allowed(causal=True))
         added = None if mask is None else additive_mask(mask)[:, None]
-        return Context(positions, added, added is None, None, source)
+        return Context(positions, added, added is None, texts, None, source)
     allowed = cache.mask(T)
     if allowed is None:
-        return Context(cache.positions(T), None, False, cache, source)
+        return Context(cache.positions(T), None, False, None, cache, source)
     if cache.length == 0 and cache.starts_B is None:  # the kernels know this case
-        return Context(cache.positions(T), None, True, cache, source)
+        return Context(cache.positions(T), None, True, None, cache, source)
     allowed = allowed[:, None] if allowed.dim() == 3 else allowed
-    return Context(cache.positions(T), additive_mask(allowed), False, cache, source)
+    return Context(cache.positions(T), additive_mask(allowed), False, None, cache, source)
 
 
 class CausalSelfAttention(nn.Module):
@@ -206,6 +333,7 @@ class CausalSelfAttention(nn.Module):
             v_BKSH,
             mask=context.mask,
             causal=context.causal,
+            texts=context.texts,
             dropout=self.dropout if self.training else 0.0,
         )
         return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, -1))

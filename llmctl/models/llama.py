@@ -28,6 +28,7 @@ from llmctl.models.layers import (
     CausalSelfAttention,
     Context,
     RMSNorm,
+    Texts,
     context,
     fuse,
     rotary_table,
@@ -198,7 +199,7 @@ class Llama(nn.Module):
     def forward(
         self,
         input_ids_BT: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | Texts | None = None,
         position_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         source: Source | None = None,

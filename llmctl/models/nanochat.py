@@ -29,6 +29,7 @@ from llmctl.models.layers import (
     CausalSelfAttention,
     Context,
     FeedForward,
+    Texts,
     context,
     rotary_table,
 )
@@ -158,7 +159,7 @@ class NanoChat(nn.Module):
     def forward(
         self,
         input_ids_BT: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | Texts | None = None,
         position_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         source: Source | None = None,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from llmctl.models.layers import Texts
 
 IGNORED = -100
 """Label of what is not scored: PyTorch's and Hugging Face's."""
@@ -48,22 +54,52 @@ class LossParts:
 
 
 @dataclass(frozen=True)
-class TensorBatch:
-    """Base of batches: tensors that move to a device together, and how full they are."""
+class TensorBatch(ABC):
+    """Base of batches: what belongs to rows of tokens, to be moved and divided together."""
 
-    real_tokens: int
-    """Tokens that are not padding."""
-    slots: int
-    """Tokens with padding."""
+    tokens_B: NDArray[np.int64]
+    """Tokens of each row that are not padding."""
+
+    def __len__(self) -> int:
+        return len(self.tokens_B)
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.tokens_B.sum())
+
+    @property
+    @abstractmethod
+    def slots(self) -> int:
+        """Tokens with padding."""
+
+    @property
+    @abstractmethod
+    def counts(self) -> dict[str, int]:
+        """What each of the objective's losses is divided by. A batch that is taken in parts, one
+        after another or by several processes, is divided by that of the whole."""
+
+    def rows(self, begin: int, stop: int) -> Self:
+        """The batch of some of the rows."""
+        return self._each(
+            lambda part: part.rows(begin, stop) if isinstance(part, Texts) else part[begin:stop],
+            also=np.ndarray,
+        )
 
     def to(self, device: torch.device) -> Self:
-        moved: dict[str, Any] = {}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            moved[entry.name] = (
-                value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            )
-        return type(self)(**moved)
+        """The batch on a device."""
+        return self._each(lambda part: part.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The batch in memory that an accelerator reads while others compute."""
+        return self._each(lambda part: part.pin_memory())
+
+    def _each(self, change: Callable[[Any], Any], also: type | None = None) -> Self:
+        kinds = (Tensor, Texts, also) if also else (Tensor, Texts)
+        parts = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return replace(
+            self, **{name: change(part) for name, part in parts.items() if isinstance(part, kinds)}
+        )
 
 
 class Objective(Protocol):

@@ -29,7 +29,7 @@ from llmctl.models import Architecture
 from llmctl.models.cache import KeyValueCache
 from llmctl.models.cross_attention import Source
 from llmctl.models.decoder import DecoderConfig
-from llmctl.models.layers import initialise
+from llmctl.models.layers import Texts, initialise
 from llmctl.objectives.base import IGNORED, LossParts, Ratio, TensorBatch
 from llmctl.objectives.cross_entropy import linear_cross_entropy
 
@@ -52,7 +52,7 @@ class DecoderBody(Protocol):
     def __call__(
         self,
         input_ids_BT: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | Texts | None = None,
         position_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         source: Source | None = None,
@@ -66,13 +66,31 @@ class CausalBatch(TensorBatch):
     input_ids_BT: Tensor
     labels_BT: Tensor
     """The next token; IGNORED where it is not scored."""
-    scored: int
-    """Labels that are scored …"""
-    scored_bytes: int
-    """… and the bytes of text that they stand for."""
-    mask_BTT: Tensor | None = None
-    """True where token i may attend to token j; None: causal."""
+    scored_B: NDArray[np.int64]
+    """Labels of each row that are scored …"""
+    bytes_B: NDArray[np.int64]
+    """… and their bytes of text."""
+    texts: Texts | None = None
+    """What attention stays inside of; None: causal over the row."""
     position_ids_BT: Tensor | None = None
+
+    @property
+    def slots(self) -> int:
+        return self.input_ids_BT.numel()
+
+    @property
+    def scored(self) -> int:
+        """Labels that are scored …"""
+        return int(self.scored_B.sum())
+
+    @property
+    def scored_bytes(self) -> int:
+        """… and the bytes of text that they stand for."""
+        return int(self.bytes_B.sum())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"lm_loss": self.scored}
 
 
 class CausalLM(nn.Module):
@@ -106,7 +124,7 @@ class CausalLM(nn.Module):
     def loss(self, batch: TensorBatch) -> LossParts:
         """Cross-entropy of the next tokens in nats; per byte of text, in bits."""
         assert isinstance(batch, CausalBatch)
-        hidden_BTD = self.body(batch.input_ids_BT, batch.mask_BTT, batch.position_ids_BT)
+        hidden_BTD = self.body(batch.input_ids_BT, batch.texts, batch.position_ids_BT)
         nll, correct = linear_cross_entropy(
             hidden_BTD.flatten(0, 1),
             self.output_weight,
@@ -138,21 +156,18 @@ def collate(
     if start != end:  # what follows a document's end is not its continuation
         labels[inputs == end] = IGNORED
     scored = labels != IGNORED
-    mask = positions = None
+    texts = positions = None
     if document_mask:
         begins = rows.begins[:, :-1]
-        T = inputs.shape[1]
-        same = begins[:, :, None] == begins[:, None, :]
-        mask = torch.from_numpy(same & np.tri(T, dtype=bool))
-        positions = torch.from_numpy(np.arange(T) - np.maximum(begins, 0))
+        texts = Texts.of(begins)
+        positions = torch.from_numpy(np.arange(inputs.shape[1]) - np.maximum(begins, 0))
     return CausalBatch(
-        real_tokens=int(np.minimum(rows.known - 1, inputs.shape[1]).sum()),
-        slots=inputs.size,
+        tokens_B=np.minimum(rows.known - 1, inputs.shape[1]),
         input_ids_BT=torch.from_numpy(inputs.copy()),
         labels_BT=torch.from_numpy(labels),
-        scored=int(scored.sum()),
-        scored_bytes=int(token_bytes[labels[scored]].sum()),
-        mask_BTT=mask,
+        scored_B=scored.sum(1),
+        bytes_B=(token_bytes[labels.clip(0)] * scored).sum(1),
+        texts=texts,
         position_ids_BT=positions,
     )
 

@@ -50,6 +50,14 @@ class ExampleBatch(TensorBatch):
     mask_BT: Tensor
     labels_B: Tensor
 
+    @property
+    def slots(self) -> int:
+        return self.input_ids_BT.numel()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"classification_loss": len(self)}
+
 
 class Classifier(nn.Module):
     """A body with a linear layer to the classes, and a BERT's pooler between."""
@@ -121,8 +129,7 @@ def collate(examples: Sequence[EncodedExample], pad: int) -> ExampleBatch:
         segments[row, example.second : length] = 1
         mask[row, :length] = True
     return ExampleBatch(
-        real_tokens=int(mask.sum()),
-        slots=mask.size,
+        tokens_B=mask.sum(1),
         input_ids_BT=torch.from_numpy(ids),
         segment_ids_BT=torch.from_numpy(segments),
         mask_BT=torch.from_numpy(mask),

@@ -12,16 +12,20 @@ With label smoothing ε the target is (1 − ε) onehot(y) + ε / V instead of o
 keeps the logits from drifting (PaLM's z-loss, Chowdhery et al. 2022, §5); the cap c keeps them
 small (Gemma 2, Riviere et al. 2024, §2).
 
-M scored tokens, R of them at a time, D width, V vocabulary.
+M scored tokens, R of them at a time, D width, V vocabulary, W the vocabulary filled up.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from llmctl.objectives.base import IGNORED
 
@@ -32,6 +36,22 @@ FEW_LOGITS = 1 << 21
 """That many are taken at a time with any number of rows: characters make small tables."""
 ROWS_ELSEWHERE = 4096
 """On an accelerator the memory saved still counts, and each group of rows costs its launches."""
+ROWS_COMPILED = 8192
+"""Compiled, nothing of a group's size is kept but its product and that product's gradient."""
+ALIGNED = 64
+"""Columns of a product that an accelerator's matrix units take at full speed in multiples of."""
+
+_compiled = ContextVar("compiled", default=False)
+
+
+@contextlib.contextmanager
+def compiled_cross_entropy(on: bool) -> Iterator[None]:
+    """Within, on an accelerator, the passes over logits are fused by a compiler if ``on``."""
+    token = _compiled.set(on)
+    try:
+        yield
+    finally:
+        _compiled.reset(token)
 
 
 def linear_cross_entropy(
@@ -54,8 +74,11 @@ def linear_cross_entropy(
     device = hidden_MD.device.type
     low = torch.is_autocast_enabled(device)
     product_type = torch.get_autocast_dtype(device) if low else hidden_MD.dtype
+    loss_function = (
+        _CompiledCrossEntropy if _compiled.get() and device == "cuda" else _LinearCrossEntropy
+    )
     with torch.autocast(device, enabled=False):
-        loss, correct = _LinearCrossEntropy.apply(
+        loss, correct = loss_function.apply(
             hidden_MD,
             weight_VD,
             bias_V,
@@ -154,3 +177,92 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad is not None:
                 grad.mul_(scale)
         return grad_MD, grad_VD, grad_V, None, None, None, None, None, None
+
+
+class _CompiledCrossEntropy(_LinearCrossEntropy):
+    """The same with the passes over a group's logits fused into two."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        labels_M: Tensor,
+        product_type: torch.dtype,
+        cap: float | None,
+        z_weight: float,
+        smoothing: float,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        V = len(weight_VD)
+        low_MD = hidden_MD.to(product_type)
+        low_WD = F.pad(weight_VD.to(product_type), (0, 0, 0, -V % ALIGNED))
+        bias_W = None if bias_V is None else F.pad(bias_V, (0, -V % ALIGNED))
+        loss, correct = hidden_MD.new_zeros((), dtype=torch.float32), labels_M.new_zeros(())
+        grad_V: Tensor | None = None
+        if with_gradient:
+            grad_MD, grad_VD = torch.empty_like(hidden_MD), torch.zeros_like(weight_VD)
+            grad_V = None if bias_V is None else torch.zeros_like(bias_V)
+        groups = max(1, -(-len(labels_M) // ROWS_COMPILED))
+        # All alike: the compiler makes a kernel for each shape.
+        rows = max(1, -(-len(labels_M) // groups))
+        for begin in range(0, len(labels_M), rows):
+            here = slice(begin, begin + rows)
+            low_RD = low_MD[here]
+            part, right, grad_RW = _scored(
+                low_RD @ low_WD.T, bias_W, labels_M[here], V, cap, z_weight, smoothing
+            )
+            loss += part
+            correct += right
+            if with_gradient:
+                grad_MD[here] = grad_RW @ low_WD
+                grad_VD += (grad_RW.T @ low_RD)[:V]
+                if grad_V is not None:
+                    grad_V += grad_RW.sum(0, dtype=torch.float32)[:V]
+        if with_gradient:
+            ctx.save_for_backward(grad_MD, grad_VD, grad_V)
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+
+@torch.compile
+def _scored(
+    product_RW: Tensor,
+    bias_W: Tensor | None,
+    labels_R: Tensor,
+    vocabulary: int,
+    cap: float | None,
+    z_weight: float,
+    smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, correct labels, and the loss's gradient by the product: (R, W), W ≥ V aligned."""
+    column_W = torch.arange(product_RW.shape[1], device=product_RW.device)
+    is_piece_W = column_W < vocabulary
+    z_RW = product_RW.float()
+    if bias_W is not None:
+        z_RW = z_RW + bias_W
+    if cap is not None:
+        tanh_RW = torch.tanh(z_RW / cap)
+        z_RW = cap * tanh_RW
+    z_RW = z_RW.masked_fill(~is_piece_W, -torch.inf)
+    scored_R = labels_R != IGNORED
+    is_label_RW = column_W == labels_R[:, None]
+    # In these words the compiler knows a softmax, whose maximum and sum it takes in one pass.
+    top_R1 = z_RW.amax(1, keepdim=True)
+    sum_R1 = (z_RW - top_R1).exp().sum(1, keepdim=True)
+    log_sum_R = (top_R1 + sum_R1.log())[:, 0]
+    true_R = z_RW.where(is_label_RW, 0.0).sum(1)
+    correct = ((true_R == top_R1[:, 0]) & scored_R).sum()
+    target_R = true_R
+    if smoothing:
+        target_R = torch.lerp(true_R, z_RW.where(is_piece_W, 0.0).sum(1) / vocabulary, smoothing)
+    loss = ((log_sum_R - target_R + z_weight * log_sum_R**2) * scored_R).sum()
+    r_R = 1 + 2 * z_weight * log_sum_R
+    grad_RW = r_R[:, None] * torch.exp(z_RW - log_sum_R[:, None])
+    grad_RW = grad_RW - torch.where(is_label_RW, 1 - smoothing, 0.0)
+    if smoothing:
+        grad_RW = grad_RW - torch.where(is_piece_W, smoothing / vocabulary, 0.0)
+    if cap is not None:
+        grad_RW = grad_RW * (1 - tanh_RW**2)
+    return loss, correct, (grad_RW * scored_R[:, None]).to(product_RW.dtype)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llmctl.models.layers import Texts
 from llmctl.objectives.base import IGNORED, rounded_up
 from llmctl.objectives.causal_lm import CausalBatch
 from llmctl.tokenizers.chat_template import EncodedChat
@@ -68,15 +69,13 @@ def collate(
             positions_BT[place, here] = np.arange(example.slots)
             numbers_BT[place, here] = number
             begin = here.stop
-    same_BTT = numbers_BT[:, :, None] == numbers_BT[:, None, :]
     scored = labels_BT != IGNORED
     return CausalBatch(
-        real_tokens=int((numbers_BT >= 0).sum()),
-        slots=ids_BT.size,
+        tokens_B=(numbers_BT >= 0).sum(1),
         input_ids_BT=torch.from_numpy(ids_BT),
         labels_BT=torch.from_numpy(labels_BT),
-        scored=int(scored.sum()),
-        scored_bytes=int(token_bytes[labels_BT[scored]].sum()),
-        mask_BTT=torch.from_numpy(same_BTT & np.tri(shape[1], dtype=bool)),
+        scored_B=scored.sum(1),
+        bytes_B=(token_bytes[labels_BT.clip(0)] * scored).sum(1),
+        texts=Texts.of(numbers_BT),
         position_ids_BT=torch.from_numpy(positions_BT),
     )

@@ -12,9 +12,9 @@ B rows, T tokens in a row, D width, M masked tokens, S texts (pairs) in the batc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from llmctl.data.chunks import ChunkRefs, Chunks
 from llmctl.data.keyed import integers, key_of, uniform
 from llmctl.data.pairs import TextPair, draw_pairs
 from llmctl.models.bert import Bert, export_tensors, import_tensors
-from llmctl.models.layers import ACTIVATIONS, initialise
+from llmctl.models.layers import ACTIVATIONS, Texts, initialise
 from llmctl.objectives.base import IGNORED, LossParts, Ratio, TensorBatch, rounded_up
 from llmctl.objectives.cross_entropy import linear_cross_entropy
 
@@ -81,8 +81,8 @@ class MaskedBatch(TensorBatch):
     input_ids_BT: Tensor
     segment_ids_BT: Tensor
     position_ids_BT: Tensor
-    mask_BTT: Tensor | None
-    """True where attention stays inside one text; None if every row is one full text."""
+    texts: Texts | None
+    """What attention stays inside of; None if every row is one full text."""
     masked_M: Tensor
     """Flat places (b · T + t) of the tokens to predict."""
     labels_M: Tensor
@@ -90,6 +90,32 @@ class MaskedBatch(TensorBatch):
     """Flat place of each text's [CLS]."""
     next_labels_S: Tensor
     """0 where B follows A, 1 where it is random: Hugging Face's convention."""
+    next_sentence: bool
+    """Whether that is judged."""
+
+    @property
+    def slots(self) -> int:
+        return self.input_ids_BT.numel()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        counts = {"mlm_loss": len(self.labels_M)}
+        return {**counts, "nsp_loss": len(self.next_labels_S)} if self.next_sentence else counts
+
+    def rows(self, begin: int, stop: int) -> Self:
+        T = self.input_ids_BT.shape[1]
+        part: dict[str, Any] = {
+            "tokens_B": self.tokens_B[begin:stop],
+            "input_ids_BT": self.input_ids_BT[begin:stop],
+            "segment_ids_BT": self.segment_ids_BT[begin:stop],
+            "position_ids_BT": self.position_ids_BT[begin:stop],
+            "texts": self.texts and self.texts.rows(begin, stop),
+        }
+        for places, labels in (("masked_M", "labels_M"), ("cls_S", "next_labels_S")):
+            flat = getattr(self, places)  # ascending
+            here = slice(*torch.searchsorted(flat, torch.tensor([begin * T, stop * T])).tolist())
+            part |= {places: flat[here] - begin * T, labels: getattr(self, labels)[here]}
+        return replace(self, **part)
 
 
 class MaskedLM(nn.Module):
@@ -129,7 +155,7 @@ class MaskedLM(nn.Module):
         """Cross-entropy of the hidden tokens and of the pair labels, in nats."""
         assert isinstance(batch, MaskedBatch)
         hidden_BTD = self.body(
-            batch.input_ids_BT, batch.segment_ids_BT, batch.mask_BTT, batch.position_ids_BT
+            batch.input_ids_BT, batch.segment_ids_BT, batch.texts, batch.position_ids_BT
         )
         flat_D = hidden_BTD.flatten(0, 1)
         places_M, labels_M = _in_steps(batch.masked_M, batch.labels_M, MASKED_STEP)
@@ -210,19 +236,18 @@ def collate(
     chosen = choose(ids, special, places, draws, config, vocabulary, seed)
     hidden = hide(ids, chosen, places, draws, config, vocabulary, seed)
     packed = texts.max() > 1 or not texts.all()
-    same_text = torch.from_numpy(texts[:, :, None] == texts[:, None, :]) if packed else None
     flat_chosen = np.flatnonzero(chosen)
     return MaskedBatch(
-        real_tokens=int(np.count_nonzero(texts)),
-        slots=texts.size,
+        tokens_B=np.count_nonzero(texts, axis=1),
         input_ids_BT=torch.from_numpy(hidden),
         segment_ids_BT=torch.from_numpy(segments),
         position_ids_BT=torch.from_numpy(places),
-        mask_BTT=same_text,
+        texts=Texts.of(texts) if packed else None,
         masked_M=torch.from_numpy(flat_chosen),
         labels_M=torch.from_numpy(ids.reshape(-1)[flat_chosen]),
         cls_S=torch.tensor(cls),
         next_labels_S=torch.tensor(labels),
+        next_sentence=config.next_sentence,
     )
 
 

@@ -82,8 +82,21 @@ class Seq2SeqBatch(TensorBatch):
     input_ids_BT: Tensor
     labels_BT: Tensor
     """The next token; IGNORED where there is none."""
-    scored: int
-    """Labels."""
+    scored_B: NDArray[np.int64]
+    """Labels of each row."""
+
+    @property
+    def slots(self) -> int:
+        return self.source_ids_BS.numel() + self.input_ids_BT.numel()
+
+    @property
+    def scored(self) -> int:
+        """Labels."""
+        return int(self.scored_B.sum())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"target_loss": self.scored}
 
 
 class Seq2Seq(nn.Module):
@@ -200,15 +213,13 @@ def collate(pairs: Sequence[Pair]) -> Seq2SeqBatch:
         sources_BS[row, :source] = pair.source
         inputs_BT[row, :target] = pair.target[:-1]
         labels_BT[row, :target] = pair.target[1:]
-    scored = sum(target for _, target in lengths)
     return Seq2SeqBatch(
-        real_tokens=sum(map(sum, lengths)),
-        slots=sources_BS.size + inputs_BT.size,
+        tokens_B=np.asarray([source + target for source, target in lengths]),
         source_ids_BS=torch.from_numpy(sources_BS),
         source_lengths_B=torch.tensor([source for source, _ in lengths]),
         input_ids_BT=torch.from_numpy(inputs_BT),
         labels_BT=torch.from_numpy(labels_BT),
-        scored=scored,
+        scored_B=np.asarray([target for _, target in lengths]),
     )
 
 

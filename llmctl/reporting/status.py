@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from llmctl.reporting.sparkline import sparkline
+from llmctl.reporting.tables import simple_table
 from llmctl.reporting.units import age, count, duration, figure, size
 
 STATE_STYLES = {
@@ -46,26 +46,8 @@ def render_overview(document: dict[str, Any], width: int = WIDE) -> RenderableTy
     return Group(*parts)
 
 
-def _table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        padding=(0, 1, 0, 0),
-    )
-    for heading, justify in columns:
-        table.add_column(
-            heading,
-            justify=justify,  # type: ignore[arg-type]
-            no_wrap=heading != "name",
-            overflow="fold",
-        )
-    return table
-
-
 def _tokenizers(entries: Sequence[dict[str, Any]]) -> Table:
-    table = _table(
+    table = simple_table(
         "tokenizers", [("name", "left"), ("kind", "left"), ("pieces", "right"), ("age", "right")]
     )
     for entry in entries:
@@ -76,7 +58,7 @@ def _tokenizers(entries: Sequence[dict[str, Any]]) -> Table:
 
 
 def _damaged(entries: Sequence[dict[str, str]]) -> Table:
-    table = _table("damaged", [("name", "left"), ("kind", "left"), ("what", "left")])
+    table = simple_table("damaged", [("name", "left"), ("kind", "left"), ("what", "left")])
     table.columns[2].no_wrap = False
     for entry in entries:
         what = Text(f"damaged: {entry['message']}", style=STATE_STYLES["failed"])
@@ -85,7 +67,7 @@ def _damaged(entries: Sequence[dict[str, str]]) -> Table:
 
 
 def _shards(entries: Sequence[dict[str, Any]]) -> Table:
-    table = _table(
+    table = simple_table(
         "shards",
         [
             ("name", "left"), ("tokenizer", "left"), ("documents", "right"), ("tokens", "right"),
@@ -113,7 +95,7 @@ def _runs(entries: Sequence[dict[str, Any]], width: int) -> Table:
     ]  # fmt: skip
     # The curve and the bar are the first to go where there is little room.
     spare = {"curve", "progress"} if width < WIDE else set()
-    table = _table("runs", [column for column in columns if column[0] not in spare])
+    table = simple_table("runs", [column for column in columns if column[0] not in spare])
     for entry in entries:
         left = entry["eta_seconds"]
         speed = entry["tokens_per_second"]
@@ -133,7 +115,7 @@ def _runs(entries: Sequence[dict[str, Any]], width: int) -> Table:
 
 
 def _reports(entries: Sequence[dict[str, Any]]) -> Table:
-    table = _table("reports", [("name", "left"), ("figures", "left"), ("age", "right")])
+    table = simple_table("reports", [("name", "left"), ("figures", "left"), ("age", "right")])
     table.columns[1].no_wrap = False
     for entry in entries:
         figures = "  ".join(

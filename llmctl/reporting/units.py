@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 
 from llmctl.errors import UsageError
 
@@ -71,6 +72,24 @@ def figure(value: float | None, form: str) -> str:
     ('12.3%', '–')
     """
     return format(value, form) if value is not None and math.isfinite(value) else "–"
+
+
+def short(value: float) -> str:
+    """A number to ten figures in the fewest letters, as people write learning rates.
+
+    >>> short(0.0003), short(0.00025), short(0.05), short(200.0), short(12.5)
+    ('3e-4', '2.5e-4', '0.05', '200', '12.5')
+    """
+    plain = f"{value:.10g}"
+    if not math.isfinite(value):
+        return plain
+    sign, digits, exponent = Decimal(plain).normalize().as_tuple()
+    assert isinstance(exponent, int)
+    mantissa = "".join(map(str, digits[:1])) + ("." if len(digits) > 1 else "")
+    mantissa += "".join(map(str, digits[1:]))
+    power = exponent + len(digits) - 1
+    scientific = f"{'-' * sign}{mantissa}e{power}"
+    return scientific if "e" in plain or (power < 0 and len(scientific) < len(plain)) else plain
 
 
 def _scaled(number: float, units: list[str], figures: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import ADAPTER, Machine, StopFlag, run_training
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.lora import additions, merge
-from llmctl.training.trainer import Trainer, evaluate
+from llmctl.training.trainer import Progress, Trainer, evaluate
 from llmctl.workspace.artefacts import (
     Artefact,
     InputRecord,
@@ -71,11 +71,13 @@ def finetune(
     name: str | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
+    command: Sequence[str] | None = None,
 ) -> tuple[Artefact, bool]:
     """Train a model for a task; returns the run, and whether it was finished already.
 
     start: a run's name, a model folder, or ``scratch``: the same network as ``like`` (by default
-    the newest pretrained run) with random weights. data: the task's examples.
+    the newest pretrained run) with random weights. data: the task's examples. command: that goes
+    on with this run, where the one being run does more than that.
     """
     reporter = reporter or Reporter()
     given = _resolve(workspace, start, data, config, like, name, force, reporter)
@@ -98,10 +100,11 @@ def finetune(
         identity=given.identity,
         inputs=given.inputs,
         seed=config.seed,
+        command=command,
     )
 
     def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
-        model = task.build_model().to(machine.device)
+        model = task.build_model()
         held_out = task.held_out_batches()
 
         def validate() -> dict[str, float]:
@@ -111,6 +114,7 @@ def finetune(
                 len(held_out),
                 device=machine.device,
                 precision=machine.precision,
+                world=machine.world,
                 should_stop=stop,
             )
             return task.judged(values)
@@ -128,15 +132,17 @@ def finetune(
             validate=validate if held_out else None,
             eval_every=config.training.eval_every or task.batches_per_epoch,
             patience=config.patience,
-            on_best=lambda step: store.save_best(step, model),
+            keep_best=True,
             compiled=machine.compiled,
+            matrix_flops=machine.matrix_flops,
+            world=machine.world,
             should_stop=stop,
         )
 
-    def export(trainer: Trainer, store: CheckpointStore, folder: Path) -> dict[str, Any]:
-        model = trainer.model
+    def export(model: nn.Module, progress: Progress, folder: Path) -> dict[str, Any]:
         # 0 where nothing was held out: then the last weights are the model.
-        if best_step := trainer.progress.best_step:
+        if best_step := progress.best_step:
+            store = CheckpointStore(folder.parent / "checkpoints", keep=1)
             model.load_state_dict(store.load_best(best_step))
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         added = additions(model)
@@ -161,6 +167,7 @@ def finetune(
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable_parameters": trained,
             "best_step": best_step,
+            **({"criterion": progress.best} if best_step else {}),
             "train_examples": task.train_examples,
             "validation_examples": task.held_out_examples,
         }
@@ -175,6 +182,23 @@ def finetune(
         reporter=reporter,
     )
     return artefact, False
+
+
+def find(
+    workspace: Workspace,
+    start: str,
+    data: Path,
+    config: FinetuneConfig,
+    *,
+    like: str | None,
+    name: str,
+    reporter: Reporter,
+) -> Artefact | None:
+    """The run of a name where this finetuning is begun or done already.
+
+    Raises NameTaken if something else has the name.
+    """
+    return _resolve(workspace, start, data, config, like, name, False, reporter).found
 
 
 def _body_of(model: nn.Module) -> nn.Module:

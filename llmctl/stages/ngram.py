@@ -7,7 +7,7 @@ on from: a run appears when it is done.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,13 +59,37 @@ def resolve(*layers: Mapping[str, Any]) -> NgramRunConfig:
     return build(NgramRunConfig, *layers)
 
 
-def _shards(workspace: Workspace, name: str | None, reporter: Reporter) -> Artefact:
+def shards_of(workspace: Workspace, name: str | None, reporter: Reporter) -> Artefact:
+    """The shards of a name, or the newest that n-grams can be counted on; checked."""
     return choose_shards(
         workspace,
         name,
         reporter,
         suits=lambda tokenizer: tokenizer.boundaries is not None,
         wanted="--arch ngram (their tokenizer needs tokens for a document's start and end)",
+    )
+
+
+def find(
+    workspace: Workspace,
+    config: NgramRunConfig,
+    shards: Artefact,
+    name: str | None,
+    *,
+    force: bool = False,
+    reporter: Reporter,
+) -> tuple[str, Artefact | None]:
+    """The name of an n-gram model's run, and the run if it is there.
+
+    Raises NameTaken if something else has the name, unless ``force``.
+    """
+    return workspace.match(
+        "run",
+        name,
+        f"{config.arch}-{shards.manifest.name}",
+        fingerprint("pretrain", config.identity(), [shards.as_input("shards")]),
+        force=force,
+        note=reporter.note,
     )
 
 
@@ -133,20 +157,12 @@ def train_ngram(
     name: str | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
+    command: Sequence[str] | None = None,
 ) -> tuple[Artefact, bool]:
     """Train an n-gram model on shards; returns the run, and whether it was there already."""
     reporter = reporter or Reporter()
-    shards = _shards(workspace, shards_name, reporter)
-    inputs = [shards.as_input("shards")]
-    identity = config.identity()
-    run_name, found = workspace.match(
-        "run",
-        name,
-        f"{config.arch}-{shards.manifest.name}",
-        fingerprint("pretrain", identity, inputs),
-        force=force,
-        note=reporter.note,
-    )
+    shards = shards_of(workspace, shards_name, reporter)
+    run_name, found = find(workspace, config, shards, name, force=force, reporter=reporter)
     if found is not None:
         return found, True
     manifest = new_manifest(
@@ -154,9 +170,10 @@ def train_ngram(
         run_name,
         stage="pretrain",
         config=config.model_dump(mode="json"),
-        identity=identity,
-        inputs=inputs,
+        identity=config.identity(),
+        inputs=[shards.as_input("shards")],
         seed=None,
+        command=command,
     )
     documents = Documents(shards)
     target = workspace.path("run", run_name)
@@ -229,7 +246,7 @@ def plan(
     workspace: Workspace, config: NgramRunConfig, shards_name: str | None, reporter: Reporter
 ) -> dict[str, Any]:
     """The resolved configuration, and what it will take on this machine."""
-    shards = _shards(workspace, shards_name, reporter)
+    shards = shards_of(workspace, shards_name, reporter)
     documents = Documents(shards)
     blocks = documents.train_blocks()
     tokens = sum(len(block.tokens) - len(block.starts) for block in blocks)

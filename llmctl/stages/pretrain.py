@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
 from llmctl import tokenizers
 from llmctl.config import Config, build
@@ -23,7 +24,7 @@ from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.plan import Plan, make_plan
 from llmctl.training.precision import choose_device, choose_precision
-from llmctl.training.trainer import Trainer, evaluate
+from llmctl.training.trainer import Progress, Trainer, evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace, fingerprint, new_manifest
 
 DEFAULT_PRESET = "mini"
@@ -102,7 +103,8 @@ def resolve(
     return config
 
 
-def _shards(workspace: Workspace, arch: str, name: str | None, reporter: Reporter) -> Artefact:
+def shards_of(workspace: Workspace, arch: str, name: str | None, reporter: Reporter) -> Artefact:
+    """The shards of a name, or the newest that an architecture can learn from; checked."""
     kind = PRETRAINING[ARCHITECTURES[arch].objective]
     return choose_shards(
         workspace,
@@ -110,6 +112,30 @@ def _shards(workspace: Workspace, arch: str, name: str | None, reporter: Reporte
         reporter,
         suits=lambda tokenizer: not kind.missing_roles(tokenizer),
         wanted=f"--arch {arch} (their tokenizer needs tokens for {', '.join(kind.roles)})",
+    )
+
+
+def find(
+    workspace: Workspace,
+    config: PretrainConfig[Any, Any, Any],
+    shards: Artefact,
+    name: str | None,
+    *,
+    force: bool = False,
+    reporter: Reporter,
+) -> tuple[str, Artefact | None]:
+    """The name of a pretraining's run, and the run where it is begun or done already.
+
+    Raises NameTaken if something else has the name, unless ``force``.
+    """
+    return workspace.match(
+        "run",
+        name,
+        f"{config.arch}-{shards.manifest.name}",
+        # The configuration as it was given: the vocabulary's size follows from the shards.
+        fingerprint("pretrain", config.identity(), [shards.as_input("shards")]),
+        force=force,
+        note=reporter.note,
     )
 
 
@@ -154,21 +180,16 @@ def pretrain(
     name: str | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
+    command: Sequence[str] | None = None,
 ) -> tuple[Artefact, bool]:
-    """Train a model on shards; returns the run, and whether it was finished already."""
+    """Train a model on shards; returns the run, and whether it was finished already.
+
+    command: that goes on with this run, where the one being run does more than that.
+    """
     reporter = reporter or Reporter()
-    shards = _shards(workspace, config.arch, shards_name, reporter)
-    inputs = [shards.as_input("shards")]
-    # As it was given: the vocabulary's size follows from the shards.
+    shards = shards_of(workspace, config.arch, shards_name, reporter)
     identity = config.identity()
-    run_name, found = workspace.match(
-        "run",
-        name,
-        f"{config.arch}-{shards.manifest.name}",
-        fingerprint("pretrain", identity, inputs),
-        force=force,
-        note=reporter.note,
-    )
+    run_name, found = find(workspace, config, shards, name, force=force, reporter=reporter)
     if found is not None and found.finished:
         return found, True
     pretraining, config = open_pretraining(shards, config)
@@ -178,15 +199,16 @@ def pretrain(
         stage="pretrain",
         config=config.model_dump(mode="json"),
         identity=identity,
-        inputs=inputs,
+        inputs=[shards.as_input("shards")],
         seed=config.seed,
+        command=command,
     )
 
     def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
         train = pretraining.batches("train", seed=config.seed)
         held_out = pretraining.batches("validation", seed=VALIDATION_SEED)
         total = total_steps(config.training, train)
-        model = pretraining.build_model(config.seed).to(machine.device)
+        model = pretraining.build_model(config.seed)
         # The same few batches each time: made once.
         fixed = [held_out(n) for n in range(min(config.data.eval_batches, held_out.per_epoch))]
         if not fixed:
@@ -199,6 +221,7 @@ def pretrain(
                 len(fixed),
                 device=machine.device,
                 precision=machine.precision,
+                world=machine.world,
                 should_stop=stop,
             )
 
@@ -214,6 +237,8 @@ def pretrain(
             validate=validate if fixed else None,
             eval_every=config.training.eval_every or max(SELDOM, (total or 1000) // LOOKS),
             compiled=machine.compiled,
+            matrix_flops=machine.matrix_flops,
+            world=machine.world,
             should_stop=stop,
         )
 
@@ -222,10 +247,10 @@ def pretrain(
             return config.training.time_limit
         return _estimate(pretraining, config, device, precision).seconds
 
-    def export(trainer: Trainer, store: CheckpointStore, folder: Path) -> dict[str, Any]:
+    def export(model: nn.Module, progress: Progress, folder: Path) -> dict[str, Any]:
         extra = {MAX_LENGTH: config.data.sequence_length}
-        write_model_folder(folder, trainer.model, pretraining.tokenizer, extra)
-        return {"parameters": sum(p.numel() for p in trainer.model.parameters())}
+        write_model_folder(folder, model, pretraining.tokenizer, extra)
+        return {"parameters": sum(p.numel() for p in model.parameters())}
 
     artefact = run_training(
         workspace,
@@ -267,7 +292,7 @@ def plan(
     reporter: Reporter,
 ) -> dict[str, Any]:
     """The resolved configuration, and what it will take on this machine."""
-    shards = _shards(workspace, config.arch, shards_name, reporter)
+    shards = shards_of(workspace, config.arch, shards_name, reporter)
     pretraining, config = open_pretraining(shards, config)
     device = choose_device(config.training.device)
     precision = choose_precision(config.training.precision, device)

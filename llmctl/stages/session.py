@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 
-from llmctl.errors import DivergedError, Interrupted, UsageError
+from llmctl.errors import DivergedError, InputError, Interrupted, ResourceError, UsageError
 from llmctl.stages.reporter import Reporter
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
-from llmctl.training.precision import choose_compile, choose_device, choose_precision
-from llmctl.training.trainer import NOT_FINITE, Trainer
+from llmctl.training.distributed import World, joined
+from llmctl.training.precision import (
+    choose_compile,
+    choose_device,
+    choose_precision,
+    matrix_rate,
+)
+from llmctl.training.trainer import NOT_FINITE, Progress, Trainer
 from llmctl.workspace.artefacts import (
     Artefact,
     Manifest,
@@ -30,7 +39,7 @@ from llmctl.workspace.artefacts import (
 )
 from llmctl.workspace.files import clear_leftovers, published_folder
 from llmctl.workspace.locks import writer_lock
-from llmctl.workspace.runs import RunRecorder, read_metrics, resume_command
+from llmctl.workspace.runs import RunRecorder, SilentRecorder, read_metrics, resume_command
 
 MODEL, ADAPTER = "model", "adapter"
 """Folders of a run: what was trained, and what LoRA added to it."""
@@ -43,6 +52,17 @@ class Machine:
     device: torch.device
     precision: str
     compiled: bool
+    world: World
+    """The processes that train together."""
+
+    @property
+    def matrix_flops(self) -> float:
+        """Operations a second of its matrix products, measured; of this process's share."""
+        dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
+        return matrix_rate(self.device, dtype)
+
+
+PASSED_ON_SECONDS = 0.5 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
 
 
 class StopFlag:
@@ -51,6 +71,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._since = -math.inf
         self.raised: Interrupted | None = None
         """What stopped at once: on its way through a library it may have become another error."""
         self._worth_saving = False
@@ -60,8 +81,11 @@ class StopFlag:
         return self.signal_number is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
+        # What a terminal sends to all of a job's processes torchrun passes on to its own once more.
+        if number == self.signal_number and time.monotonic() - self._since < PASSED_ON_SECONDS:
+            return
         second = self.signal_number is not None
-        self.signal_number = number
+        self.signal_number, self._since = number, time.monotonic()
         if second:
             self.raised = Interrupted("stopped at once by a second signal", number)
         elif not self._worth_saving:
@@ -100,13 +124,13 @@ def run_training(
     config: TrainingConfig,
     *,
     prepare: Callable[[Machine, CheckpointStore, StopFlag], Trainer],
-    export: Callable[[Trainer, CheckpointStore, Path], dict[str, Any]],
+    export: Callable[[nn.Module, Progress, Path], dict[str, Any]],
     reporter: Reporter,
     expected_seconds: Callable[[torch.device, str], float | None] = lambda device, precision: None,
 ) -> Artefact:
     """Train a run to its end: start it, or go on from its newest whole checkpoint.
 
-    prepare: builds the trainer. export: writes the model folder and returns figures for the
+    prepare: builds the trainer. export: writes the folder of a model and returns figures for the
     manifest's summary. expected_seconds: of the training, by device and precision; None where
     its shapes are no good to compile for. Raises Interrupted after the checkpoint that a signal
     asks for.
@@ -117,11 +141,14 @@ def run_training(
     folder = workspace.path(manifest.kind, manifest.name)
     store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
     with (
-        writer_lock(folder),
+        joined() as world,
+        writer_lock(folder) if world.is_main else contextlib.nullcontext(),
         store,
         stop_on_signals() as stop,
         torch.random.fork_rng(devices=[]),
     ):
+        # Before anything is written, so that all have found the same.
+        _check_all_see(folder, existing, world)
         if existing is None:
             device = choose_device(config.device)
             precision = choose_precision(config.precision, device)
@@ -129,35 +156,48 @@ def run_training(
             if config.compile == "auto":
                 seconds = expected_seconds(device, precision)
             compiled = choose_compile(config.compile, device, seconds)
-            machine = Machine(device, precision, compiled)
+            machine = _agreed(Machine(device, precision, compiled, world))
             summary = {
                 "device": device.type,
                 "precision": machine.precision,
-                "compiled": compiled,
+                "compiled": machine.compiled,
+                "processes": world.size,
                 "threads": torch.get_num_threads(),
                 "cpu": torch.backends.cpu.get_cpu_capability(),
             }
             manifest = manifest.model_copy(update={"summary": summary})
             trainer = prepare(machine, store, stop)
-            with published_folder(folder) as hidden:
-                write_manifest(hidden, manifest)
-            recorder = RunRecorder(folder)
+            if world.is_main:
+                with published_folder(folder) as hidden:
+                    write_manifest(hidden, manifest)
+            world.wait()
         else:
-            clear_leftovers(folder)
-            store.clear_leftovers()
+            if world.is_main:
+                clear_leftovers(folder)
+                store.clear_leftovers()
             manifest = existing.manifest
-            machine = _same_machine(manifest, reporter)
-            recorder = RunRecorder(folder)
-            recorder.update(state="running", message=None)
+            machine = _same_machine(manifest, world, reporter)
+        recorder = RunRecorder(folder) if world.is_main else SilentRecorder(folder)
         try:
             if existing is not None:
+                recorder.update(state="running", message=None)
                 trainer = prepare(machine, store, stop)
-            _train(folder, manifest, trainer, store, recorder, stop, export, reporter)
+            try:
+                _train(folder, manifest, trainer, store, recorder, stop, export, reporter)
+            finally:
+                trainer.close()
         except BaseException as error:
-            cause = stop.raised or error
+            lost = _lost_process(error, world)
+            cause = stop.raised or lost or error
             state = "interrupted" if isinstance(cause, Interrupted) else "failed"
             with contextlib.suppress(OSError):
-                recorder.update(state=state, message=str(cause) or type(cause).__name__)
+                recorder.update(
+                    state=state,
+                    message=str(cause) or type(cause).__name__,
+                    exit_code=getattr(cause, "exit_code", 1),
+                )
+            if lost is not None and cause is lost:
+                raise lost from error
             raise
     return workspace.get(manifest.kind, manifest.name)
 
@@ -169,9 +209,10 @@ def _train(
     store: CheckpointStore,
     recorder: RunRecorder,
     stop: StopFlag,
-    export: Callable[[Trainer, CheckpointStore, Path], dict[str, Any]],
+    export: Callable[[nn.Module, Progress, Path], dict[str, Any]],
     reporter: Reporter,
 ) -> None:
+    world = trainer.world
     checkpoint = store.load_newest(reporter.note)
     if checkpoint is not None:
         trainer.restore(checkpoint)
@@ -215,8 +256,12 @@ def _train(
             f"run {manifest.name} ended with a validation loss of {last['loss']}, so no model is "
             "written; train again with --force and a lower training.learning_rate"
         )
+    model = trainer.whole_model()
+    if model is None:
+        world.wait()
+        return
     with published_folder(folder / MODEL) as model_folder:
-        figures = export(trainer, store, model_folder)
+        figures = export(model, trainer.progress, model_folder)
     kept = _validation(folder, figures.get("best_step"))
     files = {
         f"{part}/{name}": record
@@ -237,6 +282,7 @@ def _train(
         manifest.model_copy(update={"finished": now(), "files": files, "summary": summary}),
     )
     recorder.update(state="finished", step=trainer.progress.step, share_done=1.0)
+    world.wait()
 
 
 def _validation(folder: Path, step: int | None = None) -> dict[str, float]:
@@ -250,7 +296,41 @@ def _validation(folder: Path, step: int | None = None) -> dict[str, float]:
     return {k: v for k, v in looks[-1].items() if k not in ("kind", "step")} if looks else {}
 
 
-def _same_machine(manifest: Manifest, reporter: Reporter) -> Machine:
+def _check_all_see(folder: Path, existing: Artefact | None, world: World) -> None:
+    """Raises InputError unless all processes have found the same run, or none."""
+    found = world.total([float(existing is not None)])[0]
+    if found not in (0, world.size):
+        raise InputError(
+            f"{folder} is there for {found:.0f} of {world.size} processes: the workspace must lie "
+            "on a file system that all machines share"
+        )
+
+
+def _lost_process(error: BaseException, world: World) -> ResourceError | None:
+    """What to say where the others can't be reached any more; None if it is something else."""
+    if world.size == 1 or not isinstance(error, RuntimeError):
+        return None
+    signs = ("connection closed by peer", "connection reset", "timed out", "nccl", "gloo")
+    if not any(sign in str(error).lower() for sign in signs):
+        return None
+    return ResourceError(
+        f"process {world.rank} lost the others of this training ({str(error).splitlines()[0]}); "
+        "run the command again, it goes on from the last checkpoint"
+    )
+
+
+def _agreed(machine: Machine) -> Machine:
+    """The same choices on all processes: bf16, and compiling, where all would choose it."""
+    precision, compiled, world = machine.precision, machine.compiled, machine.world
+    low = world.least(int(precision != "fp32"))
+    return replace(
+        machine,
+        precision=precision if low else "fp32",
+        compiled=bool(world.least(int(compiled))),
+    )
+
+
+def _same_machine(manifest: Manifest, world: World, reporter: Reporter) -> Machine:
     """Where a run goes on: as it was begun. Raises UsageError if that device isn't here."""
     begun_on = manifest.summary["device"]
     try:
@@ -261,6 +341,7 @@ def _same_machine(manifest: Manifest, reporter: Reporter) -> Machine:
             "where it was begun, or begin again with --force"
         ) from None
     here = {
+        "processes": world.size,
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
     }
@@ -278,4 +359,4 @@ def _same_machine(manifest: Manifest, reporter: Reporter) -> Machine:
             "may differ in the last bits from a run that never stopped"
         )
     compiled = choose_compile("on", device, None) if manifest.summary.get("compiled") else False
-    return Machine(device, manifest.summary["precision"], compiled)
+    return Machine(device, manifest.summary["precision"], compiled, world)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from llmctl.errors import DivergedError, InputError, Interrupted
 from llmctl.training.background import BackgroundWriter
+from llmctl.training.distributed import shared_like
 from llmctl.workspace.artefacts import FileRecord, describe_files, verify_files
 from llmctl.workspace.files import (
     clear_leftovers,
@@ -92,8 +93,8 @@ class CheckpointStore:
     def save(
         self,
         step: int,
-        model: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        model: Mapping[str, Tensor],
+        optimiser: Mapping[str, Tensor],
         state: Mapping[str, Any],
         *,
         wait: bool = True,
@@ -106,14 +107,13 @@ class CheckpointStore:
         """
         self.wait()
         parts = {
-            MODEL: self._copied(MODEL, model.state_dict()),
-            OPTIMISER: self._copied(OPTIMISER, optimiser_tensors(model, optimiser)),
+            MODEL: self._copied(MODEL, model),
+            OPTIMISER: self._copied(OPTIMISER, optimiser),
         }
         kept_state = {"step": step, **copy.deepcopy(dict(state))}
-        weights = [parts[MODEL][name] for name, _ in model.named_parameters()]
 
         def write() -> None:
-            if not all(bool(torch.isfinite(weight).all()) for weight in weights):
+            if not all(bool(torch.isfinite(value).all()) for value in parts[MODEL].values()):
                 raise DivergedError(
                     f"step {step}: weights are not finite, so no checkpoint is written; the last "
                     "one is from before, lower training.learning_rate"
@@ -125,10 +125,10 @@ class CheckpointStore:
         if wait:
             self.wait()
 
-    def save_best(self, step: int, model: nn.Module) -> None:
+    def save_best(self, step: int, model: Mapping[str, Tensor]) -> None:
         """Write weights that are the best so far, without waiting for the disk."""
         self.wait()
-        parts = {MODEL: self._copied(MODEL, model.state_dict())}
+        parts = {MODEL: self._copied(MODEL, model)}
         self._writer.submit(lambda: self._write(self._path(step, "best"), parts))
 
     def wait(self) -> None:
@@ -261,4 +261,4 @@ def restore_optimiser(
         parameter_name, _, key = name.rpartition("/")
         parameter = parameters[parameter_name]
         # A fused optimiser wants its step counter where the parameter is.
-        optimiser.state[parameter][key] = value.to(parameter.device)
+        optimiser.state[parameter][key] = shared_like(value.to(parameter.device), parameter)

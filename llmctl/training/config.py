@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from llmctl.config import NOT_IDENTITY, Config, Seconds
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp8"]
 
 
 class TrainingConfig(Config):
@@ -22,7 +22,12 @@ class TrainingConfig(Config):
     """Seconds of wall clock (``10m``, ``1h30m``); the learning rate decays to zero by then. Such a
     run does as many steps as the machine manages, so it can't be repeated to the bit."""
     batch_size: int = Field(32, ge=1)
-    """Rows in a step: sequences in pretraining, examples in finetuning."""
+    """Rows in a step, over all processes: sequences in pretraining, examples in finetuning."""
+    micro_batch: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        0, json_schema_extra=NOT_IDENTITY
+    )
+    """Rows that a process takes at a time, adding up gradients until its part of the batch is done:
+    less memory, the same result. 0: all at once; auto: as many as fit."""
     optimiser: Literal["adamw", "muon"] = "adamw"
     """muon: for the blocks' matrices, with AdamW for the rest."""
     learning_rate: float = Field(0.0, ge=0)
@@ -54,10 +59,19 @@ class TrainingConfig(Config):
     """A step whose gradient is this many times the usual norm or more is left out: its batch
     would throw training back. 0: never. The usual norm is a running mean; 10 is cautious."""
     precision: Precision = "auto"
-    """auto: bf16 where a measurement on this machine finds it clearly faster, else fp32."""
+    """auto: bf16 where a measurement on this machine finds it clearly faster, else fp32. fp8: bf16
+    with the blocks' matrix products in eight bits; for GPUs that have them (Hopper, Ada)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Make kernels for this very model (torch.compile), which takes up to a minute before the first
     step. auto: where training is long enough to win it back, and a compiler is there."""
+    parallel: Literal["ddp", "fsdp", "hybrid"] = Field("ddp", json_schema_extra=NOT_IDENTITY)
+    """How several processes share the model: ddp, each has it whole; fsdp, each holds a share of
+    every weight, for models that don't fit; hybrid: shares within a machine, copies across."""
+    cpu_offload: bool = Field(False, json_schema_extra=NOT_IDENTITY)
+    """With fsdp: shares wait in the processor's memory, and the optimiser runs there."""
+    activation_checkpointing: bool = Field(False, json_schema_extra=NOT_IDENTITY)
+    """Keep each block's input alone for the backward pass and compute the block again there: a
+    third slower, a fraction of the memory."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: the accelerator if there is one."""
     log_every: int = Field(10, ge=1, json_schema_extra=NOT_IDENTITY)

@@ -1,4 +1,4 @@
-"""The process's memory between steps.
+"""The memory of a training: how much there is, and what fits.
 
 Every step frees what it allocated. By default glibc hands large blocks back to the system at once,
 and the next step pays a page fault for each of the same pages: 15 % of a small model's step.
@@ -7,7 +7,13 @@ and the next step pays a page fault for each of the same pages: 15 % of a small 
 from __future__ import annotations
 
 import ctypes
+import gc
+import resource
 import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """mallopt(3)'s names for its parameters."""
@@ -24,3 +30,110 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, LARGEST_BLOCK)
         mallopt(TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes that this process has needed at most: of an accelerator, else of the machine."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whichever device."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def largest_part(
+    trial: Callable[[int], None], rows: int, device: torch.device, model: nn.Module
+) -> int:
+    """How many rows, up to ``rows``, a pass forward and back has room for; 0 if not one.
+
+    trial: such a pass over so many rows, with nothing kept. On a GPU they are tried. A processor's
+    memory has no such end: the system kills whoever takes too much. There what a row keeps for the
+    backward pass is measured, and compared with what is free.
+    """
+    if device.type != "cuda":
+        if _runs_out(lambda: trial(1), device, model):
+            return 0
+        # The weights are kept too, once: the second row shows what a row takes.
+        per_row = kept_for_backward(lambda: trial(min(rows, 2))) - (
+            kept_for_backward(lambda: trial(1)) if rows > 1 else 0
+        )
+        state = sum(4 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        fits = int((SHARE_OF_FREE * _free_memory() - state) // max(per_row, 1))
+        rows = max(1, min(rows, fits))
+    low, high = 0, rows
+    while low < high:
+        middle = high if low == 0 and high == rows else -(-(low + high) // 2)
+        if _runs_out(lambda middle=middle: trial(middle), device, model):  # type: ignore[misc]
+            high = middle - 1
+        else:
+            low = middle
+    return low
+
+
+SHARE_OF_FREE = 0.7
+"""Of a machine's free memory; the rest is for what others take meanwhile."""
+
+
+def _runs_out(attempt: Callable[[], None], device: torch.device, model: nn.Module) -> bool:
+    """Whether memory ran out, with the gradients and the optimiser's state beside."""
+    gc.collect()
+    try:
+        beside = (
+            [torch.empty(3, *p.shape, device=device) for p in model.parameters() if p.requires_grad]
+            if device.type == "cuda"
+            else None
+        )
+        attempt()
+        del beside
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return True
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return False
+
+
+def kept_for_backward(attempt: Callable[[], None]) -> int:
+    """Bytes that a forward pass keeps for the backward pass."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        attempt()
+    return sum(kept.values())
+
+
+def _free_memory() -> int:
+    """Bytes that the machine, or the container around this process, has left."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":") for line in file)
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return sys.maxsize
+    for limit, used in CONTAINER_FILES:
+        try:
+            with open(limit, encoding="ascii") as most, open(used, encoding="ascii") as taken:
+                free = min(free, int(most.read()) - int(taken.read()))
+        except (OSError, ValueError):  # no such limit
+            continue
+    return free
+
+
+CONTAINER_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)

@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from llmctl.training.distributed import shared_like, whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Jordan's: singular values come to between 0.7 and 1.2 in few steps, which is near enough."""
@@ -76,6 +79,9 @@ class Muon(torch.optim.AdamW):
             state["momentum"].lerp_(weight.grad, 1 - self.momentum)
             update = weight.grad.lerp(state["momentum"], self.momentum)  # Nesterov's
             sizes = fused_parts(weight)
+            if isinstance(weight, DTensor):  # a share has no directions of its own
+                self._update_shared(group, weight, whole(update), sizes)
+                continue
             for piece, target in zip(update.split(sizes), weight.split(sizes), strict=True):
                 parts.setdefault(piece.shape, []).append((piece, target))
         for (rows, columns), pairs in parts.items():
@@ -83,8 +89,25 @@ class Muon(torch.optim.AdamW):
             updates_Pmn = orthogonalised(updates_Pmn, self._product_type)
             targets = [target for _, target in pairs]
             torch._foreach_mul_(targets, 1 - group["lr"] * group["weight_decay"])
-            scale = group["lr"] * max(1.0, rows / columns) ** 0.5
-            torch._foreach_add_(targets, list(updates_Pmn), alpha=-scale)
+            torch._foreach_add_(
+                targets, list(updates_Pmn), alpha=-group["lr"] * _size(rows, columns)
+            )
+
+    def _update_shared(
+        self, group: dict[str, Any], weight: DTensor, update: Tensor, sizes: list[int]
+    ) -> None:
+        """The same for a matrix of which each process has a share: all make the whole update."""
+        pieces = [
+            orthogonalised(piece[None], self._product_type)[0] * _size(*piece.shape)
+            for piece in update.split(sizes)
+        ]
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        weight.add_(shared_like(torch.cat(pieces), weight), alpha=-group["lr"])
+
+
+def _size(rows: int, columns: int) -> float:
+    """√max(1, m/n): a step moves the outputs of tall matrices as much as those of others."""
+    return max(1.0, rows / columns) ** 0.5
 
 
 def fused_parts(weight: Tensor) -> list[int]:

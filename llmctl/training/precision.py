@@ -77,11 +77,24 @@ def matrix_rate(
 
 
 def choose_precision(requested: str, device: torch.device) -> str:
-    """``fp32`` or ``bf16`` for a ``training.precision`` value."""
+    """``fp32``, ``bf16`` or ``fp8`` for a ``training.precision`` value.
+
+    Raises UsageError for fp8 where no unit computes it.
+    """
+    if requested == "fp8" and not has_float8(device):
+        raise UsageError(
+            "training.precision fp8 needs a GPU with eight-bit matrix units (Hopper, Ada or "
+            "later); use bf16 or auto"
+        )
     if requested != "auto":
         return requested
     gain = matrix_rate(device, torch.bfloat16) / matrix_rate(device, torch.float32)
     return "bf16" if gain >= CLEARLY_FASTER else "fp32"
+
+
+def has_float8(device: torch.device) -> bool:
+    """Whether a device multiplies matrices of eight-bit numbers."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def choose_compile(requested: str, device: torch.device, expected_seconds: float | None) -> bool:

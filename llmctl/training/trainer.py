@@ -3,24 +3,50 @@
 It prints and writes nothing but checkpoints: stages record what it yields and commands draw it.
 Batch N and every random draw in step N are functions of (seed, N), so a run that goes on from a
 checkpoint does exactly what an uninterrupted one does.
+
+A batch is divided by rows among the processes, and by each into parts that fit its memory. Every
+part's losses are divided by the count of the whole batch, so the sum of the parts' gradients is
+the batch's, however it was divided.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from llmctl.data.keyed import key_of
-from llmctl.errors import DivergedError
-from llmctl.objectives.base import LossParts, Objective, Ratio, TensorBatch
-from llmctl.training.checkpoints import Checkpoint, CheckpointStore, restore_optimiser
+from llmctl.errors import DivergedError, ResourceError
+from llmctl.objectives.base import Objective, TensorBatch
+from llmctl.objectives.cross_entropy import compiled_cross_entropy
+from llmctl.training.checkpoints import (
+    Checkpoint,
+    CheckpointStore,
+    optimiser_tensors,
+    restore_optimiser,
+)
 from llmctl.training.config import TrainingConfig
+from llmctl.training.distributed import (
+    ALONE,
+    LossModule,
+    World,
+    distribute,
+    recompute_activations,
+    shared_like,
+    whole,
+)
+from llmctl.training.float8 import use_float8
+from llmctl.training.memory import largest_part, out_of_memory, peak_memory
 from llmctl.training.optimiser import build_optimiser, set_learning_rate
 from llmctl.training.precision import autocast
 from llmctl.training.schedules import share_of_peak
@@ -76,22 +102,41 @@ class LookStopped(Exception):
     """A validation was cut short by a stop."""
 
 
+@dataclass(frozen=True)
+class _Work:
+    """A batch as one process takes it."""
+
+    parts: list[tuple[int, TensorBatch]]
+    """Each with the number of its first row in the batch."""
+    weight: float
+    """0 where there were too few rows for all: such a process takes part with one that counts
+    nothing."""
+    counts: dict[str, int]
+    """Of the whole batch: what its losses are divided by."""
+    real_tokens: int
+    slots: int
+
+
 class _Speed:
     """Tokens and seconds of some steps; validation and checkpoints are not counted."""
 
     def __init__(self) -> None:
         self._tokens, self._slots, self._seconds = 0, 0, 0.0
 
-    def add(self, batch: TensorBatch, seconds: float) -> None:
-        self._tokens += batch.real_tokens
-        self._slots += batch.slots
+    def add(self, work: _Work, seconds: float) -> None:
+        self._tokens += work.real_tokens
+        self._slots += work.slots
         self._seconds += seconds
 
-    def figures(self) -> dict[str, float]:
-        return {
+    def figures(self, flops_per_slot: float | None, peak_flops: float) -> dict[str, float]:
+        figures = {
             "tokens_per_second": self._tokens / self._seconds,
             "padding": 1.0 - self._tokens / self._slots,
         }
+        if flops_per_slot is not None:
+            done = flops_per_slot * self._slots / self._seconds
+            figures["utilisation"] = done / peak_flops
+        return figures
 
 
 class Trainer:
@@ -111,26 +156,40 @@ class Trainer:
         validate: Callable[[], dict[str, float]] | None = None,
         eval_every: int = 0,
         patience: int = 0,
-        on_best: Callable[[int], None] | None = None,
+        keep_best: bool = False,
         rate_scale: dict[str, float] | None = None,
         compiled: bool = False,
+        matrix_flops: float | None = None,
+        world: World = ALONE,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """total_steps: None if only the time limits the run. patience: validations after the
         warm-up that better neither the criterion nor the loss before an early stop; 0: never.
-        on_best: called at each new best. compiled: make kernels for the model's body."""
+        keep_best: keep the weights that were the best at a validation. compiled: make kernels for
+        the model's body. matrix_flops: a second, of this process's device, to tell how much of it
+        is used."""
         self.model, self._batches, self.config = model, batches, config
         self.total_steps, self._seed = total_steps, seed
         self._device, self._precision, self._store = device, precision, store
         self._validate, self._eval_every = validate, eval_every
-        self._patience, self._on_best = patience, on_best
+        self._patience, self._keep_best = patience, keep_best
         self._should_stop = should_stop
+        self._compiled, self._matrix_flops, self.world = compiled, matrix_flops, world
+        if precision == "fp8":
+            use_float8(model)
+        if config.activation_checkpointing:
+            recompute_activations(model)
+        # A model whose weights are shared out is written in one piece.
+        shared = config.parallel != "ddp" and world.is_main
+        self._plain = copy.deepcopy(model) if shared else None
+        self._loss = distribute(model, config, world, device)
+        self._micro_batch = config.micro_batch if isinstance(config.micro_batch, int) else 0
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = build_optimiser(
             model.named_parameters(),
             config,
             rate_scale=rate_scale,
-            product_type=torch.bfloat16 if precision == "bf16" else torch.float32,
+            product_type=torch.float32 if precision == "fp32" else torch.bfloat16,
         )
         if compiled:
             body: nn.Module = model.body  # type: ignore[assignment]
@@ -139,9 +198,19 @@ class Trainer:
         self._skipped = 0
         """Steps in a row without a finite gradient, up to now."""
 
+    def close(self) -> None:
+        """Let go of what ties this process to the others; they can't be reached afterwards.
+
+        A wrapper that outlived its group of processes would wait for ever for its threads.
+        """
+        self._loss = LossModule(self.model)
+        gc.collect()
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
-        self.model.load_state_dict(checkpoint.model)
+        own = self.model.state_dict()
+        given = {k: shared_like(v, own[k]) if k in own else v for k, v in checkpoint.model.items()}
+        self.model.load_state_dict(given)
         restore_optimiser(self.model, self.optimiser, checkpoint.optimiser)
         known = Progress.__dataclass_fields__
         self.progress = Progress(**{k: v for k, v in checkpoint.state.items() if k in known})
@@ -150,11 +219,12 @@ class Trainer:
         """Train to the end, or until ``should_stop``; yields what happens.
 
         Raises DivergedError after several steps in a row without a finite gradient, and where the
-        validation loss or the last gradient is not finite; nothing is saved then.
+        validation loss or the last gradient is not finite; nothing is saved then. Raises
+        ResourceError where memory runs out, naming the largest part of a batch that fits.
         """
         progress, config = self.progress, self.config
         begun = time.perf_counter() - progress.elapsed
-        saved_at, saved_step = time.perf_counter(), progress.step
+        saved_at, saved_step = progress.elapsed, progress.step
         speed = _Speed()
         self.model.train()
         if progress.look_due:
@@ -163,34 +233,38 @@ class Trainer:
                 yield Record("stopped", progress.step)
                 return
             progress.ended = progress.ended or self._stale()
+        flops_per_slot = self._prepare()
         with ThreadPoolExecutor(1) as background:
-            upcoming = background.submit(self._batches, progress.step)
+            upcoming = background.submit(self._work, progress.step)
             while not self._done():
                 started = time.perf_counter()
-                batch = upcoming.result().to(self._device)
-                upcoming = background.submit(self._batches, progress.step + 1)
+                work = upcoming.result()
+                upcoming = background.submit(self._work, progress.step + 1)
                 share = share_of_peak(
                     self.share_done(), config.warmup, config.schedule, config.decay
                 )
-                parts, norm, taken = self._step(batch, share)
-                speed.add(batch, time.perf_counter() - started)
+                sums, norm, taken = self._step(work, share)
+                now = time.perf_counter()
+                speed.add(work, now - started)
                 progress.step += 1
-                progress.elapsed = time.perf_counter() - begun
-                progress.tokens += batch.real_tokens
+                stop, progress.elapsed, sums = self._agree(now - begun, sums)
+                progress.tokens += work.real_tokens
                 last = self._done()
                 if taken:
                     self._skipped = 0
-                    self._accumulate(parts, norm)
+                    self._accumulate(sums, norm)
                 elif math.isfinite(norm):
                     yield Record("skipped", progress.step, {"gradient_norm": norm})
                 else:
                     yield self._skip(norm, last)
                 if progress.window and (progress.step % config.log_every == 0 or last):
+                    peak = (self._matrix_flops or math.nan) * self.world.size
                     figures = {
                         **self._drain(),
                         "learning_rate": config.learning_rate * share,
                         "tokens": progress.tokens,
-                        **speed.figures(),
+                        **speed.figures(flops_per_slot, peak),
+                        "memory_bytes": peak_memory(self._device),
                         "elapsed": progress.elapsed,
                     }
                     speed = _Speed()
@@ -202,19 +276,17 @@ class Trainer:
                     yield from self._look_if_due()
                     last = last or self._stale()
                 progress.ended = last
-                stop = self._should_stop()
+                # One process alone needs not wait for the next step to heed a signal.
+                stop = stop or (self.world.size == 1 and self._should_stop())
                 due = (
                     progress.step % config.checkpoint_every == 0
                     if config.checkpoint_every
-                    else time.perf_counter() - saved_at >= config.checkpoint_seconds
+                    else progress.elapsed - saved_at >= config.checkpoint_seconds
                 )
                 # What led to a gradient that is not finite must not replace a good checkpoint.
                 if (stop or due or last) and saved_step != progress.step and not self._skipped:
-                    state = dict(vars(progress))
-                    self._store.save(
-                        progress.step, self.model, self.optimiser, state, wait=stop or last
-                    )
-                    saved_at, saved_step = time.perf_counter(), progress.step
+                    self._save(wait=stop or last)
+                    saved_at, saved_step = progress.elapsed, progress.step
                     yield Record("checkpoint", progress.step)
                 if last and not progress.look_due:
                     break
@@ -223,6 +295,90 @@ class Trainer:
                     yield Record("stopped", progress.step)
                     return
         yield Record("finished", progress.step)
+
+    def whole_model(self) -> nn.Module | None:
+        """The model as it is, in one piece, for the main process; the others get None. All must
+        call it."""
+        weights = self._weights()
+        if not self.world.is_main:
+            return None
+        if self._plain is None:
+            return self.model
+        self._plain.load_state_dict(weights)
+        return self._plain
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: whole(value) for name, value in self.model.state_dict().items()}
+
+    def _save(self, wait: bool) -> None:
+        model = self._weights()
+        moments = optimiser_tensors(self.model, self.optimiser)
+        optimiser = {name: whole(value) for name, value in moments.items()}
+        if self.world.is_main:
+            state = dict(vars(self.progress))
+            self._store.save(self.progress.step, model, optimiser, state, wait=wait)
+
+    def _prepare(self) -> float | None:
+        """Before the first step: settle the micro-batch, and count the operations of a slot."""
+        if self.config.micro_batch != "auto" and self._matrix_flops is None:
+            return None
+        batch = self._batches(self.progress.step)
+        if self.config.micro_batch == "auto":
+            own = max(1, -(-len(batch) // self.world.size))
+            fits = largest_part(
+                lambda rows: self._trial(batch, rows), own, self._device, self.model
+            )
+            self._micro_batch = self.world.least(fits)
+            if not self._micro_batch:
+                raise ResourceError(
+                    "out of memory: not even one row of a batch fits; take a smaller model, "
+                    "shorter rows or training.activation_checkpointing=true"
+                )
+        if self._matrix_flops is None:
+            return None
+        part = batch.rows(0, 1)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            self._trial(batch, 1)
+        return counter.get_total_flops() / part.slots
+
+    def _trial(self, batch: TensorBatch, rows: int) -> None:
+        """A forward and a backward pass over a batch's first rows, with nothing kept."""
+        part = batch.rows(0, rows).to(self._device)
+        objective: Objective = self.model  # type: ignore[assignment]
+        # Kernels for this shape would be made for nothing.
+        with torch.compiler.set_stance("force_eager"), autocast(self._device, self._precision):
+            total = objective.loss(part).total
+        torch.autograd.grad(total, self._parameters, allow_unused=True)
+
+    def _work(self, step: int) -> _Work:
+        """This process's part of a batch; made in the background."""
+        batch = self._batches(step)
+        rows, world = len(batch), self.world
+        begin, stop = (rows * n // world.size for n in (world.rank, world.rank + 1))
+        weight = 1.0
+        if begin == stop:  # too few rows for all
+            begin, stop, weight = 0, 1, 0.0
+        number = -(-(stop - begin) // (self._micro_batch or stop - begin))
+        edges = [begin + (stop - begin) * n // number for n in range(number + 1)]
+        parts = [
+            (first, batch if (first, end) == (0, rows) else batch.rows(first, end))
+            for first, end in pairwise(edges)
+        ]
+        if self._device.type == "cuda":
+            parts = [(first, part.pin_memory()) for first, part in parts]
+        return _Work(parts, weight, batch.counts, batch.real_tokens, batch.slots)
+
+    def _agree(
+        self, elapsed: float, sums: dict[str, list[float]]
+    ) -> tuple[bool, float, dict[str, list[float]]]:
+        """Whether to stop, the main process's clock, and sums over all processes."""
+        stop = self._should_stop()
+        if self.world.size == 1:
+            return stop, elapsed, sums
+        own = [float(stop), elapsed if self.world.is_main else 0.0]
+        stops, elapsed, *flat = self.world.total([*own, *chain.from_iterable(sums.values())])
+        return stops > 0, elapsed, dict(zip(sums, map(list, batched_pairs(flat)), strict=True))
 
     def _skip(self, norm: float, last: bool) -> Record:
         """Note a step without a finite gradient. Raises DivergedError if there were too many."""
@@ -234,23 +390,98 @@ class Trainer:
             )
         return Record("skipped", self.progress.step, {"gradient_norm": norm})
 
-    def _step(self, batch: TensorBatch, share: float) -> tuple[LossParts, float, bool]:
-        """Forward, backward, update; returns the gradient's norm and whether the update was made:
-        not if the gradient is not finite, nor if it is a spike."""
-        # Dropout draws from the global generator: tie it to the step, so that there is no state.
-        torch.manual_seed(key_of(self._seed, "step", self.progress.step))
+    def _step(self, work: _Work, share: float) -> tuple[dict[str, list[float]], float, bool]:
+        """Forward, backward, update; returns the sums and counts of what was measured, the
+        gradient's norm and whether the update was made: not if the gradient is not finite, nor if
+        it is a spike."""
         set_learning_rate(self.optimiser, self.config, share)
-        objective: Objective = self.model  # type: ignore[assignment]
-        with autocast(self._device, self._precision):
-            parts = objective.loss(batch)
         self.optimiser.zero_grad(set_to_none=True)
-        parts.total.backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm, foreach=True)
-        value = float(norm) if math.isfinite(float(parts.total.detach())) else math.nan
-        taken = math.isfinite(value) and not self._is_spike(value)
+        try:
+            measured = self._gradient(work)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise self._no_memory(work) from error
+            raise
+        norm = whole(
+            nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm, foreach=True)
+        )
+        # The one place where the processor waits for an accelerator.
+        values = torch.stack([norm.float(), *(total for total, _ in measured.values())]).tolist()
+        names = list(measured)
+        if not math.isfinite(values[1 + names.index("loss")]):
+            values[0] = math.nan
+        taken = math.isfinite(values[0]) and not self._is_spike(values[0])
         if taken:
             self.optimiser.step()
-        return parts, value, taken
+        counts = (float(count) for _, count in measured.values())
+        sums = dict(zip(measured, map(list, zip(values[1:], counts, strict=True)), strict=True))
+        return sums, values[0], taken
+
+    def _gradient(self, work: _Work) -> dict[str, tuple[Tensor, int]]:
+        """Add up the gradient of this process's part of a batch; returns sums and counts."""
+        measured: dict[str, tuple[Tensor, int]] = {}
+        for number, (first, part) in enumerate(work.parts, 1):
+            # Dropout draws from the global generator: tie it to the place, so that there is no
+            # state.
+            torch.manual_seed(key_of(self._seed, "step", self.progress.step, first))
+            moved = part.to(self._device)
+            with self._summing(number == len(work.parts)):
+                with (
+                    autocast(self._device, self._precision),
+                    compiled_cross_entropy(self._compiled),
+                ):
+                    losses = self._loss(moved)
+                total = torch.stack(
+                    [
+                        ratio.total.float() / max(work.counts[name], 1)
+                        for name, ratio in losses.losses.items()
+                    ]
+                ).sum()
+                # A wrapper takes the mean over the processes.
+                (total * (work.weight * self.world.size)).backward()
+            figures = {
+                name: (ratio.total.detach().float() * work.weight, int(ratio.count * work.weight))
+                for name, ratio in {**losses.losses, **losses.metrics}.items()
+            }
+            figures["loss"] = (total.detach() * work.weight, 0)
+            for name, (value, count) in figures.items():
+                before, counted = measured.get(name, (0.0, 0))
+                measured[name] = (before + value, counted + count)
+        measured["loss"] = (measured["loss"][0], int(self.world.is_main))
+        return measured
+
+    def _summing(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Processes add up their gradients once for a batch, after its last part."""
+        if isinstance(self._loss, nn.parallel.DistributedDataParallel) and not last:
+            return self._loss.no_sync()
+        if self.world.size > 1 and self.config.parallel != "ddp":
+            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        return contextlib.nullcontext()
+
+    def _no_memory(self, work: _Work) -> ResourceError:
+        """What to say when memory ran out, after looking what would fit."""
+        self.optimiser.zero_grad(set_to_none=True)
+        tried = max(len(part) for _, part in work.parts)
+        if self.world.size > 1:  # the others wait in the middle of the step
+            return ResourceError(
+                f"step {self.progress.step + 1}: out of memory with {tried} rows at a time in "
+                f"process {self.world.rank}; set training.micro_batch={max(1, tried // 2)} or auto "
+                "and run the command again, it goes on from the last checkpoint"
+            )
+        batch = self._batches(self.progress.step)
+        fits = largest_part(
+            lambda rows: self._trial(batch, rows), tried - 1, self._device, self.model
+        )
+        remedy = (
+            f"{fits} would fit: set training.micro_batch={fits} (the same result, in parts)"
+            if fits
+            else "not even one would fit: take a smaller model, shorter rows or "
+            "training.activation_checkpointing=true"
+        )
+        return ResourceError(
+            f"step {self.progress.step + 1}: out of memory with {tried} rows at a time; {remedy} "
+            "and run the command again, it goes on from the last checkpoint"
+        )
 
     def _is_spike(self, norm: float) -> bool:
         progress, limit = self.progress, self.config.skip_spikes
@@ -274,16 +505,11 @@ class Trainer:
     def _done(self) -> bool:
         return self.progress.ended or self.share_done() >= 1.0
 
-    def _accumulate(self, parts: LossParts, norm: float) -> None:
-        sums = self.progress.window
-        ratios = {**parts.losses, **parts.metrics, "gradient_norm": Ratio(torch.tensor(norm), 1)}
-        for name, ratio in ratios.items():
-            entry = sums.setdefault(name, [0.0, 0.0])
-            entry[0] += float(ratio.total.detach())
-            entry[1] += ratio.count
-        entry = sums.setdefault("loss", [0.0, 0.0])
-        entry[0] += float(parts.total.detach())
-        entry[1] += 1
+    def _accumulate(self, sums: dict[str, list[float]], norm: float) -> None:
+        for name, (total, count) in {**sums, "gradient_norm": [norm, 1.0]}.items():
+            entry = self.progress.window.setdefault(name, [0.0, 0.0])
+            entry[0] += total
+            entry[1] += count
 
     def _drain(self) -> dict[str, float]:
         means = {name: s / n for name, (s, n) in self.progress.window.items() if n}
@@ -320,8 +546,10 @@ class Trainer:
         if criterion < progress.best:
             progress.best, progress.best_step = criterion, progress.step
             progress.improved_step = progress.step
-            if self._on_best:
-                self._on_best(progress.step)
+            if self._keep_best:
+                weights = self._weights()
+                if self.world.is_main:
+                    self._store.save_best(progress.step, weights)
         return Record("validation", progress.step, values)
 
     def _stale(self) -> bool:
@@ -329,6 +557,11 @@ class Trainer:
             return False
         behind = self.progress.step - self.progress.improved_step
         return behind >= self._patience * self._eval_every
+
+
+def batched_pairs(values: Sequence[float]) -> Iterator[tuple[float, float]]:
+    """Each two that follow one another."""
+    return zip(values[::2], values[1::2], strict=True)
 
 
 @torch.no_grad()
@@ -339,39 +572,33 @@ def evaluate(
     *,
     device: torch.device,
     precision: str = "fp32",
+    world: World = ALONE,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Losses and metrics over some batches, each a sum over all divided by its count.
 
-    ``loss`` is the sum of the objective's losses. Raises LookStopped where ``should_stop`` says so
-    before all batches are done.
+    ``loss`` is the sum of the objective's losses. world: takes the batches in turn. Raises
+    LookStopped where ``should_stop`` says so before all batches are done; processes that do it
+    together go through with it.
     """
     objective: Objective = model  # type: ignore[assignment]
     model.eval()
-    # Kernels for a few batches of other shapes would take longer to make than they save.
-    with torch.compiler.set_stance("force_eager"):
-        return _evaluate(objective, batches, count, device, precision, should_stop)
-
-
-def _evaluate(
-    objective: Objective,
-    batches: Callable[[int], TensorBatch],
-    count: int,
-    device: torch.device,
-    precision: str,
-    should_stop: Callable[[], bool],
-) -> dict[str, float]:
     sums: dict[str, list[float]] = {}
     losses: set[str] = set()
-    for number in range(count):
-        if should_stop():
-            raise LookStopped
-        with autocast(device, precision):
-            parts = objective.loss(batches(number).to(device))
-        losses.update(parts.losses)
-        for name, ratio in {**parts.losses, **parts.metrics}.items():
-            entry = sums.setdefault(name, [0.0, 0.0])
-            entry[0] += float(ratio.total)
-            entry[1] += ratio.count
-    means = {name: s / n for name, (s, n) in sums.items() if n}
+    # Kernels for a few batches of other shapes would take longer to make than they save.
+    with torch.compiler.set_stance("force_eager"):
+        for number in range(world.rank, count + -count % world.size, world.size):
+            if world.size == 1 and should_stop():
+                raise LookStopped
+            # Those who have none left go through one again, as sharded weights need everyone.
+            weight = float(number < count)
+            with autocast(device, precision):
+                parts = objective.loss(batches(min(number, count - 1)).to(device))
+            losses.update(parts.losses)
+            for name, ratio in {**parts.losses, **parts.metrics}.items():
+                entry = sums.setdefault(name, [0.0, 0.0])
+                entry[0] += float(ratio.total) * weight
+                entry[1] += ratio.count * weight
+    totals = world.total(list(chain.from_iterable(sums.values())))
+    means = {name: s / n for name, (s, n) in zip(sums, batched_pairs(totals), strict=True) if n}
     return {"loss": sum(means[name] for name in losses if name in means), **means}

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmctl import __version__
-from llmctl.errors import InputError, UsageError, did_you_mean
+from llmctl.errors import InputError, NameTaken, UsageError, did_you_mean
 from llmctl.workspace.files import (
     clear_leftovers,
     published_folder,
@@ -131,9 +131,11 @@ def new_manifest(
     identity: Mapping[str, Any],
     inputs: Sequence[InputRecord],
     seed: int | None,
+    command: Sequence[str] | None = None,
 ) -> Manifest:
     """A manifest at the start of a stage. ``identity``: the part of the config that decides
-    the content (options such as the number of workers do not).
+    the content (options such as the number of workers do not). ``command``: one that makes this
+    artefact, where that being run makes others too.
 
     Raises UsageError if the artefact would replace one that it is made from.
     """
@@ -146,7 +148,7 @@ def new_manifest(
         kind=kind,
         name=name,
         stage=stage,
-        command=command_line(),
+        command=list(command or command_line()),
         directory=str(Path.cwd()),
         config=dict(config),
         inputs=list(inputs),
@@ -330,9 +332,9 @@ class Workspace:
         """The name under which to make an artefact, and what is there already of the same content.
 
         With ``requested`` an artefact of that name must have the same fingerprint, unless
-        ``force``. Without, any artefact with the same fingerprint is the one, else the default
-        name, numbered if it is taken. ``note`` is told of damaged ones, which match nothing;
-        ``force`` replaces one that has the default name.
+        ``force``; else NameTaken is raised. Without, any artefact with the same fingerprint is the
+        one, else the default name, numbered if it is taken. ``note`` is told of damaged ones, which
+        match nothing; ``force`` replaces one that has the default name.
         """
         if requested is not None:
             folder = self.path(kind, requested)
@@ -341,7 +343,7 @@ class Workspace:
             existing = self.get(kind, requested)
             if existing.manifest.fingerprint == fingerprint:
                 return requested, existing
-            raise UsageError(
+            raise NameTaken(
                 f"{folder} was made with other options or inputs; choose another --name, or "
                 f"--force to replace it (`llmctl status {requested}` shows what made it)"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +13,9 @@ from llmctl.errors import BusyError
 
 GRACE_SECONDS = 1.0
 """How long a writer waits: a reader that asks whether the lock is held holds it for an instant."""
+
+WAITING_SECONDS = 0.25
+"""Between two tries of one that waits for as long as it takes."""
 
 
 def lock_path(target: Path) -> Path:
@@ -25,18 +28,31 @@ def lock_path(target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def writer_lock(target: Path) -> Iterator[None]:
-    """Hold the writer's lock of an artefact folder. Raises BusyError if another process does."""
-    path = lock_path(target)
+def writer_lock(target: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the writer's lock of an artefact folder. Raises BusyError if another process does.
+
+    waiting: called once in place of that; the lock is then waited for, for as long as it is held.
+    """
+    busy = (
+        f"{target} is being written by another process; wait until it is done "
+        "(see `llmctl status`), or choose another --name"
+    )
+    with file_lock(lock_path(target), busy, waiting):
+        yield
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, busy: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold a lock file. Raises BusyError, saying ``busy``, or waits as ``writer_lock`` does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=GRACE_SECONDS)
     except Timeout:
-        raise BusyError(
-            f"{target} is being written by another process; wait until it is done "
-            "(see `llmctl status`), or choose another --name"
-        ) from None
+        if waiting is None:
+            raise BusyError(busy) from None
+        waiting()
+        lock.acquire(poll_interval=WAITING_SECONDS)
     try:
         yield
     finally:
@@ -45,7 +61,11 @@ def writer_lock(target: Path) -> Iterator[None]:
 
 def is_locked(target: Path) -> bool:
     """Whether a living process holds the writer's lock of an artefact folder."""
-    path = lock_path(target)
+    return is_held(lock_path(target))
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds a lock file."""
     if not path.exists():
         return False
     try:

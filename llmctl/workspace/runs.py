@@ -73,6 +73,19 @@ class RunRecorder:
         write_json(self.folder / "progress.json", self._progress, durable=False)
 
 
+class SilentRecorder(RunRecorder):
+    """Of a process that trains with another, which does the writing."""
+
+    def start(self, *, step: int, total_steps: int | None, look_due: bool = False) -> None:
+        """Nothing."""
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def update(self, **fields: Any) -> None:
+        """Nothing."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics log; a last line cut short by a crash is left out."""
     if not path.exists():

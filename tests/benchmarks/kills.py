@@ -36,7 +36,7 @@ from tests.conftest import SUBJECTS, TINY, make_sentences
 
 NOTICE = 10.0
 """Seconds within which SIGTERM must have written its checkpoint."""
-CLOCKED = frozenset({"tokens_per_second", "elapsed", "padding"})
+CLOCKED = frozenset({"tokens_per_second", "elapsed", "padding", "utilisation", "memory_bytes"})
 """Figures of a log that depend on the clock, or on where a process began."""
 AIMED_SHARE = 0.3
 """Of the kills: those that wait for a moment seldom met by chance."""

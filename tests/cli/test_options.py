@@ -81,7 +81,7 @@ def test_watching_ends_quietly_with_ctrl_c(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("time.sleep", interrupt)
-    status.command(name=None, watch=True, workspace=tmp_path, json=False)
+    status.command(names=None, watch=True, workspace=tmp_path, json=False)
     out, err = capsys.readouterr()
     assert "is empty" in out
     assert not err

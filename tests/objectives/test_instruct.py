@@ -95,7 +95,7 @@ def test_another_conversation_in_the_row_changes_nothing(name: str):
         for other in (example(10, 3), example(10, 4))
     ]
     hidden = [
-        model.body(batch.input_ids_BT, batch.mask_BTT, batch.position_ids_BT) for batch in batches
+        model.body(batch.input_ids_BT, batch.texts, batch.position_ids_BT) for batch in batches
     ]
     assert not torch.equal(hidden[0][:, 19:28], hidden[1][:, 19:28])
     assert torch.equal(hidden[0][:, :19], hidden[1][:, :19])
@@ -113,10 +113,11 @@ def test_rows_by_hand():
     assert batch.position_ids_BT[0, :6].tolist() == [0, 1, 2, 0, 1, 0]
     assert (batch.scored, batch.scored_bytes) == (4, 3 + 4 + 6 + 6)
     assert (batch.real_tokens, batch.slots) == (3 + 2 + 2, 2 * LENGTH_STEP)
-    assert batch.mask_BTT is not None
-    assert batch.mask_BTT[0, 4, :6].tolist() == [False, False, False, True, True, False]
+    assert batch.texts is not None
+    allowed_BTT = batch.texts.allowed(causal=True)
+    assert allowed_BTT[0, 4, :6].tolist() == [False, False, False, True, True, False]
     # Padding sees something, and positions of the table only.
-    assert batch.mask_BTT.any(-1).all()
+    assert allowed_BTT.any(-1).all()
     assert batch.position_ids_BT.max() == 2
 
 

@@ -246,8 +246,12 @@ def test_an_epoch_masks_otherwise_than_the_one_before():
 def test_a_batch_number_gives_the_same_batch_always(number: int):
     once, again = make(stream(), number), make(stream(), number)
     for field in dataclasses.fields(once):
-        a, b = getattr(once, field.name), getattr(again, field.name)
-        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, field.name
+        a, b = (
+            getattr(batch.texts, "number_BT", None) if field.name == "texts" else value
+            for batch in (once, again)
+            for value in [getattr(batch, field.name)]
+        )
+        assert np.array_equal(a, b), field.name
     other = make(stream(), number + 1)
     assert other.input_ids_BT.shape != once.input_ids_BT.shape or not torch.equal(
         other.input_ids_BT, once.input_ids_BT
@@ -336,7 +340,7 @@ def test_packing_and_padding_leave_hidden_states_as_they_are_alone(activation: s
     body = Bert(config).eval()
     body.load_state_dict(model.body.state_dict())
     batch = make(stream(), 0)
-    packed = body(batch.input_ids_BT, batch.segment_ids_BT, batch.mask_BTT, batch.position_ids_BT)
+    packed = body(batch.input_ids_BT, batch.segment_ids_BT, batch.texts, batch.position_ids_BT)
     texts = texts_of(batch)
     assert len(texts) > len(batch.input_ids_BT)
     for row, begin, end in texts:
@@ -359,7 +363,7 @@ def test_another_text_in_the_row_changes_nothing_outside_itself():
     row, begin, end = next(text for text in texts_of(batch) if text[1] > 0)
 
     def states(ids: Tensor) -> Tensor:
-        return body(ids, batch.segment_ids_BT, batch.mask_BTT, batch.position_ids_BT)[row]
+        return body(ids, batch.segment_ids_BT, batch.texts, batch.position_ids_BT)[row]
 
     changed = batch.input_ids_BT.clone()
     changed[row, begin:end] = 6
@@ -372,8 +376,8 @@ def test_another_text_in_the_row_changes_nothing_outside_itself():
 
 def test_rows_full_of_one_text_need_no_mask():
     batches = stream([T - 2] * 8, overhead=2)
-    assert make(batches, 0, NO_PAIRS).mask_BTT is None
-    assert make(stream([T - 3] * 8, overhead=2), 0, NO_PAIRS).mask_BTT is not None
+    assert make(batches, 0, NO_PAIRS).texts is None
+    assert make(stream([T - 3] * 8, overhead=2), 0, NO_PAIRS).texts is not None
 
 
 def numpy_nll(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
@@ -387,7 +391,7 @@ def test_loss_and_accuracy_are_what_numpy_makes_of_the_logits():
     """Over the whole (B, T, V) of logits: running the head at the masked places only is exact."""
     model, batch = tiny_model(), make(stream(), 3, MaskedLMConfig(mask_rate=0.5))
     hidden = model.body(
-        batch.input_ids_BT, batch.segment_ids_BT, batch.mask_BTT, batch.position_ids_BT
+        batch.input_ids_BT, batch.segment_ids_BT, batch.texts, batch.position_ids_BT
     )
     full = model.token_logits(hidden).flatten(0, 1).double().numpy()
     places, labels = batch.masked_M.numpy(), batch.labels_M.numpy()
@@ -427,7 +431,7 @@ def test_the_gradient_is_that_of_the_full_logits():
         model = tiny_model()
         if full:
             hidden = model.body(
-                batch.input_ids_BT, batch.segment_ids_BT, batch.mask_BTT, batch.position_ids_BT
+                batch.input_ids_BT, batch.segment_ids_BT, batch.texts, batch.position_ids_BT
             )
             labels = torch.full((batch.slots,), -100)
             labels[batch.masked_M] = batch.labels_M

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmctl.config import Config, Seconds, build
 from llmctl.errors import ConfigError, UsageError
-from llmctl.reporting.units import age, count, duration, parse_duration, size
+from llmctl.reporting.units import age, count, duration, parse_duration, short, size
 
 
 @pytest.mark.parametrize(
@@ -110,3 +110,21 @@ def test_a_count_is_right_to_its_last_figure(number: float) -> None:
 )  # fmt: skip
 def test_age(seconds: float, text: str) -> None:
     assert age(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e-4, "1e-4"), (3e-4, "3e-4"), (2.5e-4, "2.5e-4"), (0.01, "0.01"), (0.1, "0.1"),
+        (0.0, "0"), (-1e-3, "-1e-3"), (1.0, "1"), (250.0, "250"), (12.5, "12.5"), (1e38, "1e38"),
+        (1e-30, "1e-30"), (1 / 3, "0.3333333333"), (math.inf, "inf"),
+    ],
+)  # fmt: skip
+def test_short(value: float, text: str) -> None:
+    assert short(value) == text
+
+
+@given(st.floats(-1e300, 1e300, allow_subnormal=False))
+def test_short_is_the_number_to_ten_figures(value: float) -> None:
+    assert float(short(value)) == pytest.approx(value, rel=1e-9)
+    assert len(short(value)) <= len(repr(value)) + 1

@@ -43,7 +43,7 @@ def files(workspace: Workspace) -> dict[Path, bytes]:
 def unfinish(workspace: Workspace, name: str) -> None:
     """As a run that was killed between its last checkpoint and its manifest."""
     run = workspace.get("run", name)
-    machine = ("device", "precision", "compiled", "threads", "cpu")
+    machine = ("device", "precision", "compiled", "processes", "threads", "cpu")
     summary = {k: v for k, v in run.manifest.summary.items() if k in machine}
     changes = {"finished": None, "files": {}, "summary": summary}
     write_manifest(run.folder, run.manifest.model_copy(update=changes))

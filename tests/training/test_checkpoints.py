@@ -11,12 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llmctl.errors import DivergedError, InputError, Interrupted
 from llmctl.training import checkpoints
-from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.checkpoints import CheckpointStore, optimiser_tensors
 from llmctl.workspace.tensors import write_tensors
+
+
+def tensors(
+    model: nn.Module, optimiser: torch.optim.Optimizer | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    optimiser = optimiser or torch.optim.AdamW(model.parameters())
+    return model.state_dict(), optimiser_tensors(model, optimiser)
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def store(tmp_path: Path) -> CheckpointStore:
 
 def save(store: CheckpointStore, step: int, **state: object) -> None:
     model = nn.Linear(2, 2)
-    store.save(step, model, torch.optim.AdamW(model.parameters()), state)
+    store.save(step, *tensors(model), state)
 
 
 def two(store: CheckpointStore) -> None:
@@ -85,7 +92,7 @@ def test_best_weights_stay_while_a_checkpoint_calls_them_so(store: CheckpointSto
     keeping = CheckpointStore(store.folder, keep=2)
     model = nn.Linear(2, 2)
     for step in (10, 20, 30):
-        keeping.save_best(step, model)
+        keeping.save_best(step, model.state_dict())
         save(keeping, step, best_step=min(step, 20))
     bests = sorted(path.name for path in store.folder.glob("best-*"))
     assert bests == ["best-00000020"]
@@ -102,9 +109,9 @@ def test_best_weights_later_than_the_checkpoint_gone_back_to_do_not_take_its_pla
 ):
     """Killed after a new best and before a checkpoint that knows it."""
     first, later = nn.Linear(2, 2), nn.Linear(2, 2)
-    store.save_best(10, first)
+    store.save_best(10, first.state_dict())
     save(store, 10, best_step=10)
-    store.save_best(15, later)
+    store.save_best(15, later.state_dict())
     assert json.loads((store.folder / "step-00000010/state.json").read_text())["best_step"] == 10
     assert torch.equal(store.load_best(10)["weight"], first.weight)
     save(store, 20, best_step=10)
@@ -137,7 +144,7 @@ def test_what_training_does_meanwhile_is_not_in_the_checkpoint(
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     moments = {n: t.clone() for n, t in checkpoints.optimiser_tensors(model, optimiser).items()}
     window = {"loss": [1.0, 1.0]}
-    store.save(5, model, optimiser, {"window": window}, wait=False)
+    store.save(5, *tensors(model, optimiser), {"window": window}, wait=False)
     assert store.steps() == []
     optimiser.step()
     window["loss"][0] += 1.0
@@ -157,17 +164,21 @@ def test_a_failed_write_is_told_at_the_next_occasion_and_the_last_checkpoint_sta
 ):
     model = nn.Linear(2, 2)
     optimiser = torch.optim.AdamW(model.parameters())
-    store.save(5, model, optimiser, {})
+    store.save(5, *tensors(model, optimiser), {})
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "write_tensors", full_disk)
-        store.save(10, model, optimiser, {}, wait=False)
-        arguments = {"save": (15, model, optimiser, {}), "save_best": (15, model), "wait": ()}
+        store.save(10, *tensors(model, optimiser), {}, wait=False)
+        arguments = {
+            "save": (15, *tensors(model, optimiser), {}),
+            "save_best": (15, model.state_dict()),
+            "wait": (),
+        }
         with pytest.raises(OSError, match="No space left") as told:
             getattr(store, next_call)(*arguments[next_call])
     # The file that it was to be, not the hidden one that is gone.
     assert told.value.filename == str(store.folder / "step-00000010" / "model.safetensors")
     assert [path.name for path in store.folder.iterdir()] == ["step-00000005"]
-    store.save(20, model, optimiser, {})
+    store.save(20, *tensors(model, optimiser), {})
     assert store.steps() == [20]
 
 
@@ -177,10 +188,10 @@ def test_best_weights_that_could_not_be_written_are_in_no_checkpoint(
     model = nn.Linear(2, 2)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "write_tensors", full_disk)
-        store.save_best(10, model)
+        store.save_best(10, model.state_dict())
         store._writer._thread.join()  # type: ignore[union-attr]
     with pytest.raises(OSError, match="No space left"):
-        store.save(10, model, torch.optim.AdamW(model.parameters()), {"best_step": 10})
+        store.save(10, *tensors(model), {"best_step": 10})
     assert store.steps() == []
 
 
@@ -191,7 +202,7 @@ def test_the_write_under_way_is_ended_also_after_an_error(
     monkeypatch.setattr(checkpoints, "write_tensors", tensors_slowly(0.1))
     model = nn.Linear(2, 2)
     with contextlib.suppress(InputError), store:
-        store.save(5, model, torch.optim.AdamW(model.parameters()), {}, wait=False)
+        store.save(5, *tensors(model), {}, wait=False)
         if error is not None:
             raise error
     assert store.steps() == [5]
@@ -203,7 +214,7 @@ def test_who_stops_at_once_does_not_wait_and_leaves_nothing(
     monkeypatch.setattr(checkpoints, "write_tensors", tensors_slowly(0.1))
     model = nn.Linear(2, 2)
     with contextlib.suppress(Interrupted), store:
-        store.save(5, model, torch.optim.AdamW(model.parameters()), {}, wait=False)
+        store.save(5, *tensors(model), {}, wait=False)
         raise Interrupted("a second signal", 15)
     assert list(store.folder.iterdir()) == []
 
@@ -217,7 +228,7 @@ def test_weights_that_are_not_finite_take_no_checkpoints_place(
     with torch.no_grad():
         model.weight[1, 0] = value
     with pytest.raises(DivergedError, match=r"step 10.*training\.learning_rate"):
-        store.save(10, model, torch.optim.AdamW(model.parameters()), {})
+        store.save(10, *tensors(model), {})
     assert store.steps() == [5]
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,14 @@ from llmctl.training.trainer import LookStopped, Record, Trainer, evaluate
 class Numbers(TensorBatch):
     x: Tensor
     y: Tensor
+
+    @property
+    def slots(self) -> int:
+        return len(self)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"squared_error": len(self)}
 
 
 class Regression(nn.Module):
@@ -54,7 +63,7 @@ class Blocks(Regression):
 def numbers(step: int, scale: float = 1.0) -> Numbers:
     generator = torch.Generator().manual_seed(step)
     x = torch.randn(8, 4, generator=generator) * scale
-    return Numbers(real_tokens=8, slots=8, x=x, y=x.sum(-1))
+    return Numbers(tokens_B=np.ones(8, dtype=np.int64), x=x, y=x.sum(-1))
 
 
 def make_trainer(folder: Path, steps: int, **changes: object) -> Trainer:

@@ -1,0 +1,210 @@
+"""``llmctl sweep``."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmctl.cli import options
+from llmctl.cli.options import guarded
+
+EXAMPLE = "Example: llmctl sweep recipe.toml --grid training.lr=1e-4,3e-4,1e-3 --halving"
+
+
+@guarded
+def command(
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="A TOML file with a table [pretrain] or [finetune].", metavar="RECIPE"),
+    ],
+    grid: Annotated[
+        list[str],
+        typer.Option(
+            "--grid",
+            metavar="FIELD=V1,V2,…",
+            help="A field and the values to try, e.g. training.lr=1e-4,3e-4,1e-3; with several "
+            "fields, every combination.",
+        ),
+    ] = [],  # noqa: B006
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            help="pretrain or finetune, where the recipe has both.",
+            show_default="the recipe's only one",
+        ),
+    ] = None,
+    halving: Annotated[
+        bool,
+        typer.Option(
+            "--halving",
+            help="Successive halving: all train with a part of the recipe's budget (max_steps, "
+            "time_limit or epochs), the best of them anew with more, the last with all of it.",
+        ),
+    ] = False,
+    factor: Annotated[
+        int | None,
+        typer.Option(
+            help="Of --halving: 1 in so many goes on, with so many times the budget.",
+            show_default="3",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Runs of each configuration; their mean is compared.", min=1)
+    ] = 1,
+    shards: Annotated[
+        str | None,
+        typer.Option(help="Of pretrain: shards to train on.", show_default="the newest"),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Of finetune: a pretrained run, a model folder, or scratch (with --like).",
+            show_default="the recipe's from",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Of finetune: what to learn from.", show_default="the recipe's data"),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(help="Of finetune, with --from scratch: the run whose network it is."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Of finetune: what to learn.", show_default="the recipe's")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            help="What the runs' names begin with.",
+            show_default="the recipe's name and the stage",
+        ),
+    ] = None,
+    workspace: options.WorkspaceOption = Path("workspace"),
+    set_: options.SetOption = [],  # noqa: B006
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace runs of these names that were made otherwise, and try again what "
+            "diverged; what is finished stays.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the runs and their configurations only.")
+    ] = False,
+    json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Train a run for each point of a grid, or find the best by successive halving. The same
+    command goes on after a stop; finished runs are not made again. The best comes first: by the
+    validation loss, or by a finetuning's criterion (accuracy for a classifier)."""
+    from llmctl.cli.console import TerminalReporter, out, print_json
+    from llmctl.cli.sweep_trainings import Trainings
+    from llmctl.config import as_assignments, parse_assignments, read_recipe
+    from llmctl.errors import Interrupted, UsageError
+    from llmctl.reporting.sweep import render_sweep
+    from llmctl.stages import sweep
+    from llmctl.stages.sweep_grid import parse_grid, points
+    from llmctl.stages.sweep_halving import DEFAULT_FACTOR, rungs
+    from llmctl.workspace.artefacts import command_line, slug
+
+    if factor is not None and not halving:
+        raise UsageError(f"--factor {factor} goes with --halving; add it, or leave --factor out")
+    fields = parse_grid(grid)
+    assigned = parse_assignments(set_)
+    stage, chosen = (stage, False) if stage else (_stage_of(recipe), True)
+    given = _given(
+        stage,
+        pretrain={"shards": shards},
+        finetune={"from": start, "like": like, "task": task, "data": str(data) if data else None},
+    )
+    table = read_recipe(recipe, stage)
+    besides = [word.partition("=")[0] for word in as_assignments({**assigned, **given})]
+    for key in fields:
+        if key in besides:
+            raise UsageError(f"{key} is in --grid and given besides; leave one of them out")
+    name = name or f"{slug(recipe.stem, 'sweep')}-{stage}"
+    grid_points = points(name, fields)
+    ladder = rungs(len(grid_points), factor or DEFAULT_FACTOR) if halving else []
+    place = options.open_workspace(workspace)
+    with TerminalReporter(quiet=quiet) as reporter:
+        if chosen:
+            reporter.note(f"stage: {stage}, the one that {recipe} has a table for")
+        trainings = Trainings(place, recipe, [table, given, assigned], reporter)
+        planned = sweep.plan(
+            place,
+            trainings.pretraining if stage == "pretrain" else trainings.finetuning,
+            grid_points,
+            name=name,
+            stage=stage,
+            rungs=ladder,
+            seeds=seeds,
+            force=force,
+            reporter=reporter,
+        )
+        if dry_run:
+            print_json(sweep.describe(planned))
+            return
+        try:
+            document = sweep.run(place, planned, reporter)
+        except (Interrupted, KeyboardInterrupt, SystemExit) as error:
+            said, number = _stopped(error)
+            words = shlex.join([*command_line(), *trainings.pinned()])
+            raise Interrupted(f"sweep {name}: {said}; go on with: {words}", number) from None
+    if json:
+        print_json(document)
+    else:
+        out().print(render_sweep(document))
+
+
+STAGES = ("pretrain", "finetune")
+
+
+def _stage_of(recipe: Path) -> str:
+    """The one stage that a recipe trains. Raises UsageError if it has both, or none."""
+    from llmctl.config import read_tables
+    from llmctl.errors import UsageError
+
+    there = [stage for stage in STAGES if stage in read_tables(recipe)]
+    if len(there) == 1:
+        return there[0]
+    if there:
+        raise UsageError(
+            f"{recipe} has tables [pretrain] and [finetune]; say which to sweep: --stage pretrain "
+            "or --stage finetune"
+        )
+    raise UsageError(f"{recipe} has no table [pretrain] or [finetune]; add one, empty for defaults")
+
+
+def _given(stage: str, **options: dict[str, str | None]) -> dict[str, Any]:
+    """What options say of a stage. Raises UsageError if the stage, or one of them, is no good."""
+    from llmctl.errors import UsageError, did_you_mean
+
+    if stage not in options:
+        raise UsageError(
+            f"--stage {stage!r} is not known{did_you_mean(stage, options)}; choose pretrain or "
+            "finetune"
+        )
+    for owner, values in options.items():
+        for option, value in values.items():
+            if value is not None and owner != stage:
+                raise UsageError(f"--{option} goes with --stage {owner}; leave it out")
+    return {key: value for key, value in options[stage].items() if value is not None}
+
+
+def _stopped(error: BaseException) -> tuple[str, int]:
+    """What a sweep was stopped by, in words and as a signal."""
+    from llmctl.errors import Interrupted
+
+    if isinstance(error, Interrupted):
+        # A training names the command that goes on with it alone.
+        return str(error).partition("; go on with: ")[0], error.exit_code - 128
+    number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+    return f"stopped by {number.name} between two trainings", number

@@ -1,0 +1,217 @@
+"""Several processes that train one model: who they are, what they tell each other, and how the
+model lies on them.
+
+They are started by torchrun, which tells each its rank through the environment, or by
+``--nproc``, which calls it. Each computes the gradient of some rows of every batch; a step is
+that of the whole batch, however many they are.
+
+- ``ddp``: each holds the whole model, and gradients are summed while the backward pass goes on
+  (Li et al. 2020, "PyTorch Distributed").
+- ``fsdp``: each holds a share of every weight, gradient and moment, and the weights of a block
+  are put together as it is computed (Zhao et al. 2023; Rajbhandari et al. 2019, ZeRO-3).
+- ``hybrid``: shares within a machine, copies across machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
+
+from llmctl.errors import UsageError
+from llmctl.training.config import TrainingConfig
+
+PATIENCE = timedelta(minutes=30)
+"""How long processes wait for one another: as long as a model takes to be written."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together, and which of them this is."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Its number on its machine."""
+    local_size: int = 1
+    """Processes on its machine."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes, and speaks."""
+        return self.rank == 0
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """The sums of each process's values, the same on all."""
+        if self.size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(sums)
+        return sums.tolist()
+
+    def least(self, value: int) -> int:
+        """The least of each process's values."""
+        if self.size == 1:
+            return value
+        least = torch.tensor(value)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        return int(least)
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.size > 1:
+            dist.all_reduce(torch.zeros(1))
+
+
+ALONE = World()
+
+
+def world_of_environment() -> World:
+    """Who this process is, by what torchrun says."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if any(name not in os.environ for name in names):
+        return ALONE
+    rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
+    return World(rank, size, local_rank, local_size)
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[World]:
+    """Within, this process is joined with the others, if torchrun started it among others."""
+    world = world_of_environment()
+    if world.size == 1 or dist.is_initialized():
+        yield world
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    # torchrun keeps one store over its restarts, where the addresses of the lost would be found.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        backend,
+        store=PrefixStore(f"attempt-{attempt}", store),
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
+    )
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+class LossModule(nn.Module):
+    """An objective's loss as a forward pass, which is what a wrapper can wrap."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: Any) -> Any:
+        """The loss of a batch: see ``Objective.loss``."""
+        return self.objective.loss(batch)  # type: ignore[operator]
+
+
+def distribute(
+    model: nn.Module, config: TrainingConfig, world: World, device: torch.device
+) -> nn.Module:
+    """The model's loss over the processes; the model is moved to the device in place, and shared
+    out by ``fsdp``.
+
+    Raises UsageError for what doesn't go together.
+    """
+    loss = LossModule(model)
+    if config.parallel == "ddp" or world.size == 1:
+        model.to(device)
+    if config.parallel != "ddp":
+        if world.size == 1:
+            raise UsageError(
+                f"training.parallel {config.parallel} shares a model among processes, and this is "
+                "one; start several with --nproc or torchrun, or leave it out"
+            )
+        if config.cpu_offload and device.type == "cpu":
+            raise UsageError("training.cpu_offload is for GPUs, and this trains on the processor")
+        _shard(model, config, world, device)
+        return loss
+    if config.cpu_offload:
+        raise UsageError("training.cpu_offload goes with training.parallel=fsdp or hybrid")
+    if world.size == 1:
+        return loss
+    with warnings.catch_warnings():  # its successor is not in every version that we run on
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        return nn.parallel.DistributedDataParallel(
+            loss,
+            device_ids=[device] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
+        )
+
+
+def _shard(model: nn.Module, config: TrainingConfig, world: World, device: torch.device) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        OffloadPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    shape: tuple[int, ...] = (world.size,)
+    names: tuple[str, ...] = ("shard",)
+    if config.parallel == "hybrid":
+        shape, names = (world.size // world.local_size, world.local_size), ("copy", "shard")
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+    offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
+    share = partial(fully_shard, mesh=mesh, offload_policy=offload)
+    # The shares are parameters of their own: what is noted at the whole ones is lost otherwise.
+    notes = {name: vars(parameter) for name, parameter in model.named_parameters()}
+    for block in blocks_of(model):
+        share(block)
+    share(model)
+    for name, parameter in model.named_parameters():
+        vars(parameter).update(notes[name])
+    register_fsdp_forward_method(model, "loss")
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model's bodies, which are computed one after another."""
+    return [
+        block
+        for name, module in model.named_modules()
+        if name.split(".")[-1] == "blocks" and isinstance(module, nn.ModuleList)
+        for block in module
+    ]
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Keep only each block's input for the backward pass, and compute the block again there
+    (Chen et al. 2016): a third more work, and memory for one block instead of all."""
+    for block in blocks_of(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together from its shares; all processes must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_like(tensor: Tensor, pattern: Tensor) -> Tensor:
+    """This process's share of a whole tensor, as ``pattern`` lies."""
+    if not isinstance(pattern, DTensor) or tensor.shape != pattern.shape:
+        return tensor
+    # All have read the same: nothing needs to be sent.
+    return distribute_tensor(
+        tensor.to(pattern.device), pattern.device_mesh, pattern.placements, src_data_rank=None
+    )

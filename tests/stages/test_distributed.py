@@ -1,0 +1,166 @@
+"""Several processes train as one does, go on from each other's checkpoints, and survive a loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmctl.workspace.tensors import read_tensors
+from tests.run import llmctl, one_sentence, start
+
+NEEDS_PROC = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="finds the processes in /proc"
+)
+STEPS = 12
+OPTIONS = [
+    "pretrain", "--arch", "nanochat", "--preset", "nano", "--shards", "text",
+    "--set", "model.num_layers=2", "--set", "model.hidden_size=32", "--set", "model.num_heads=2",
+    "--set", "data.sequence_length=32", "--set", "model.max_positions=32",
+    "--set", "training.batch_size=10", "--set", f"training.max_steps={STEPS}",
+    "--set", "training.log_every=3", "--set", "training.eval_every=6",
+    "--set", "training.checkpoint_every=4", "--set", "training.precision=fp32",
+    "--set", "training.compile=off",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> Path:
+    """Shards, and a run of one process."""
+    root = tmp_path_factory.mktemp("distributed")
+    llmctl(root, "tokenize", corpus_file, "--document", "line", "--tokenizer", "bpe",
+           "--vocab-size", "300", "--validation", "0.1", "--name", "text")  # fmt: skip
+    llmctl(root, *OPTIONS, "--name", "alone")
+    return root
+
+
+def losses(root: Path, name: str) -> list[tuple[str, int, float]]:
+    lines = (root / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return [(r["kind"], r["step"], r["loss"]) for r in map(json.loads, lines)]
+
+
+def assert_same_training(root: Path, name: str, other: str = "alone") -> None:
+    """The same steps, each once, with losses and weights that agree to rounding."""
+    ours, theirs = losses(root, name), losses(root, other)
+    assert [entry[:2] for entry in ours] == [entry[:2] for entry in theirs]
+    assert [entry[2] for entry in ours] == pytest.approx([e[2] for e in theirs], rel=2e-5)
+    weights = [
+        read_tensors(root / "runs" / n / "model" / "model.safetensors") for n in (name, other)
+    ]
+    for key, value in weights[0].items():
+        assert value.numpy() == pytest.approx(weights[1][key].numpy(), abs=2e-4), key
+
+
+def summary(root: Path, name: str) -> dict[str, Any]:
+    return json.loads((root / "runs" / name / "manifest.json").read_text())["summary"]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("three", ["--nproc", "3"]),
+        ("parts", ["--nproc", "2", "--set", "training.micro_batch=2"]),
+        ("shares", ["--nproc", "2", "--set", "training.parallel=fsdp"]),
+        (
+            "again",
+            ["--nproc", "2", "--set", "training.parallel=fsdp", "--set",
+             "training.activation_checkpointing=true"],
+        ),
+    ],
+)  # fmt: skip
+def test_several_processes_train_as_one(root: Path, name: str, more: list[str]):
+    result = llmctl(root, *OPTIONS, *more, "--name", name)
+    assert result.stdout.count("run ") == 1  # one of them speaks
+    assert_same_training(root, name)
+    assert summary(root, name)["processes"] == int(more[1])
+
+
+@NEEDS_PROC
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_run_goes_on_with_another_number_of_processes(root: Path, optimiser: str):
+    command = [*OPTIONS, "--set", f"training.optimiser={optimiser}"]
+    llmctl(root, *command, "--name", f"whole-{optimiser}")
+    name = f"moved-{optimiser}"
+    sharded = ["--nproc", "2", "--set", "training.parallel=fsdp"]
+    process = start(root, *command, "--name", name, *sharded)
+    wait_for_checkpoint(root, name)
+    for worker in workers(process.pid):
+        os.kill(worker, signal.SIGKILL)
+    process.communicate(timeout=60)
+    result = llmctl(root, *command, "--name", name)
+    assert "going on with" in result.stderr
+    assert "processes 2, now 1" in result.stderr
+    assert_same_training(root, name, f"whole-{optimiser}")
+
+
+def wait_for_checkpoint(root: Path, name: str) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if list((root / "runs" / name / "checkpoints").glob("step-*")):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"run {name} wrote no checkpoint")
+
+
+def workers(process: int) -> list[int]:
+    """The processes that a launcher has started, by their rank."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    ranks = {}
+    for child in map(int, children):
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        rank = [v for v in variables if v.startswith(b"RANK=")]
+        if rank:
+            ranks[int(rank[0][5:])] = child
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+@NEEDS_PROC
+def test_a_lost_process_comes_back_at_the_last_checkpoint(root: Path):
+    longer = [*OPTIONS, "--set", "training.max_steps=200"]
+    llmctl(root, *longer, "--name", "unharmed", "--nproc", "2")
+    process = start(root, *longer, "--name", "harmed", "--nproc", "2", "--max-restarts", "1")
+    wait_for_checkpoint(root, "harmed")
+    os.kill(workers(process.pid)[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "going on with harmed" in err
+    assert losses(root, "harmed") == losses(root, "unharmed")
+
+
+@NEEDS_PROC
+def test_without_restarts_it_says_how_to_go_on(root: Path):
+    longer = [*OPTIONS, "--set", "training.max_steps=100000"]
+    process = start(root, *longer, "--name", "lost", "--nproc", "2")
+    wait_for_checkpoint(root, "lost")
+    os.kill(workers(process.pid)[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (5, 137)
+    assert "Traceback" not in err
+    assert "goes on from the last checkpoint" in err
+
+
+def test_a_signal_to_the_launcher_writes_a_checkpoint(root: Path):
+    longer = [*OPTIONS, "--set", "training.max_steps=100000"]
+    process = start(root, *longer, "--name", "stopped", "--nproc", "2")
+    wait_for_checkpoint(root, "stopped")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "after writing a checkpoint" in err
+    step = json.loads((root / "runs" / "stopped" / "progress.json").read_text())["step"]
+    assert (root / "runs" / "stopped" / "checkpoints" / f"step-{step:08d}").is_dir()
+
+
+def test_an_error_is_told_once_with_its_exit_code(root: Path):
+    result = llmctl(root, *OPTIONS, "--nproc", "2", "--shards", "nowhere", code=3)
+    assert "nowhere" in one_sentence(result)
+
+
+def test_sharing_a_model_with_nobody_is_refused(root: Path):
+    result = llmctl(root, *OPTIONS, "--name", "single", "--set", "training.parallel=fsdp", code=2)
+    assert "--nproc" in one_sentence(result)
