@@ -17,13 +17,14 @@ import time
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from llmctl.models import ARCHITECTURES
 from llmctl.objectives.causal_lm import CausalBatch, CausalLM
-from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.checkpoints import CheckpointStore, optimiser_tensors
 from llmctl.training.memory import keep_freed_memory
 
 SIZES = {
@@ -49,18 +50,22 @@ def main() -> None:
     config = architecture.config(vocab_size=vocabulary, max_positions=SEQUENCE, **shape)
     model = CausalLM(architecture.model(config))
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    tokens = rows * SEQUENCE
+    full = np.full(rows, SEQUENCE)
 
     def step() -> float:
         begun = time.perf_counter()
         ids = torch.randint(vocabulary, (rows, SEQUENCE + 1))
         inputs, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-        batch = CausalBatch(tokens, tokens, inputs, labels, tokens, tokens)
+        batch = CausalBatch(full, inputs, labels, full, full)
         optimiser.zero_grad(set_to_none=True)
         model.loss(batch).total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         return time.perf_counter() - begun
+
+    def save(number: int, *, wait: bool) -> None:
+        moments = optimiser_tensors(model, optimiser)
+        store.save(number, model.state_dict(), moments, {}, wait=wait)
 
     stalls, costs, waited, processor, undisturbed = [], [], [], [], []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -70,7 +75,7 @@ def main() -> None:
             usual = [step() for _ in range(options.steps)]
             number += 1
             begun = time.perf_counter()
-            store.save(number, model, optimiser, {}, wait=False)
+            save(number, wait=False)
             stall = time.perf_counter() - begun
             disturbed = []
             while store.steps()[-1:] != [number]:
@@ -78,7 +83,7 @@ def main() -> None:
             store.wait()
             number += 1
             begun, used = time.perf_counter(), time.process_time()
-            store.save(number, model, optimiser, {})
+            save(number, wait=True)
             if round_number:  # in the first one memory is laid out
                 undisturbed += usual
                 stalls.append(stall)
