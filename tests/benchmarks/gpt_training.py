@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -42,9 +43,11 @@ def ours(arch: str, compiled: bool) -> tuple[torch.nn.Module, Loss]:
     if compiled:
         model.body.compile(dynamic=False)  # type: ignore[attr-defined]
 
+    full = np.full(BATCH, SEQUENCE)
+
     def loss(rows: torch.Tensor) -> torch.Tensor:
         inputs, labels = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-        return model.loss(CausalBatch(TOKENS, TOKENS, inputs, labels, TOKENS, TOKENS)).total
+        return model.loss(CausalBatch(full, inputs, labels, full, full)).total
 
     return model, loss
 
