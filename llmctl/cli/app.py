@@ -11,7 +11,17 @@ from typing import Annotated
 import typer
 
 from llmctl import __version__
-from llmctl.cli import chat, evaluate, finetune, generate, predict, pretrain, status, tokenize
+from llmctl.cli import (
+    chat,
+    evaluate,
+    finetune,
+    generate,
+    plan,
+    predict,
+    pretrain,
+    status,
+    tokenize,
+)
 
 app = typer.Typer(
     name="llmctl",
@@ -25,6 +35,7 @@ app = typer.Typer(
 
 COMMANDS = {
     "tokenize": tokenize,
+    "plan": plan,
     "pretrain": pretrain,
     "finetune": finetune,
     "predict": predict,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,68 +101,10 @@ def finetune(
     )
 
     def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
-        model = task.build_model().to(machine.device)
-        held_out = task.held_out_batches()
-
-        def validate() -> dict[str, float]:
-            values = evaluate(
-                model,
-                held_out.__getitem__,
-                len(held_out),
-                device=machine.device,
-                precision=machine.precision,
-            )
-            return task.judged(values)
-
-        return Trainer(
-            model,
-            task.batch,
-            config.training,
-            total_steps=task.total_steps,
-            seed=config.seed,
-            rate_scale=task.rate_scale,
-            device=machine.device,
-            precision=machine.precision,
-            store=store,
-            validate=validate if held_out else None,
-            eval_every=config.training.eval_every or task.batches_per_epoch,
-            patience=config.patience,
-            on_best=lambda step: store.save_best(step, model),
-            compiled=machine.compiled,
-            should_stop=stop,
-        )
+        return make_trainer(task, machine, store, should_stop=stop)
 
     def export(trainer: Trainer, store: CheckpointStore, folder: Path) -> dict[str, Any]:
-        model = trainer.model
-        # 0 where nothing was held out: then the last weights are the model.
-        if best_step := trainer.progress.best_step:
-            model.load_state_dict(store.load_best(best_step))
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        added = additions(model)
-        merge(model)
-        if added:
-            with published_folder(folder.with_name(ADAPTER)) as adapter:
-                write_adapter_folder(
-                    adapter,
-                    added,
-                    body=_body_of(model).state_dict(),
-                    architecture=base.architecture,
-                    model_config=base.config,
-                    heads=task.heads(model),
-                    rank=config.lora.rank,
-                    alpha=config.lora.alpha,
-                    dropout=config.lora.dropout,
-                    base=str(base.path.resolve()),
-                    task_type=task.peft_task,
-                )
-        task.write(folder, model)
-        return {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "trainable_parameters": trained,
-            "best_step": best_step,
-            "train_examples": task.train_examples,
-            "validation_examples": task.held_out_examples,
-        }
+        return export_model(task, trainer, store, folder)
 
     artefact = run_training(
         workspace,
@@ -174,6 +116,96 @@ def finetune(
         reporter=reporter,
     )
     return artefact, False
+
+
+def open_task(
+    workspace: Workspace,
+    start: str,
+    data: Path,
+    config: FinetuneConfig,
+    like: str | None,
+    reporter: Reporter,
+) -> Task:
+    """A task with its data and the model that it starts from."""
+    given = _resolve(workspace, start, data, config, like, None, False, reporter)
+    return given.task(data, reporter)
+
+
+def make_trainer(
+    task: Task,
+    machine: Machine,
+    store: CheckpointStore,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Trainer:
+    """The trainer of a finetuning, with the weights that it starts from."""
+    config = task.config
+    model = task.build_model().to(machine.device)
+    held_out = task.held_out_batches()
+
+    def validate() -> dict[str, float]:
+        values = evaluate(
+            model,
+            held_out.__getitem__,
+            len(held_out),
+            device=machine.device,
+            precision=machine.precision,
+        )
+        return task.judged(values)
+
+    return Trainer(
+        model,
+        task.batch,
+        config.training,
+        total_steps=task.total_steps,
+        seed=config.seed,
+        rate_scale=task.rate_scale,
+        device=machine.device,
+        precision=machine.precision,
+        store=store,
+        validate=validate if held_out else None,
+        eval_every=config.training.eval_every or task.batches_per_epoch,
+        patience=config.patience,
+        on_best=lambda step: store.save_best(step, model),
+        compiled=machine.compiled,
+        should_stop=should_stop,
+    )
+
+
+def export_model(
+    task: Task, trainer: Trainer, store: CheckpointStore, folder: Path
+) -> dict[str, Any]:
+    """Write the model folder, and what LoRA added beside it; returns figures for the summary."""
+    base, config = task.base, task.config
+    model = trainer.model
+    # 0 where nothing was held out: then the last weights are the model.
+    if best_step := trainer.progress.best_step:
+        model.load_state_dict(store.load_best(best_step))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    added = additions(model)
+    merge(model)
+    if added:
+        with published_folder(folder.with_name(ADAPTER)) as adapter:
+            write_adapter_folder(
+                adapter,
+                added,
+                body=_body_of(model).state_dict(),
+                architecture=base.architecture,
+                model_config=base.config,
+                heads=task.heads(model),
+                rank=config.lora.rank,
+                alpha=config.lora.alpha,
+                dropout=config.lora.dropout,
+                base=str(base.path.resolve()),
+                task_type=task.peft_task,
+            )
+    task.write(folder, model)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable_parameters": trained,
+        "best_step": best_step,
+        "train_examples": task.train_examples,
+        "validation_examples": task.held_out_examples,
+    }
 
 
 def _body_of(model: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ import math
 import shutil
 import signal
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,8 @@ from llmctl.workspace.artefacts import (
     now,
     write_manifest,
 )
-from llmctl.workspace.files import published_folder
-from llmctl.workspace.locks import writer_lock
+from llmctl.workspace.files import hidden_sibling, published_folder
+from llmctl.workspace.locks import lock_path, writer_lock
 from llmctl.workspace.runs import RunRecorder, read_metrics, resume_command
 
 MODEL, ADAPTER = "model", "adapter"
@@ -76,6 +77,22 @@ def stop_on_signals() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def rehearsal_folder(workspace: Workspace) -> Iterator[Path]:
+    """A hidden folder where runs lie, to rehearse a training in; gone after the block."""
+    workspace.prepare("run")
+    target = workspace.path("run", f"rehearsal-{uuid.uuid4().hex[:8]}")
+    folder = hidden_sibling(target)
+    # Locked, it is not taken for what a crash left behind; and if this crashes, it is.
+    with writer_lock(target):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock_path(target).unlink(missing_ok=True)  # nobody else waits for this name
+
+
 def run_training(
     workspace: Workspace,
     manifest: Manifest,
@@ -109,6 +126,7 @@ def run_training(
             compiled = choose_compile(config.compile, device, seconds)
             machine = Machine(device, precision, compiled)
             summary = {
+                **manifest.summary,
                 "device": device.type,
                 "precision": machine.precision,
                 "compiled": compiled,
