@@ -68,8 +68,9 @@ LADDER = [
 ]  # fmt: skip
 """Layers and width."""
 FIRST_RUNG = 1
-STEP_TOKENS = [1 << n for n in range(10, 15)]
-"""Tokens of a step that are considered, 1,024 to 16,384; the second and the fourth are timed."""
+STEP_TOKENS = [1 << n for n in range(11, 15)]
+"""Tokens of a step that are considered, 2,048 to 16,384; the least and the most but one are timed.
+Fewer learn less from as many tokens at the usual rates: 5.61 against 5.17 with 512."""
 ON_ACCELERATOR = 8
 """Times as many there."""
 
@@ -157,7 +158,8 @@ class Chooser:
         pretraining, opened = self._open(self._rungs[0].config)
         reader = pretraining.reader("train")
         self._unique = float(reader.document_lengths.sum())
-        self._entropy = entropy(reader.token_counts(opened.model.vocab_size))
+        self._vocab_size = opened.model.vocab_size
+        self._entropy = entropy(reader.token_counts(self._vocab_size))
         self.law: ScalingLaw = LAWS[config.arch]
 
     def spent(self) -> float:
@@ -207,7 +209,7 @@ class Chooser:
         """Time a rung's steps at two batch sizes, or at the only one."""
         sizes = self._batch_sizes()
         seconds = min(1.0, self.budget / 150)
-        for size in sorted({sizes[min(1, len(sizes) - 1)], sizes[-1 if len(sizes) < 3 else -2]}):
+        for size in sorted({sizes[0], sizes[-1 if len(sizes) < 3 else -2]}):
             pretraining, config = self._open(_with_training(rung.config, batch_size=size))
             trainer = self._make(
                 pretraining, config, self.machine, CheckpointStore(Path(), 1), Reporter()
@@ -332,7 +334,7 @@ class Chooser:
     def predicted_loss(self, rung: Rung, tokens: float, tokens_per_step: float) -> float:
         """By the law, for this text."""
         worth = self.law.worth(tokens, self._unique, tokens_per_step)
-        return self._entropy * self.law.loss(rung.weights, worth)
+        return self._entropy * self.law.loss(rung.weights, worth, self._vocab_size)
 
 
 def choose(

@@ -85,7 +85,7 @@ def rehearsal_folder(workspace: Workspace) -> Iterator[Path]:
     folder = hidden_sibling(target)
     # Locked, it is not taken for what a crash left behind; and if this crashes, it is.
     with writer_lock(target):
-        folder.mkdir()
+        folder.mkdir(parents=True)
         try:
             yield folder
         finally:

@@ -136,7 +136,7 @@ class Machine:
         return 0.004 + 6 * weights * rows * 64 / self.rate
 
 
-LAW = ScalingLaw(0.1, 12.0, 0.34, 9.0, 0.28, critical_batch=2048)
+LAW = ScalingLaw(0.1, 12.0, 0.34, 9.0, 0.28, 0.1, critical_batch=2048)
 
 
 @pytest.mark.parametrize("rate", [3e9, 3e10, 3e11, 3e12])
@@ -175,14 +175,14 @@ def test_the_search_finds_the_best_of_the_whole_ladder(
     vocab = open_pretraining(shards, config)[1].model.vocab_size
     losses = {}
     for layers, width in LADDER:
-        for tokens in (1024, 2048, 4096, 8192, 16384):
+        for tokens in (2048, 4096, 8192, 16384):
             weights = layers * 12 * width**2 + width * vocab
             seconds = 600 * 0.95 - chooser.spent() - budget.PROCESS_SECONDS
             steps = int(seconds * 0.95 / machine.seconds(weights, tokens // 64))
             if steps < budget.LEAST_STEPS:
                 continue
             worth = LAW.worth(steps * tokens, chooser._unique, tokens)
-            losses[layers, width, tokens // 64] = LAW.loss(weights, worth)
+            losses[layers, width, tokens // 64] = LAW.loss(weights, worth, vocab)
     shape = best.num_layers, best.hidden_size, best.batch_size
     assert losses[shape] <= 1.001 * min(losses.values())
     assert rung.config.model.hidden_size == best.hidden_size

@@ -43,6 +43,13 @@ def test_at_the_critical_batch_half_of_the_tokens_are_wasted():
     assert ScalingLaw(0.1, 1.0, 0.3, 1.0, 0.3).worth(1e6, 1e9, 1 << 20) == 1e6
 
 
+def test_a_large_vocabulary_takes_more_tokens():
+    """With γ = β, twice the vocabulary needs twice the tokens."""
+    law = ScalingLaw(0.1, 1.0, 0.3, 1.0, 0.25, vocabulary_exponent=0.25)
+    assert law.loss(1e6, 2e6, 16_000) == pytest.approx(law.loss(1e6, 1e6, 8_000))
+    assert law.loss(1e6, 1e6, 8_000) == law.loss(1e6, 1e6)
+
+
 def test_entropy_of_tokens_one_by_one():
     assert entropy(np.array([7, 7, 7, 7])) == pytest.approx(math.log(4))
     assert entropy(np.array([9, 0, 0])) == 0.0
