@@ -282,10 +282,10 @@ class Chooser:
                 for n in (best, best - 1, best + 1)
                 if 0 <= n < len(self._rungs) and not self._rungs[n].timed and self._fits(n)
             ]
-            if not untimed or (self.spent() >= limit and (ranked or index == 0)):
+            timed = [n for n, rung in enumerate(self._rungs) if rung.timed]
+            if not untimed or (self.spent() >= limit and (self._ranked(timed) or 0 in timed)):
                 break
             index = untimed[0]
-        timed = [n for n, rung in enumerate(self._rungs) if rung.timed]
         ranked = self._ranked(timed)
         if not ranked:
             step, _ = self._step(min(timed), self._batch_sizes()[0])
@@ -318,8 +318,9 @@ class Chooser:
     def _too_short(self, index: int, step: float) -> str:
         need = (LEAST_STEPS + 1) * step / (1 - LOOKING_SHARE) + self.spent() + PROCESS_SECONDS
         return (
-            f"--budget {duration(self.budget)} is too short for "
-            f"{self._rungs[index].parameters / 1e6:.1f} M parameters: {LEAST_STEPS} steps take "
+            f"--budget {duration(self.budget)} is too short: start-up and calibration took "
+            f"{duration(self.spent())}, and {LEAST_STEPS} steps of "
+            f"{self._rungs[index].parameters / 1e6:.1f} M parameters take "
             f"{duration(LEAST_STEPS * step)} on this machine; give at least "
             f"{duration(math.ceil(need / 0.95))}, or a smaller model or batch"
         )
