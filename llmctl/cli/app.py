@@ -16,6 +16,7 @@ from llmctl.cli import (
     evaluate,
     finetune,
     generate,
+    plan,
     predict,
     pretrain,
     status,
@@ -35,6 +36,7 @@ app = typer.Typer(
 
 COMMANDS = {
     "tokenize": tokenize,
+    "plan": plan,
     "pretrain": pretrain,
     "finetune": finetune,
     "sweep": sweep,

@@ -69,6 +69,17 @@ MaxRestartsOption = Annotated[
         min=0, help="With --nproc: times to go on from the last checkpoint when a process is lost."
     ),
 ]
+ShardsOption = Annotated[
+    str | None, typer.Option("--shards", help="Shards to train on.", show_default="the newest")
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        help="Wall clock from start to finished model, e.g. 10m: shape, batch, steps and schedule "
+        "are chosen for it, as far as they aren't given.",
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Of every random draw.")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda or mps.", show_default="auto")

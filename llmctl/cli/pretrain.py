@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,9 +38,8 @@ def command(
         int | None,
         typer.Option(help="With --arch ngram: tokens in the longest n-gram.", show_default="5"),
     ] = None,
-    shards: Annotated[
-        str | None, typer.Option(help="Shards to train on.", show_default="the newest")
-    ] = None,
+    budget: options.BudgetOption = None,
+    shards: options.ShardsOption = None,
     keep_checkpoints: Annotated[
         int | None, typer.Option(help="Checkpoints kept on disk.", show_default="2")
     ] = None,
@@ -56,54 +56,35 @@ def command(
     quiet: options.QuietOption = False,
 ) -> None:
     """Train a model on shards. Stopped or killed, the same command goes on where it was."""
+    begun = time.perf_counter()
     if not dry_run:
         run_together(nproc, max_restarts)
     from llmctl.cli.console import TerminalReporter, out, print_json
-    from llmctl.config import parse_assignments, read_recipe, take
-    from llmctl.errors import UsageError
+    from llmctl.config import read_recipe, take
     from llmctl.reporting.units import figure
 
-    table = read_recipe(recipe, "pretrain") if recipe else {}
-    named, from_recipe = take(table, "arch", "preset", "shards")
-    arch = arch or named.get("arch", "bert")
-    preset = preset or named.get("preset")
-    shards = shards or named.get("shards")
     given: dict[str, Any] = {}
-    if arch == "ngram":
-        from llmctl.stages import ngram
-
-        for option, value in (("--preset", preset), ("--seed", seed)):
-            if value is not None:
-                raise UsageError(f"{option} is not for --arch ngram, which counts; leave it out")
-        if keep_checkpoints is not None:
-            raise UsageError("--keep-checkpoints is not for --arch ngram; leave it out")
-        if order is not None:
-            given["model"] = {"order": order}
-        config: Any = ngram.resolve(from_recipe, given, parse_assignments(set_))
-        plan: Callable[..., Any] = ngram.plan
-        train: Callable[..., Any] = ngram.train_ngram
-    else:
-        from llmctl.stages import pretrain
-
-        if order is not None:
-            raise UsageError(f"--order is for --arch ngram, and this is {arch}; leave it out")
-        if seed is not None:
-            given["seed"] = seed
-        if keep_checkpoints is not None:
-            given["training"] = {"keep_checkpoints": keep_checkpoints}
-        config = pretrain.resolve(arch, preset, from_recipe, given, parse_assignments(set_))
-        plan, train = pretrain.plan, pretrain.pretrain
+    if order is not None:
+        given["model"] = {"order": order}
+    if seed is not None:
+        given["seed"] = seed
+    if keep_checkpoints is not None:
+        given["training"] = {"keep_checkpoints": keep_checkpoints}
+    named, file = take(read_recipe(recipe, "pretrain") if recipe else {}, "shards")
+    shards = shards or named.get("shards")
+    arch, config = resolved(file, arch, preset, budget, given, set_)
     place = options.open_workspace(workspace)
     with TerminalReporter(quiet=quiet) as reporter:
         if dry_run:
-            print_json(plan(place, config, shards, reporter))
+            print_json(plan_of(arch)(place, config, shards, reporter, begun=begun))
             return
-        artefact, there = train(
+        artefact, there = _train_of(arch)(
             place,
             config,
             shards_name=shards,
             name=name,
             force=force,
+            begun=begun,
             reporter=reporter,
         )
         if there:
@@ -116,9 +97,78 @@ def command(
     figures = f", validation loss {figure(last.get('loss'), '.4f')}" if last else ""
     if "bits_per_byte" in last:
         figures += f" ({figure(last['bits_per_byte'], '.4f')} bits per byte)"
+    if "budget" in summary:
+        figures += f", predicted {figure(summary['budget']['predicted_loss'], '.2f')}"
     what = "n-grams" if arch == "ngram" else "parameters"
     out().print(
         f"run {artefact.manifest.name}: {summary['parameters'] / 1e6:.1f} M {what}, "
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s"
         f"{figures}; model in {artefact.folder / 'model'}"
     )
+
+
+def resolved(
+    file: Mapping[str, Any],
+    arch: str | None,
+    preset: str | None,
+    budget: str | None,
+    given: Mapping[str, Any],
+    assignments: Sequence[str],
+) -> tuple[str, Any]:
+    """The architecture, and the configuration of its pretraining: ``file`` is a recipe's table,
+    ``given`` what options say.
+
+    Raises UsageError for options that don't go with the architecture.
+    """
+    from llmctl.config import Recipe, parse_assignments
+    from llmctl.errors import UsageError
+
+    # A recipe keeps its path, for messages.
+    table = Recipe(file, file.path) if isinstance(file, Recipe) else dict(file)
+    of_recipe = {key: table.pop(key, None) for key in ("arch", "preset")}
+    arch = arch or of_recipe["arch"] or "bert"
+    preset = preset or of_recipe["preset"]
+    given = dict(given)
+    sets = parse_assignments(assignments)
+    if arch == "ngram":
+        from llmctl.stages import ngram
+
+        if (given.get("training") or {}).get("keep_checkpoints") is not None:
+            raise UsageError("--keep-checkpoints is not for --arch ngram; leave it out")
+        for option, value in {
+            "--preset": preset, "--seed": given.get("seed"), "--budget": budget,
+        }.items():  # fmt: skip
+            if value is not None:
+                raise UsageError(f"{option} is not for --arch ngram, which counts; leave it out")
+        return arch, ngram.resolve(table, given, sets)
+    from llmctl.stages import pretrain
+
+    if "order" in given.get("model", {}):
+        raise UsageError(f"--order is for --arch ngram, and this is {arch}; leave it out")
+    if budget is not None:
+        given["budget"] = budget
+        # Over the recipe's length, as any option is; --set still has the last word.
+        length = {"time_limit": None, "max_steps": None}
+        given["training"] = {**given.get("training", {}), **length}
+    return arch, pretrain.resolve(arch, preset, table, given, sets)
+
+
+def plan_of(arch: str) -> Callable[..., dict[str, Any]]:
+    """What tells the plan of an architecture's pretraining."""
+    if arch == "ngram":
+        from llmctl.stages.ngram import plan
+
+        return plan
+    from llmctl.stages.plan import plan_pretraining
+
+    return plan_pretraining
+
+
+def _train_of(arch: str) -> Callable[..., Any]:
+    if arch == "ngram":
+        from llmctl.stages.ngram import train_ngram
+
+        return train_ngram
+    from llmctl.stages.pretrain import pretrain
+
+    return pretrain

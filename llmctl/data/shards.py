@@ -156,6 +156,13 @@ class ShardReader:
         stop = int(end - begin) if stop is None else min(stop, int(end - begin))
         return self._values[batch][begin + start : begin + stop]
 
+    def token_counts(self, vocab_size: int, most: int = 1 << 22) -> NDArray[np.int64]:
+        """How often each token comes, in the first ``most`` tokens of each piece of the shards."""
+        counts = np.zeros(vocab_size, np.int64)
+        for tokens in self._values:
+            counts += np.bincount(tokens[:most], minlength=vocab_size)
+        return counts
+
     def sentence_starts(self, document: int) -> NDArray[np.int32]:
         """A view of the token offsets at which the document's sentences start."""
         batch, row = self._locate(document)

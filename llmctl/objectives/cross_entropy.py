@@ -54,6 +54,12 @@ def compiled_cross_entropy(on: bool) -> Iterator[None]:
         _compiled.reset(token)
 
 
+def rows_at_a_time(device: torch.device, vocab_size: int) -> int:
+    """Of logits, in fp32; with a cap two such tables are there."""
+    rows = ROWS_ON_CPU if device.type == "cpu" else ROWS_ELSEWHERE
+    return max(rows, FEW_LOGITS // vocab_size)
+
+
 def linear_cross_entropy(
     hidden_MD: Tensor,
     weight_VD: Tensor,
@@ -114,8 +120,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if with_gradient:
             grad_MD, grad_VD = torch.empty_like(hidden_MD), torch.zeros_like(weight_VD)
             grad_V = None if bias_V is None else torch.zeros_like(bias_V)
-        rows = ROWS_ON_CPU if hidden_MD.device.type == "cpu" else ROWS_ELSEWHERE
-        rows = max(rows, FEW_LOGITS // len(weight_VD))
+        rows = rows_at_a_time(hidden_MD.device, len(weight_VD))
         z_MV = hidden_MD.new_empty(min(rows, len(labels_M)), len(weight_VD))
         slope_MV = torch.empty_like(z_MV) if cap is not None and with_gradient else None
         for begin in range(0, len(labels_M), rows):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,73 +104,12 @@ def finetune(
     )
 
     def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
-        model = task.build_model()
-        held_out = task.held_out_batches()
-
-        def validate() -> dict[str, float]:
-            values = evaluate(
-                model,
-                held_out.__getitem__,
-                len(held_out),
-                device=machine.device,
-                precision=machine.precision,
-                world=machine.world,
-                should_stop=stop,
-            )
-            return task.judged(values)
-
-        return Trainer(
-            model,
-            task.batch,
-            config.training,
-            total_steps=task.total_steps,
-            seed=config.seed,
-            rate_scale=task.rate_scale,
-            device=machine.device,
-            precision=machine.precision,
-            store=store,
-            validate=validate if held_out else None,
-            eval_every=config.training.eval_every or task.batches_per_epoch,
-            patience=config.patience,
-            keep_best=True,
-            compiled=machine.compiled,
-            matrix_flops=machine.matrix_flops,
-            world=machine.world,
-            should_stop=stop,
+        return make_trainer(
+            task, machine, store, should_stop=stop, matrix_flops=machine.matrix_flops
         )
 
     def export(model: nn.Module, progress: Progress, folder: Path) -> dict[str, Any]:
-        # 0 where nothing was held out: then the last weights are the model.
-        if best_step := progress.best_step:
-            store = CheckpointStore(folder.parent / "checkpoints", keep=1)
-            model.load_state_dict(store.load_best(best_step))
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        added = additions(model)
-        merge(model)
-        if added:
-            with published_folder(folder.with_name(ADAPTER)) as adapter:
-                write_adapter_folder(
-                    adapter,
-                    added,
-                    body=_body_of(model).state_dict(),
-                    architecture=base.architecture,
-                    model_config=base.config,
-                    heads=task.heads(model),
-                    rank=config.lora.rank,
-                    alpha=config.lora.alpha,
-                    dropout=config.lora.dropout,
-                    base=str(base.path.resolve()),
-                    task_type=task.peft_task,
-                )
-        task.write(folder, model)
-        return {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "trainable_parameters": trained,
-            "best_step": best_step,
-            **({"criterion": progress.best} if best_step else {}),
-            "train_examples": task.train_examples,
-            "validation_examples": task.held_out_examples,
-        }
+        return export_model(task, model, progress, folder)
 
     artefact = run_training(
         workspace,
@@ -199,6 +138,100 @@ def find(
     Raises NameTaken if something else has the name.
     """
     return _resolve(workspace, start, data, config, like, name, False, reporter).found
+
+
+def open_task(
+    workspace: Workspace,
+    start: str,
+    data: Path,
+    config: FinetuneConfig,
+    like: str | None,
+    reporter: Reporter,
+) -> Task:
+    """A task with its data and the model that it starts from."""
+    given = _resolve(workspace, start, data, config, like, None, False, reporter)
+    return given.task(data, reporter)
+
+
+def make_trainer(
+    task: Task,
+    machine: Machine,
+    store: CheckpointStore,
+    should_stop: Callable[[], bool] = lambda: False,
+    matrix_flops: float | None = None,
+) -> Trainer:
+    """The trainer of a finetuning, with the weights that it starts from."""
+    config = task.config
+    model = task.build_model()
+    held_out = task.held_out_batches()
+
+    def validate() -> dict[str, float]:
+        values = evaluate(
+            model,
+            held_out.__getitem__,
+            len(held_out),
+            device=machine.device,
+            precision=machine.precision,
+            world=machine.world,
+            should_stop=should_stop,
+        )
+        return task.judged(values)
+
+    return Trainer(
+        model,
+        task.batch,
+        config.training,
+        total_steps=task.total_steps,
+        seed=config.seed,
+        rate_scale=task.rate_scale,
+        device=machine.device,
+        precision=machine.precision,
+        store=store,
+        validate=validate if held_out else None,
+        eval_every=config.training.eval_every or task.batches_per_epoch,
+        patience=config.patience,
+        keep_best=True,
+        compiled=machine.compiled,
+        matrix_flops=matrix_flops,
+        world=machine.world,
+        should_stop=should_stop,
+    )
+
+
+def export_model(task: Task, model: nn.Module, progress: Progress, folder: Path) -> dict[str, Any]:
+    """Write the model folder, and what LoRA added beside it; returns figures for the summary."""
+    base, config = task.base, task.config
+    # 0 where nothing was held out: then the last weights are the model.
+    if best_step := progress.best_step:
+        store = CheckpointStore(folder.parent / "checkpoints", keep=1)
+        model.load_state_dict(store.load_best(best_step))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    added = additions(model)
+    merge(model)
+    if added:
+        with published_folder(folder.with_name(ADAPTER)) as adapter:
+            write_adapter_folder(
+                adapter,
+                added,
+                body=_body_of(model).state_dict(),
+                architecture=base.architecture,
+                model_config=base.config,
+                heads=task.heads(model),
+                rank=config.lora.rank,
+                alpha=config.lora.alpha,
+                dropout=config.lora.dropout,
+                base=str(base.path.resolve()),
+                task_type=task.peft_task,
+            )
+    task.write(folder, model)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable_parameters": trained,
+        "best_step": best_step,
+        **({"criterion": progress.best} if best_step else {}),
+        "train_examples": task.train_examples,
+        "validation_examples": task.held_out_examples,
+    }
 
 
 def _body_of(model: nn.Module) -> nn.Module:

@@ -156,6 +156,7 @@ def train_ngram(
     shards_name: str | None = None,
     name: str | None = None,
     force: bool = False,
+    begun: float | None = None,
     reporter: Reporter | None = None,
     command: Sequence[str] | None = None,
 ) -> tuple[Artefact, bool]:
@@ -243,7 +244,13 @@ def _note_thin(trained: Trained, config: NgramConfig, reporter: Reporter) -> Non
 
 
 def plan(
-    workspace: Workspace, config: NgramRunConfig, shards_name: str | None, reporter: Reporter
+    workspace: Workspace,
+    config: NgramRunConfig,
+    shards_name: str | None,
+    reporter: Reporter,
+    *,
+    begun: float | None = None,
+    price: float | None = None,
 ) -> dict[str, Any]:
     """The resolved configuration, and what it will take on this machine."""
     shards = shards_of(workspace, shards_name, reporter)

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from llmctl import tokenizers
-from llmctl.config import Config, build
+from llmctl.config import Config, Seconds, build
 from llmctl.errors import ConfigError, UsageError, did_you_mean
 from llmctl.interop.model_folder import MAX_LENGTH, write_model_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.objectives import PRETRAINING
 from llmctl.objectives.pretraining import VALIDATION_SEED, Batches, DataConfig, Pretraining
+from llmctl.stages.budget import LEAST_SECONDS, Choice, choose, left_open
 from llmctl.stages.inputs import choose_shards
 from llmctl.stages.reporter import Reporter
-from llmctl.stages.session import Machine, StopFlag, run_training
+from llmctl.stages.session import Machine, StopFlag, rehearsal_folder, run_training
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
-from llmctl.training.plan import Plan, make_plan
-from llmctl.training.precision import choose_device, choose_precision
+from llmctl.training.rehearsal import time_steps
 from llmctl.training.trainer import Progress, Trainer, evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace, fingerprint, new_manifest
 
@@ -32,6 +35,10 @@ LOOKS = 10
 """Validations in a run where ``training.eval_every`` does not say."""
 SELDOM = 20
 """Steps between validations at the least, so that a short run does more training than looking."""
+
+WORTH_TRYING = 100
+"""Steps of a training from which on a few are tried, to tell whether compiling pays."""
+TRIAL_SECONDS = 1.0
 
 M = TypeVar("M", bound=Config)
 L = TypeVar("L", bound=Config)
@@ -49,6 +56,11 @@ class PretrainConfig(Config, Generic[M, L, D]):
     training: TrainingConfig = TrainingConfig()
     seed: int = 0
     """Of weights, order, dropout and, for BERT, pairs and masks."""
+    budget: Seconds | None = Field(None, gt=0)
+    """Wall clock from the command's start to the finished model, for which what is not given of
+    shape, batch and schedule is chosen."""
+    chosen: tuple[str, ...] = ()
+    """Which keys the budget chooses: filled in."""
 
 
 def config_for(arch: str) -> type[PretrainConfig[Any, Any, Any]]:
@@ -77,7 +89,7 @@ def resolve(
     kind = config_for(arch)
     architecture = ARCHITECTURES[arch]
     presets = architecture.presets
-    preset = preset or DEFAULT_PRESET
+    preset_given, preset = preset, preset or DEFAULT_PRESET
     if preset not in list(presets):
         raise UsageError(
             f"--preset {preset!r} is not known{did_you_mean(str(preset), presets)}; "
@@ -100,7 +112,29 @@ def resolve(
             f"data.sequence_length {config.data.sequence_length} is longer than "
             f"model.max_positions {config.model.max_positions}; raise the one or lower the other"
         )
-    return config
+    if config.chosen:
+        raise ConfigError("chosen is filled in by --budget; leave it out")
+    return config if config.budget is None else _with_budget(config, preset_given, *layers)
+
+
+def _with_budget(
+    config: PretrainConfig[Any, Any, Any], preset: str | None, *layers: Mapping[str, Any]
+) -> PretrainConfig[Any, Any, Any]:
+    """The configuration with the keys that its budget chooses. Raises UsageError where it is too
+    short, or where the length of the training is given too."""
+    assert config.budget is not None
+    if config.budget < LEAST_SECONDS:
+        raise UsageError(
+            f"--budget {config.budget:g}s is too short: start-up, calibration and the export alone "
+            f"take about {LEAST_SECONDS / 2:.0f} s; give at least {LEAST_SECONDS:.0f}s"
+        )
+    for key in ("time_limit", "max_steps"):
+        if (value := getattr(config.training, key)) is not None:
+            raise UsageError(
+                f"training.{key} {value:g} and --budget {config.budget:g}s both say how long; "
+                "leave one of them out"
+            )
+    return config.replace(chosen=left_open(config.arch, preset, *layers))
 
 
 def shards_of(workspace: Workspace, arch: str, name: str | None, reporter: Reporter) -> Artefact:
@@ -179,19 +213,29 @@ def pretrain(
     shards_name: str | None = None,
     name: str | None = None,
     force: bool = False,
+    begun: float | None = None,
     reporter: Reporter | None = None,
     command: Sequence[str] | None = None,
 ) -> tuple[Artefact, bool]:
     """Train a model on shards; returns the run, and whether it was finished already.
 
+    begun: when the command began, by time.perf_counter: a budget counts from then; default now.
     command: that goes on with this run, where the one being run does more than that.
     """
     reporter = reporter or Reporter()
+    begun = time.perf_counter() if begun is None else begun
     shards = shards_of(workspace, config.arch, shards_name, reporter)
+    # As it was given: the vocabulary's size follows from the shards.
     identity = config.identity()
     run_name, found = find(workspace, config, shards, name, force=force, reporter=reporter)
     if found is not None and found.finished:
         return found, True
+    choice = None
+    if config.budget is not None and found is not None:
+        # What was chosen at the start is kept: only the rest of the time is left.
+        config = config.replace(**found.manifest.config)
+    elif config.budget is not None:
+        config, choice = choose_for_budget(workspace, shards, config, begun, reporter)
     pretraining, config = open_pretraining(shards, config)
     manifest = new_manifest(
         "run",
@@ -203,54 +247,19 @@ def pretrain(
         seed=config.seed,
         command=command,
     )
+    if choice is not None:
+        manifest = manifest.model_copy(update={"summary": {"budget": choice.document()}})
 
     def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
-        train = pretraining.batches("train", seed=config.seed)
-        held_out = pretraining.batches("validation", seed=VALIDATION_SEED)
-        total = total_steps(config.training, train)
-        model = pretraining.build_model(config.seed)
-        # The same few batches each time: made once.
-        fixed = [held_out(n) for n in range(min(config.data.eval_batches, held_out.per_epoch))]
-        if not fixed:
-            reporter.note("the shards have no validation documents: training without a look")
-
-        def validate() -> dict[str, float]:
-            return evaluate(
-                model,
-                fixed.__getitem__,
-                len(fixed),
-                device=machine.device,
-                precision=machine.precision,
-                world=machine.world,
-                should_stop=stop,
-            )
-
-        return Trainer(
-            model,
-            train,
-            config.training,
-            total_steps=total,
-            seed=config.seed,
-            device=machine.device,
-            precision=machine.precision,
-            store=store,
-            validate=validate if fixed else None,
-            eval_every=config.training.eval_every or max(SELDOM, (total or 1000) // LOOKS),
-            compiled=machine.compiled,
-            matrix_flops=machine.matrix_flops,
-            world=machine.world,
-            should_stop=stop,
+        return make_trainer(
+            pretraining, config, machine, store, reporter, stop, machine.matrix_flops
         )
 
-    def expected_seconds(device: torch.device, precision: str) -> float | None:
-        if config.training.time_limit is not None:
-            return config.training.time_limit
-        return _estimate(pretraining, config, device, precision).seconds
+    def seconds(device: torch.device, precision: str) -> float | None:
+        return expected_seconds(pretraining, config, Machine(device, precision, False))
 
     def export(model: nn.Module, progress: Progress, folder: Path) -> dict[str, Any]:
-        extra = {MAX_LENGTH: config.data.sequence_length}
-        write_model_folder(folder, model, pretraining.tokenizer, extra)
-        return {"parameters": sum(p.numel() for p in model.parameters())}
+        return export_model(pretraining, config, model, folder)
 
     artefact = run_training(
         workspace,
@@ -260,59 +269,105 @@ def pretrain(
         prepare=prepare,
         export=export,
         reporter=reporter,
-        expected_seconds=expected_seconds,
+        expected_seconds=seconds,
     )
     return artefact, False
 
 
-def _estimate(
+def choose_for_budget(
+    workspace: Workspace,
+    shards: Artefact,
+    config: PretrainConfig[Any, Any, Any],
+    begun: float,
+    reporter: Reporter,
+) -> tuple[PretrainConfig[Any, Any, Any], Choice]:
+    """The configuration that a budget comes to on this machine; see llmctl/stages/budget.py."""
+    with rehearsal_folder(workspace) as folder:
+        return choose(
+            config,
+            folder,
+            begun=begun,
+            open_pretraining=partial(open_pretraining, shards),
+            make_trainer=make_trainer,
+            export=export_model,
+            reporter=reporter,
+        )
+
+
+def make_trainer(
     pretraining: Pretraining[Any, Any],
     config: PretrainConfig[Any, Any, Any],
-    device: torch.device,
-    precision: str,
-) -> Plan:
-    with torch.device("meta"):
-        model = pretraining.build_model(config.seed)
-    return make_plan(
+    machine: Machine,
+    store: CheckpointStore,
+    reporter: Reporter,
+    should_stop: Callable[[], bool] = lambda: False,
+    matrix_flops: float | None = None,
+) -> Trainer:
+    """The trainer of a pretraining, with fresh weights."""
+    train = pretraining.batches("train", seed=config.seed)
+    held_out = pretraining.batches("validation", seed=VALIDATION_SEED)
+    total = total_steps(config.training, train)
+    model = pretraining.build_model(config.seed)
+    # The same few batches each time: made once.
+    fixed = [held_out(n) for n in range(min(config.data.eval_batches, held_out.per_epoch))]
+    if not fixed:
+        reporter.note("the shards have no validation documents: training without a look")
+
+    def validate() -> dict[str, float]:
+        return evaluate(
+            model,
+            fixed.__getitem__,
+            len(fixed),
+            device=machine.device,
+            precision=machine.precision,
+            world=machine.world,
+            should_stop=should_stop,
+        )
+
+    return Trainer(
         model,
-        flops_per_token=pretraining.flops_per_token(),
-        tokens_per_step=config.data.sequence_length * config.training.batch_size,
-        num_layers=config.model.num_layers,
-        hidden_size=config.model.hidden_size,
-        total_steps=total_steps(config.training, pretraining.batches("train", seed=config.seed)),
-        device=device,
-        precision=precision,
+        train,
+        config.training,
+        total_steps=total,
+        seed=config.seed,
+        device=machine.device,
+        precision=machine.precision,
+        store=store,
+        validate=validate if fixed else None,
+        eval_every=eval_every(config.training, total),
+        compiled=machine.compiled,
+        matrix_flops=matrix_flops,
+        world=machine.world,
+        should_stop=should_stop,
     )
 
 
-def plan(
-    workspace: Workspace,
+def eval_every(training: TrainingConfig, total: int | None) -> int:
+    """Steps between validations."""
+    return training.eval_every or max(SELDOM, (total or 1000) // LOOKS)
+
+
+def export_model(
+    pretraining: Pretraining[Any, Any],
     config: PretrainConfig[Any, Any, Any],
-    shards_name: str | None,
-    reporter: Reporter,
+    model: nn.Module,
+    folder: Path,
 ) -> dict[str, Any]:
-    """The resolved configuration, and what it will take on this machine."""
-    shards = shards_of(workspace, config.arch, shards_name, reporter)
-    pretraining, config = open_pretraining(shards, config)
-    device = choose_device(config.training.device)
-    precision = choose_precision(config.training.precision, device)
-    batches = pretraining.batches("train", seed=config.seed)
-    estimate = _estimate(pretraining, config, device, precision)
-    steps = estimate.total_steps
-    seconds = estimate.seconds if steps else config.training.time_limit
-    return {
-        "config": config.model_dump(mode="json"),
-        "plan": {
-            "shards": shards.manifest.name,
-            "parameters": estimate.parameters,
-            "tokens_per_step": estimate.tokens_per_step,
-            "steps_per_epoch": batches.per_epoch,
-            "total_steps": steps,
-            "flops_per_step": estimate.flops_per_token * estimate.tokens_per_step,
-            "memory_bytes": estimate.memory_bytes,
-            "device": device.type,
-            "precision": precision,
-            "machine_matrix_flops_per_second": estimate.matrix_flops,
-            "expected_seconds": seconds,
-        },
-    }
+    """Write the model folder; returns figures for the summary."""
+    extra = {MAX_LENGTH: config.data.sequence_length}
+    write_model_folder(folder, model, pretraining.tokenizer, extra)
+    return {"parameters": sum(p.numel() for p in model.parameters())}
+
+
+def expected_seconds(
+    pretraining: Pretraining[Any, Any], config: PretrainConfig[Any, Any, Any], machine: Machine
+) -> float | None:
+    """Of the training by a few of its steps; None where it is too short to try some."""
+    if config.training.time_limit is not None:
+        return config.training.time_limit
+    steps = total_steps(config.training, pretraining.batches("train", seed=config.seed))
+    if steps is None or steps < WORTH_TRYING:
+        return None
+    # Nothing is written: the steps end before a checkpoint is due.
+    trainer = make_trainer(pretraining, config, machine, CheckpointStore(Path(), 1), Reporter())
+    return steps * time_steps(trainer, TRIAL_SECONDS).seconds_per_step

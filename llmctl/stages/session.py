@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from llmctl.errors import DivergedError, InputError, Interrupted, ResourceError,
 from llmctl.stages.reporter import Reporter
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
-from llmctl.training.distributed import World, joined
+from llmctl.training.distributed import ALONE, World, joined
 from llmctl.training.precision import (
     choose_compile,
     choose_device,
@@ -37,8 +39,12 @@ from llmctl.workspace.artefacts import (
     now,
     write_manifest,
 )
-from llmctl.workspace.files import clear_leftovers, published_folder
-from llmctl.workspace.locks import writer_lock
+from llmctl.workspace.files import (
+    clear_leftovers,
+    hidden_sibling,
+    published_folder,
+)
+from llmctl.workspace.locks import lock_path, writer_lock
 from llmctl.workspace.runs import RunRecorder, SilentRecorder, read_metrics, resume_command
 
 MODEL, ADAPTER = "model", "adapter"
@@ -52,7 +58,7 @@ class Machine:
     device: torch.device
     precision: str
     compiled: bool
-    world: World
+    world: World = ALONE
     """The processes that train together."""
 
     @property
@@ -117,6 +123,22 @@ def stop_on_signals() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def rehearsal_folder(workspace: Workspace) -> Iterator[Path]:
+    """A hidden folder where runs lie, to rehearse a training in; gone after the block."""
+    workspace.prepare("run")
+    target = workspace.path("run", f"rehearsal-{uuid.uuid4().hex[:8]}")
+    folder = hidden_sibling(target)
+    # Locked, it is not taken for what a crash left behind; and if this crashes, it is.
+    with writer_lock(target):
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock_path(target).unlink(missing_ok=True)  # nobody else waits for this name
+
+
 def run_training(
     workspace: Workspace,
     manifest: Manifest,
@@ -158,6 +180,7 @@ def run_training(
             compiled = choose_compile(config.compile, device, seconds)
             machine = _agreed(Machine(device, precision, compiled, world))
             summary = {
+                **manifest.summary,
                 "device": device.type,
                 "precision": machine.precision,
                 "compiled": machine.compiled,

@@ -1,68 +1,180 @@
-"""What a pretraining will take, before it starts: parameters, operations, memory, time."""
+"""What a training will take, before it starts: parameters, operations, memory, time, cost."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import nn
 
-from llmctl.training.precision import matrix_rate
+from llmctl.training.config import TrainingConfig
+from llmctl.training.rehearsal import Rehearsal
 
-ASSUMED_UTILISATION = 0.6
-"""Share of the machine's matrix rate that training reaches; measured in tests/benchmarks."""
-BYTES_OF_STATE = 16
-"""For each parameter in fp32: weight, gradient and AdamW's two moments."""
-ACTIVATIONS_PER_BLOCK = 17
-"""Values of the width kept for the backward pass, for each token of each block: its
-inputs and outputs (5), q, k, v (3), the attention's result (1), the feed-forward's two of four
-times the width (8)."""
+PARTS = ("embeddings", "attention", "feed-forward", "norms", "heads")
+
+PROCESS_SECONDS = 0.5
+"""Python's start and end, which a command can't time itself: 0.1 s until the first line, the rest
+for what PyTorch takes down."""
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """Weights of each of ``PARTS``, each weight once; ``model`` may be on the meta device."""
+    counts = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        counts[part_of(name)] += parameter.numel()
+    return counts
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to, by its name."""
+    if "norm" in name:
+        return "norms"
+    if "embedding" in name:
+        return "embeddings"
+    if "attention." in name:
+        return "attention"
+    return "feed-forward" if "feed_forward." in name else "heads"
+
+
+def multiplied_weights(model: nn.Module, config: Any) -> int:
+    """Weights that each token is multiplied with: the blocks' matrices and the output layer, also
+    where that is the token embedding."""
+    blocks = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if "blocks." in name and parameter.dim() > 1
+    )
+    return blocks + config.hidden_size * config.vocab_size
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How long a training is and how often it stops to look."""
+
+    total_steps: int | None
+    """None: the time limits it."""
+    eval_every: int
+    """Steps between validations."""
+    looks: bool
+    """Whether there is anything to validate on."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How often a training does what."""
+
+    steps: int
+    validations: int
+    checkpoints: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training will take. Operations count a multiplication and an addition as two."""
+    """A training's figures. Operations count a multiplication and an addition as two."""
 
-    parameters: int
+    parameters: Mapping[str, int]
     flops_per_token: float
-    tokens_per_step: int
-    total_steps: int | None
-    memory_bytes: float
+    rehearsal: Rehearsal
+    training: TrainingConfig
+    extent: Extent
+    start_seconds: float
+    """From the command's beginning until its trainer is made; the first step not counted."""
     matrix_flops: float
     """The machine's measured rate of matrix products, a second."""
+    logits_bytes: int = 0
+    """Of the logits that are there at a time."""
+    mapped_bytes: int = 0
+    """Of the shards: what is read of them counts as the process's memory."""
+
+    def schedule(self) -> Schedule:
+        """Steps, validations and checkpoints in all, the last of each at the end."""
+        total = self.extent.total_steps
+        if self.training.time_limit is None:
+            assert total is not None
+            return self._schedule(total)
+        # Those before the end are taken off the time for steps.
+        r, limit = self.rehearsal, self.training.time_limit
+        left = limit - r.warm_up_seconds
+        looks = r.validation_seconds / self.extent.eval_every if self.extent.looks else 0.0
+        every = self.training.checkpoint_every
+        saves = r.checkpoint_seconds / every if every else 0.0
+        if not every:
+            left -= limit // self.training.checkpoint_seconds * r.checkpoint_seconds
+        steps = max(1, round(left / (r.seconds_per_step + looks + saves)))
+        return self._schedule(min(steps, total or steps))
+
+    def _schedule(self, steps: int) -> Schedule:
+        every = self.training.checkpoint_every
+        if every:
+            saves = -(-steps // every)
+        else:
+            saves = int(steps * self.rehearsal.seconds_per_step // self.training.checkpoint_seconds)
+            saves += 1
+        looks = -(-steps // self.extent.eval_every) if self.extent.looks else 0
+        return Schedule(steps, looks, saves)
+
+    def seconds_by_part(self) -> dict[str, float]:
+        """Wall clock of the command from its start to its end."""
+        r, plan = self.rehearsal, self.schedule()
+        return {
+            "start-up": self.start_seconds + r.build_seconds + PROCESS_SECONDS,
+            "warm-up": r.warm_up_seconds,
+            "steps": plan.steps * r.seconds_per_step,
+            "validations": plan.validations * r.validation_seconds,
+            "checkpoints": plan.checkpoints * r.checkpoint_seconds,
+            "export": r.export_seconds,
+        }
 
     @property
-    def seconds_per_step(self) -> float:
-        work = self.flops_per_token * self.tokens_per_step
-        return work / (self.matrix_flops * ASSUMED_UTILISATION)
+    def seconds(self) -> float:
+        return sum(self.seconds_by_part().values())
+
+    def memory_by_kind(self) -> dict[str, int]:
+        """Bytes at the fullest moment."""
+        memory = self.rehearsal.memory
+        assert memory is not None
+        # Not more than is read, at two bytes a token or more.
+        read = 2 * self.schedule().steps * self.rehearsal.tokens_per_step
+        logits = min(self.logits_bytes, memory.rest)
+        return {
+            **vars(memory),
+            "logits": logits,
+            "rest": memory.rest - logits,
+            "shards": min(self.mapped_bytes, round(read)),
+        }
 
     @property
-    def seconds(self) -> float | None:
-        """Of the whole training; None if only the time limits it."""
-        return self.total_steps * self.seconds_per_step if self.total_steps else None
+    def memory_bytes(self) -> int:
+        return sum(self.memory_by_kind().values())
 
-
-def make_plan(
-    model: nn.Module,
-    *,
-    flops_per_token: float,
-    tokens_per_step: int,
-    num_layers: int,
-    hidden_size: int,
-    total_steps: int | None,
-    device: torch.device,
-    precision: str,
-) -> Plan:
-    """The plan of a pretraining; ``model`` may be on the meta device. The output layer's logits
-    are not counted: they are made a few rows at a time."""
-    parameters = sum(p.numel() for p in model.parameters())
-    activations = 4.0 * tokens_per_step * num_layers * (ACTIVATIONS_PER_BLOCK * hidden_size)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return Plan(
-        parameters=parameters,
-        flops_per_token=flops_per_token,
-        tokens_per_step=tokens_per_step,
-        total_steps=total_steps,
-        memory_bytes=BYTES_OF_STATE * parameters + activations,
-        matrix_flops=matrix_rate(device, dtype),
-    )
+    def document(self, price: float | None = None) -> dict[str, Any]:
+        """All of it as JSON values. price: of an hour on this machine."""
+        r, plan = self.rehearsal, self.schedule()
+        flops_per_step = self.flops_per_token * r.tokens_per_step
+        rate = flops_per_step / r.seconds_per_step
+        cost = {} if price is None else {
+            "price_per_hour": price,
+            "cost": self.seconds / 3600 * price,
+        }  # fmt: skip
+        return {
+            "parameters": sum(self.parameters.values()),
+            "parameters_by_part": dict(self.parameters),
+            "total_steps": plan.steps,
+            "validations": plan.validations,
+            "checkpoints": plan.checkpoints,
+            "tokens_per_step": r.tokens_per_step,
+            "tokens": plan.steps * r.tokens_per_step,
+            "tokens_per_second": r.tokens_per_step / r.seconds_per_step,
+            "flops_per_token": self.flops_per_token,
+            "flops_per_step": flops_per_step,
+            "flops": flops_per_step * plan.steps,
+            "machine_matrix_flops_per_second": self.matrix_flops,
+            "flops_utilisation": rate / self.matrix_flops,
+            "memory_bytes": self.memory_bytes,
+            "memory_by_kind": self.memory_by_kind(),
+            "seconds_per_step": r.seconds_per_step,
+            "expected_seconds": self.seconds,
+            "seconds_by_part": self.seconds_by_part(),
+            **cost,
+        }

@@ -1,8 +1,9 @@
-"""Plans against published counts, and precision against its measurement."""
+"""Plans against published counts and sums by hand, and precision against its measurement."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,36 +11,125 @@ import torch
 from llmctl.errors import UsageError
 from llmctl.models import ARCHITECTURES
 from llmctl.models.bert import Bert, BertConfig
+from llmctl.objectives.causal_lm import CausalLM
 from llmctl.objectives.masked_lm import MaskedLM, MaskedLMConfig
 from llmctl.objectives.masked_pretraining import MaskedPretraining
 from llmctl.objectives.pretraining import DataConfig
 from llmctl.tokenizers import learn
 from llmctl.training import precision
-from llmctl.training.plan import make_plan
+from llmctl.training.config import TrainingConfig
+from llmctl.training.plan import Extent, Plan, multiplied_weights, parameters_by_part
+from llmctl.training.rehearsal import Memory, Rehearsal
+
+BERT_BASE = BertConfig(vocab_size=30522, num_layers=12, hidden_size=768)
 
 
-def test_parameters_and_operations_of_bert_base():
-    """BERT-base has 110 M parameters; its blocks cost six operations for each of their 85 M
-    weights and token (Kaplan et al. 2020, eq. 2.2), attention's products aside."""
-    config = BertConfig(vocab_size=30522, num_layers=12, hidden_size=768)
+def test_parameters_of_bert_base_by_part():
+    """110 M in all (Devlin et al. 2018); each part by its shapes."""
     with torch.device("meta"):
-        model = MaskedLM(Bert(config))
+        model = MaskedLM(Bert(BERT_BASE))
+    V, D, F, L = 30522, 768, 3072, 12
+    parts = parameters_by_part(model)
+    assert parts == {
+        "embeddings": (V + 512 + 2) * D,
+        "attention": L * (4 * D * D + 4 * D),
+        "feed-forward": L * (2 * D * F + F + D),
+        "norms": (1 + 2 * L + 1) * 2 * D,
+        "heads": (D * D + D) + V + (D * D + D) + (2 * D + 2),
+    }
+    assert sum(parts.values()) == pytest.approx(110e6, rel=0.01)
+
+
+@pytest.mark.parametrize("arch", ["gpt", "llama", "nanochat"])
+def test_parameters_by_part_are_all_there_are(arch: str):
+    architecture = ARCHITECTURES[arch]
+    shape: dict[str, Any] = {"num_layers": 3, "hidden_size": 64, "num_heads": 4}
+    more = {"qk_norm": True} if arch == "llama" else {}
+    config = architecture.config(vocab_size=300, max_positions=32, **shape, **more)
+    model = CausalLM(architecture.model(config))
+    parts = parameters_by_part(model)
+    assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
+    assert (parts["heads"] == 0) == (arch == "gpt")  # tied: the token embedding
+    assert parts["attention"] >= 3 * 4 * 64 * 64
+    assert (parts["norms"] == 0) == (arch == "nanochat")  # without gains
+    # Attention's four matrices, the feed-forward's two of 256, or three of 192, and the output.
+    inner = 3 * 192 if arch == "llama" else 2 * 256
+    assert multiplied_weights(model, config) == 3 * (4 * 64 * 64 + inner * 64) + 300 * 64
+
+
+def test_operations_of_bert_base():
+    """Its blocks cost six operations for each of their 85 M weights and token (Kaplan et al. 2020,
+    eq. 2.2), attention's products aside."""
     pretraining = MaskedPretraining(
         Path("shards"), learn("wordpiece", ["a few words"], 30, exact=False),
-        ARCHITECTURES["bert"], config, MaskedLMConfig(), DataConfig(sequence_length=128), 256,
+        ARCHITECTURES["bert"], BERT_BASE, MaskedLMConfig(), DataConfig(sequence_length=128), 256,
     )  # fmt: skip
-    plan = make_plan(
-        model, flops_per_token=pretraining.flops_per_token(), tokens_per_step=128 * 256,
-        num_layers=12, hidden_size=768, total_steps=10, device=torch.device("cpu"),
-        precision="fp32",
-    )  # fmt: skip
-    assert plan.parameters == pytest.approx(110e6, rel=0.01)
     blocks = 6 * 12 * 12 * 768**2
     attention = 12 * 12 * 128 * 768
     head = 6 * 0.15 * (768 * 30522 + 768**2)
-    assert plan.flops_per_token == pytest.approx(blocks + attention + head)
-    assert plan.tokens_per_step == 128 * 256
-    assert plan.memory_bytes > 16 * plan.parameters
+    assert pretraining.flops_per_token() == pytest.approx(blocks + attention + head)
+
+
+def make_plan(total_steps: int | None, *, looks: bool = True, **training: Any) -> Plan:
+    """A step takes 0.1 s and 1,000 tokens, a validation 2 s, a checkpoint 1 s, the export 3 s, the
+    first step 5 s more; 4 s to the trainer and 1 s for it."""
+    return Plan(
+        parameters={"embeddings": 100, "heads": 20},
+        flops_per_token=6e6,
+        rehearsal=Rehearsal(
+            build_seconds=1.0,
+            first_seconds=5.1,
+            step_seconds=[0.1, 0.1, 0.4],
+            step_tokens=[1000.0] * 3,
+            validation_seconds=2.0,
+            checkpoint_seconds=1.0,
+            export_seconds=3.0,
+            memory=Memory(100, 10, 10, 20, 50, 10),
+        ),
+        training=TrainingConfig(**training),
+        extent=Extent(total_steps, 250, looks),
+        start_seconds=4.0,
+        matrix_flops=1.2e11,
+        mapped_bytes=1_000_000,
+    )
+
+
+def test_time_is_the_sum_of_what_is_done():
+    document = make_plan(1000, max_steps=1000).document(price=2.5)
+    by_part = document["seconds_by_part"]
+    # 100 s of steps: a checkpoint after 60 s and at the end; a validation at 250, 500, 750, 1000.
+    assert by_part["steps"] == pytest.approx(100.0)
+    assert by_part["validations"] == 8.0
+    assert by_part["checkpoints"] == 2.0
+    assert by_part["export"] == 3.0
+    assert by_part["warm-up"] == pytest.approx(5.0)
+    assert by_part["start-up"] == pytest.approx(5.0, abs=1.0)
+    assert document["expected_seconds"] == pytest.approx(sum(by_part.values()))
+    assert document["cost"] == pytest.approx(document["expected_seconds"] / 3600 * 2.5)
+    assert document["parameters"] == 120
+    assert document["tokens"] == 1_000_000
+    assert document["flops"] == 6e6 * 1e6
+    assert document["flops_utilisation"] == pytest.approx(6e9 / 0.1 / 1.2e11)
+    assert document["memory_bytes"] == 100 + 10 + 10 + 20 + 50 + 10 + 1_000_000
+
+
+def test_a_last_validation_that_is_not_due_comes_all_the_same():
+    assert make_plan(1001, max_steps=1001).schedule().validations == 5
+    assert make_plan(1000, looks=False, max_steps=1000).schedule().validations == 0
+    assert make_plan(1000, max_steps=1000, checkpoint_every=300).schedule().checkpoints == 4
+
+
+def test_shards_count_as_far_as_they_are_read():
+    assert make_plan(10, max_steps=10).memory_by_kind()["shards"] == 2 * 10 * 1000
+
+
+def test_a_time_limit_is_kept_and_what_follows_it_is_added():
+    plan = make_plan(None, time_limit=200)
+    done = plan.schedule()
+    inside = 5.0 + done.steps * 0.1 + done.steps / 250 * 2.0 + 3 * 1.0
+    assert inside == pytest.approx(200, rel=0.01)
+    # Start-up 5 and a half, the last validation 2, checkpoint 1, export 3.
+    assert plan.seconds == pytest.approx(200 + 11.5, abs=3.0)
 
 
 @pytest.mark.parametrize(("gain", "expected"), [(2.0, "bf16"), (1.1, "fp32"), (0.5, "fp32")])

@@ -1,0 +1,98 @@
+"""``llmctl plan``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmctl.cli import options
+from llmctl.cli.options import guarded
+from llmctl.cli.pretrain import plan_of, resolved
+
+EXAMPLE = "Example: llmctl plan recipes/gpt.toml --price-per-hour 2.5"
+
+
+@guarded
+def command(
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A TOML file; the table of the stage is read.", show_default="the defaults"
+        ),
+    ] = None,
+    stage: Annotated[
+        str, typer.Option(help="What to plan: pretrain or finetune.", show_default=True)
+    ] = "pretrain",
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            help="The architecture, as llmctl pretrain takes it.",
+            show_default="the recipe's, or bert",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Its size, as llmctl pretrain takes it.", show_default="the recipe's, or mini"
+        ),
+    ] = None,
+    budget: options.BudgetOption = None,
+    shards: options.ShardsOption = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="With --stage finetune: a run or model folder.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With --stage finetune: the file to learn from.")
+    ] = None,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="What an hour on this machine costs, in any currency."),
+    ] = None,
+    workspace: options.WorkspaceOption = Path("workspace"),
+    set_: options.SetOption = [],  # noqa: B006
+    json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Say what a training will take on this machine before it starts: parameters, operations,
+    memory, time and cost. Its first steps are rehearsed, and nothing is kept of them."""
+    begun = time.perf_counter()
+    from llmctl.cli.console import TerminalReporter, out, print_json
+    from llmctl.config import parse_assignments, read_recipe
+    from llmctl.errors import UsageError
+
+    if stage not in ("pretrain", "finetune"):
+        raise UsageError(f"--stage {stage!r} is not known; choose pretrain or finetune")
+    file: dict[str, Any] = read_recipe(recipe, stage) if recipe else {}
+    place = options.open_workspace(workspace)
+    with TerminalReporter(quiet=quiet) as reporter:
+        if stage == "finetune":
+            for option, value in {"--arch": arch, "--preset": preset, "--budget": budget,
+                                  "--shards": shards}.items():  # fmt: skip
+                if value is not None:
+                    raise UsageError(f"{option} goes with --stage pretrain; leave it out")
+            if start is None or data is None:
+                raise UsageError("--stage finetune needs --from, a run, and --data, a file")
+            from llmctl.stages.finetune import resolve as resolve_finetune
+            from llmctl.stages.plan import plan_finetuning
+
+            task = resolve_finetune(file.get("task"), file, parse_assignments(set_))
+            document = plan_finetuning(
+                place, start, data, task, reporter, begun=begun, price=price_per_hour
+            )
+        else:
+            for option, given in {"--from": start, "--data": data}.items():
+                if given is not None:
+                    raise UsageError(f"{option} goes with --stage finetune; leave it out")
+            arch, config = resolved(file, arch, preset, budget, {}, set_)
+            document = plan_of(arch)(
+                place, config, shards, reporter, begun=begun, price=price_per_hour
+            )
+    if json:
+        print_json(document)
+        return
+    from llmctl.reporting.plan import render_plan
+
+    out().print(render_plan(document["plan"]))

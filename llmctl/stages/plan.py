@@ -1,0 +1,199 @@
+"""Plan: what a recipe will take on this machine, by a rehearsal of it; nothing is started.
+
+``llmctl plan`` and ``--dry-run`` of pretrain come here.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmctl.objectives.cross_entropy import rows_at_a_time
+from llmctl.stages import finetune as finetuning
+from llmctl.stages.finetune_task import FinetuneConfig
+from llmctl.stages.pretrain import (
+    PretrainConfig,
+    choose_for_budget,
+    eval_every,
+    expected_seconds,
+    export_model,
+    make_trainer,
+    open_pretraining,
+    shards_of,
+    total_steps,
+)
+from llmctl.stages.reporter import Reporter
+from llmctl.stages.session import Machine, rehearsal_folder
+from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.plan import Extent, Plan, parameters_by_part
+from llmctl.training.precision import (
+    choose_compile,
+    choose_device,
+    choose_precision,
+    matrix_rate,
+)
+from llmctl.training.rehearsal import Rehearsal, count_flops, rehearse
+from llmctl.training.trainer import Trainer
+from llmctl.workspace.artefacts import Workspace
+
+REHEARSAL_SECONDS = 3.0
+"""For a plan's steps."""
+
+Maker = Callable[[Machine, CheckpointStore], Trainer]
+Export = Callable[[Trainer, Path], object]
+
+
+def plan_pretraining(
+    workspace: Workspace,
+    config: PretrainConfig[Any, Any, Any],
+    shards_name: str | None,
+    reporter: Reporter,
+    *,
+    begun: float | None = None,
+    price: float | None = None,
+) -> dict[str, Any]:
+    """The resolved configuration, and what it will take on this machine.
+
+    begun: when the command began, by time.perf_counter; default now. price: of an hour.
+    """
+    begun = time.perf_counter() if begun is None else begun
+    shards = shards_of(workspace, config.arch, shards_name, reporter)
+    choice = None
+    if config.budget is not None:
+        config, choice = choose_for_budget(workspace, shards, config, begun, reporter)
+    pretraining, config = open_pretraining(shards, config)
+    device = choose_device(config.training.device)
+    precision = choose_precision(config.training.precision, device)
+    batches = pretraining.batches("train", seed=config.seed)
+    total = total_steps(config.training, batches)
+    start = time.perf_counter() - begun
+
+    def make(machine: Machine, store: CheckpointStore) -> Trainer:
+        return make_trainer(pretraining, config, machine, store, Reporter())
+
+    def export(trainer: Trainer, folder: Path) -> object:
+        return export_model(pretraining, config, trainer.model, folder)
+
+    compiled = config.training.compile == "on"
+    if config.training.compile == "auto":
+        # As the run will tell it, with what that takes it.
+        told = time.perf_counter()
+        with torch.random.fork_rng(devices=[]):
+            seconds = expected_seconds(pretraining, config, Machine(device, precision, False))
+        start += time.perf_counter() - told
+        compiled = choose_compile("auto", device, seconds)
+    if compiled:
+        reporter.note("compiling the model, as the run will: up to a minute")
+    machine = Machine(device, precision, compiled)
+    rehearsal = _rehearse(workspace, make, export, machine)
+    looks = pretraining.batches("validation", seed=0).per_epoch > 0
+    with torch.device("meta"):
+        model = pretraining.build_model(config.seed)
+    plan = Plan(
+        parameters=parameters_by_part(model),
+        flops_per_token=pretraining.flops_per_token(),
+        rehearsal=rehearsal,
+        training=config.training,
+        extent=Extent(total, eval_every(config.training, total), looks),
+        start_seconds=start,
+        matrix_flops=_matrix_rate(machine),
+        logits_bytes=4 * config.model.vocab_size * rows_at_a_time(device, config.model.vocab_size),
+        mapped_bytes=sum(path.stat().st_size for path in shards.folder.glob("train-*.arrow")),
+    )
+    return {
+        "config": config.model_dump(mode="json"),
+        "plan": {
+            "stage": "pretrain",
+            "shards": shards.manifest.name,
+            "device": device.type,
+            "precision": precision,
+            "compiled": compiled,
+            "steps_per_epoch": batches.per_epoch,
+            **plan.document(price),
+            **({"budget": choice.document()} if choice is not None else {}),
+        },
+    }
+
+
+def plan_finetuning(
+    workspace: Workspace,
+    start: str,
+    data: Path,
+    config: FinetuneConfig,
+    reporter: Reporter,
+    *,
+    like: str | None = None,
+    begun: float | None = None,
+    price: float | None = None,
+) -> dict[str, Any]:
+    """The same for a finetuning: at most, as it may stop early."""
+    begun = time.perf_counter() if begun is None else begun
+    task = finetuning.open_task(workspace, start, data, config, like, reporter)
+    training = task.config.training
+    device = choose_device(training.device)
+    precision = choose_precision(training.precision, device)
+    machine = Machine(device, precision, choose_compile(training.compile, device, None))
+    eager = Machine(device, precision, False)
+    seconds = time.perf_counter() - begun
+
+    def make(machine: Machine, store: CheckpointStore) -> Trainer:
+        return finetuning.make_trainer(task, machine, store)
+
+    def export(trainer: Trainer, folder: Path) -> object:
+        return finetuning.export_model(task, trainer.model, trainer.progress, folder)
+
+    rehearsal = _rehearse(workspace, make, export, machine)
+    model = task.build_model()
+    plan = Plan(
+        parameters=parameters_by_part(model),
+        flops_per_token=count_flops(make(eager, CheckpointStore(Path(), 1))),
+        rehearsal=rehearsal,
+        training=training,
+        extent=Extent(
+            task.total_steps,
+            training.eval_every or task.batches_per_epoch,
+            task.held_out_examples > 0,
+        ),
+        start_seconds=seconds,
+        matrix_flops=_matrix_rate(machine),
+    )
+    return {
+        "config": task.config.model_dump(mode="json"),
+        "plan": {
+            "stage": "finetune",
+            "from": start,
+            "data": str(data),
+            "device": device.type,
+            "precision": precision,
+            "compiled": machine.compiled,
+            "train_examples": task.train_examples,
+            "validation_examples": task.held_out_examples,
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            **plan.document(price),
+        },
+    }
+
+
+def _rehearse(workspace: Workspace, make: Maker, export: Export, machine: Machine) -> Rehearsal:
+    with rehearsal_folder(workspace) as folder, torch.random.fork_rng(devices=[]):
+        found = rehearse(lambda store: make(machine, store), export, folder, REHEARSAL_SECONDS)
+    if machine.compiled:
+        # The kernels are kept on disk: the run, as here the second time, only has to fetch them.
+        torch.compiler.reset()
+        with rehearsal_folder(workspace) as folder, torch.random.fork_rng(devices=[]):
+            again = rehearse(lambda store: make(machine, store), export, folder, REHEARSAL_SECONDS)
+        again.memory = found.memory
+        return again
+    gc.collect()
+    return found
+
+
+def _matrix_rate(machine: Machine) -> float:
+    return matrix_rate(
+        machine.device, torch.bfloat16 if machine.precision == "bf16" else torch.float32
+    )

@@ -1,0 +1,245 @@
+"""A rehearsal: the first steps of a training on this very machine, to know what all of it takes.
+
+The trainer is the real one on real batches: what is timed is what will run. The learning rate is
+that of the first step, and what it writes lies in a folder that goes afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.trainer import Record, Trainer
+from llmctl.workspace.artefacts import describe_files
+from llmctl.workspace.files import published_folder
+
+WARM_UP = 2
+"""Steps that are not counted: they allocate memory, choose kernels and fill caches."""
+LEAST_STEPS = 3
+MOST_STEPS = 30
+"""Steps that are counted at the most; their median is steady long before."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by kind at the fullest moment of a training."""
+
+    process: int
+    """Python, libraries and what was there before the model."""
+    weights: int
+    gradients: int
+    optimiser: int
+    activations: int
+    """Kept on the way forward for the way back, as counted in a step; with the logits' gradients,
+    which are made on the way forward."""
+    rest: int
+    """What else there was at the peak: results of single operations, buffers, the allocator's."""
+
+    @property
+    def peak(self) -> int:
+        return sum(vars(self).values())
+
+
+@dataclass
+class Rehearsal:
+    """What was measured."""
+
+    build_seconds: float = 0.0
+    """Model, optimiser and validation batches made."""
+    first_seconds: float = 0.0
+    """The first step, in which a model that is compiled is compiled."""
+    last_seconds: float = 0.0
+    """The step before now."""
+    step_seconds: list[float] = field(default_factory=list)
+    """Of each step after the warm-up."""
+    step_tokens: list[float] = field(default_factory=list)
+    validation_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    export_seconds: float = 0.0
+    memory: Memory | None = None
+
+    @property
+    def seconds_per_step(self) -> float:
+        return median(self.step_seconds)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Padding not counted."""
+        return sum(self.step_tokens) / len(self.step_tokens)
+
+    @property
+    def warm_up_seconds(self) -> float:
+        """By how much the first step, which compiles, is longer than others."""
+        return max(0.0, self.first_seconds - self.seconds_per_step)
+
+
+def time_steps(
+    trainer: Trainer, seconds: float, *, least: int = LEAST_STEPS, give_up: float = math.inf
+) -> Rehearsal:
+    """Steps alone, for about so many seconds but at least three after the warm-up. After
+    ``give_up`` seconds the last step stands for all, the warm-up's too."""
+    found = Rehearsal()
+    begun = time.perf_counter()
+    with contextlib.closing(_records(trainer, found)) as records:
+        for _ in records:
+            done, spent = len(found.step_seconds), time.perf_counter() - begun
+            if done >= MOST_STEPS or (done >= least and spent >= seconds):
+                break
+            if spent >= give_up:
+                if not done:
+                    found.step_seconds = [found.last_seconds]
+                    found.step_tokens = [trainer.progress.tokens / trainer.progress.step]
+                break
+    return found
+
+
+def rehearse(
+    make: Callable[[CheckpointStore], Trainer],
+    export: Callable[[Trainer, Path], object],
+    folder: Path,
+    seconds: float,
+) -> Rehearsal:
+    """A whole small training: its steps for about so many seconds, then a validation, a checkpoint
+    and the model folder.
+
+    make: the trainer for a store; export: writes the model folder, as a run does. folder: where to
+    write; the caller removes it.
+    """
+    store = CheckpointStore(folder / "checkpoints", keep=1)
+    before = resident_bytes()
+    begun = time.perf_counter()
+    trainer = make(store)
+    built = time.perf_counter() - begun
+    found = Rehearsal(build_seconds=built)
+    counted = 0
+    begun = time.perf_counter()
+    records = _records(trainer, found)
+    while True:
+        if counted == 0 and found.first_seconds:  # the second warm-up step
+            with _saved_bytes(trainer.model) as saved:
+                record = next(records, None)
+            counted = saved[0]
+        else:
+            record = next(records, None)
+        if record is None:
+            break
+        done = len(found.step_seconds)
+        if trainer.total_steps is None and (
+            done >= MOST_STEPS or (done >= LEAST_STEPS and time.perf_counter() - begun >= seconds)
+        ):
+            trainer.total_steps = trainer.progress.step + 1
+    memory = _memory(trainer, before, counted)
+    begun = time.perf_counter()
+    with published_folder(folder / "model") as hidden:
+        export(trainer, hidden)
+    describe_files(folder / "model")
+    found.export_seconds = time.perf_counter() - begun
+    found.memory = replace(memory, rest=max(0, peak_bytes() - memory.peak))
+    return found
+
+
+def count_flops(trainer: Trainer) -> float:
+    """Operations for each token of a step, counted one by one: no more than are done where weights
+    are frozen. The model is not compiled."""
+    with (
+        FlopCounterMode(display=False) as counter,
+        contextlib.closing(_records(trainer, Rehearsal())) as records,
+    ):
+        next(records)
+    return counter.get_total_flops() / trainer.progress.tokens
+
+
+def _records(trainer: Trainer, found: Rehearsal) -> Generator[Record]:
+    """What happens, with the time it took noted down; ends with the trainer's ``total_steps``."""
+    changes = {"time_limit": None, "log_every": 1, "checkpoint_every": 1 << 40}
+    trainer.config = trainer.config.replace(**changes)
+    trainer.total_steps = None
+    tokens = 0
+    last = time.perf_counter()
+    # Not left to the collector: the thread that makes batches ends with it.
+    with contextlib.closing(cast(Generator[Record], trainer.run())) as records:
+        for record in records:
+            now = time.perf_counter()
+            seconds, last = now - last, now
+            if record.kind in ("train", "skipped"):
+                found.last_seconds = seconds
+                if not found.first_seconds:
+                    found.first_seconds = seconds
+                elif record.step > WARM_UP:
+                    found.step_seconds.append(seconds)
+                    found.step_tokens.append(trainer.progress.tokens - tokens)
+                tokens = trainer.progress.tokens
+            elif record.kind == "validation":
+                found.validation_seconds = seconds
+            elif record.kind == "checkpoint":
+                found.checkpoint_seconds = seconds
+            yield record
+            last = time.perf_counter()
+
+
+@contextlib.contextmanager
+def _saved_bytes(model: nn.Module) -> Iterator[list[int]]:
+    """Counts, in its only entry, what the steps inside keep for their way back: each piece of
+    memory once, and no weights."""
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    total = [0]
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            known.add(storage.data_ptr())
+            total[0] += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield total
+
+
+def _memory(trainer: Trainer, before: int, activations: int) -> Memory:
+    parameters = list(trainer.model.parameters())
+    weights = sum(p.nbytes for p in parameters)
+    gradients = sum(p.nbytes for p in parameters if p.requires_grad)
+    optimiser = sum(
+        value.nbytes
+        for state in trainer.optimiser.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    )
+    return Memory(before, weights, gradients, optimiser, activations, rest=0)
+
+
+def resident_bytes() -> int:
+    """Memory of this process now; on a GPU, what PyTorch holds of it."""
+    if torch.cuda.is_available() and torch.cuda.memory_allocated():
+        return torch.cuda.memory_allocated()
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except OSError:  # not Linux: the most there has been so far
+        return peak_bytes()
+    import resource
+
+    return int(pages) * resource.getpagesize()
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had; on a GPU, that PyTorch has held of it."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
