@@ -115,7 +115,7 @@ def test_steps_validation_and_export_are_timed(tmp_path: Path, clock: Clock):
 
 
 def test_memory_by_kind(tmp_path: Path):
-    found = rehearse(make, lambda trainer, store, folder: None, tmp_path / "here", seconds=0.1)
+    found = rehearse(make, lambda trainer, folder: None, tmp_path / "here", seconds=0.1)
     memory, weights = found.memory, 2 * WIDTH * WIDTH * 4
     assert memory is not None
     assert memory.weights == memory.gradients == weights
