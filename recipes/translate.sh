@@ -46,7 +46,7 @@ learn() {
 }
 learn "$pair" "gpt-$pair"
 learn "$pair-scratch" scratch --like "gpt-$pair"
-learn "$pair-bare" "gpt-$pair" --set model.cross_attention=false --set training.time_limit=2m
+learn "$pair-bare" "gpt-$pair" --set model.cross_attention=false
 
 echo "== 4. translate the test set, and compare"
 llmctl generate --from "$pair" --source "$test_from" --output "$LLMCTL_WORKSPACE/$pair-test.$to" \

@@ -34,6 +34,7 @@ TRAIN_FIGURES = (
     ("bits_per_byte", "{} bits/byte", ".4f"),
     ("accuracy", "accuracy {}", ".1%"),
     ("tokens_per_second", "{} tokens/s", ",.0f"),
+    ("utilisation", "{} of the matrix rate", ".0%"),
     ("padding", "padding {}", ".1%"),
 )
 

@@ -57,6 +57,8 @@ class Pretraining(ABC, Generic[C, D]):
     """What differs from the general defaults of a pretraining, as a recipe would say it."""
     roles: ClassVar[tuple[str, ...]]
     """Special tokens that the objective needs."""
+    compile_on_cpu: ClassVar[bool] = True
+    """Whether kernels of its own make a model faster on a processor too."""
     described: ClassVar[str]
     """What needs them, and how to learn a tokenizer that has them; for messages."""
 

@@ -160,7 +160,11 @@ def render_detail(document: dict[str, Any]) -> RenderableType:
             curve = sparkline(run["losses"], 40)
             table.add_row("loss", f"{figure(run['loss'], '.4f')}  {curve}")
         if run["tokens_per_second"]:
-            table.add_row("speed", f"{run['tokens_per_second']:,.0f} tokens/s")
+            share = run["utilisation"]
+            of_machine = f", {share:.0%} of the machine's matrix rate" if share else ""
+            table.add_row("speed", f"{run['tokens_per_second']:,.0f} tokens/s{of_machine}")
+        if run["memory_bytes"]:
+            table.add_row("peak memory", size(run["memory_bytes"]))
         if document["validations"]:
             last = document["validations"][-1]
             figures = "  ".join(

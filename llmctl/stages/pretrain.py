@@ -362,7 +362,10 @@ def export_model(
 def expected_seconds(
     pretraining: Pretraining[Any, Any], config: PretrainConfig[Any, Any, Any], machine: Machine
 ) -> float | None:
-    """Of the training by a few of its steps; None where it is too short to try some."""
+    """Of the training by a few of its steps; None where it is too short to try some, or gains
+    nothing by compiling."""
+    if machine.device.type == "cpu" and not pretraining.compile_on_cpu:
+        return None
     if config.training.time_limit is not None:
         return config.training.time_limit
     steps = total_steps(config.training, pretraining.batches("train", seed=config.seed))

@@ -69,6 +69,8 @@ def run_line(artefact: Artefact) -> dict[str, Any]:
         "validation_loss": looks[-1].get("loss") if looks else None,
         "losses": losses,
         "tokens_per_second": trained[-1].get("tokens_per_second") if trained else None,
+        "utilisation": trained[-1].get("utilisation") if trained else None,
+        "memory_bytes": trained[-1].get("memory_bytes") if trained else None,
         "age_seconds": max(0.0, time.time() - progress.get("updated", _seconds(manifest.created))),
         "created": manifest.created,
         "finished": manifest.finished,

@@ -57,10 +57,10 @@ def largest_part(
     if device.type != "cuda":
         if _runs_out(lambda: trial(1), device, model):
             return 0
+        if rows == 1 or _runs_out(lambda: trial(2), device, model):
+            return 1
         # The weights are kept too, once: the second row shows what a row takes.
-        per_row = kept_for_backward(lambda: trial(min(rows, 2))) - (
-            kept_for_backward(lambda: trial(1)) if rows > 1 else 0
-        )
+        per_row = kept_for_backward(lambda: trial(2)) - kept_for_backward(lambda: trial(1))
         state = sum(4 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         fits = int((SHARE_OF_FREE * _free_memory() - state) // max(per_row, 1))
         rows = max(1, min(rows, fits))
