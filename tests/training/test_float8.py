@@ -37,9 +37,8 @@ def test_products_and_gradients_are_near_those_in_fp32():
         assert inputs.grad is not None
         assert exact.weight.grad is not None
         assert exact.bias.grad is not None
-        found.append(
-            (out.detach(), inputs.grad, exact.weight.grad.clone(), exact.bias.grad.clone())
-        )
+        gradients = (exact.weight.grad.clone(), exact.bias.grad.clone())
+        found.append((out.detach(), inputs.grad, *gradients))
     # Three bits of mantissa round by a sixteenth at most, two by an eighth.
     for ours, theirs, limit in zip(found[1], found[0], (0.05, 0.1, 0.1, 0.02), strict=True):
         assert 0 < relative(ours, theirs) < limit

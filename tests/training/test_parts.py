@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,14 +80,14 @@ def gradient(model: nn.Module, parts: list[TensorBatch], counts: dict[str, int])
 @pytest.mark.parametrize(
     ("make_model", "make_batch"), [(causal_model, causal_batch), (masked_model, masked_batch)]
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(edges=st.sets(st.integers(1, 4)))
 def test_parts_of_a_batch_have_its_gradient(
     make_model: Callable[[], nn.Module], make_batch: Callable[[], TensorBatch], edges: set[int]
 ):
     model, batch = make_model(), make_batch()
     cuts = [0, *sorted(edges), len(batch)]
-    parts = [batch.rows(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [batch.rows(a, b) for a, b in pairwise(cuts)]
     assert sum(part.real_tokens for part in parts) == batch.real_tokens
     assert sum(part.slots for part in parts) == batch.slots
     whole = gradient(model, [batch], batch.counts)
@@ -191,7 +192,7 @@ def test_out_of_memory_names_what_would_fit(tmp_path: Path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-@settings(deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(room=st.integers(0, 40), rows=st.integers(1, 40))
 def test_the_largest_part_is_found(room: int, rows: int):
     def trial(count: int) -> None:
