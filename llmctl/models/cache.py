@@ -63,20 +63,26 @@ class KeyValueCache:
     def select(self, rows_R: Tensor) -> None:
         """Keep these rows, in this order; a row may come more than once."""
         count = self.keys_LBKSH.shape[1]
-        if len(rows_R) == count and torch.equal(rows_R, torch.arange(count, device=rows_R.device)):
+        places_R = torch.arange(len(rows_R), device=rows_R.device)
+        moved_R = (rows_R != places_R).nonzero()[:, 0]
+        if len(rows_R) == count and not len(moved_R):
             return
-        self.keys_LBKSH = self._selected(self.keys_LBKSH, rows_R)
-        self.values_LBKSH = self._selected(self.values_LBKSH, rows_R)
+        self.keys_LBKSH = self._selected(self.keys_LBKSH, rows_R, moved_R)
+        self.values_LBKSH = self._selected(self.values_LBKSH, rows_R, moved_R)
         if self.starts_B is not None:
             self.starts_B = self.starts_B[rows_R]
 
-    def _selected(self, table_LBKSH: Tensor, rows_R: Tensor) -> Tensor:
-        # Only what is filled is worth the copy, and only more rows need another table.
+    def _selected(self, table_LBKSH: Tensor, rows_R: Tensor, moved_R: Tensor) -> Tensor:
+        # Only what is filled and comes to another place is worth the copy, and only more rows need
+        # another table.
         L, B, K, S, H = table_LBKSH.shape
-        filled = table_LBKSH[:, rows_R, :, : self.length]
         if len(rows_R) > B:
+            filled = table_LBKSH[:, rows_R, :, : self.length]
             table_LBKSH = table_LBKSH.new_empty(L, len(rows_R), K, S, H)
-        table_LBKSH[:, : len(rows_R), :, : self.length] = filled
+            table_LBKSH[:, :, :, : self.length] = filled
+            return table_LBKSH
+        moved = table_LBKSH[:, rows_R[moved_R], :, : self.length]
+        table_LBKSH[:, moved_R, :, : self.length] = moved
         return table_LBKSH[:, : len(rows_R)]
 
     def positions(self, tokens: int) -> Tensor:

@@ -11,8 +11,9 @@ P prompts, B beams of all of them, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor
 from llmctl.inference.decoder import NextToken
 from llmctl.inference.decoding.rows import Completion, Row, Rules, apply, check
 from llmctl.inference.decoding.strategies import Text
+
+Candidate = tuple[float, float, int, int]
+"""A continuation: its score and log-probability, the beam that it continues, and its token."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Beam:
 class Finished:
     """A text that has ended."""
 
-    row: Row
+    beam: Beam
     score: float
     """With the length penalty."""
 
@@ -62,50 +66,37 @@ class Search:
     def texts(self) -> list[Text]:
         return [Text(beam.ids, self.start) for beam in self.beams]
 
-    def advance(self, scores_BV: Tensor, log_probs_BV: Tensor) -> list[int]:
-        """Go on by a token; returns which of the beams each new one continues.
-
-        scores_BV: the beams' log-probabilities after the strategies. log_probs_BV: before them.
-        """
-        # As many as can end, and enough besides to go on with.
-        count = max(2, 1 + len(self.rules.ends)) * self.width
-        sums_BV = scores_BV + torch.tensor(
-            [[beam.score] for beam in self.beams], device=scores_BV.device
-        )
-        V = sums_BV.shape[-1]
-        best = sums_BV.flatten().topk(min(count, sums_BV.numel()))
-        plain = log_probs_BV.flatten()[best.indices]
+    def advance(self, candidates: Iterable[Candidate]) -> list[int]:
+        """Go on by a token, given the best continuations, best first; returns which of the beams
+        each new one continues."""
         going: list[tuple[int, Beam]] = []
-        for rank, (score, log_prob, index) in enumerate(
-            zip(best.values.tolist(), plain.tolist(), best.indices.tolist(), strict=True)
-        ):
-            if score == -math.inf:
+        for rank, (score, log_prob, source, token) in enumerate(candidates):
+            if score == -math.inf or len(going) == self.width:
                 break
-            source, token = divmod(index, V)
             old = self.beams[source]
             beam = Beam([*old.ids, token], [*old.log_probs, log_prob], score)
-            row = self._ended(beam)
-            if row is None:
+            if not self._has_ended(beam):
                 going.append((source, beam))
             elif rank < self.width:
-                self._keep(row, score)
-        going = going[: self.width]
+                self._keep(beam)
         self.beams = [beam for _, beam in going]
         self.over = not going or self._is_enough()
         return [source for source, _ in going]
 
-    def _ended(self, beam: Beam) -> Row | None:
-        """The text of a beam that has ended, or nothing."""
-        new = len(beam.ids) - self.start
-        if not (beam.ids[-1] in self.rules.ends or new == self.limit or self.rules.config.stop):
-            return None
+    def _has_ended(self, beam: Beam) -> bool:
+        if beam.ids[-1] in self.rules.ends or len(beam.ids) - self.start == self.limit:
+            return True
+        return bool(self.rules.config.stop) and self._row(beam).finish is not None
+
+    def _row(self, beam: Beam) -> Row:
         row = Row.begin(self.rules, self.number, 0, beam.ids[: self.start], self.limit)
         for token, log_prob in zip(beam.ids[self.start :], beam.log_probs, strict=True):
             row.take(token, log_prob)
-        return row if row.finish else None
+        return row
 
-    def _keep(self, row: Row, score: float) -> None:
-        self.finished.append(Finished(row, score / row.new**self.penalty))
+    def _keep(self, beam: Beam) -> None:
+        new = len(beam.ids) - self.start
+        self.finished.append(Finished(beam, beam.score / new**self.penalty))
         self.finished.sort(key=lambda finished: -finished.score)
         del self.finished[self.width :]
 
@@ -122,10 +113,38 @@ class Search:
 
     def completions(self) -> list[Completion]:
         """The best texts."""
-        best = self.finished[: self.rules.config.num_samples]
-        for sample, finished in enumerate(best):
-            finished.row.sample = sample
-        return [finished.row.completion(finished.score) for finished in best]
+        completions = []
+        for sample, finished in enumerate(self.finished[: self.rules.config.num_samples]):
+            row = self._row(finished.beam)
+            row.sample = sample
+            completions.append(row.completion(finished.score))
+        return completions
+
+
+def best_continuations(
+    searches: Sequence[Search], scores_BV: Tensor, log_probs_BV: Tensor
+) -> Iterator[Iterator[Candidate]]:
+    """For each search the best continuations of its beams: as many as can end, and enough besides
+    to go on with.
+
+    scores_BV: the log-probabilities after the strategies. log_probs_BV: before them.
+    """
+    V = scores_BV.shape[-1]
+    scores = [[beam.score] for one in searches for beam in one.beams]
+    sums_BV = scores_BV + torch.tensor(scores, device=scores_BV.device)
+    first = 0
+    # Prompts with as many beams, mostly all, are looked through together.
+    for beams, group in groupby(searches, lambda one: len(one.beams)):
+        like = list(group)
+        count = min(max(2, 1 + len(like[0].rules.ends)) * like[0].width, beams * V)
+        here = slice(first, first := first + beams * len(like))
+        best = sums_BV[here].view(len(like), -1).topk(count)
+        plain = log_probs_BV[here].reshape(len(like), -1).gather(1, best.indices)
+        sources, tokens = best.indices // V, best.indices % V
+        for rows in zip(
+            best.values.tolist(), plain.tolist(), sources.tolist(), tokens.tolist(), strict=True
+        ):
+            yield zip(*rows, strict=True)
 
 
 @torch.inference_mode()
@@ -145,9 +164,10 @@ def search(
         check(scores_BV)
         kept: list[int] = []
         first = 0
-        for one in searches:
+        ahead = best_continuations(searches, scores_BV, log_probs_BV)
+        for one, candidates in zip(searches, ahead, strict=True):
             stop = first + len(one.beams)
-            sources = one.advance(scores_BV[first:stop], log_probs_BV[first:stop])
+            sources = one.advance(candidates)
             if one.over:
                 yield one
             else:
