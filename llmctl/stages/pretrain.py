@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -373,4 +374,7 @@ def expected_seconds(
         return None
     # Nothing is written: the steps end before a checkpoint is due.
     trainer = make_trainer(pretraining, config, machine, CheckpointStore(Path(), 1), Reporter())
-    return steps * time_steps(trainer, TRIAL_SECONDS).seconds_per_step
+    seconds = time_steps(trainer, TRIAL_SECONDS).seconds_per_step
+    del trainer
+    gc.collect()  # its memory is wanted again
+    return steps * seconds

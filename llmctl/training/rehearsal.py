@@ -146,6 +146,9 @@ def rehearse(
         export(trainer, hidden)
     describe_files(folder / "model")
     found.export_seconds = time.perf_counter() - begun
+    # What was freed before the model was made, and used again for it, counts once.
+    process = max(0, min(before, before + peak_bytes() - memory.peak))
+    memory = replace(memory, process=process)
     found.memory = replace(memory, rest=max(0, peak_bytes() - memory.peak))
     return found
 

@@ -95,7 +95,7 @@ def plans(workspace: Path, options: argparse.Namespace) -> None:
             continue
         for repeat in range(options.repeats):
             plan = llmctl(workspace, "plan", *words).document["plan"]
-            real = llmctl(workspace, "pretrain", *words, "--name", f"p{number}-{repeat}")
+            real = llmctl(workspace, "pretrain", *words, "--name", f"p{number}-{repeat}", "--force")
             seconds, memory = plan["expected_seconds"], plan["memory_bytes"]
             print(
                 f"| {name} | {seconds:.1f} | {real.seconds:.1f} | {off(seconds, real.seconds)} | "
@@ -116,7 +116,7 @@ def budgets(workspace: Path, options: argparse.Namespace) -> None:
             run = f"{name}-{budget}"
             real = llmctl(
                 workspace, "pretrain", *words, "--budget", budget, "--name", run,
-                "--set", "training.log_every=1",
+                "--set", "training.log_every=1", "--force",
             )  # fmt: skip
             summary = real.document
             told = summary["budget"]

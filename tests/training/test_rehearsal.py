@@ -124,8 +124,8 @@ def test_memory_by_kind(tmp_path: Path):
     # Kept for the way back: the input, tanh's result (once, as result and as input) and the
     # output, to be squared.
     assert memory.activations == 3 * ROWS * WIDTH * 4
-    known = sum(getattr(memory, kind) for kind in vars(memory) if kind != "rest")
-    assert memory.peak == max(known, peak_bytes())
+    assert memory.peak == peak_bytes()
+    assert memory.process > 0
 
 
 def test_a_first_step_that_compiles_is_told_apart(tmp_path: Path, clock: Clock):
