@@ -71,6 +71,7 @@ def test_a_budget_is_kept_and_the_rate_decays(decoder_workspace: Path):
     assert again.manifest == run.manifest
 
 
+@pytest.mark.slow
 def test_a_budget_that_was_interrupted_goes_on_with_what_was_chosen(decoder_workspace: Path):
     place, notes = Workspace(decoder_workspace), Notes()
     config = resolve("gpt", None, {**QUICK, "budget": 20.0})

@@ -64,12 +64,15 @@ def summary(root: Path, name: str) -> dict[str, Any]:
     ("name", "more"),
     [
         ("three", ["--nproc", "3"]),
-        ("parts", ["--nproc", "2", "--set", "training.micro_batch=2"]),
+        pytest.param(
+            "parts", ["--nproc", "2", "--set", "training.micro_batch=2"], marks=pytest.mark.slow
+        ),
         ("shares", ["--nproc", "2", "--set", "training.parallel=fsdp"]),
-        (
+        pytest.param(
             "again",
             ["--nproc", "2", "--set", "training.parallel=fsdp", "--set",
              "training.activation_checkpointing=true"],
+            marks=pytest.mark.slow,
         ),
     ],
 )  # fmt: skip
@@ -81,7 +84,7 @@ def test_several_processes_train_as_one(root: Path, name: str, more: list[str]):
 
 
 @NEEDS_PROC
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+@pytest.mark.parametrize("optimiser", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 def test_a_run_goes_on_with_another_number_of_processes(root: Path, optimiser: str):
     command = [*OPTIONS, "--set", f"training.optimiser={optimiser}"]
     llmctl(root, *command, "--name", f"whole-{optimiser}")
@@ -132,6 +135,7 @@ def test_a_lost_process_comes_back_at_the_last_checkpoint(root: Path):
     assert losses(root, "harmed") == losses(root, "unharmed")
 
 
+@pytest.mark.slow
 @NEEDS_PROC
 def test_without_restarts_it_says_how_to_go_on(root: Path):
     longer = [*OPTIONS, "--set", "training.max_steps=100000"]
