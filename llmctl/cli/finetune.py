@@ -93,6 +93,7 @@ def command(
     set_: options.SetOption = [],  # noqa: B006
     force: options.ForceOption = False,
     dry_run: options.DryRunOption = False,
+    profile: options.ProfileOption = False,
     nproc: options.NprocOption = None,
     max_restarts: options.MaxRestartsOption = 0,
     json: options.JsonOption = False,
@@ -162,7 +163,9 @@ def command(
         if dry_run:
             print_json(plan(place, start, data, config, reporter=reporter, **how))
             return
-        artefact, there = finetune(place, start, data, config, reporter=reporter, **how)
+        artefact, there = finetune(
+            place, start, data, config, profile=profile, reporter=reporter, **how
+        )
         if there:
             reporter.note(f"run {artefact.manifest.name}: up to date")
     summary = artefact.manifest.summary

@@ -80,6 +80,13 @@ BudgetOption = Annotated[
         "are chosen for it, as far as they aren't given.",
     ),
 ]
+ProfileOption = Annotated[
+    bool,
+    typer.Option(
+        "--profile",
+        help="Trace steps 6 to 10: a table of where their time goes, and a trace for Perfetto.",
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Of every random draw.")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda or mps.", show_default="auto")

@@ -50,6 +50,7 @@ def command(
     set_: options.SetOption = [],  # noqa: B006
     force: options.ForceOption = False,
     dry_run: options.DryRunOption = False,
+    profile: options.ProfileOption = False,
     nproc: options.NprocOption = None,
     max_restarts: options.MaxRestartsOption = 0,
     json: options.JsonOption = False,
@@ -61,6 +62,7 @@ def command(
         run_together(nproc, max_restarts)
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.config import read_recipe, take
+    from llmctl.errors import UsageError
     from llmctl.reporting.units import figure
 
     given: dict[str, Any] = {}
@@ -73,6 +75,8 @@ def command(
     named, file = take(read_recipe(recipe, "pretrain") if recipe else {}, "shards")
     shards = shards or named.get("shards")
     arch, config = resolved(file, arch, preset, budget, given, set_)
+    if profile and arch == "ngram":
+        raise UsageError("--profile is not for --arch ngram, which counts; leave it out")
     place = options.open_workspace(workspace)
     with TerminalReporter(quiet=quiet) as reporter:
         if dry_run:
@@ -86,6 +90,7 @@ def command(
             force=force,
             begun=begun,
             reporter=reporter,
+            **({} if arch == "ngram" else {"profile": profile}),
         )
         if there:
             reporter.note(f"run {artefact.manifest.name}: up to date")

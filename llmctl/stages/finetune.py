@@ -70,6 +70,7 @@ def finetune(
     like: str | None = None,
     name: str | None = None,
     force: bool = False,
+    profile: bool = False,
     reporter: Reporter | None = None,
     command: Sequence[str] | None = None,
 ) -> tuple[Artefact, bool]:
@@ -119,6 +120,7 @@ def finetune(
         prepare=prepare,
         export=export,
         reporter=reporter,
+        profile=profile,
     )
     return artefact, False
 

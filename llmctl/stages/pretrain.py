@@ -215,13 +215,15 @@ def pretrain(
     name: str | None = None,
     force: bool = False,
     begun: float | None = None,
+    profile: bool = False,
     reporter: Reporter | None = None,
     command: Sequence[str] | None = None,
 ) -> tuple[Artefact, bool]:
     """Train a model on shards; returns the run, and whether it was finished already.
 
     begun: when the command began, by time.perf_counter: a budget counts from then; default now.
-    command: that goes on with this run, where the one being run does more than that.
+    profile: trace some steps. command: that goes on with this run, where the one being run does
+    more than that.
     """
     reporter = reporter or Reporter()
     begun = time.perf_counter() if begun is None else begun
@@ -270,6 +272,7 @@ def pretrain(
         prepare=prepare,
         export=export,
         reporter=reporter,
+        profile=profile,
         expected_seconds=seconds,
     )
     return artefact, False

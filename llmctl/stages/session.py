@@ -30,6 +30,7 @@ from llmctl.training.precision import (
     choose_precision,
     matrix_rate,
 )
+from llmctl.training.profile import StepProfiler
 from llmctl.training.trainer import NOT_FINITE, Progress, Trainer
 from llmctl.workspace.artefacts import (
     Artefact,
@@ -47,8 +48,8 @@ from llmctl.workspace.files import (
 from llmctl.workspace.locks import lock_path, writer_lock
 from llmctl.workspace.runs import RunRecorder, SilentRecorder, read_metrics, resume_command
 
-MODEL, ADAPTER = "model", "adapter"
-"""Folders of a run: what was trained, and what LoRA added to it."""
+MODEL, ADAPTER, PROFILE = "model", "adapter", "profile"
+"""Folders of a run: what was trained, what LoRA added to it, and where the time of a step went."""
 
 
 @dataclass(frozen=True)
@@ -148,14 +149,15 @@ def run_training(
     prepare: Callable[[Machine, CheckpointStore, StopFlag], Trainer],
     export: Callable[[nn.Module, Progress, Path], dict[str, Any]],
     reporter: Reporter,
+    profile: bool = False,
     expected_seconds: Callable[[torch.device, str], float | None] = lambda device, precision: None,
 ) -> Artefact:
     """Train a run to its end: start it, or go on from its newest whole checkpoint.
 
     prepare: builds the trainer. export: writes the folder of a model and returns figures for the
-    manifest's summary. expected_seconds: of the training, by device and precision; None where
-    its shapes are no good to compile for. Raises Interrupted after the checkpoint that a signal
-    asks for.
+    manifest's summary. profile: trace some steps. expected_seconds: of the training, by device and
+    precision; None where its shapes are no good to compile for. Raises Interrupted after the
+    checkpoint that a signal asks for.
 
     A run of the same name that is to be replaced stays until the new one is ready to train.
     """
@@ -205,6 +207,8 @@ def run_training(
             if existing is not None:
                 recorder.update(state="running", message=None)
                 trainer = prepare(machine, store, stop)
+            if profile and world.is_main:
+                trainer.profiler = StepProfiler(folder / PROFILE, reporter.note)
             try:
                 _train(folder, manifest, trainer, store, recorder, stop, export, reporter)
             finally:

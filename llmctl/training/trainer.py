@@ -23,6 +23,7 @@ from itertools import chain, pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmctl.data.keyed import key_of
@@ -49,6 +50,7 @@ from llmctl.training.float8 import use_float8
 from llmctl.training.memory import largest_part, out_of_memory, peak_memory
 from llmctl.training.optimiser import build_optimiser, set_learning_rate
 from llmctl.training.precision import autocast
+from llmctl.training.profile import StepProfiler
 from llmctl.training.schedules import share_of_peak
 
 PATIENCE_NOT_FINITE = 5
@@ -195,6 +197,8 @@ class Trainer:
             body: nn.Module = model.body  # type: ignore[assignment]
             body.compile(dynamic=False)
         self.progress = Progress()
+        self.profiler: StepProfiler | None = None
+        """Traces some steps, where it is set."""
         self._skipped = 0
         """Steps in a row without a finite gradient, up to now."""
 
@@ -234,16 +238,19 @@ class Trainer:
                 return
             progress.ended = progress.ended or self._stale()
         flops_per_slot = self._prepare()
-        with ThreadPoolExecutor(1) as background:
+        with ThreadPoolExecutor(1) as background, self._profiled():
             upcoming = background.submit(self._work, progress.step)
             while not self._done():
                 started = time.perf_counter()
-                work = upcoming.result()
+                with record_function("batch"):
+                    work = upcoming.result()
                 upcoming = background.submit(self._work, progress.step + 1)
                 share = share_of_peak(
                     self.share_done(), config.warmup, config.schedule, config.decay
                 )
                 sums, norm, taken = self._step(work, share)
+                if self.profiler is not None:
+                    self.profiler.step()
                 now = time.perf_counter()
                 speed.add(work, now - started)
                 progress.step += 1
@@ -295,6 +302,17 @@ class Trainer:
                     yield Record("stopped", progress.step)
                     return
         yield Record("finished", progress.step)
+
+    @contextlib.contextmanager
+    def _profiled(self) -> Iterator[None]:
+        if self.profiler is None:
+            yield
+            return
+        self.profiler.start()
+        try:
+            yield
+        finally:
+            self.profiler.stop()
 
     def whole_model(self) -> nn.Module | None:
         """The model as it is, in one piece, for the main process; the others get None. All must
@@ -402,9 +420,9 @@ class Trainer:
             if out_of_memory(error):
                 raise self._no_memory(work) from error
             raise
-        norm = whole(
-            nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm, foreach=True)
-        )
+        with record_function("clip"):
+            norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm, foreach=True)
+            norm = whole(norm)
         # The one place where the processor waits for an accelerator.
         values = torch.stack([norm.float(), *(total for total, _ in measured.values())]).tolist()
         names = list(measured)
@@ -412,7 +430,8 @@ class Trainer:
             values[0] = math.nan
         taken = math.isfinite(values[0]) and not self._is_spike(values[0])
         if taken:
-            self.optimiser.step()
+            with record_function("update"):
+                self.optimiser.step()
         counts = (float(count) for _, count in measured.values())
         sums = dict(zip(measured, map(list, zip(values[1:], counts, strict=True)), strict=True))
         return sums, values[0], taken
@@ -427,6 +446,7 @@ class Trainer:
             moved = part.to(self._device)
             with self._summing(number == len(work.parts)):
                 with (
+                    record_function("forward"),
                     autocast(self._device, self._precision),
                     compiled_cross_entropy(self._compiled),
                 ):
@@ -438,7 +458,8 @@ class Trainer:
                     ]
                 ).sum()
                 # A wrapper takes the mean over the processes.
-                (total * (work.weight * self.world.size)).backward()
+                with record_function("backward"):
+                    (total * (work.weight * self.world.size)).backward()
             figures = {
                 name: (ratio.total.detach().float() * work.weight, int(ratio.count * work.weight))
                 for name, ratio in {**losses.losses, **losses.metrics}.items()

@@ -1,0 +1,104 @@
+"""Where a step's time goes: a trace of a few steps, and a table of its parts and operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from llmctl.workspace.files import published_folder, write_json
+
+SETTLING, STEPS = 5, 5
+"""Steps before those that are traced, and those. More would make a trace that no viewer opens."""
+OPERATIONS = 15
+"""In the table."""
+PARTS = ("batch", "forward", "backward", "clip", "update")
+"""What the trainer names of a step."""
+TRACE, TABLE = "trace.json", "table.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A part or an operation, and what it takes of a step."""
+
+    name: str
+    milliseconds: float
+    share: float
+    calls: float
+
+
+class StepProfiler:
+    """Traces steps 6 to 10 of a training. ``trace.json`` opens in Perfetto (ui.perfetto.dev)."""
+
+    def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
+        """folder: what to write. tell: takes the table."""
+        self._folder, self._tell = folder, tell
+        self._profile = profile(
+            activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA],
+            schedule=schedule(wait=SETTLING - 1, warmup=1, active=STEPS, repeat=1),
+            on_trace_ready=self._write,
+        )
+
+    def start(self) -> None:
+        """Before the first step."""
+        self._profile.start()
+
+    def step(self) -> None:
+        """After each."""
+        self._profile.step()
+
+    def stop(self) -> None:
+        """After the last; too short a training has none to show."""
+        self._profile.stop()
+
+    def _write(self, found: profile) -> None:
+        averages = {event.key: event for event in found.key_averages()}
+        parts = [
+            (name, averages[name].cpu_time_total, averages[name].count)
+            for name in PARTS
+            if name in averages
+        ]
+        total = sum(microseconds for _, microseconds, _ in parts)
+        # Of an accelerator what it was busy with, else what the processor was.
+        device = any(event.self_device_time_total for event in averages.values())
+        operations = sorted(
+            (
+                (
+                    event.key,
+                    event.self_device_time_total if device else event.self_cpu_time_total,
+                    event.count,
+                )
+                for event in averages.values()
+                if event.key not in PARTS and not event.key.startswith("ProfilerStep")
+            ),
+            key=lambda entry: -entry[1],
+        )[:OPERATIONS]
+        rows = {
+            kind: [
+                Row(name, time / 1e3 / STEPS, time / max(total, 1e-9), count / STEPS)
+                for name, time, count in entries
+            ]
+            for kind, entries in (("parts", parts), ("operations", operations))
+        }
+        with published_folder(self._folder) as folder:
+            found.export_chrome_trace(str(folder / TRACE))
+            write_json(
+                folder / TABLE,
+                {kind: [vars(row) for row in entries] for kind, entries in rows.items()},
+            )
+        self._tell(render(rows, total / 1e3 / STEPS))
+        self._tell(f"trace in {self._folder / TRACE}: open it at ui.perfetto.dev")
+
+
+def render(rows: dict[str, list[Row]], milliseconds: float) -> str:
+    """The table as lines of text. milliseconds: of a step."""
+    lines = [f"a step takes {milliseconds:.1f} ms"]
+    for kind, entries in rows.items():
+        lines.append(f"{kind}:")
+        lines += [
+            f"  {row.name[:43]:<43} {row.milliseconds:>9.2f} ms {row.share:>6.1%} {row.calls:>6.0f}×"
+            for row in entries
+        ]
+    return "\n".join(lines)
