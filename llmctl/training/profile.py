@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import profile, schedule, supported_activities
 
 from llmctl.workspace.files import published_folder, write_json
 
@@ -36,7 +36,7 @@ class StepProfiler:
         """folder: what to write. tell: takes the table."""
         self._folder, self._tell = folder, tell
         self._profile = profile(
-            activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA],
+            activities=supported_activities(),
             schedule=schedule(wait=SETTLING - 1, warmup=1, active=STEPS, repeat=1),
             on_trace_ready=self._write,
         )
@@ -97,8 +97,7 @@ def render(rows: dict[str, list[Row]], milliseconds: float) -> str:
     lines = [f"a step takes {milliseconds:.1f} ms"]
     for kind, entries in rows.items():
         lines.append(f"{kind}:")
-        lines += [
-            f"  {row.name[:43]:<43} {row.milliseconds:>9.2f} ms {row.share:>6.1%} {row.calls:>6.0f}×"
-            for row in entries
-        ]
+        for row in entries:
+            time = f"{row.milliseconds:>9.2f} ms {row.share:>6.1%}"
+            lines.append(f"  {row.name[:44]:<44} {time} {row.calls:>7.0f}×")
     return "\n".join(lines)
