@@ -123,6 +123,17 @@ def attention(
         return weights_BNTS @ v_BNSH
 
 
+_capability = (0, 0)
+
+
+def use_kernels_of(device: torch.device) -> None:
+    """Let training take the kernels that a GPU has, by its compute capability. To be called before
+    a model is compiled, as that can't be asked for in between."""
+    global _capability
+    if device.type == "cuda":
+        _capability = torch.cuda.get_device_capability(device)
+
+
 def _suits_cudnn(q_BNTH: Tensor) -> bool:
     """Whether cuDNN's kernel does it: on a Hopper GPU it takes two thirds of the time of the one
     that PyTorch chooses for training."""
@@ -132,7 +143,7 @@ def _suits_cudnn(q_BNTH: Tensor) -> bool:
         and q_BNTH.requires_grad
         and q_BNTH.shape[-1] % 8 == 0
         and q_BNTH.shape[-1] <= 128
-        and _is_hopper()
+        and _capability[0] == 9
     )
 
 
@@ -203,17 +214,7 @@ class Texts:
         work inside each text, where a mask costs the whole square."""
         device = self.number_BT.device.type
         low = torch.is_autocast_enabled(device)
-        return device == "cuda" and low and not dropout and _has_flash_kernels()
-
-
-@torch.compiler.assume_constant_result
-def _has_flash_kernels() -> bool:
-    return torch.cuda.get_device_capability() >= (8, 0)
-
-
-@torch.compiler.assume_constant_result
-def _is_hopper() -> bool:
-    return torch.cuda.get_device_capability()[0] == 9
+        return device == "cuda" and low and not dropout and _capability >= (8, 0)
 
 
 BOUNDS_STEP = 64

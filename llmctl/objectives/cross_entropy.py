@@ -18,7 +18,8 @@ M scored tokens, R of them at a time, D width, V vocabulary, W the vocabulary fi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -215,7 +216,7 @@ class _CompiledCrossEntropy(_LinearCrossEntropy):
         for begin in range(0, len(labels_M), rows):
             here = slice(begin, begin + rows)
             low_RD = low_MD[here]
-            part, right, grad_RW = _scored(
+            part, right, grad_RW = _compiled_scored()(
                 low_RD @ low_WD.T, bias_W, labels_M[here], V, cap, z_weight, smoothing
             )
             loss += part
@@ -231,7 +232,12 @@ class _CompiledCrossEntropy(_LinearCrossEntropy):
         return loss, correct
 
 
-@torch.compile
+@functools.cache
+def _compiled_scored() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    # Not a decorator: the compiler takes a second to import, and a processor has no use for it.
+    return torch.compile(_scored)
+
+
 def _scored(
     product_RW: Tensor,
     bias_W: Tensor | None,

@@ -28,7 +28,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from llmctl.errors import UsageError
@@ -202,15 +201,24 @@ def recompute_activations(model: nn.Module) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
+def is_shared(tensor: Tensor) -> bool:
+    """Whether each process holds a share of a tensor."""
+    # Its class takes a second to import, which only sharing it is worth.
+    return hasattr(tensor, "full_tensor")
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor put together from its shares; all processes must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_shared(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
 
 
 def shared_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     """This process's share of a whole tensor, as ``pattern`` lies."""
-    if not isinstance(pattern, DTensor) or tensor.shape != pattern.shape:
+    if not is_shared(pattern) or tensor.shape != pattern.shape:
         return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(pattern, DTensor)
     # All have read the same: nothing needs to be sent.
     return distribute_tensor(
         tensor.to(pattern.device), pattern.device_mesh, pattern.placements, src_data_rank=None

@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from llmctl.training.distributed import shared_like, whole
+from llmctl.training.distributed import is_shared, shared_like, whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Jordan's: singular values come to between 0.7 and 1.2 in few steps, which is near enough."""
@@ -79,7 +78,7 @@ class Muon(torch.optim.AdamW):
             state["momentum"].lerp_(weight.grad, 1 - self.momentum)
             update = weight.grad.lerp(state["momentum"], self.momentum)  # Nesterov's
             sizes = fused_parts(weight)
-            if isinstance(weight, DTensor):  # a share has no directions of its own
+            if is_shared(weight):  # a share has no directions of its own
                 self._update_shared(group, weight, whole(update), sizes)
                 continue
             for piece, target in zip(update.split(sizes), weight.split(sizes), strict=True):
@@ -94,7 +93,7 @@ class Muon(torch.optim.AdamW):
             )
 
     def _update_shared(
-        self, group: dict[str, Any], weight: DTensor, update: Tensor, sizes: list[int]
+        self, group: dict[str, Any], weight: Tensor, update: Tensor, sizes: list[int]
     ) -> None:
         """The same for a matrix of which each process has a share: all make the whole update."""
         pieces = [

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmctl.data.keyed import key_of
 from llmctl.errors import DivergedError, ResourceError
+from llmctl.models.layers import use_kernels_of
 from llmctl.objectives.base import Objective, TensorBatch
 from llmctl.objectives.cross_entropy import compiled_cross_entropy
 from llmctl.training.checkpoints import (
@@ -177,6 +178,7 @@ class Trainer:
         self._patience, self._keep_best = patience, keep_best
         self._should_stop = should_stop
         self._compiled, self._matrix_flops, self.world = compiled, matrix_flops, world
+        use_kernels_of(device)
         if precision == "fp8":
             use_float8(model)
         if config.activation_checkpointing:
