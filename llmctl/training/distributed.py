@@ -209,7 +209,7 @@ def is_shared(tensor: Tensor) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor put together from its shares; all processes must call it."""
-    return tensor.full_tensor() if is_shared(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.full_tensor() if is_shared(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def shared_like(tensor: Tensor, pattern: Tensor) -> Tensor:
