@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
 import pytest
+
+# Before PyTorch is loaded, here and in the commands that tests start: threads that wait for work by
+# spinning keep it from those of the other worker, and a test takes ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SUBJECTS = {
     "sea": "the ship sails over the wide sea . waves rise and fall . the captain watches the stars",

@@ -46,6 +46,7 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_the_rate_decays(decoder_workspace: Path):
     place, config, notes = Workspace(decoder_workspace), resolve("nanochat", None, QUICK), Notes()
     begun = time.perf_counter()
