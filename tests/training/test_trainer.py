@@ -181,8 +181,12 @@ def test_gradients_that_stay_not_finite_stop_with_the_checkpoint_intact(tmp_path
     def bad_from_six(step: int) -> Numbers:
         return numbers(step, scale=float("inf") if step >= 6 else 1.0)
 
-    with pytest.raises(DivergedError, match=r"training\.learning_rate"):
-        list(make_trainer(tmp_path, 50, batches=bad_from_six).run())
+    # As a run does, which waits for the write under way.
+    with (
+        CheckpointStore(tmp_path, keep=2) as store,
+        pytest.raises(DivergedError, match=r"training\.learning_rate"),
+    ):
+        list(make_trainer(tmp_path, 50, batches=bad_from_six, store=store).run())
     checkpoint = CheckpointStore(tmp_path, 2).load_newest(pytest.fail)
     assert checkpoint is not None
     assert all(torch.isfinite(t).all() for t in checkpoint.model.values())
