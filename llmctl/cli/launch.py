@@ -27,9 +27,7 @@ def first_on_machine() -> bool:
 def run_together(nproc: int | None, max_restarts: int) -> None:
     """Start this very command in ``nproc`` processes and leave with their exit code; returns
     where it was not asked for, and in those processes."""
-    if nproc is None or "RANK" in os.environ:
-        return
-    if nproc > 1:
+    if nproc is not None and nproc > 1 and "RANK" not in os.environ:
         _launch(nproc, max_restarts)
 
 

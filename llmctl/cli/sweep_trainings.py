@@ -35,30 +35,29 @@ class Trainings:
     def pretraining(self, values: Mapping[str, Any]) -> Training:
         """What ``llmctl pretrain`` would train."""
         from llmctl.stages import ngram, pretrain
+        from llmctl.stages.inputs import find_pretraining
 
         chosen, layers = self._taken(values, PRETRAINING)
         arch, preset = chosen.get("arch", "bert"), chosen.get("preset")
         workspace, reporter, given = self.workspace, self.reporter, (arch, chosen.get("shards"))
-        stage: Any
         train: Callable[..., tuple[Artefact, bool]]
         if arch == "ngram":
             if preset is not None:
                 raise UsageError("a preset is not for --arch ngram, which counts; leave it out")
             config: Any = ngram.resolve(*layers)
-            stage, train = ngram, ngram.train_ngram
+            train = ngram.train_ngram
             if given not in self.shards:
                 self.shards[given] = ngram.shards_of(workspace, given[1], reporter)
         else:
             config = pretrain.resolve(arch, preset, *layers)
-            stage, train = pretrain, pretrain.pretrain
+            train = pretrain.pretrain
             if given not in self.shards:
                 self.shards[given] = pretrain.shards_of(workspace, arch, given[1], reporter)
         shards = self.shards[given]
         words = {"--arch": arch, "--preset": preset, "--shards": shards.manifest.name}
 
         def find(name: str) -> Artefact | None:
-            found: Artefact | None
-            _, found = stage.find(workspace, config, shards, name, reporter=reporter)
+            _, found = find_pretraining(workspace, config, shards, name, reporter=reporter)
             return found
 
         def make(name: str, anew: bool) -> Artefact:

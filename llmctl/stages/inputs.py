@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from llmctl import tokenizers
 from llmctl.config import ColumnName, Config
@@ -15,7 +15,7 @@ from llmctl.interop.model_folder import ModelFolder, read_model_folder
 from llmctl.interop.ngram_folder import NgramFolder, is_ngram_folder, read_ngram_folder
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
-from llmctl.workspace.artefacts import Artefact, InputRecord, Workspace
+from llmctl.workspace.artefacts import Artefact, InputRecord, Workspace, fingerprint
 from llmctl.workspace.files import sha256_file, sha256_json
 
 
@@ -116,6 +116,30 @@ def _suits(shards: Artefact, suits: Callable[[Tokenizer], bool]) -> bool:
         return suits(tokenizers.load(shards.folder / "tokenizer"))
     except InputError:  # damaged; named outright, they get the error
         return False
+
+
+def find_pretraining(
+    workspace: Workspace,
+    config: Any,
+    shards: Artefact,
+    name: str | None,
+    *,
+    force: bool = False,
+    reporter: Reporter,
+) -> tuple[str, Artefact | None]:
+    """The name of a pretraining's run, and the run where it is begun or done already.
+
+    config: of any architecture, the n-grams' too, as it was given: the vocabulary's size follows
+    from the shards. Raises NameTaken if something else has the name, unless ``force``.
+    """
+    return workspace.match(
+        "run",
+        name,
+        f"{config.arch}-{shards.manifest.name}",
+        fingerprint("pretrain", config.identity(), [shards.as_input("shards")]),
+        force=force,
+        note=reporter.note,
+    )
 
 
 def newest_pretrained(runs: Sequence[Artefact]) -> Artefact | None:

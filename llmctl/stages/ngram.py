@@ -22,14 +22,13 @@ from llmctl.interop.ngram_folder import write_ngram_folder
 from llmctl.models.ngram import NgramConfig, Trained, train
 from llmctl.models.ngram_counts import Block
 from llmctl.models.ngram_model import NgramModel
-from llmctl.stages.inputs import choose_shards
+from llmctl.stages.inputs import choose_shards, find_pretraining
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.artefacts import (
     Artefact,
     Workspace,
     describe_files,
-    fingerprint,
     new_manifest,
     now,
     write_manifest,
@@ -67,29 +66,6 @@ def shards_of(workspace: Workspace, name: str | None, reporter: Reporter) -> Art
         reporter,
         suits=lambda tokenizer: tokenizer.boundaries is not None,
         wanted="--arch ngram (their tokenizer needs tokens for a document's start and end)",
-    )
-
-
-def find(
-    workspace: Workspace,
-    config: NgramRunConfig,
-    shards: Artefact,
-    name: str | None,
-    *,
-    force: bool = False,
-    reporter: Reporter,
-) -> tuple[str, Artefact | None]:
-    """The name of an n-gram model's run, and the run if it is there.
-
-    Raises NameTaken if something else has the name, unless ``force``.
-    """
-    return workspace.match(
-        "run",
-        name,
-        f"{config.arch}-{shards.manifest.name}",
-        fingerprint("pretrain", config.identity(), [shards.as_input("shards")]),
-        force=force,
-        note=reporter.note,
     )
 
 
@@ -163,7 +139,9 @@ def train_ngram(
     """Train an n-gram model on shards; returns the run, and whether it was there already."""
     reporter = reporter or Reporter()
     shards = shards_of(workspace, shards_name, reporter)
-    run_name, found = find(workspace, config, shards, name, force=force, reporter=reporter)
+    run_name, found = find_pretraining(
+        workspace, config, shards, name, force=force, reporter=reporter
+    )
     if found is not None:
         return found, True
     manifest = new_manifest(

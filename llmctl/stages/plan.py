@@ -35,7 +35,6 @@ from llmctl.training.precision import (
     choose_compile,
     choose_device,
     choose_precision,
-    matrix_rate,
 )
 from llmctl.training.rehearsal import Rehearsal, count_flops, rehearse
 from llmctl.training.trainer import Trainer
@@ -101,7 +100,7 @@ def plan_pretraining(
         training=config.training,
         extent=Extent(total, eval_every(config.training, total), looks),
         start_seconds=start,
-        matrix_flops=_matrix_rate(machine),
+        matrix_flops=machine.matrix_flops,
         logits_bytes=4 * config.model.vocab_size * rows_at_a_time(device, config.model.vocab_size),
         mapped_bytes=sum(path.stat().st_size for path in shards.folder.glob("train-*.arrow")),
     )
@@ -160,7 +159,7 @@ def plan_finetuning(
             task.held_out_examples > 0,
         ),
         start_seconds=seconds,
-        matrix_flops=_matrix_rate(machine),
+        matrix_flops=machine.matrix_flops,
     )
     return {
         "config": task.config.model_dump(mode="json"),
@@ -191,9 +190,3 @@ def _rehearse(workspace: Workspace, make: Maker, export: Export, machine: Machin
         return again
     gc.collect()
     return found
-
-
-def _matrix_rate(machine: Machine) -> float:
-    return matrix_rate(
-        machine.device, torch.bfloat16 if machine.precision == "bf16" else torch.float32
-    )

@@ -22,14 +22,14 @@ from llmctl.models import ARCHITECTURES
 from llmctl.objectives import PRETRAINING
 from llmctl.objectives.pretraining import VALIDATION_SEED, Batches, DataConfig, Pretraining
 from llmctl.stages.budget import LEAST_SECONDS, Choice, choose, left_open
-from llmctl.stages.inputs import choose_shards
+from llmctl.stages.inputs import choose_shards, find_pretraining
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, StopFlag, rehearsal_folder, run_training
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.rehearsal import time_steps
 from llmctl.training.trainer import Progress, Trainer, evaluate
-from llmctl.workspace.artefacts import Artefact, Workspace, fingerprint, new_manifest
+from llmctl.workspace.artefacts import Artefact, Workspace, new_manifest
 
 DEFAULT_PRESET = "mini"
 LOOKS = 10
@@ -150,30 +150,6 @@ def shards_of(workspace: Workspace, arch: str, name: str | None, reporter: Repor
     )
 
 
-def find(
-    workspace: Workspace,
-    config: PretrainConfig[Any, Any, Any],
-    shards: Artefact,
-    name: str | None,
-    *,
-    force: bool = False,
-    reporter: Reporter,
-) -> tuple[str, Artefact | None]:
-    """The name of a pretraining's run, and the run where it is begun or done already.
-
-    Raises NameTaken if something else has the name, unless ``force``.
-    """
-    return workspace.match(
-        "run",
-        name,
-        f"{config.arch}-{shards.manifest.name}",
-        # The configuration as it was given: the vocabulary's size follows from the shards.
-        fingerprint("pretrain", config.identity(), [shards.as_input("shards")]),
-        force=force,
-        note=reporter.note,
-    )
-
-
 def open_pretraining(
     shards: Artefact, config: PretrainConfig[Any, Any, Any]
 ) -> tuple[Pretraining[Any, Any], PretrainConfig[Any, Any, Any]]:
@@ -230,7 +206,9 @@ def pretrain(
     shards = shards_of(workspace, config.arch, shards_name, reporter)
     # As it was given: the vocabulary's size follows from the shards.
     identity = config.identity()
-    run_name, found = find(workspace, config, shards, name, force=force, reporter=reporter)
+    run_name, found = find_pretraining(
+        workspace, config, shards, name, force=force, reporter=reporter
+    )
     if found is not None and found.finished:
         return found, True
     choice = None

@@ -6,11 +6,12 @@ and the next step pays a page fault for each of the same pages: 15 % of a small 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
-import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +33,29 @@ def keep_freed_memory() -> None:
         mallopt(TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def peak_memory(device: torch.device) -> float:
-    """Bytes that this process has needed at most: of an accelerator, else of the machine."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+def resident_bytes() -> int:
+    """Memory of this process now; on a GPU, what PyTorch holds of it."""
+    if torch.cuda.is_available() and torch.cuda.memory_allocated():
+        return torch.cuda.memory_allocated()
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except OSError:  # not Linux: the most there has been so far
+        return peak_bytes()
+    import resource
+
+    return int(pages) * resource.getpagesize()
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had; on a GPU, that PyTorch has held of it."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -100,17 +118,28 @@ def _runs_out(attempt: Callable[[], None], device: torch.device, model: nn.Modul
 
 
 def kept_for_backward(attempt: Callable[[], None]) -> int:
-    """Bytes that a forward pass keeps for the backward pass."""
-    kept: dict[int, int] = {}
+    """Bytes that a forward pass keeps for the backward pass, the weights' too."""
+    with saved_bytes() as saved:
+        attempt()
+    return saved[0]
 
-    def note(tensor: Tensor) -> Tensor:
+
+@contextlib.contextmanager
+def saved_bytes(besides: Iterable[Tensor] = ()) -> Iterator[list[int]]:
+    """Counts, in its only entry, what is kept inside for the way back: each piece of memory once,
+    and nothing of ``besides``."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    total = [0]
+
+    def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in known:
+            known.add(storage.data_ptr())
+            total[0] += storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        attempt()
-    return sum(kept.values())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield total
 
 
 def _free_memory() -> int:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import cast
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.memory import peak_bytes, resident_bytes, saved_bytes
 from llmctl.training.trainer import Record, Trainer
 from llmctl.workspace.artefacts import describe_files
 from llmctl.workspace.files import published_folder
@@ -128,7 +127,7 @@ def rehearse(
     records = _records(trainer, found)
     while True:
         if counted == 0 and found.first_seconds:  # the second warm-up step
-            with _saved_bytes(trainer.model) as saved:
+            with saved_bytes(trainer.model.parameters()) as saved:
                 record = next(records, None)
             counted = saved[0]
         else:
@@ -192,24 +191,6 @@ def _records(trainer: Trainer, found: Rehearsal) -> Generator[Record]:
             last = time.perf_counter()
 
 
-@contextlib.contextmanager
-def _saved_bytes(model: nn.Module) -> Iterator[list[int]]:
-    """Counts, in its only entry, what the steps inside keep for their way back: each piece of
-    memory once, and no weights."""
-    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    total = [0]
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            known.add(storage.data_ptr())
-            total[0] += storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield total
-
-
 def _memory(trainer: Trainer, before: int, activations: int) -> Memory:
     parameters = list(trainer.model.parameters())
     weights = sum(p.nbytes for p in parameters)
@@ -221,28 +202,3 @@ def _memory(trainer: Trainer, before: int, activations: int) -> Memory:
         if isinstance(value, Tensor)
     )
     return Memory(before, weights, gradients, optimiser, activations, rest=0)
-
-
-def resident_bytes() -> int:
-    """Memory of this process now; on a GPU, what PyTorch holds of it."""
-    if torch.cuda.is_available() and torch.cuda.memory_allocated():
-        return torch.cuda.memory_allocated()
-    try:
-        pages = Path("/proc/self/statm").read_text().split()[1]
-    except OSError:  # not Linux: the most there has been so far
-        return peak_bytes()
-    import resource
-
-    return int(pages) * resource.getpagesize()
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has had; on a GPU, that PyTorch has held of it."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024

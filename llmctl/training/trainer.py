@@ -48,7 +48,7 @@ from llmctl.training.distributed import (
     whole,
 )
 from llmctl.training.float8 import use_float8
-from llmctl.training.memory import largest_part, out_of_memory, peak_memory
+from llmctl.training.memory import largest_part, out_of_memory, peak_bytes
 from llmctl.training.optimiser import build_optimiser, set_learning_rate
 from llmctl.training.precision import autocast
 from llmctl.training.profile import StepProfiler
@@ -273,7 +273,7 @@ class Trainer:
                         "learning_rate": config.learning_rate * share,
                         "tokens": progress.tokens,
                         **speed.figures(flops_per_slot, peak),
-                        "memory_bytes": peak_memory(self._device),
+                        "memory_bytes": float(peak_bytes()),
                         "elapsed": progress.elapsed,
                     }
                     speed = _Speed()
