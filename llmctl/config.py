@@ -141,21 +141,32 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     return tree
 
 
-def as_assignments(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of values by dotted names.
+
+    >>> flat({"training": {"max_steps": 5}, "seed": 1})
+    {'training.max_steps': 5, 'seed': 1}
+    """
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            values.update(flat(value, f"{prefix}{key}."))
+        else:
+            values[prefix + key] = value
+    return values
+
+
+def as_assignments(tree: Mapping[str, Any]) -> list[str]:
     """The inverse of ``parse_assignments``.
 
     >>> as_assignments({"training": {"learning_rate": 0.0003}, "seed": 1})
     ['training.learning_rate=0.0003', 'seed=1']
     """
-    words: list[str] = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            words += as_assignments(value, f"{prefix}{key}.")
-        else:
-            # TOML's numbers, texts and lists are written as JSON's are; it has no null.
-            text = "none" if value is None else json.dumps(value, ensure_ascii=False)
-            words.append(f"{prefix}{key}={text}")
-    return words
+    # TOML's numbers, texts and lists are written as JSON's are; it has no null.
+    return [
+        f"{key}={'none' if value is None else json.dumps(value, ensure_ascii=False)}"
+        for key, value in flat(tree).items()
+    ]
 
 
 def put(tree: dict[str, Any], key: str, value: Any, option: str = "--set") -> None:

@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmctl.config import flat
 from llmctl.errors import UsageError
 from llmctl.stages.status import run_line
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -62,21 +63,6 @@ def described(run: Artefact) -> dict[str, Any]:
         **{f"machine.{k}": manifest.summary[k] for k in MACHINE if k in manifest.summary},
         "machine.torch": manifest.torch_version,
     }
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of values by dotted names.
-
-    >>> flat({"training": {"max_steps": 5}, "seed": 1})
-    {'training.max_steps': 5, 'seed': 1}
-    """
-    values: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            values.update(flat(value, f"{prefix}{key}."))
-        else:
-            values[prefix + key] = value
-    return values
 
 
 def differences(described: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
