@@ -10,4 +10,4 @@ python=.venv/bin/python
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-"$python" -m pytest "$@"
+"$python" -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"

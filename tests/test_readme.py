@@ -25,6 +25,7 @@ from llmctl.stages.generate import GenerateConfig
 from llmctl.stages.pretrain import resolve
 from llmctl.stages.tokenize import TokenizeConfig
 from tests.conftest import SUBJECTS
+from tests.run import llmctl
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -368,12 +369,17 @@ def test_every_command_of_the_readme_runs(
                  "llmctl pretrain --arch llama --shards python-code --name gpt-code",
                  *COMMANDS]:  # fmt: skip
         said, _, command = line.rpartition(" | ")
-        words = shlex.split(command, comments=True)[1:]
+        words = shlex.split(command, comments=True)
+        several = words[0] == "torchrun" or "--nproc" in words
+        words = words[words.index("llmctl") + 1 :]
         if words[0] == "pretrain" and "ngram" not in words:
             words += SMALL
         if words[0] == "finetune":
             words += SHORT
         if words[0] == "sweep":
             words += [*SMALL, "--set", "training.max_steps=6"]
+        if several:
+            llmctl(tmp_path / "workspace", *words, *([] if "--nproc" in words else ["--nproc", 2]))
+            continue
         result = CliRunner().invoke(app, words, input=f"{said.removeprefix('echo ')}\n")
         assert result.exit_code == 0, f"{line}\n{result.output}"

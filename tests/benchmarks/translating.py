@@ -1,11 +1,12 @@
 """Sentences a second at beam search beside transformers' generate; run by hand, on a quiet machine.
 
-    python -m tests.benchmarks.translating [--sentences 128] [--rounds 3]
+    python -m tests.benchmarks.translating [--sentences 256] [--rounds 5]
 
 Both have three blocks of 256 to read and three to write with, 6,000 pieces and random weights: ours
-a GPT-2 with a decoder attached, theirs Marian's encoder and decoder (Junczys-Dowmunt et al. 2018),
-the smallest of their translators. Sources have 8 to 24 tokens, as Multi30k's, sorted by length;
-every target has 20, so that both do the same steps. Medians of rounds in turn.
+a GPT-2 with a decoder attached, laid out as `llmctl generate` does it, theirs Marian's encoder and
+decoder (Junczys-Dowmunt et al. 2018), the smallest of their translators. Sources have 8 to 24
+tokens, as Multi30k's, sorted by length; every target has 20, so that both do the same steps. Both
+write 64 sentences at once. Medians of rounds in turn.
 """
 
 from __future__ import annotations
@@ -20,39 +21,41 @@ import torch
 
 from llmctl.inference.decoder import SourceDecoder
 from llmctl.inference.decoding import GenerationConfig, Rules, generate
+from llmctl.inference.weights import WeightType, prepare
 from llmctl.models import ARCHITECTURES
 from llmctl.objectives.seq2seq import Seq2SeqShape, build
 from llmctl.training.precision import choose_device
 from tests.benchmarks.generation import NoText
 
 LAYERS, WIDTH, HEADS, PIECES = 3, 256, 4, 6_000
-NEW, BEAMS, ROWS = 20, 4, 64
+NEW, BEAMS, SENTENCES = 20, 4, 64
 START = 1
 
 Write = Callable[[list[list[int]]], int]
 """From sources to how many tokens were written for the best of each."""
 
 
-def ours() -> Write:
+def ours(dtype: WeightType) -> Write:
     torch.manual_seed(0)
     architecture = ARCHITECTURES["gpt"]
     shape: dict[str, Any] = {"num_layers": LAYERS, "hidden_size": WIDTH, "num_heads": HEADS}
     config = architecture.config(vocab_size=PIECES, max_positions=128, **shape)
     model = build(config, Seq2SeqShape(), architecture).eval()
-    decoder = SourceDecoder(model, start=START)
+    head = prepare(model.decoder, dtype, rows=BEAMS * SENTENCES)
+    decoder = SourceDecoder(model, start=START, head=head)
     rules = Rules(
         GenerationConfig(max_new_tokens=NEW, num_beams=BEAMS),
         NoText(),  # type: ignore[arg-type]
     )
 
     def write(sources: list[list[int]]) -> int:
-        answers = generate(decoder, sources, rules, batch_size=ROWS)
+        answers = generate(decoder, sources, rules, batch_size=BEAMS * SENTENCES)
         return sum(len(completions[0].ids) for completions in answers)
 
     return write
 
 
-def hugging_face() -> Write:
+def hugging_face(dtype: torch.dtype) -> Write:
     from transformers import MarianConfig, MarianMTModel
 
     torch.manual_seed(0)
@@ -62,12 +65,12 @@ def hugging_face() -> Write:
         encoder_ffn_dim=4 * WIDTH, decoder_ffn_dim=4 * WIDTH, max_position_embeddings=128,
         pad_token_id=0, eos_token_id=None, decoder_start_token_id=START, forced_eos_token_id=None,
     )  # fmt: skip
-    model = MarianMTModel(config).eval()
+    model = MarianMTModel(config).eval().to(dtype)
 
     def write(sources: list[list[int]]) -> int:
         tokens = 0
-        for begin in range(0, len(sources), ROWS):
-            rows = sources[begin : begin + ROWS]
+        for begin in range(0, len(sources), SENTENCES):
+            rows = sources[begin : begin + SENTENCES]
             longest = max(map(len, rows))
             ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
             mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
@@ -85,8 +88,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--sentences", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sentences", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     choose_device("cpu")  # as the commands do, with what it sets
     generator = torch.Generator().manual_seed(1)
@@ -95,7 +98,12 @@ def main() -> None:
         torch.randint(2, PIECES, (length,), generator=generator).tolist()
         for length in lengths.tolist()
     ]
-    engines = {"llmctl": ours(), "transformers": hugging_face()}
+    engines = {
+        "llmctl fp32": ours("fp32"),
+        "transformers fp32": hugging_face(torch.float32),
+        "llmctl bf16": ours("bf16"),
+        "transformers bf16": hugging_face(torch.bfloat16),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for number in range(options.rounds + 1):
         for name, write in engines.items():
@@ -108,7 +116,10 @@ def main() -> None:
     speeds = {name: len(sources) / median(taken) for name, taken in seconds.items()}
     for name, speed in speeds.items():
         print(f"{name}: {speed:.1f} sentences/s")
-    print(f"ratio {speeds['llmctl'] / speeds['transformers']:.2f}")
+    for dtype in ("fp32", "bf16"):
+        print(
+            f"ratio in {dtype}: {speeds[f'llmctl {dtype}'] / speeds[f'transformers {dtype}']:.2f}"
+        )
 
 
 if __name__ == "__main__":

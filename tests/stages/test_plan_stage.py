@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,12 @@ SHORT = [*TINY, "--set", "training.max_steps=150", "--set", "data.eval_batches=1
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """Two threads that wait for each other take many times as long where others compute too."""
+
+
+@pytest.fixture
+def own_workspace(tiny_workspace: Path, tmp_path: Path) -> Path:
+    """A copy, for tests that add runs."""
+    return Path(shutil.copytree(tiny_workspace, tmp_path / "workspace"))
 
 
 def planned(workspace: Path, *words: object) -> dict[str, Any]:
@@ -45,10 +52,10 @@ def run_measured(workspace: Path, *words: object) -> tuple[dict[str, Any], float
     return json.loads(text), time.perf_counter() - begun, usage.ru_maxrss * 1024
 
 
-def test_a_plan_is_what_the_run_then_does(tiny_workspace: Path):
-    plan = planned(tiny_workspace, *SHORT, "--price-per-hour", 2.5)
+def test_a_plan_is_what_the_run_then_does(own_workspace: Path):
+    plan = planned(own_workspace, *SHORT, "--price-per-hour", 2.5)
     summary, seconds, memory = run_measured(
-        tiny_workspace, "pretrain", *SHORT, "--name", "as-planned"
+        own_workspace, "pretrain", *SHORT, "--name", "as-planned"
     )
     assert plan["total_steps"] == summary["steps"] == 150
     assert plan["parameters"] == summary["parameters"]
@@ -56,7 +63,7 @@ def test_a_plan_is_what_the_run_then_does(tiny_workspace: Path):
     assert plan["memory_bytes"] == pytest.approx(memory, rel=0.15)
     assert near(plan["expected_seconds"], seconds)
     assert plan["cost"] == pytest.approx(plan["expected_seconds"] * 2.5 / 3600)
-    looks = (tiny_workspace / "runs/as-planned/metrics.jsonl").read_text().count('"validation"')
+    looks = (own_workspace / "runs/as-planned/metrics.jsonl").read_text().count('"validation"')
     assert plan["validations"] == looks
 
 
@@ -104,11 +111,11 @@ def test_n_grams_have_a_plan_too(decoder_workspace: Path):
     assert "expected seconds" in llmctl(decoder_workspace, "plan", "--arch", "ngram").stdout
 
 
-def test_a_finetuning_is_planned_from_its_data(tiny_workspace: Path, labelled_file: Path):
+def test_a_finetuning_is_planned_from_its_data(own_workspace: Path, labelled_file: Path):
     words = ["--from", "tiny", "--data", labelled_file, "--set", "training.epochs=3",
              "--set", "training.precision=fp32"]  # fmt: skip
-    plan = planned(tiny_workspace, "--stage", "finetune", *words)
-    summary, seconds, memory = run_measured(tiny_workspace, "finetune", *words, "--name", "tuned")
+    plan = planned(own_workspace, "--stage", "finetune", *words)
+    summary, seconds, memory = run_measured(own_workspace, "finetune", *words, "--name", "tuned")
     assert plan["total_steps"] == summary["steps"]
     assert plan["parameters"] == summary["parameters"]
     assert plan["train_examples"] == summary["train_examples"]
