@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from llmctl.errors import UsageError
 from llmctl.inference.quantised import Int8Linear, OneRowInt8Linear
+from llmctl.models.layers import ACTIVATIONS, FeedForward
 from llmctl.objectives.causal_lm import CausalLM
 
 WeightType = Literal["fp32", "bf16", "int8"]
@@ -51,20 +52,27 @@ class OneRowLinear(nn.Module):
         return y_O.view(*x.shape[:-1], -1)
 
 
+FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
+"""Activations that oneDNN applies within a product: their names there."""
+
+
 class PackedLinear(nn.Module):
     """For products with several rows: oneDNN's packing, in the weight's type."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()
         self.dtype = weight_OI.dtype
+        self.behind: tuple[str, str] | None = None
+        """An activation of the result, which then stays in the weight's type: see ``FUSED``."""
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), ROWS)
         self.bias_O = None if bias_O is None else bias_O.detach().to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        name, form = self.behind or ("none", "")
         y = torch.ops.mkldnn._linear_pointwise(
-            x.to(self.dtype), self.packed, self.bias_O, "none", [], ""
+            x.to(self.dtype), self.packed, self.bias_O, name, [], form
         )
-        return y.to(x.dtype)
+        return y if self.behind else y.float()
 
 
 class Bf16Linear(nn.Module):
@@ -79,12 +87,15 @@ class Bf16Linear(nn.Module):
         return F.linear(x.bfloat16(), self.weight_OI, self.bias_O).to(x.dtype)
 
 
-def prepare(model: CausalLM, dtype: WeightType, *, rows: int) -> Callable[[Tensor], Tensor] | None:
+def prepare(
+    model: CausalLM, dtype: WeightType, *, rows: int, reader: nn.Module | None = None
+) -> Callable[[Tensor], Tensor] | None:
     """Put a model's linear layers into another form, in place, for writing alone; returns its
     output layer, or None where that stays.
 
-    rows: how many are written at once. On a processor embeddings, norms and what lies between the
-    layers stay fp32. Raises UsageError for a type that the device can't do.
+    rows: how many are written at once. reader: what reads its sources. On a processor embeddings,
+    norms and what lies between the layers stay fp32. Raises UsageError for a type that the device
+    can't do.
     """
     device = model.output_weight.device
     if device.type != "cpu":
@@ -94,19 +105,35 @@ def prepare(model: CausalLM, dtype: WeightType, *, rows: int) -> Callable[[Tenso
                 "--device cpu"
             )
         if dtype == "bf16":
-            model.to(torch.bfloat16)
+            for network in (model, reader):
+                if network is not None:
+                    network.to(torch.bfloat16)
         return None
     layer = _layer(dtype, rows)
     if layer is None:
         return None
     assert isinstance(model.body, nn.Module)
-    for parent in list(model.body.modules()):
+    _lay_out(model.body, layer)
+    if reader is not None:
+        _lay_out(reader, layer)
+    return layer(model.output_weight, None)
+
+
+def _lay_out(network: nn.Module, layer: Layer) -> None:
+    for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, layer(child.weight, child.bias))
             elif isinstance(child, nn.Dropout):  # nothing here, but ten microseconds a call
                 setattr(parent, name, nn.Identity())
-    return layer(model.output_weight, None)
+        if isinstance(parent, FeedForward) and isinstance(parent.expand, PackedLinear):
+            _fuse_activation(parent, parent.expand)
+
+
+def _fuse_activation(feed_forward: FeedForward, expand: PackedLinear) -> None:
+    for name, behind in FUSED.items():
+        if feed_forward.activation is ACTIVATIONS[name]:
+            expand.behind, feed_forward.activation = behind, nn.Identity()
 
 
 def _layer(dtype: WeightType, rows: int) -> Layer | None:

@@ -8,6 +8,7 @@ L layers, B rows, K key/value heads, S slots, T new tokens, H head width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +24,8 @@ class KeyValueCache:
     starts_B: Tensor | None = None
     """The first slot of each row; None where all start at slot 0."""
     length: int = field(default=0)
+    _spare: Sequence[Tensor | None] = (None, None)
+    """Tables that rows come into when they are chosen."""
 
     @classmethod
     def allocate(
@@ -64,26 +67,27 @@ class KeyValueCache:
         """Keep these rows, in this order; a row may come more than once."""
         count = self.keys_LBKSH.shape[1]
         places_R = torch.arange(len(rows_R), device=rows_R.device)
-        moved_R = (rows_R != places_R).nonzero()[:, 0]
-        if len(rows_R) == count and not len(moved_R):
+        if len(rows_R) == count and bool((rows_R == places_R).all()):
             return
-        self.keys_LBKSH = self._selected(self.keys_LBKSH, rows_R, moved_R)
-        self.values_LBKSH = self._selected(self.values_LBKSH, rows_R, moved_R)
+        tables = [self.keys_LBKSH, self.values_LBKSH]
+        self.keys_LBKSH, self.values_LBKSH = (
+            self._selected(table, spare, rows_R)
+            for table, spare in zip(tables, self._spare, strict=True)
+        )
+        self._spare = tables
         if self.starts_B is not None:
             self.starts_B = self.starts_B[rows_R]
 
-    def _selected(self, table_LBKSH: Tensor, rows_R: Tensor, moved_R: Tensor) -> Tensor:
-        # Only what is filled and comes to another place is worth the copy, and only more rows need
-        # another table.
-        L, B, K, S, H = table_LBKSH.shape
-        if len(rows_R) > B:
-            filled = table_LBKSH[:, rows_R, :, : self.length]
-            table_LBKSH = table_LBKSH.new_empty(L, len(rows_R), K, S, H)
-            table_LBKSH[:, :, :, : self.length] = filled
-            return table_LBKSH
-        moved = table_LBKSH[:, rows_R[moved_R], :, : self.length]
-        table_LBKSH[:, moved_R, :, : self.length] = moved
-        return table_LBKSH[:, : len(rows_R)]
+    def _selected(self, table_LBKSH: Tensor, spare: Tensor | None, rows_R: Tensor) -> Tensor:
+        # From one table into another and back next time: one pass, over what is filled.
+        L, _, K, S, H = table_LBKSH.shape
+        R = len(rows_R)
+        if spare is None or spare.shape[1] < R:
+            spare = table_LBKSH.new_empty(L, R, K, S, H)
+        taken = spare[:, :R]
+        filled = slice(self.length)
+        torch.index_select(table_LBKSH[:, :, :, filled], 1, rows_R, out=taken[:, :, :, filled])
+        return taken
 
     def positions(self, tokens: int) -> Tensor:
         """Positions of the next tokens: (T,), or (B, T) where rows start at different slots."""

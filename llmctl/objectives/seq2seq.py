@@ -117,6 +117,12 @@ class Seq2Seq(nn.Module):
         initialise(self.start, self.body.config.initializer_range)
 
     @property
+    def reader(self) -> nn.Module:
+        """The GPT, which reads the source."""
+        assert isinstance(self.body, nn.Module)
+        return self.body
+
+    @property
     def attends(self) -> bool:
         """Whether the decoder attends to the source."""
         return any(block.cross_attention is not None for block in self.decoder.body.blocks)

@@ -264,7 +264,7 @@ def _decoder(model: Opened, config: GenerateConfig, rows: int) -> NextToken:
         return NgramDecoder(folder.model)
     if folder.kind == "seq2seq":
         pair = folder.seq2seq().to(device)
-        head = prepare(pair.decoder, config.dtype, rows=rows)
+        head = prepare(pair.decoder, config.dtype, rows=rows, reader=pair.reader)
         start, _ = folder.boundaries
         return SourceDecoder(pair, start=start, longest=folder.max_length, head=head)
     lm = folder.causal_lm().to(device)

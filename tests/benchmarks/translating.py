@@ -41,7 +41,7 @@ def ours(dtype: WeightType) -> Write:
     shape: dict[str, Any] = {"num_layers": LAYERS, "hidden_size": WIDTH, "num_heads": HEADS}
     config = architecture.config(vocab_size=PIECES, max_positions=128, **shape)
     model = build(config, Seq2SeqShape(), architecture).eval()
-    head = prepare(model.decoder, dtype, rows=BEAMS * SENTENCES)
+    head = prepare(model.decoder, dtype, rows=BEAMS * SENTENCES, reader=model.reader)
     decoder = SourceDecoder(model, start=START, head=head)
     rules = Rules(
         GenerationConfig(max_new_tokens=NEW, num_beams=BEAMS),

@@ -5,7 +5,7 @@ with the best. One that ends is kept apart, by score / length ** length_penalty 
 without coverage), and must be among the best ``num_beams`` continuations to be. Semantics are those
 of transformers' beam search, the early stopping too.
 
-P prompts, B beams of all of them, V vocabulary.
+P prompts, B beams of all of them, V vocabulary, C chunks of it of W tokens each, K best.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,12 +23,15 @@ from llmctl.inference.decoder import NextToken
 from llmctl.inference.decoding.rows import Completion, Row, Rules, apply, check
 from llmctl.inference.decoding.strategies import Text
 
+CHUNK = 96
+"""Tokens of the vocabulary that are looked through together: for 4 beams of 6,000 to 50,000 tokens
+64 to 200 take as long within a tenth."""
+
 Candidate = tuple[float, float, int, int]
 """A continuation: its score and log-probability, the beam that it continues, and its token."""
 
 
-@dataclass(frozen=True)
-class Beam:
+class Beam(NamedTuple):
     """A text that is followed."""
 
     ids: list[int]
@@ -69,24 +72,24 @@ class Search:
     def advance(self, candidates: Iterable[Candidate]) -> list[int]:
         """Go on by a token, given the best continuations, best first; returns which of the beams
         each new one continues."""
-        going: list[tuple[int, Beam]] = []
+        beams, sources = self.beams, []
+        going: list[Beam] = []
+        ends, stops = self.rules.ends, bool(self.rules.config.stop)
+        last = len(beams[0].ids) + 1 - self.start == self.limit
         for rank, (score, log_prob, source, token) in enumerate(candidates):
             if score == -math.inf or len(going) == self.width:
                 break
-            old = self.beams[source]
-            beam = Beam([*old.ids, token], [*old.log_probs, log_prob], score)
-            if not self._has_ended(beam):
-                going.append((source, beam))
-            elif rank < self.width:
-                self._keep(beam)
-        self.beams = [beam for _, beam in going]
+            ids, log_probs, _ = beams[source]
+            beam = Beam([*ids, token], [*log_probs, log_prob], score)
+            if last or token in ends or (stops and self._row(beam).finish is not None):
+                if rank < self.width:
+                    self._keep(beam)
+            else:
+                going.append(beam)
+                sources.append(source)
+        self.beams = going
         self.over = not going or self._is_enough()
-        return [source for source, _ in going]
-
-    def _has_ended(self, beam: Beam) -> bool:
-        if beam.ids[-1] in self.rules.ends or len(beam.ids) - self.start == self.limit:
-            return True
-        return bool(self.rules.config.stop) and self._row(beam).finish is not None
+        return sources
 
     def _row(self, beam: Beam) -> Row:
         row = Row.begin(self.rules, self.number, 0, beam.ids[: self.start], self.limit)
@@ -121,28 +124,54 @@ class Search:
         return completions
 
 
+def chunk_maxima(scores_BV: Tensor) -> Tensor:
+    """The maxima (B, C) of each ``CHUNK`` scores of a row, the last of them of those that are
+    left."""
+    V = scores_BV.shape[-1]
+    whole = V - V % CHUNK
+    maxima_BC = scores_BV[:, :whole].unflatten(1, (-1, CHUNK)).amax(-1)
+    if whole == V:
+        return maxima_BC
+    return torch.cat((maxima_BC, scores_BV[:, whole:].amax(-1, keepdim=True)), 1)
+
+
 def best_continuations(
-    searches: Sequence[Search], scores_BV: Tensor, log_probs_BV: Tensor
+    searches: Sequence[Search], scores_BV: Tensor, log_probs_BV: Tensor, maxima_BC: Tensor
 ) -> Iterator[Iterator[Candidate]]:
     """For each search the best continuations of its beams: as many as can end, and enough besides
     to go on with.
 
-    scores_BV: the log-probabilities after the strategies. log_probs_BV: before them.
+    scores_BV: the log-probabilities after the strategies. log_probs_BV: before them. maxima_BC: see
+    ``chunk_maxima``; the best k are among the k chunks whose maxima are the best, and to look
+    through the vocabulary once for these takes a quarter of the time that topk does.
     """
-    V = scores_BV.shape[-1]
-    scores = [[beam.score] for one in searches for beam in one.beams]
-    sums_BV = scores_BV + torch.tensor(scores, device=scores_BV.device)
+    C, V = maxima_BC.shape[-1], scores_BV.shape[-1]
+    device = scores_BV.device
+    sums_B = torch.tensor([beam.score for one in searches for beam in one.beams], device=device)
+    maxima_BC = maxima_BC + sums_B[:, None]
+    places_W = torch.arange(CHUNK, device=device)
     first = 0
     # Prompts with as many beams, mostly all, are looked through together.
     for beams, group in groupby(searches, lambda one: len(one.beams)):
         like = list(group)
+        P = len(like)
         count = min(max(2, 1 + len(like[0].rules.ends)) * like[0].width, beams * V)
-        here = slice(first, first := first + beams * len(like))
-        best = sums_BV[here].view(len(like), -1).topk(count)
-        plain = log_probs_BV[here].reshape(len(like), -1).gather(1, best.indices)
-        sources, tokens = best.indices // V, best.indices % V
+        here = slice(first, first := first + beams * P)
+        chunks_PK = maxima_BC[here].view(P, -1).topk(min(count, beams * C)).indices
+        firsts_P1 = torch.arange(here.start, here.stop, beams, device=device)[:, None]
+        rows_PK1 = (firsts_P1 + chunks_PK // C)[..., None]
+        tokens_PKW = (chunks_PK % C * CHUNK)[..., None] + places_W
+        behind_PKW = tokens_PKW >= V
+        tokens_PKW.clamp_(max=V - 1)
+        among_PKW = scores_BV[rows_PK1, tokens_PKW] + sums_B[rows_PK1]
+        among_PKW.masked_fill_(behind_PKW, -math.inf)
+        best = among_PKW.flatten(1).topk(count)
+        rows_PK = rows_PK1[..., 0].gather(1, best.indices // CHUNK)
+        tokens_PK = tokens_PKW.flatten(1).gather(1, best.indices)
+        plain_PK = log_probs_BV[rows_PK, tokens_PK]
+        sources_PK = rows_PK - firsts_P1
         for rows in zip(
-            best.values.tolist(), plain.tolist(), sources.tolist(), tokens.tolist(), strict=True
+            *(part.tolist() for part in (best.values, plain_PK, sources_PK, tokens_PK)), strict=True
         ):
             yield zip(*rows, strict=True)
 
@@ -159,12 +188,15 @@ def search(
     )
     while True:
         log_probs_BV = logits_BV.log_softmax(-1)
-        texts = [text for one in searches for text in one.texts()]
-        scores_BV = apply(rules.preferences, log_probs_BV, texts)
-        check(scores_BV)
+        scores_BV = log_probs_BV
+        if rules.preferences:
+            texts = [text for one in searches for text in one.texts()]
+            scores_BV = apply(rules.preferences, log_probs_BV, texts)
+        maxima_BC = chunk_maxima(scores_BV)
+        check(maxima_BC)
         kept: list[int] = []
         first = 0
-        ahead = best_continuations(searches, scores_BV, log_probs_BV)
+        ahead = best_continuations(searches, scores_BV, log_probs_BV, maxima_BC)
         for one, candidates in zip(searches, ahead, strict=True):
             stop = first + len(one.beams)
             sources = one.advance(candidates)
