@@ -286,13 +286,9 @@ def context(
             texts, mask = (mask, None) if by_text else (None, mask.allowed(causal=True))
         added = None if mask is None else additive_mask(mask)[:, None]
         return Context(positions, added, added is None, texts, None, source)
-    allowed = cache.mask(T)
-    if allowed is None:
-        return Context(cache.positions(T), None, False, None, cache, source)
     if cache.length == 0 and cache.starts_B is None:  # the kernels know this case
-        return Context(cache.positions(T), None, True, None, cache, source)
-    allowed = allowed[:, None] if allowed.dim() == 3 else allowed
-    return Context(cache.positions(T), additive_mask(allowed), False, None, cache, source)
+        return Context(cache.positions(T), None, T > 1, None, cache, source)
+    return Context(cache.positions(T), cache.mask(T), False, None, cache, source)
 
 
 class CausalSelfAttention(nn.Module):
@@ -327,7 +323,7 @@ class CausalSelfAttention(nn.Module):
         q_BNTH, k_BKSH, v_BKSH = heads_BMTH.split((N, K, K), dim=1)
         q_BNTH, k_BKSH = self.place(q_BNTH, k_BKSH, context)
         if context.cache is not None:
-            k_BKSH, v_BKSH = context.cache.extend(layer, k_BKSH, v_BKSH)
+            q_BNTH, k_BKSH, v_BKSH = context.cache.extend(layer, q_BNTH, k_BKSH, v_BKSH)
         mixed_BNTH = attention(
             q_BNTH,
             k_BKSH,

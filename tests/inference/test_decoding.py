@@ -234,7 +234,7 @@ def test_the_cache_is_allocated_once():
     class Watching(Counting):
         def extend(self, ids_BT: Tensor) -> Tensor:
             result = super().extend(ids_BT)
-            tables.add(self.cache.keys_LBKSH.data_ptr())
+            tables.add(self.cache.keys_LFKSEH.data_ptr())
             return result
 
     watching = Watching(decoder.model)
