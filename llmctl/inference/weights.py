@@ -11,6 +11,7 @@ M rows, I inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,8 +25,8 @@ from llmctl.objectives.causal_lm import CausalLM
 
 WeightType = Literal["fp32", "bf16", "int8"]
 
-ROWS = 8
-"""For which oneDNN packs; it serves any number."""
+FEWEST_ROWS, MOST_ROWS = 8, 256
+"""For which oneDNN packs; either serves any number, and a few per cent to a half slower."""
 
 Layer = Callable[[Tensor, Tensor | None], nn.Module]
 """From a weight (O, I) and a bias to a layer."""
@@ -59,12 +60,13 @@ FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu
 class PackedLinear(nn.Module):
     """For products with several rows: oneDNN's packing, in the weight's type."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, rows: int) -> None:
         super().__init__()
         self.dtype = weight_OI.dtype
         self.behind: tuple[str, str] | None = None
         """An activation of the result, which then stays in the weight's type: see ``FUSED``."""
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), ROWS)
+        rows = min(max(rows, FEWEST_ROWS), MOST_ROWS)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), rows)
         self.bias_O = None if bias_O is None else bias_O.detach().to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,8 +147,8 @@ def _layer(dtype: WeightType, rows: int) -> Layer | None:
         return OneRowInt8Linear if one_row else Int8Linear
     if dtype == "bf16":
         if packs and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return lambda weight, bias: PackedLinear(weight.bfloat16(), bias)
+            return lambda weight, bias: PackedLinear(weight.bfloat16(), bias, rows)
         return Bf16Linear
     if rows == 1:
         return OneRowLinear
-    return PackedLinear if packs else None
+    return partial(PackedLinear, rows=rows) if packs else None

@@ -15,7 +15,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from llmctl.models.layers import additive_mask, attention, fuse
+from llmctl.models.layers import additive_mask, attention, by_columns, fuse
 
 
 @dataclass
@@ -66,12 +66,17 @@ class Source:
     ) -> tuple[Tensor, Tensor]:
         """Keys and values (G, N, S, H) of a layer, made from the states if they are not yet."""
         if layer not in self._made:
-            self._made[layer] = make(self.states_GSD)
+            k_GNSH, v_GNSH = make(self.states_GSD)
+            if not k_GNSH.requires_grad:  # every token of the target will come to them
+                k_GNSH, v_GNSH = by_columns(k_GNSH), v_GNSH.contiguous()
+            self._made[layer] = k_GNSH, v_GNSH
         if self._groups is None:
             return self._made[layer]
         if layer not in self._taken:
             k_GNSH, v_GNSH = self._made[layer]
-            self._taken[layer] = (k_GNSH[self._groups], v_GNSH[self._groups])
+            # Keys stay laid out as they are.
+            k_GNSH = k_GNSH.transpose(-1, -2)[self._groups].transpose(-1, -2)
+            self._taken[layer] = (k_GNSH, v_GNSH[self._groups])
         return self._taken[layer]
 
     @property

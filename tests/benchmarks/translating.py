@@ -117,9 +117,9 @@ def main() -> None:
     for name, speed in speeds.items():
         print(f"{name}: {speed:.1f} sentences/s")
     for dtype in ("fp32", "bf16"):
-        print(
-            f"ratio in {dtype}: {speeds[f'llmctl {dtype}'] / speeds[f'transformers {dtype}']:.2f}"
-        )
+        pairs = zip(seconds[f"llmctl {dtype}"], seconds[f"transformers {dtype}"], strict=True)
+        ratios = sorted(theirs / ours for ours, theirs in pairs)
+        print(f"ratio in {dtype}: {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ P prompts, B beams of all of them, V vocabulary, C chunks of it of W tokens each
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, NamedTuple
@@ -27,8 +27,15 @@ CHUNK = 96
 """Tokens of the vocabulary that are looked through together: for 4 beams of 6,000 to 50,000 tokens
 64 to 200 take as long within a tenth."""
 
-Candidate = tuple[float, float, int, int]
-"""A continuation: its score and log-probability, the beam that it continues, and its token."""
+
+class Candidates(NamedTuple):
+    """Continuations of a search's beams, best first."""
+
+    scores: list[float]
+    log_probs: list[float]
+    sources: list[int]
+    """The beam that each continues."""
+    tokens: list[int]
 
 
 class Beam(NamedTuple):
@@ -69,20 +76,20 @@ class Search:
     def texts(self) -> list[Text]:
         return [Text(beam.ids, self.start) for beam in self.beams]
 
-    def advance(self, candidates: Iterable[Candidate]) -> list[int]:
-        """Go on by a token, given the best continuations, best first; returns which of the beams
-        each new one continues."""
-        beams, sources = self.beams, []
-        going: list[Beam] = []
+    def advance(self, candidates: Candidates) -> list[int]:
+        """Go on by a token; returns which of the beams each new one continues."""
+        beams, width = self.beams, self.width
         ends, stops = self.rules.ends, bool(self.rules.config.stop)
         last = len(beams[0].ids) + 1 - self.start == self.limit
-        for rank, (score, log_prob, source, token) in enumerate(candidates):
-            if score == -math.inf or len(going) == self.width:
+        going: list[Beam] = []
+        sources = []
+        for rank, (score, log_prob, source, token) in enumerate(zip(*candidates, strict=True)):
+            if score == -math.inf or len(going) == width:
                 break
             ids, log_probs, _ = beams[source]
             beam = Beam([*ids, token], [*log_probs, log_prob], score)
             if last or token in ends or (stops and self._row(beam).finish is not None):
-                if rank < self.width:
+                if rank < width:
                     self._keep(beam)
             else:
                 going.append(beam)
@@ -136,18 +143,24 @@ def chunk_maxima(scores_BV: Tensor) -> Tensor:
 
 
 def best_continuations(
-    searches: Sequence[Search], scores_BV: Tensor, log_probs_BV: Tensor, maxima_BC: Tensor
-) -> Iterator[Iterator[Candidate]]:
+    searches: Sequence[Search],
+    scores_BV: Tensor,
+    log_probs_BV: Tensor,
+    maxima_BC: Tensor,
+    norms_B: Tensor,
+) -> Iterator[Candidates]:
     """For each search the best continuations of its beams: as many as can end, and enough besides
     to go on with.
 
     scores_BV: the log-probabilities after the strategies. log_probs_BV: before them. maxima_BC: see
     ``chunk_maxima``; the best k are among the k chunks whose maxima are the best, and to look
-    through the vocabulary once for these takes a quarter of the time that topk does.
+    through the vocabulary once for these takes a quarter of the time that topk does. norms_B: to be
+    taken from scores and log-probabilities.
     """
     C, V = maxima_BC.shape[-1], scores_BV.shape[-1]
     device = scores_BV.device
-    sums_B = torch.tensor([beam.score for one in searches for beam in one.beams], device=device)
+    scores_B = torch.tensor([beam.score for one in searches for beam in one.beams], device=device)
+    sums_B = scores_B - norms_B
     maxima_BC = maxima_BC + sums_B[:, None]
     places_W = torch.arange(CHUNK, device=device)
     first = 0
@@ -168,12 +181,10 @@ def best_continuations(
         best = among_PKW.flatten(1).topk(count)
         rows_PK = rows_PK1[..., 0].gather(1, best.indices // CHUNK)
         tokens_PK = tokens_PKW.flatten(1).gather(1, best.indices)
-        plain_PK = log_probs_BV[rows_PK, tokens_PK]
+        plain_PK = log_probs_BV[rows_PK, tokens_PK] - norms_B[rows_PK]
         sources_PK = rows_PK - firsts_P1
-        for rows in zip(
-            *(part.tolist() for part in (best.values, plain_PK, sources_PK, tokens_PK)), strict=True
-        ):
-            yield zip(*rows, strict=True)
+        columns = (part.tolist() for part in (best.values, plain_PK, sources_PK, tokens_PK))
+        yield from map(Candidates, *columns)
 
 
 @torch.inference_mode()
@@ -187,16 +198,21 @@ def search(
         [ids for _, ids, _ in prompts], max(limit for _, _, limit in prompts)
     )
     while True:
-        log_probs_BV = logits_BV.log_softmax(-1)
-        scores_BV = log_probs_BV
         if rules.preferences:
+            log_probs_BV = logits_BV.log_softmax(-1)
             texts = [text for one in searches for text in one.texts()]
             scores_BV = apply(rules.preferences, log_probs_BV, texts)
-        maxima_BC = chunk_maxima(scores_BV)
+            maxima_BC = chunk_maxima(scores_BV)
+            norms_B = torch.zeros(len(scores_BV), device=scores_BV.device)
+        else:  # few of all log-probabilities are looked at
+            log_probs_BV = scores_BV = logits_BV
+            maxima_BC = chunk_maxima(logits_BV)
+            most_B1 = maxima_BC.amax(-1, keepdim=True)
+            norms_B = most_B1[:, 0] + (logits_BV - most_B1).exp_().sum(-1).log_()
         check(maxima_BC)
         kept: list[int] = []
         first = 0
-        ahead = best_continuations(searches, scores_BV, log_probs_BV, maxima_BC)
+        ahead = best_continuations(searches, scores_BV, log_probs_BV, maxima_BC, norms_B)
         for one, candidates in zip(searches, ahead, strict=True):
             stop = first + len(one.beams)
             sources = one.advance(candidates)
