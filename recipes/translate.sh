@@ -50,7 +50,7 @@ learn "$pair-bare" "gpt-$pair" --set model.cross_attention=false
 
 echo "== 4. translate the test set, and compare"
 llmctl generate --from "$pair" --source "$test_from" --output "$LLMCTL_WORKSPACE/$pair-test.$to" \
-  --num-beams 4 --set batch_size=64
+  --num-beams 4
 llmctl eval --from "$pair" --compare "$pair-scratch" --compare "$pair-bare" \
   --data "$test_from" --target "$test_to" --recipe "$recipe"
 echo "done in $((SECONDS - begun)) s; artefacts in $LLMCTL_WORKSPACE"

@@ -206,11 +206,13 @@ def test_chat_runs_as_written(gpt_folder: Path):
     assert [name for name, _ in losses] == ["chat-full", "chat-lora"]
 
 
-def test_chat_takes_a_model_and_conversations(gpt_folder: Path, sayings_file: Path):
-    words = ROOT / "recipes" / "chat.sh", gpt_folder / "w/runs/gpt-code/model", sayings_file
-    out = run_recipe(gpt_folder, TINY_GPT_RECIPE, *words)
+def test_chat_takes_a_model_and_conversations(
+    tmp_path: Path, decoder_workspace: Path, sayings_file: Path
+):
+    words = ROOT / "recipes" / "chat.sh", decoder_workspace / "runs/tiny-llama/model", sayings_file
+    out = run_recipe(tmp_path, TINY_GPT_RECIPE, *words)
     assert len(re.findall(r"^> (?:Where|What) does the .*$", out, flags=re.MULTILINE)) == 3
-    lines = (gpt_folder / "w/tasks/chat-sayings.jsonl").read_text().splitlines()
+    lines = (tmp_path / "w/tasks/chat-sayings.jsonl").read_text().splitlines()
     assert len(lines) == 87
 
 

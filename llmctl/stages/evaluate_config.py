@@ -74,7 +74,7 @@ class EvaluateConfig(Config):
     """Of that search: above 0 it favours long texts."""
     max_new_tokens: int = Field(128, ge=1)
     """Tokens that are written from a source at most."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(256, ge=1)
     """Texts that are written together, each beam counted."""
     dtype: WeightType = "fp32"
     """Of a language model's weights; with bf16 or int8 a perplexity stands beside that of fp32."""

@@ -32,12 +32,16 @@ from llmctl.workspace.files import write_atomic
 
 PROMPT_FIELD = "prompt"
 
+TEXTS, SOURCES = 8, 64
+"""Written together by default: sources and what is written from them are short."""
+
 
 class GenerateConfig(GenerationConfig):
     """How texts are written, and on what."""
 
-    batch_size: int = Field(8, ge=1)
-    """Texts that are written together."""
+    batch_size: int = Field(0, ge=0)
+    """Texts that are written together, each beam counted. 0: 8, and where texts are written from
+    sources as many as make 64 sources."""
     device: str = "auto"
     """auto: the accelerator if there is one."""
     dtype: WeightType = "fp32"
@@ -95,9 +99,14 @@ class Generation:
 
         Raises InputError if one of them writes no text, UsageError if their vocabularies differ.
         """
-        self.config, self._reporter = config, reporter or Reporter()
-        rows = rows_at_once(config, prompts, drafted=draft is not None)
+        self._reporter = reporter or Reporter()
         self._folder, self.tokenizer = model.folder, model.folder.tokenizer
+        if not config.batch_size:
+            each = max(config.num_beams, config.num_samples)
+            together = SOURCES * each if self.from_sources else TEXTS
+            config = config.replace(batch_size=together)
+        self.config = config
+        rows = rows_at_once(config, prompts, drafted=draft is not None)
         self._decoder = _decoder(model, config, rows)
         digests = [model.record.digest]
         self._draft: NextToken | None = None

@@ -60,4 +60,5 @@ def test_what_is_wrong_with_standard_input_is_said(content: bytes, says: str):
     ],
 )
 def test_rows_at_once(fields: dict[str, Any], prompts: int | None, drafted: bool, expected: int):
-    assert rows_at_once(GenerateConfig(**fields), prompts, drafted=drafted) == expected
+    config = GenerateConfig(**{"batch_size": 8, **fields})
+    assert rows_at_once(config, prompts, drafted=drafted) == expected
