@@ -2,8 +2,10 @@
 
 A checkpoint is a folder ``checkpoints/step-00000200`` of safetensors and JSON, published in one
 step, with a manifest of digests. No pickle. Random states are not kept: every draw is a function
-of (seed, step). Weights that were the best at a validation lie beside them as
-``best-00000200``, as long as a checkpoint that may be gone back to calls them the best.
+of (seed, step). A model that processes share out is written by all of them, each its shares
+(``sharded``); whole or in shares, any number of processes can go on from it. Weights that were the
+best at a validation lie beside them as ``best-00000200``, as long as a checkpoint that may be gone
+back to calls them the best.
 
 Training waits for a copy in memory only: digests and the disk take a thread of their own.
 """
@@ -15,6 +17,7 @@ import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,11 +27,14 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from llmctl.errors import DivergedError, InputError, Interrupted
+from llmctl.training import sharded
 from llmctl.training.background import BackgroundWriter
-from llmctl.training.distributed import shared_like
+from llmctl.training.distributed import local, shared_like
 from llmctl.workspace.artefacts import FileRecord, describe_files, verify_files
 from llmctl.workspace.files import (
     clear_leftovers,
+    errors_naming,
+    hidden_sibling,
     published_folder,
     read_json,
     remove_folder,
@@ -37,17 +43,34 @@ from llmctl.workspace.files import (
 from llmctl.workspace.tensors import read_tensors, write_tensors
 
 DIGESTS = "manifest.json"
-STATE, MODEL, OPTIMISER = "state.json", "model.safetensors", "optimiser.safetensors"
+STATE = "state.json"
+MODEL, OPTIMISER = "model", "optimiser"
+"""Its parts: a file of that name, or a folder of shares."""
+WHOLE = ".safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint, read."""
+    """A verified checkpoint."""
 
     step: int
-    model: dict[str, Tensor]
-    optimiser: dict[str, Tensor]
+    folder: Path
     state: dict[str, Any]
+
+    def tensors(self, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weights and the optimiser's state, each shared out as the one of ``own`` weights is
+        that it belongs to; where those are shared, all processes must call it."""
+        return (
+            self._read(MODEL, own.get),
+            self._read(OPTIMISER, lambda name: own.get(name.rpartition("/")[0])),
+        )
+
+    def _read(self, part: str, like: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
+        shares = self.folder / part
+        if shares.is_dir():
+            return sharded.read(shares, like)
+        whole = read_tensors(self.folder / f"{part}{WHOLE}")
+        return {name: shared_like(value, like(name)) for name, value in whole.items()}
 
 
 class CheckpointStore:
@@ -61,6 +84,11 @@ class CheckpointStore:
         self._damaged: set[int] = set()
         self._writer = BackgroundWriter()
         self._copies: dict[str, Tensor] = {}
+        self._together: sharded.Together | None = None
+
+    def write_together(self) -> None:
+        """From now on each process writes its shares, and all must call ``save`` and ``wait``."""
+        self._together = sharded.Together()
 
     def __enter__(self) -> Self:
         return self
@@ -112,14 +140,22 @@ class CheckpointStore:
         }
         kept_state = {"step": step, **copy.deepcopy(dict(state))}
 
-        def write() -> None:
-            if not all(bool(torch.isfinite(value).all()) for value in parts[MODEL].values()):
+        def check() -> None:
+            if not all(bool(torch.isfinite(local(value)).all()) for value in parts[MODEL].values()):
                 raise DivergedError(
                     f"step {step}: weights are not finite, so no checkpoint is written; the last "
                     "one is from before, lower training.learning_rate"
                 )
-            self._write(self._path(step), parts, kept_state)
-            self._delete_old(step)
+
+        def write() -> None:
+            if self._together is None:
+                check()
+                self._write(self._path(step), parts, kept_state)
+                self._delete_old(step)
+            else:
+                self._together.each(check)
+                self._write_shares(self._together, self._path(step), parts, kept_state)
+                self._together.main(lambda: self._delete_old(step))
 
         self._writer.submit(write)
         if wait:
@@ -144,11 +180,12 @@ class CheckpointStore:
         copies = {}
         for name, tensor in tensors.items():
             place = f"{part}/{name}"
-            held = self._copies.get(place)
-            if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
-                held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            held, share = self._copies.get(place), local(tensor.detach())
+            if held is None or held.shape != share.shape or held.dtype != share.dtype:
+                held = torch.empty(share.shape, dtype=share.dtype, pin_memory=share.is_cuda)
                 self._copies[place] = held
-            copies[name] = held.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+            held.copy_(share, non_blocking=share.is_cuda)
+            copies[name] = sharded.placed_as(tensor, held)
         if any(tensor.is_cuda for tensor in tensors.values()):
             torch.cuda.synchronize()
         return copies
@@ -162,11 +199,36 @@ class CheckpointStore:
         with published_folder(target) as folder:
             for name, tensors in parts.items():
                 self._writer.check()
-                write_tensors(folder / name, tensors)
+                write_tensors(folder / f"{name}{WHOLE}", tensors)
             if state is not None:
                 write_json(folder / STATE, state)
-            _write_digests(folder)
+            _write_digests(folder, describe_files(folder))
             self._writer.check()
+
+    def _write_shares(
+        self,
+        together: sharded.Together,
+        target: Path,
+        parts: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+    ) -> None:
+        """Each step is one that all processes come through, or none."""
+        with errors_naming(target), contextlib.ExitStack() as publishing:
+            together.main(lambda: publishing.enter_context(published_folder(target)))
+            folder = hidden_sibling(target)
+            files: dict[str, FileRecord] = {}
+            for part, tensors in parts.items():
+                names = together.write(folder / part, tensors)
+                # Each reads again what it wrote itself.
+                described = together.each(partial(describe_files, folder, names))
+                files |= {name: record for own in described for name, record in own.items()}
+
+            def publish() -> None:
+                write_json(folder / STATE, state)
+                _write_digests(folder, {**files, **describe_files(folder, [STATE])})
+                publishing.close()
+
+            together.main(publish)
 
     def _delete_old(self, step: int) -> None:
         # Later than where training went on, they would count as the newest for ever.
@@ -182,8 +244,8 @@ class CheckpointStore:
         """The weights that were the best at a step. Raises InputError if they aren't whole."""
         self.wait()
         folder = self._path(step, "best")
-        _verify(folder, {MODEL}, remedy="train again with --force")
-        return read_tensors(folder / MODEL)
+        _verify(folder, {f"{MODEL}{WHOLE}"}, remedy="train again with --force")
+        return read_tensors(folder / f"{MODEL}{WHOLE}")
 
     def load_newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint whose digests hold; a damaged one is passed over with a warning,
@@ -213,21 +275,21 @@ class CheckpointStore:
 
     def _load(self, step: int) -> Checkpoint:
         folder = self._path(step)
-        _verify(folder, {MODEL, OPTIMISER, STATE}, remedy="this checkpoint can't be used")
-        return Checkpoint(
-            step=step,
-            model=read_tensors(folder / MODEL),
-            optimiser=read_tensors(folder / OPTIMISER),
-            state=read_json(folder / STATE),
-        )
+        shares = {
+            f"{part}/{path.name}"
+            for part in (MODEL, OPTIMISER)
+            for path in (folder / part).glob(f"*{WHOLE}")
+        }
+        whole = {f"{part}{WHOLE}" for part in (MODEL, OPTIMISER)}
+        _verify(folder, {*(shares or whole), STATE}, remedy="this checkpoint can't be used")
+        return Checkpoint(step, folder, read_json(folder / STATE))
 
     def _path(self, step: int, what: str = "step") -> Path:
         return self.folder / f"{what}-{step:08d}"
 
 
-def _write_digests(folder: Path) -> None:
-    files = {k: v.model_dump() for k, v in describe_files(folder).items()}
-    write_json(folder / DIGESTS, files)
+def _write_digests(folder: Path, files: Mapping[str, FileRecord]) -> None:
+    write_json(folder / DIGESTS, {name: record.model_dump() for name, record in files.items()})
 
 
 def _verify(folder: Path, names: set[str], *, remedy: str) -> None:
@@ -261,4 +323,4 @@ def restore_optimiser(
         parameter_name, _, key = name.rpartition("/")
         parameter = parameters[parameter_name]
         # A fused optimiser wants its step counter where the parameter is.
-        optimiser.state[parameter][key] = shared_like(value.to(parameter.device), parameter)
+        optimiser.state[parameter][key] = value.to(parameter.device)

@@ -212,9 +212,14 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_shared(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def shared_like(tensor: Tensor, pattern: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor."""
+    return tensor.to_local() if is_shared(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def shared_like(tensor: Tensor, pattern: Tensor | None) -> Tensor:
     """This process's share of a whole tensor, as ``pattern`` lies."""
-    if not is_shared(pattern) or tensor.shape != pattern.shape:
+    if pattern is None or not is_shared(pattern) or tensor.shape != pattern.shape:
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 

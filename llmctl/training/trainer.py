@@ -44,7 +44,6 @@ from llmctl.training.distributed import (
     World,
     distribute,
     recompute_activations,
-    shared_like,
     whole,
 )
 from llmctl.training.float8 import use_float8
@@ -183,10 +182,12 @@ class Trainer:
             use_float8(model)
         if config.activation_checkpointing:
             recompute_activations(model)
-        # A model whose weights are shared out is written in one piece.
-        shared = config.parallel != "ddp" and world.is_main
-        self._plain = copy.deepcopy(model) if shared else None
+        self._shared = config.parallel != "ddp"
+        # What was trained in shares ends as one model.
+        self._plain = copy.deepcopy(model) if self._shared and world.is_main else None
         self._loss = distribute(model, config, world, device)
+        if self._shared:
+            store.write_together()
         self._micro_batch = config.micro_batch if isinstance(config.micro_batch, int) else 0
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = build_optimiser(
@@ -214,10 +215,9 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
-        own = self.model.state_dict()
-        given = {k: shared_like(v, own[k]) if k in own else v for k, v in checkpoint.model.items()}
-        self.model.load_state_dict(given)
-        restore_optimiser(self.model, self.optimiser, checkpoint.optimiser)
+        weights, moments = checkpoint.tensors(self.model.state_dict())
+        self.model.load_state_dict(weights)
+        restore_optimiser(self.model, self.optimiser, moments)
         known = Progress.__dataclass_fields__
         self.progress = Progress(**{k: v for k, v in checkpoint.state.items() if k in known})
 
@@ -328,15 +328,24 @@ class Trainer:
         return self._plain
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: whole(value) for name, value in self.model.state_dict().items()}
+        """Whole, for the main process; the others get none. All must call it."""
+        weights = {}
+        for name, value in self.model.state_dict().items():
+            one = whole(value)
+            if self.world.is_main:
+                # Together they may be too large for an accelerator.
+                weights[name] = one.cpu() if one is not value else one
+        return weights
 
     def _save(self, wait: bool) -> None:
-        model = self._weights()
-        moments = optimiser_tensors(self.model, self.optimiser)
-        optimiser = {name: whole(value) for name, value in moments.items()}
-        if self.world.is_main:
-            state = dict(vars(self.progress))
-            self._store.save(self.progress.step, model, optimiser, state, wait=wait)
+        if self._shared or self.world.is_main:
+            self._store.save(
+                self.progress.step,
+                self.model.state_dict(),
+                optimiser_tensors(self.model, self.optimiser),
+                dict(vars(self.progress)),
+                wait=wait,
+            )
 
     def _prepare(self) -> float | None:
         """Before the first step: settle the micro-batch, and count the operations of a slot."""

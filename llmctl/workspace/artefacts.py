@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -185,14 +185,16 @@ def fingerprint(stage: str, identity: Mapping[str, Any], inputs: Sequence[InputR
     return sha256_json({"stage": stage, "config": dict(identity), "inputs": digests})
 
 
-def describe_files(folder: Path) -> dict[str, FileRecord]:
-    """Size and digest of every file below a folder but its manifest."""
+def describe_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, FileRecord]:
+    """Size and digest of some files of a folder; by default of every one below it but its
+    manifest."""
+    if names is None:
+        paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        below = (path.relative_to(folder).as_posix() for path in paths)
+        names = [name for name in below if name != MANIFEST]
     return {
-        path.relative_to(folder).as_posix(): FileRecord(
-            size=path.stat().st_size, sha256=sha256_file(path)
-        )
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() != MANIFEST
+        name: FileRecord(size=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+        for name in names
     }
 
 

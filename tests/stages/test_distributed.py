@@ -81,6 +81,9 @@ def test_several_processes_train_as_one(root: Path, name: str, more: list[str]):
     assert result.stdout.count("run ") == 1  # one of them speaks
     assert_same_training(root, name)
     assert summary(root, name)["processes"] == int(more[1])
+    (newest,) = sorted((root / "runs" / name / "checkpoints").iterdir())[-1:]
+    shares = sorted(path.name[:11] for path in newest.glob("model/*.safetensors"))
+    assert shares == (["shard-00001", "shard-00002"] if "training.parallel=fsdp" in more else [])
 
 
 @NEEDS_PROC
