@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llmctl.cli import options
+from llmctl.cli.launch import divided
 from llmctl.cli.options import guarded
 
 EXAMPLE = "Example: llmctl eval --from reviews --data test.csv"
@@ -118,6 +119,7 @@ def command(
     device: options.DeviceOption = None,
     seed: options.SeedOption = None,
     name: options.NameOption = None,
+    nproc: options.NprocOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
     recipe: options.RecipeOption = None,
     set_: options.SetOption = [],  # noqa: B006
@@ -159,7 +161,7 @@ def command(
     )
     place, files = options.open_workspace(workspace), Files(data, template, examples, target)
     how: dict[str, Any] = {"compare": compare, "name": name, "force": force}
-    with TerminalReporter(quiet=quiet) as reporter:
+    with divided(nproc, reads_stdin=False), TerminalReporter(quiet=quiet) as reporter:
         if dry_run:
             print_json(plan(place, start, files, config, reporter=reporter, **how))
             return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmctl.cli import options
+from llmctl.cli.launch import divided, speaks
 from llmctl.cli.options import guarded
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def command(
             show_default="fp32",
         ),
     ] = None,
+    nproc: options.NprocOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
     recipe: options.RecipeOption = None,
     set_: options.SetOption = [],  # noqa: B006
@@ -210,7 +212,8 @@ def command(
     if not chosen and sys.stdin.isatty():
         raise UsageError('give a prompt: llmctl generate --from RUN --prompt "Once upon a time"')
     place = options.open_workspace(workspace)
-    with TerminalReporter(quiet=quiet) as reporter:
+    reads_stdin = not chosen or str(prompt_file) == "-"
+    with divided(nproc, reads_stdin=reads_stdin), TerminalReporter(quiet=quiet) as reporter:
         generation = Generation(
             open_to_write(place, start),
             config,
@@ -242,7 +245,7 @@ def command(
             for answer in generation.answers(prompts):
                 records.append(as_record(answer, generation.tokenizer))
                 reporter.progress("writing", len(records), None)
-            if output:
+            if output and speaks():
                 write_records(output, records)
                 reporter.note(f"{len(records)} answers in {output}")
             if json:

@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from llmctl.errors import UsageError
@@ -29,6 +31,22 @@ def run_together(nproc: int | None, max_restarts: int) -> None:
     where it was not asked for, and in those processes."""
     if nproc is not None and nproc > 1 and "RANK" not in os.environ:
         _launch(nproc, max_restarts)
+
+
+@contextmanager
+def divided(nproc: int | None, *, reads_stdin: bool) -> Iterator[None]:
+    """Start this command in ``nproc`` processes, which divide its work; within the block they can
+    tell each other. Raises UsageError for standard input, which they can't divide."""
+    run_together(nproc, 0)
+    if "RANK" not in os.environ:
+        yield
+        return
+    if reads_stdin and os.environ.get("WORLD_SIZE") != "1":
+        raise UsageError("several processes can't divide standard input; give a file")
+    from llmctl.training.distributed import joined
+
+    with joined():
+        yield
 
 
 def _launch(nproc: int, max_restarts: int) -> NoReturn:
@@ -56,8 +74,8 @@ def _launch(nproc: int, max_restarts: int) -> NoReturn:
         code = failure.exitcode
         if code < 0:
             print(  # noqa: T201
-                f"error: a process of the training was killed by signal {-code}; run the command "
-                "again, it goes on from the last checkpoint (--max-restarts does so by itself)",
+                f"error: one of the processes was killed by signal {-code}; run the command again, "
+                "a training goes on from its last checkpoint (--max-restarts does so by itself)",
                 file=sys.stderr,
             )
             code = 128 - code

@@ -59,7 +59,7 @@ NprocOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Processes on this machine that train together; for several machines use torchrun.",
+        help="Processes on this machine that work together; for several machines use torchrun.",
         show_default="1",
     ),
 ]

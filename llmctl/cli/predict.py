@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmctl.cli import options
+from llmctl.cli.launch import divided
 from llmctl.cli.options import guarded
 
 if TYPE_CHECKING:
     from llmctl.data.tables import Example
+    from llmctl.stages.predict import Filling, Prediction
 
 EXAMPLE = 'Example: llmctl predict --from reviews "I would buy it again"'
 
@@ -37,13 +39,13 @@ def command(
     encoding_errors: options.EncodingErrorsOption = None,
     top: Annotated[int, typer.Option(min=1, help="Classes or candidates shown.")] = 5,
     device: options.DeviceOption = None,
+    nproc: options.NprocOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Classify texts, or fill the [MASK]s of a text with a pretrained model."""
-    from llmctl.cli.console import print_json
     from llmctl.errors import UsageError
-    from llmctl.stages.predict import Filling, predict
+    from llmctl.stages.predict import predict
 
     if texts and data is not None:
         raise UsageError("give texts or --data, not both")
@@ -52,39 +54,46 @@ def command(
     errors = encoding_errors or "strict"
     if errors not in ("strict", "replace"):
         raise UsageError(f"--encoding-errors {errors!r} is not known; choose strict or replace")
-    examples = _examples(texts, data, text_column, text_pair_column, errors)
     place = options.open_workspace(workspace)
-    answers = predict(place, start, examples, top=top, device=device or "auto")
     found = False
-    for answer in answers:
-        found = True
-        if isinstance(answer, Filling):
+    with divided(nproc, reads_stdin=not texts and str(data or "-") == "-"):
+        examples = _examples(texts, data, text_column, text_pair_column, errors)
+        for answer in predict(place, start, examples, top=top, device=device or "auto"):
+            found = True
+            _show(answer, top, as_json=json)
+    if not found:
+        raise UsageError("there was no text to predict for; give texts, --data or standard input")
+
+
+def _show(answer: Filling | Prediction, top: int, *, as_json: bool) -> None:
+    from llmctl.cli.console import print_json
+    from llmctl.stages.predict import Filling
+
+    if isinstance(answer, Filling):
+        if as_json:
             candidates = [
                 [{"token": c.token, "probability": c.probability} for c in mask]
                 for mask in answer.masks
             ]
-            if json:
-                print_json({"text": answer.text, "masks": candidates})
-            else:
-                _print_filling(answer)
-        elif json:
-            pair = {"text_pair": answer.text_pair} if answer.text_pair is not None else {}
-            print_json(
-                {
-                    "text": answer.text,
-                    **pair,
-                    "label": answer.label,
-                    "probabilities": answer.probabilities,
-                }
-            )
+            print_json({"text": answer.text, "masks": candidates})
         else:
-            best = list(answer.probabilities.items())[:top]
-            ranking = "  ".join(f"{label} {share:.1%}" for label, share in best)
-            shown = answer.text if len(answer.text) <= SHOWN else f"{answer.text[: SHOWN - 1]}…"
-            sys.stdout.write(f"{answer.label}\t{ranking}\t{' '.join(shown.split())}\n")
-        sys.stdout.flush()
-    if not found:
-        raise UsageError("there was no text to predict for; give texts, --data or standard input")
+            _print_filling(answer)
+    elif as_json:
+        pair = {"text_pair": answer.text_pair} if answer.text_pair is not None else {}
+        print_json(
+            {
+                "text": answer.text,
+                **pair,
+                "label": answer.label,
+                "probabilities": answer.probabilities,
+            }
+        )
+    else:
+        best = list(answer.probabilities.items())[:top]
+        ranking = "  ".join(f"{label} {share:.1%}" for label, share in best)
+        shown = answer.text if len(answer.text) <= SHOWN else f"{answer.text[: SHOWN - 1]}…"
+        sys.stdout.write(f"{answer.label}\t{ranking}\t{' '.join(shown.split())}\n")
+    sys.stdout.flush()
 
 
 def _examples(

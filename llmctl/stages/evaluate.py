@@ -10,6 +10,7 @@ from typing import Any
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, open_subject
 from llmctl.stages.evaluate_inputs import COMPARED, Files, Measure, choose
 from llmctl.stages.reporter import Reporter
+from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import (
     Artefact,
@@ -48,10 +49,12 @@ def evaluate_model(
 ) -> tuple[dict[str, Any], Artefact, bool]:
     """Measure a model; returns the report, its artefact, and whether it was there already.
 
-    compare: further models to measure on the same data, in the same table.
+    compare: further models to measure on the same data, in the same table. Several processes divide
+    the data.
     """
-    reporter = reporter or Reporter()
+    reporter, world = reporter or Reporter(), current()
     resolved = _resolve(workspace, start, files, config, compare, name, force, reporter)
+    world.wait()  # until all have found the same
     if resolved.found is not None:
         resolved.found.verify()
         return read_json(resolved.found.folder / "report.json"), resolved.found, True
@@ -67,9 +70,11 @@ def evaluate_model(
     # Before the work: a report that can't be kept is not worth its minutes.
     workspace.prepare("report")
     report = {"model": start, **resolved.measure(resolved.given, config, reporter)}
-    with workspace.publish(manifest) as (target, summary):
-        write_json(target / "report.json", report)
-        summary.update(report["summary"])
+    if world.is_main:
+        with workspace.publish(manifest) as (target, summary):
+            write_json(target / "report.json", report)
+            summary.update(report["summary"])
+    world.wait()
     return report, workspace.get("report", resolved.name), False
 
 

@@ -13,12 +13,13 @@ from llmctl.data.tables import Example
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation import baselines, classification
 from llmctl.evaluation.bootstrap import paired_difference
-from llmctl.inference.prediction import class_probabilities
+from llmctl.inference.prediction import BATCH, class_probabilities
 from llmctl.interop.model_folder import ModelFolder
 from llmctl.objectives.classify import encode_examples, pad_token
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report
 from llmctl.stages.inputs import LabelledColumns, is_held_out, read_labelled
 from llmctl.stages.reporter import Reporter
+from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact
 from llmctl.workspace.files import sha256_file
@@ -126,7 +127,11 @@ def probabilities(
         )
     model = folder.classifier().to(choose_device(device))
     encoded = encode_examples(folder.tokenizer, examples, folder.max_length, causal=model.causal)
-    result = class_probabilities(model, encoded, pad_token(folder.tokenizer))
+    pad = pad_token(folder.tokenizer)
+    rows = current().divided(
+        encoded, lambda part, first: class_probabilities(model, list(part), pad), block=4 * BATCH
+    )
+    result = np.asarray(list(rows))
     return result[:, [known.index(label) for label in labels]]
 
 

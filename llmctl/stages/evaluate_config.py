@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,13 +11,14 @@ from pydantic import BeforeValidator, Field
 
 from llmctl.config import ColumnName, Config
 from llmctl.inference.ngram_decoder import NgramScorer
-from llmctl.inference.scoring import CausalScorer, Scorer
+from llmctl.inference.scoring import READ_AHEAD, Answer, CausalScorer, Query, Scorer
 from llmctl.inference.weights import WeightType, prepare
 from llmctl.interop.model_folder import ModelFolder
 from llmctl.interop.ngram_folder import NgramFolder
 from llmctl.stages.inputs import open_any_model
 from llmctl.stages.pretrain import PretrainConfig, config_for
 from llmctl.tokenizers import Tokenizer
+from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact, InputRecord, Manifest, Workspace
 
@@ -125,11 +126,26 @@ class Subject:
     def scorer(self, device: str, dtype: WeightType) -> Scorer:
         """A language model, to score texts with. An n-gram model knows no ``dtype``."""
         if isinstance(self.folder, NgramFolder):
-            return NgramScorer(self.folder.model)
+            return _DividedScorer(NgramScorer(self.folder.model))
         model = self.folder.causal_lm().to(choose_device(device, "--device"))
         # As trained, fp32 needs no other form: that of writing is for few rows at once.
         head = None if dtype == "fp32" else prepare(model, dtype, rows=MANY)
-        return CausalScorer(model, longest=self.folder.max_length, head=head)
+        return _DividedScorer(CausalScorer(model, longest=self.folder.max_length, head=head))
+
+
+class _DividedScorer:
+    """A scorer whose queries several processes divide."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer, self.longest = scorer, scorer.longest
+
+    def score(self, queries: Iterable[Query], *, greedy: bool = False) -> Iterator[Answer]:
+        world = current()
+        yield from world.divided(
+            queries,
+            lambda part, first: self._scorer.score(part, greedy=greedy),
+            block=max(1, READ_AHEAD // world.size),
+        )
 
 
 def open_subject(workspace: Workspace, name: str) -> Subject:

@@ -34,6 +34,7 @@ from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report, Subject
 from llmctl.stages.pretrain import open_pretraining
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
+from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.training.trainer import evaluate
 from llmctl.workspace.artefacts import Artefact
@@ -286,7 +287,9 @@ def _blocks(
         reporter.progress(f"blocks under {subject.name}", number + 1, total)
         return batches(number)
 
-    values = evaluate(subject.neural.causal_lm().to(device), batch, total, device=device)
+    values = evaluate(
+        subject.neural.causal_lm().to(device), batch, total, device=device, world=current()
+    )
     return {
         "length": trained.data.sequence_length,
         "document_mask": trained.data.document_mask,

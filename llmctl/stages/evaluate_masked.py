@@ -14,6 +14,7 @@ from llmctl.objectives.pretraining import VALIDATION_SEED
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report, trained_config
 from llmctl.stages.pretrain import open_pretraining
 from llmctl.stages.reporter import Reporter
+from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.training.trainer import evaluate
 
@@ -48,7 +49,7 @@ def masked_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> R
         reporter.progress("masked-LM loss", number + 1, total)
         return batches(number)
 
-    values = evaluate(model, batch, total, device=device)
+    values = evaluate(model, batch, total, device=device, world=current())
     reader = ShardReader(shards.folder, "validation")
     limit = config.max_tokens or MAX_TOKENS
     perplexity, scored = pseudo_perplexity(

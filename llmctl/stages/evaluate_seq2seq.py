@@ -16,6 +16,7 @@ from llmctl.objectives.seq2seq import Pair, collated, encode
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report, Subject
 from llmctl.stages.generate import GenerateConfig, Generation, Opened, Prompt
 from llmctl.stages.reporter import Reporter
+from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.training.trainer import evaluate
 
@@ -167,6 +168,8 @@ def _likelihood(subject: Subject, texts: _Texts, config: EvaluateConfig) -> dict
     ]
     device = choose_device(config.device, "--device")
     model = folder.seq2seq() if folder.kind == "seq2seq" else folder.causal_lm()
-    values = evaluate(model.to(device), batches.__getitem__, len(batches), device=device)
+    values = evaluate(
+        model.to(device), batches.__getitem__, len(batches), device=device, world=current()
+    )
     accuracy = values.get("token_accuracy", values.get("lm_accuracy"))
     return {"loss": values["loss"], "token_accuracy": float(accuracy or 0.0)}

@@ -26,6 +26,7 @@ from llmctl.objectives.seq2seq import ended
 from llmctl.stages.inputs import open_any_model
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
+from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import InputRecord, Workspace
 from llmctl.workspace.files import write_atomic
@@ -136,9 +137,19 @@ class Generation:
         on pairs of texts.
 
         first: the first prompt's number, by which samples are drawn. tell: is told the text as it
-        becomes certain; for one prompt and one sample.
+        becomes certain; for one prompt and one sample. Several processes divide the prompts.
         Raises InputError for a prompt that doesn't fit into the model's context.
         """
+        world = current()
+        # A round of all processes is what one alone sorts by length among themselves.
+        block = max(1, self.block_size // world.size)
+        yield from world.divided(
+            prompts, lambda part, begin: self._answers(part, tell, first + begin), block=block
+        )
+
+    def _answers(
+        self, prompts: Iterable[Prompt], tell: Callable[[str], None] | None, first: int
+    ) -> Iterator[Answer]:
         asked: list[Prompt] = []
 
         def encoded() -> Iterator[list[int]]:

@@ -18,6 +18,7 @@ from llmctl.data.source_target import read_pairs
 from llmctl.errors import InputError
 from llmctl.stages.generate import Answer, Generation, Prompt, as_record
 from llmctl.stages.reporter import Reporter
+from llmctl.training.distributed import current
 from llmctl.workspace.files import sha256_file, sha256_json
 
 AS_RECORDS = (".jsonl", ".json")
@@ -50,11 +51,14 @@ def write_from_file(
     }
     partial = output.with_name(f".{output.name}.{sha256_json(made_from)[:16]}.partial")
     block = generation.block_size
-    done = _whole_blocks(partial, block) if partial.exists() else 0
+    world = current()
+    done = _whole_blocks(partial, block) if world.is_main and partial.exists() else 0
+    done = int(world.total([done])[0])
     if done:
         reporter.note(f"{output}: going on behind {done:,} of {total:,} sources")
     prompts = islice(read_sources(sources, source_column), done, None)
-    with partial.open("a", encoding="utf-8") as file:
+    # Of several processes one writes; it has the others' texts.
+    with (partial if world.is_main else Path(os.devnull)).open("a", encoding="utf-8") as file:
         lines = []
         for answer in generation.answers(prompts, first=done):
             lines.append(_line(answer, generation, as_records=output.suffix in AS_RECORDS))
@@ -64,8 +68,11 @@ def write_from_file(
                 file.writelines(lines)
                 file.flush()
                 lines.clear()
-        os.fsync(file.fileno())
-    partial.replace(output)
+        if world.is_main:
+            os.fsync(file.fileno())
+    if world.is_main:
+        partial.replace(output)
+    world.wait()
     return total
 
 

@@ -1,5 +1,5 @@
-"""Several processes that train one model: who they are, what they tell each other, and how the
-model lies on them.
+"""Several processes that train one model, or divide its work among them: who they are, what they
+tell each other, and how the model lies on them.
 
 They are started by torchrun, which tells each its rank through the environment, or by
 ``--nproc``, which calls it. Each computes the gradient of some rows of every batch; a step is
@@ -17,11 +17,12 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,8 +31,11 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.utils.checkpoint import checkpoint
 
-from llmctl.errors import UsageError
+from llmctl.errors import LlmctlError, UsageError
 from llmctl.training.config import TrainingConfig
+
+T = TypeVar("T")
+Answer = TypeVar("Answer")
 
 PATIENCE = timedelta(minutes=30)
 """How long processes wait for one another: as long as a model takes to be written."""
@@ -74,6 +78,56 @@ class World:
         if self.size > 1:
             dist.all_reduce(torch.zeros(1))
 
+    def gathered(self, value: T) -> list[T]:
+        """Each process's value, by rank, the same on all."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def divided(
+        self,
+        items: Iterable[T],
+        answer: Callable[[Iterable[T], int], Iterable[Answer]],
+        *,
+        block: int,
+    ) -> Iterator[Answer]:
+        """An answer to each item, in their order and the same on all processes, which answer a
+        block each in turn.
+
+        answer: is given some items that follow one another, and the first one's number; one
+        process alone gives it all. Raises what any process's answering raised, behind the answers
+        before it.
+        """
+        if self.size == 1:
+            yield from answer(items, 0)
+            return
+        stream, first = iter(items), 0
+        while True:
+            own: list[T] = []
+            begin = 0
+            for rank in range(self.size):
+                taken = list(islice(stream, block))
+                if rank == self.rank:
+                    own, begin = taken, first
+                first += len(taken)
+                if not taken:
+                    break
+            answers: list[Answer] = []
+            failure = None
+            try:
+                answers.extend(answer(own, begin) if own else [])
+            except LlmctlError as error:
+                failure = error
+            found = self.gathered((answers, failure))
+            for part, failure in found:
+                yield from part
+                if failure is not None:
+                    raise failure
+            if len(taken) < block:
+                return
+
 
 ALONE = World()
 
@@ -85,6 +139,11 @@ def world_of_environment() -> World:
         return ALONE
     rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
     return World(rank, size, local_rank, local_size)
+
+
+def current() -> World:
+    """Who this process is among those that it is joined with: see ``joined``."""
+    return world_of_environment() if dist.is_initialized() else ALONE
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -171,3 +172,41 @@ def test_an_error_is_told_once_with_its_exit_code(root: Path):
 def test_sharing_a_model_with_nobody_is_refused(root: Path):
     result = llmctl(root, *OPTIONS, "--name", "single", "--set", "training.parallel=fsdp", code=2)
     assert "--nproc" in one_sentence(result)
+
+
+def test_several_processes_divide_what_one_predicts(tiny_workspace: Path, tmp_path: Path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"the ship sails {'over waves ' * (n % 9)}\n" for n in range(300)))
+    words = ["predict", "--from", "subjects", "--data", texts, "--json"]
+    alone, together = (
+        [json.loads(line) for line in llmctl(tiny_workspace, *words, *more).stdout.splitlines()]
+        for more in ([], ["--nproc", "2"])
+    )
+    assert [answer["text"] for answer in together] == [answer["text"] for answer in alone]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-5)
+    piped = llmctl(tiny_workspace, *words[:3], "--nproc", 2, stdin="the ship\n", code=2)
+    assert "standard input" in one_sentence(piped)
+
+
+def test_several_processes_divide_what_one_writes_and_measures(
+    decoder_workspace: Path, tmp_path: Path
+):
+    root = Path(shutil.copytree(decoder_workspace, tmp_path / "w"))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"The {'ship sails ' * (n % 5)}\n" for n in range(40)))
+    texts, reports = [], []
+    for number, more in enumerate([[], ["--nproc", "2"]]):
+        output = tmp_path / f"out-{number}.jsonl"
+        llmctl(root, "generate", "--from", "tiny-llama", "--prompt-file", prompts, "--output",
+               output, "--temperature", 1, "--max-new-tokens", 12, "--set", "batch_size=2",
+               *more)  # fmt: skip
+        texts.append([json.loads(line)["completions"] for line in output.open()])
+        measure = ["eval", "--from", "tiny-llama", "--json", "--name", f"report-{number}"]
+        reports.append(json.loads(llmctl(root, *measure, *more).stdout)["results"]["model"])
+    assert [[c["text"] for c in answer] for answer in texts[1]] == [
+        [c["text"] for c in answer] for answer in texts[0]
+    ]
+    assert reports[1].keys() == reports[0].keys()
+    for key in ("perplexity", "bits_per_byte", "tokens"):
+        assert reports[1][key] == pytest.approx(reports[0][key], rel=1e-5)
