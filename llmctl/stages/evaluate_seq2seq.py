@@ -126,7 +126,7 @@ def _written(
         Opened(subject.name, subject.folder, subject.record),
         GenerateConfig(
             num_beams=config.num_beams,
-            length_penalty=config.length_penalty,
+            length_penalty=config.length_penalty if config.num_beams > 1 else None,
             max_new_tokens=config.max_new_tokens,
             batch_size=config.batch_size,
             dtype=config.dtype,

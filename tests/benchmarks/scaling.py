@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from llmctl.training.scaling import ScalingLaw, entropy, repeated
 
-DATA = Path(os.environ.get("LLMCTL_DATA", "/work/shared/data"))
+DATA = Path(os.environ.get("LLMCTL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 BPE = ["--tokenizer", "bpe", "--vocab-size", 8000]
 SHARDS: dict[str, list[object]] = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from llmctl.cli.app import app
@@ -18,6 +19,7 @@ from llmctl.interop.model_folder import read_model_folder
 from llmctl.stages.pretrain import pretrain, resolve
 from llmctl.stages.tokenize import TokenizeConfig, tokenize
 from llmctl.workspace.artefacts import Workspace
+from llmctl.workspace.tensors import read_tensors
 from tests.language_models import DATA, MODEL, TRAINING
 from tests.run import llmctl, one_sentence
 
@@ -105,6 +107,29 @@ def error(result: Result) -> str:
     assert "Traceback" not in result.output
     (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     return message.removeprefix("error: ")
+
+
+@pytest.mark.parametrize("style", ["decoder", "prefix"])
+def test_a_small_addition_learns_pairs_too(run: Run, workspace: Workspace, place: Path, style: str):
+    name = f"added-{style}"
+    run("finetune", "--from", "gpt", "--task", "seq2seq", "--style", style, "--method", "lora",
+        "--data", place / "pairs.jsonl", "--name", name, *LEARNING)  # fmt: skip
+    folder = workspace.root / "runs" / name
+    assert read_tensors(folder / "adapter" / "adapter_model.safetensors")
+    pretrained, tuned = (
+        read_tensors(workspace.root / "runs" / run_name / "model" / "model.safetensors")
+        for run_name in ("gpt", name)
+    )
+    prefix = "encoder." if style == "decoder" else ""
+    unchanged = "transformer.wpe.weight"
+    assert torch.equal(tuned[prefix + unchanged], pretrained[unchanged])
+    changed = "transformer.h.0.attn.c_attn.weight"
+    assert not torch.equal(tuned[prefix + changed], pretrained[changed])
+    result = run("eval", "--from", name, "--data", place / "few.xx", "--target", place / "few.yy",
+                 "--json", "--set", "resamples=20", "--set", "num_beams=1")  # fmt: skip
+    row = json.loads(result.stdout)["results"]["model"]
+    # A prefix leans on a GPT of twelve steps, of which all but the addition stays as it is.
+    assert row["token_accuracy"] > 0.5 if style == "decoder" else row["loss"] < 4.5
 
 
 @pytest.mark.parametrize("style", ["decoder", "prefix"])
