@@ -144,18 +144,23 @@ class KeyValueCache:
 
     def _branch(self, families_F: Tensor, each: int) -> None:
         """Each of these rows becomes a family, whose rows share what is read so far."""
-        tables = []
-        for table_LFKSEH in (self.keys_LFKSEH, self.values_LFKSEH):
-            L, _, K, S, _, H = table_LFKSEH.shape
-            # Zeros, as what is masked is multiplied all the same.
-            branched = table_LFKSEH.new_zeros(L, len(families_F), K, S, each, H)
-            filled = table_LFKSEH[:, families_F, :, : self.length, 0]
-            branched[:, :, :, : self.length, 0] = filled
-            tables.append(branched)
-        self.keys_LFKSEH, self.values_LFKSEH = tables
+        L, _, K, S, _, H = self.keys_LFKSEH.shape
+        F = len(families_F)
+        # Zeros, as what is masked is multiplied all the same. On a processor keys lie by columns:
+        # see ``by_columns``.
+        keys = self.keys_LFKSEH
+        keys_LFKSEH = (
+            keys.new_zeros(L, F, K, H, S, each).permute(0, 1, 2, 4, 5, 3)
+            if keys.device.type == "cpu"
+            else keys.new_zeros(L, F, K, S, each, H)
+        )
+        values_LFKSEH = keys.new_zeros(L, F, K, S, each, H)
+        filled = slice(self.length)
+        keys_LFKSEH[:, :, :, filled, 0] = keys[:, families_F, :, filled, 0]
+        values_LFKSEH[:, :, :, filled, 0] = self.values_LFKSEH[:, families_F, :, filled, 0]
+        self.keys_LFKSEH, self.values_LFKSEH = keys_LFKSEH, values_LFKSEH
         self._spare = (None, None)
-        rows = len(families_F) * each
-        pasts_BSE = tables[0].new_full((rows, self.capacity, each), -math.inf)
+        pasts_BSE = keys.new_full((F * each, self.capacity, each), -math.inf)
         pasts_BSE[:, : self.length, 0] = 0.0
         if self.starts_B is not None:
             slots_S = torch.arange(self.capacity, device=pasts_BSE.device)

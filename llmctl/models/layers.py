@@ -110,23 +110,25 @@ def attention(
         T = q_BNTH.shape[2]
         mask = additive_mask(torch.ones(T, T, dtype=torch.bool, device=q_BNTH.device).tril_())
     with torch.autocast("cpu", enabled=False):  # it would compute the softmax in fp32
-        k_BNSH, v_BNSH = (
-            part.repeat_interleave(groups, 1) if groups > 1 else part for part in (k_BKSH, v_BKSH)
-        )
-        if k_BNSH.requires_grad:
-            k_BNSH, v_BNSH = k_BNSH.contiguous(), v_BNSH.contiguous()
-        scores_BNTS = q_BNTH * q_BNTH.shape[-1] ** -0.5 @ k_BNSH.transpose(-1, -2)
+        if k_BKSH.requires_grad:
+            k_BKSH, v_BKSH = k_BKSH.contiguous(), v_BKSH.contiguous()
+        # Queries that share keys are rows of one product with them.
+        B, N, T, H = q_BNTH.shape
+        q_BKMH = (q_BNTH * H**-0.5).reshape(B, N // groups, groups * T, H)
+        scores_BNTS = (q_BKMH @ k_BKSH.transpose(-1, -2)).view(B, N, T, -1)
         if mask is not None:
             scores_BNTS = scores_BNTS + mask.to(scores_BNTS.dtype)
         weights_BNTS = F.dropout(scores_BNTS.softmax(-1), dropout, training=dropout > 0)
-        return weights_BNTS @ v_BNSH
+        weights_BKMS = weights_BNTS.view(B, N // groups, groups * T, -1)
+        return (weights_BKMS @ v_BKSH).view(B, N, T, H)
 
 
 def _better_written_out(q_BNTH: Tensor, k_BKSH: Tensor) -> bool:
     """Whether the formula's own products are faster than a fused kernel."""
-    if q_BNTH.device.type != "cpu" or k_BKSH.shape[2] > SHORT:
+    if q_BNTH.device.type != "cpu":
         return False
-    return q_BNTH.dtype == torch.bfloat16 or k_BKSH.stride(-1) != 1
+    short = q_BNTH.dtype == torch.bfloat16 and k_BKSH.shape[2] <= SHORT
+    return short or k_BKSH.stride(-1) != 1
 
 
 def by_columns(k_BKSH: Tensor) -> Tensor:
