@@ -26,25 +26,33 @@ def pseudo_perplexity(
     *,
     max_tokens: int,
     progress: Callable[[int], None] = lambda done: None,
+    part: tuple[int, int] = (0, 1),
+    summed: Callable[[float], float] = lambda own: own,
 ) -> tuple[float, int]:
-    """(pseudo-perplexity, tokens scored) over texts of plain ids, up to ``max_tokens`` tokens."""
+    """(pseudo-perplexity, tokens scored) over texts of plain ids, up to ``max_tokens`` tokens.
+
+    part: which one this is of so many processes that divide the passes. summed: adds up what each
+    of them found.
+    """
     model.eval()
     device = next(model.parameters()).device
-    total, scored = 0.0, 0
+    total, scored, passes = 0.0, 0, 0
     for ids in texts:
         row = torch.tensor([vocabulary.cls, *ids, vocabulary.sep])
         places = torch.arange(1, len(ids) + 1)[: max_tokens - scored]
         for group in places.split(ROWS_AT_ONCE):
-            hidden_BT = row.repeat(len(group), 1)
-            hidden_BT[torch.arange(len(group)), group] = vocabulary.mask
-            states_BTD = model.body(hidden_BT.to(device))
-            at_masks_BD = states_BTD[torch.arange(len(group)), group.to(device)]
-            nll = F.cross_entropy(
-                model.token_logits(at_masks_BD), row[group].to(device), reduction="sum"
-            )
-            total += float(nll)
+            if passes % part[1] == part[0]:
+                hidden_BT = row.repeat(len(group), 1)
+                hidden_BT[torch.arange(len(group)), group] = vocabulary.mask
+                states_BTD = model.body(hidden_BT.to(device))
+                at_masks_BD = states_BTD[torch.arange(len(group)), group.to(device)]
+                nll = F.cross_entropy(
+                    model.token_logits(at_masks_BD), row[group].to(device), reduction="sum"
+                )
+                total += float(nll)
+            passes += 1
             scored += len(group)
             progress(scored)
         if scored >= max_tokens:
             break
-    return math.exp(total / max(scored, 1)), scored
+    return math.exp(summed(total) / max(scored, 1)), scored

@@ -49,7 +49,8 @@ def masked_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> R
         reporter.progress("masked-LM loss", number + 1, total)
         return batches(number)
 
-    values = evaluate(model, batch, total, device=device, world=current())
+    world = current()
+    values = evaluate(model, batch, total, device=device, world=world)
     reader = ShardReader(shards.folder, "validation")
     limit = config.max_tokens or MAX_TOKENS
     perplexity, scored = pseudo_perplexity(
@@ -58,6 +59,8 @@ def masked_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> R
         vocabulary_of(given.subject.tokenizer),
         max_tokens=limit,
         progress=lambda done: reporter.progress("pseudo-perplexity", done, limit),
+        part=(world.rank, world.size),
+        summed=lambda own: world.total([own])[0],
     )
     reporter.progress("pseudo-perplexity", limit, limit)
     results = {**values, "pseudo_perplexity": perplexity if scored else None}

@@ -304,11 +304,12 @@ def _train(
         **({"validation": kept} if kept else {}),
         **figures,
     }
+    recorder.update(state="finished", step=trainer.progress.step, share_done=1.0)
+    # Last, as nobody tidies up behind a finished run.
     write_manifest(
         folder,
         manifest.model_copy(update={"finished": now(), "files": files, "summary": summary}),
     )
-    recorder.update(state="finished", step=trainer.progress.step, share_done=1.0)
     world.wait()
 
 

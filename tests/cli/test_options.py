@@ -81,6 +81,7 @@ def test_watching_ends_quietly_with_ctrl_c(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("time.sleep", interrupt)
+    monkeypatch.setenv("COLUMNS", "400")  # the path is long, and a screen cuts what is wider
     status.command(names=None, watch=True, workspace=tmp_path, json=False)
     out, err = capsys.readouterr()
     assert "is empty" in out

@@ -47,3 +47,16 @@ def test_stops_at_the_limit(model: MaskedLM):
     value, scored = pseudo_perplexity(model, [[5, 6, 7], [8, 9]], VOCABULARY, max_tokens=2)
     assert scored == 2
     assert value > 1
+
+
+def test_processes_divide_the_passes(model: MaskedLM):
+    texts = [[5, 6, 7], [9, 4, 11, 12, 13], [8, 9]]
+    alone, scored = pseudo_perplexity(model, texts, VOCABULARY, max_tokens=9)
+    sums: list[float] = []
+    for number in range(2):
+        pseudo_perplexity(
+            model, texts, VOCABULARY, max_tokens=9, part=(number, 2),
+            summed=lambda own: sums.append(own) or own,  # type: ignore[func-returns-value]
+        )  # fmt: skip
+    assert min(sums) > 0
+    assert math.exp(sum(sums) / scored) == pytest.approx(alone, rel=1e-5)

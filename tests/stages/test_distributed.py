@@ -185,6 +185,12 @@ def test_several_processes_divide_what_one_predicts(tiny_workspace: Path, tmp_pa
     assert [answer["text"] for answer in together] == [answer["text"] for answer in alone]
     for ours, theirs in zip(together, alone, strict=True):
         assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-5)
+    measure = ["eval", "--from", "tiny", "--max-tokens", "200", "--force", "--json"]
+    alone, together = (
+        json.loads(llmctl(tiny_workspace, *measure, *more).stdout)["results"]
+        for more in ([], ["--nproc", "2"])
+    )
+    assert together == pytest.approx(alone, rel=1e-5)
     piped = llmctl(tiny_workspace, *words[:3], "--nproc", 2, stdin="the ship\n", code=2)
     assert "standard input" in one_sentence(piped)
 
