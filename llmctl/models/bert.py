@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from llmctl.config import Config
 from llmctl.errors import InputError, did_you_mean
+from llmctl.models.elementwise import additive_mask
 from llmctl.models.layers import (
     Activation,
     FeedForward,
     SelfAttention,
     Texts,
-    additive_mask,
     initialise,
     residual,
 )

@@ -21,6 +21,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from llmctl.models.elementwise import additive_mask
+
 SHORT_PAST = 16
 """Slots up to which rows that go on from one text become a family: a longer past would lie there
 once and be looked through for each of them."""
@@ -209,7 +211,7 @@ class KeyValueCache:
             # What is padding attends to itself: a row of -∞ would give NaN.
             allowed = (allowed & begun_B1S) | (slots_S == slots_S[self.length :, None])
             allowed = allowed[:, None]
-        return torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, -math.inf)
+        return additive_mask(allowed)
 
 
 def _families(rows: Sequence[int], each: int) -> tuple[list[int], int]:

@@ -15,7 +15,8 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from llmctl.models.layers import additive_mask, attention, by_columns, fuse
+from llmctl.models.elementwise import additive_mask
+from llmctl.models.layers import attention, by_columns, fuse
 
 
 @dataclass

@@ -14,6 +14,7 @@ D width, H head width.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -101,3 +102,8 @@ class _SquaredReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
         return (grad * positive).mul_(2)
+
+
+def additive_mask(allowed: Tensor) -> Tensor:
+    """0 where attention may look and -∞ elsewhere, from True and False."""
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -math.inf)

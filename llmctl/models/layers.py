@@ -9,7 +9,6 @@ H head width, F feed-forward width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llmctl.models.cache import KeyValueCache
-from llmctl.models.elementwise import rms_norm, squared_relu
+from llmctl.models.elementwise import additive_mask, rms_norm, squared_relu
 
 if TYPE_CHECKING:
     from llmctl.models.cross_attention import Source
@@ -243,11 +242,6 @@ def residual(x_BTD: Tensor) -> Tensor:
     if device == "cuda" and torch.is_autocast_enabled(device):
         return x_BTD.to(torch.get_autocast_dtype(device))
     return x_BTD
-
-
-def additive_mask(allowed: Tensor) -> Tensor:
-    """0 where attention may look and -∞ elsewhere, from True and False."""
-    return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -math.inf)
 
 
 @dataclass(frozen=True)

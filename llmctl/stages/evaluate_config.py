@@ -81,15 +81,14 @@ class EvaluateConfig(Config):
     """Of a language model's weights; with bf16 or int8 a perplexity stands beside that of fp32."""
     device: str = "auto"
     """auto: the accelerator if there is one."""
+    seed: int = Field(0, ge=0)
+    """Of the bootstrap, of the baselines, and of the examples in prompts."""
 
     @model_validator(mode="after")
     def _check_search(self) -> Self:
         if self.num_beams == 1 and self.length_penalty != 1.0:
             raise ValueError("length_penalty is for num_beams 2 or more; leave one of them out")
         return self
-
-    seed: int = Field(0, ge=0)
-    """Of the bootstrap, of the baselines, and of the examples in prompts."""
 
 
 MANY = 256

@@ -27,7 +27,8 @@ from llmctl.models.bert import (
     import_tensors,
     to_hugging_face,
 )
-from llmctl.models.layers import FeedForward, SelfAttention, additive_mask
+from llmctl.models.elementwise import additive_mask
+from llmctl.models.layers import FeedForward, SelfAttention
 from llmctl.objectives.classify import Classifier, ExampleBatch
 from llmctl.objectives.masked_lm import MaskedLM
 from llmctl.tokenizers.wordpiece import SPECIAL, WordPieceTokenizer, build_wordpiece
