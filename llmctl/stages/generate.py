@@ -103,8 +103,7 @@ class Generation:
         self._reporter = reporter or Reporter()
         self._folder, self.tokenizer = model.folder, model.folder.tokenizer
         if not config.batch_size:
-            each = max(config.num_beams, config.num_samples)
-            together = SOURCES * each if self.from_sources else TEXTS
+            together = SOURCES * config.rows_each if self.from_sources else TEXTS
             config = config.replace(batch_size=together)
         self.config = config
         rows = rows_at_once(config, prompts, drafted=draft is not None)
@@ -262,9 +261,8 @@ def rows_at_once(config: GenerateConfig, prompts: int | None, *, drafted: bool) 
         return config.draft_tokens + 1
     if config.penalty_alpha is not None:
         return config.top_k or DEFAULT_CANDIDATES
-    each = max(config.num_beams, config.num_samples)
-    batch = max(1, config.batch_size // each)
-    return each * (batch if prompts is None else min(batch, prompts))
+    batch = max(1, config.batch_size // config.rows_each)
+    return config.rows_each * (batch if prompts is None else min(batch, prompts))
 
 
 def open_to_write(workspace: Workspace, given: str) -> Opened:

@@ -59,7 +59,7 @@ def _together(config: GenerationConfig, batch_size: int, *, drafted: bool) -> in
     """Prompts that are written together; one by the methods that write a row at a time."""
     if drafted or config.penalty_alpha is not None:
         return 1
-    return max(1, batch_size // max(config.num_samples, config.num_beams))
+    return max(1, batch_size // config.rows_each)
 
 
 def _batch(

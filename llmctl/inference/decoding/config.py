@@ -151,6 +151,11 @@ class GenerationConfig(Config):
                 raise ValueError(f"{name} {value} has no effect: {reason}; leave it out")
 
     @property
+    def rows_each(self) -> int:
+        """Rows that a prompt takes while its texts are written."""
+        return max(self.num_beams, self.num_samples)
+
+    @property
     def samples(self) -> bool:
         """Whether tokens are drawn, and not the likeliest taken."""
         if self.temperature == 0 or self.penalty_alpha is not None:
