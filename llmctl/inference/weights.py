@@ -71,7 +71,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         name, form = self.behind or ("none", "")
-        y = torch.ops.mkldnn._linear_pointwise(
+        y = torch.ops.mkldnn._linear_pointwise.default(
             x.to(self.dtype), self.packed, self.bias_O, name, [], form
         )
         return y if self.behind else y.float()

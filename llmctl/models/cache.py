@@ -148,18 +148,22 @@ class KeyValueCache:
         """Each of these rows becomes a family, whose rows share what is read so far."""
         L, _, K, S, _, H = self.keys_LFKSEH.shape
         F = len(families_F)
-        # Zeros, as what is masked is multiplied all the same. On a processor keys lie by columns:
-        # see ``by_columns``.
+        # On a processor keys lie by columns: see ``by_columns``.
         keys = self.keys_LFKSEH
         keys_LFKSEH = (
-            keys.new_zeros(L, F, K, H, S, each).permute(0, 1, 2, 4, 5, 3)
+            keys.new_empty(L, F, K, H, S, each).permute(0, 1, 2, 4, 5, 3)
             if keys.device.type == "cpu"
-            else keys.new_zeros(L, F, K, S, each, H)
+            else keys.new_empty(L, F, K, S, each, H)
         )
-        values_LFKSEH = keys.new_zeros(L, F, K, S, each, H)
-        filled = slice(self.length)
-        keys_LFKSEH[:, :, :, filled, 0] = keys[:, families_F, :, filled, 0]
-        values_LFKSEH[:, :, :, filled, 0] = self.values_LFKSEH[:, families_F, :, filled, 0]
+        values_LFKSEH = keys.new_empty(L, F, K, S, each, H)
+        shared = slice(self.length)
+        for table_LFKSEH, before_LFKSEH in (
+            (keys_LFKSEH, keys),
+            (values_LFKSEH, self.values_LFKSEH),
+        ):
+            table_LFKSEH[:, :, :, shared, 0] = before_LFKSEH[:, families_F, :, shared, 0]
+            # What is masked is multiplied all the same.
+            table_LFKSEH[:, :, :, shared, 1:] = 0.0
         self.keys_LFKSEH, self.values_LFKSEH = keys_LFKSEH, values_LFKSEH
         self._spare = (None, None)
         pasts_BSE = keys.new_full((F * each, self.capacity, each), -math.inf)

@@ -111,15 +111,19 @@ def attention(
     with torch.autocast("cpu", enabled=False):  # it would compute the softmax in fp32
         if k_BKSH.requires_grad:
             k_BKSH, v_BKSH = k_BKSH.contiguous(), v_BKSH.contiguous()
-        # Queries that share keys are rows of one product with them.
+        # Queries that share keys are rows of one product with them, M = B · K of these.
         B, N, T, H = q_BNTH.shape
-        q_BKMH = (q_BNTH * H**-0.5).reshape(B, N // groups, groups * T, H)
-        scores_BNTS = (q_BKMH @ k_BKSH.transpose(-1, -2)).view(B, N, T, -1)
+        q_MGH = q_BNTH.reshape(-1, groups * T, H)
+        nothing = q_MGH.new_empty(())
+        scores_MGS = torch.baddbmm(
+            nothing, q_MGH, k_BKSH.transpose(-1, -2).flatten(0, 1), beta=0, alpha=H**-0.5
+        )
+        scores_BNTS = scores_MGS.view(B, N, T, -1)
         if mask is not None:
             scores_BNTS = scores_BNTS + mask.to(scores_BNTS.dtype)
         weights_BNTS = F.dropout(scores_BNTS.softmax(-1), dropout, training=dropout > 0)
-        weights_BKMS = weights_BNTS.view(B, N // groups, groups * T, -1)
-        return (weights_BKMS @ v_BKSH).view(B, N, T, H)
+        weights_MGS = weights_BNTS.view(scores_MGS.shape)
+        return torch.bmm(weights_MGS, v_BKSH.flatten(0, 1)).view(B, N, T, H)
 
 
 def _better_written_out(q_BNTH: Tensor, k_BKSH: Tensor) -> bool:

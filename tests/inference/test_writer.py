@@ -72,8 +72,10 @@ def test_behind_a_prompt_the_pieces_are_what_the_tokens_add(
     before += data.draw(st.lists(st.sampled_from(sorted(tokenizer.special_ids)), max_size=2))
     numbers = st.integers(0, tokenizer.vocab_size - 1)
     after = data.draw(st.lists(numbers, max_size=8))
+    together = data.draw(st.integers(0, len(after)))
     writer = Writer(tokenizer, before)
-    pieces = [writer.push(number) for number in after] + [writer.close()]
+    pieces = [writer.push(*after[:together])]
+    pieces += [writer.push(number) for number in after[together:]] + [writer.close()]
     added = tokenizer.decode_bytes(before + after)[len(tokenizer.decode_bytes(before)) :]
     assert "".join(pieces) == added.decode("utf-8", "replace")
 

@@ -5,15 +5,14 @@ with the best. One that ends is kept apart, by score / length ** length_penalty 
 without coverage), and must be among the best ``num_beams`` continuations to be. Semantics are those
 of transformers' beam search, the early stopping too.
 
-P prompts, B beams of all of them, V vocabulary, C chunks of it of W tokens each, K best.
+P prompts, B beams of each, R = P · B rows, T new tokens, V vocabulary, C chunks of it, W tokens
+that are looked at for each, K best.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,164 +26,232 @@ CHUNK = 96
 """Tokens of the vocabulary that are looked through together. For 64 prompts of 4 beams of 6,000
 tokens 100 took 0.43 ms and 200 took 0.49, where topk takes 1.7."""
 
+WITHIN_EXP = 60.0
+"""Size of a row's largest logit up to which the sum of its exponentials neither overflows nor
+loses what counts in fp32, so that the largest need not be taken from each first, which takes as
+long as the exponentials."""
+
 
 class Candidates(NamedTuple):
-    """Continuations of a search's beams, best first."""
+    """Continuations of each prompt's beams, best first, (P, K) each."""
 
-    scores: list[float]
-    log_probs: list[float]
-    sources: list[int]
-    """The beam that each continues."""
-    tokens: list[int]
-
-
-class Beam(NamedTuple):
-    """A text that is followed."""
-
-    ids: list[int]
-    """The prompt's tokens and the new ones."""
-    log_probs: list[float]
-    """Of the new tokens under the model itself."""
-    score: float
-    """The sum of the log-probabilities after the strategies."""
+    scores_PK: Tensor
+    """Sums of log-probabilities after the strategies."""
+    log_probs_PK: Tensor
+    """Of the new tokens, before them."""
+    rows_PK: Tensor
+    """Which beam each continues."""
+    tokens_PK: Tensor
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(NamedTuple):
     """A text that has ended."""
 
-    beam: Beam
+    ids: list[int]
+    """Of the new tokens."""
+    log_probs: list[float]
+    """Under the model itself."""
     score: float
     """With the length penalty."""
 
 
 class Search:
-    """The beams of one prompt."""
+    """What one prompt's search has found."""
 
     def __init__(self, rules: Rules, number: int, prompt: Sequence[int], limit: int) -> None:
-        self.rules, self.number, self.limit = rules, number, limit
+        self.rules, self.number, self.prompt, self.limit = rules, number, prompt, limit
         config = rules.config
         self.width = config.num_beams
         self.penalty = 1.0 if config.length_penalty is None else config.length_penalty
         self.early: bool | Literal["never"] = config.early_stopping or False
-        self.start = len(prompt)
-        self.beams = [Beam(list(prompt), [], 0.0)]
         self.finished: list[Finished] = []
         """The best so far, best first."""
-        self.over = False
 
-    def texts(self) -> list[Text]:
-        return [Text(beam.ids, self.start) for beam in self.beams]
-
-    def advance(self, candidates: Candidates) -> list[int]:
-        """Go on by a token; returns which of the beams each new one continues."""
-        beams, width = self.beams, self.width
-        ends, stops = self.rules.ends, bool(self.rules.config.stop)
-        last = len(beams[0].ids) + 1 - self.start == self.limit
-        going: list[Beam] = []
-        sources = []
-        for rank, (score, log_prob, source, token) in enumerate(zip(*candidates, strict=True)):
-            if score == -math.inf or len(going) == width:
-                break
-            ids, log_probs, _ = beams[source]
-            beam = Beam([*ids, token], [*log_probs, log_prob], score)
-            if last or token in ends or (stops and self._row(beam).finish is not None):
-                if rank < width:
-                    self._keep(beam)
-            else:
-                going.append(beam)
-                sources.append(source)
-        self.beams = going
-        self.over = not going or self._is_enough()
-        return sources
-
-    def _row(self, beam: Beam) -> Row:
-        row = Row.begin(self.rules, self.number, 0, beam.ids[: self.start], self.limit)
-        for token, log_prob in zip(beam.ids[self.start :], beam.log_probs, strict=True):
-            row.take(token, log_prob)
-        return row
-
-    def _keep(self, beam: Beam) -> None:
-        new = len(beam.ids) - self.start
-        self.finished.append(Finished(beam, beam.score / new**self.penalty))
+    def keep(self, ids: list[int], log_probs: list[float], score: float) -> None:
+        """A text has ended with this sum of log-probabilities."""
+        self.finished.append(Finished(ids, log_probs, score / len(ids) ** self.penalty))
         self.finished.sort(key=lambda finished: -finished.score)
         del self.finished[self.width :]
 
-    def _is_enough(self) -> bool:
-        """Whether no beam is followed further."""
+    def is_over(self, best: float, length: int) -> bool:
+        """Whether no beam is followed further, of which the best has this score and all have so
+        many new tokens."""
+        if best == -math.inf:
+            return True
         if len(self.finished) < self.width:
             return False
         if self.early is True:
             return True
-        length = len(self.beams[0].ids) - self.start
         if self.early == "never" and self.penalty > 0:
             length = self.limit
-        return self.beams[0].score / length**self.penalty <= self.finished[-1].score
+        return best / length**self.penalty <= self.finished[-1].score
+
+    def row(self, ids: Sequence[int], log_probs: Sequence[float]) -> Row:
+        """The text of new tokens."""
+        row = Row.begin(self.rules, self.number, 0, self.prompt, self.limit)
+        row.resume(ids[:-1], log_probs[:-1])
+        row.take(ids[-1], log_probs[-1])
+        return row
 
     def completions(self) -> list[Completion]:
         """The best texts."""
         completions = []
-        for sample, finished in enumerate(self.finished[: self.rules.config.num_samples]):
-            row = self._row(finished.beam)
+        for sample, (ids, log_probs, score) in enumerate(
+            self.finished[: self.rules.config.num_samples]
+        ):
+            row = self.row(ids, log_probs)
             row.sample = sample
-            completions.append(row.completion(finished.score))
+            completions.append(row.completion(score))
         return completions
 
 
-def chunk_maxima(scores_BV: Tensor) -> Tensor:
-    """The maxima (B, C) of each ``CHUNK`` scores of a row, the last of them of those that are
+class Beams:
+    """The texts that are followed: as many for each search, search by search. One with a score of
+    −∞ only fills a place."""
+
+    def __init__(self, searches: Sequence[Search], device: torch.device) -> None:
+        self.searches = list(searches)
+        rows = len(self.searches)
+        self.scores_PB = torch.zeros(rows, 1, device=device)
+        self.ids_RT = torch.zeros(rows, 0, dtype=torch.long, device=device)
+        self.log_probs_RT = torch.zeros(rows, 0, device=device)
+
+    def texts(self) -> list[Text]:
+        each = self.scores_PB.shape[1]
+        prompts = [one.prompt for one in self.searches for _ in range(each)]
+        return [
+            Text([*prompt, *ids], len(prompt))
+            for prompt, ids in zip(prompts, self.ids_RT.tolist(), strict=True)
+        ]
+
+    def advance(self, candidates: Candidates) -> tuple[list[Search], Tensor]:
+        """Go on by a token; returns the searches that are over, and which rows the new ones
+        continue."""
+        rules, width = self.searches[0].rules, self.searches[0].width
+        scores_PK, log_probs_PK, rows_PK, tokens_PK = candidates
+        length = self.ids_RT.shape[1] + 1
+        ended_PK = self._ended(candidates, rules, length)
+        if bool(ended_PK.any()):
+            # Only those among the best as many as there are beams count.
+            counted_PK = ended_PK & (scores_PK > -math.inf)
+            counted_PK[:, width:] = False
+            texts = self._texts(candidates, counted_PK)
+            scores = scores_PK[counted_PK].tolist()
+            for (p, _, ids, log_probs), score in zip(texts, scores, strict=True):
+                self.searches[p].keep(ids, log_probs, score)
+            scores_PK = scores_PK.masked_fill(ended_PK, -math.inf)
+            order_PK = ended_PK.byte().argsort(dim=1, stable=True)
+        else:
+            order_PK = torch.arange(scores_PK.shape[1], device=scores_PK.device).expand_as(rows_PK)
+        order_PB = order_PK[:, :width]
+        scores_PB = scores_PK.gather(1, order_PB)
+        over = [
+            one.is_over(best, length)
+            for one, best in zip(self.searches, scores_PB[:, 0].tolist(), strict=True)
+        ]
+        finished = [one for one, done in zip(self.searches, over, strict=True) if done]
+        if finished:
+            going = [p for p, done in enumerate(over) if not done]
+            self.searches = [self.searches[p] for p in going]
+            order_PB, scores_PB = order_PB[going], scores_PB[going]
+            log_probs_PK, rows_PK, tokens_PK = (
+                part[going] for part in (log_probs_PK, rows_PK, tokens_PK)
+            )
+        rows_R, tokens_R, log_probs_R = (
+            part.gather(1, order_PB).flatten() for part in (rows_PK, tokens_PK, log_probs_PK)
+        )
+        self.scores_PB = scores_PB
+        self.ids_RT = torch.cat((self.ids_RT[rows_R], tokens_R[:, None]), 1)
+        self.log_probs_RT = torch.cat((self.log_probs_RT[rows_R], log_probs_R[:, None]), 1)
+        return finished, rows_R
+
+    def _ended(self, candidates: Candidates, rules: Rules, length: int) -> Tensor:
+        """Which candidates end their texts, (P, K)."""
+        tokens_PK = candidates.tokens_PK
+        last_P = torch.tensor([one.limit == length for one in self.searches])
+        ended_PK = last_P.to(tokens_PK.device)[:, None].expand_as(tokens_PK)
+        for end in rules.ends:
+            ended_PK = ended_PK | (tokens_PK == end)
+        if not rules.config.stop:
+            return ended_PK
+        table = ended_PK.tolist()
+        going = [0] * len(table)
+        for p, k, ids, log_probs in self._texts(candidates, ~ended_PK):
+            if going[p] < self.searches[p].width:
+                table[p][k] = self.searches[p].row(ids, log_probs).finish is not None
+                going[p] += not table[p][k]
+        return torch.tensor(table, device=tokens_PK.device)
+
+    def _texts(
+        self, candidates: Candidates, chosen_PK: Tensor
+    ) -> Iterator[tuple[int, int, list[int], list[float]]]:
+        """The prompt, the rank, the new tokens and their log-probabilities of some candidates, in
+        this order."""
+        rows_M = candidates.rows_PK[chosen_PK]
+        ids_MT, log_probs_MT = (
+            torch.cat((before_RT[rows_M], new_PK[chosen_PK][:, None]), 1)
+            for before_RT, new_PK in (
+                (self.ids_RT, candidates.tokens_PK),
+                (self.log_probs_RT, candidates.log_probs_PK),
+            )
+        )
+        places = chosen_PK.nonzero().tolist()
+        texts = zip(places, ids_MT.tolist(), log_probs_MT.tolist(), strict=True)
+        yield from ((p, k, ids, log_probs) for (p, k), ids, log_probs in texts)
+
+
+def chunk_maxima(scores_RV: Tensor) -> Tensor:
+    """The maxima (R, C) of each ``CHUNK`` scores of a row, the last of them of those that are
     left."""
-    V = scores_BV.shape[-1]
+    V = scores_RV.shape[-1]
     whole = V - V % CHUNK
-    maxima_BC = scores_BV[:, :whole].unflatten(1, (-1, CHUNK)).amax(-1)
+    maxima_RC = scores_RV[:, :whole].unflatten(1, (-1, CHUNK)).amax(-1)
     if whole == V:
-        return maxima_BC
-    return torch.cat((maxima_BC, scores_BV[:, whole:].amax(-1, keepdim=True)), 1)
+        return maxima_RC
+    return torch.cat((maxima_RC, scores_RV[:, whole:].amax(-1, keepdim=True)), 1)
+
+
+def log_sums(logits_RV: Tensor, maxima_R: Tensor) -> Tensor:
+    """log Σ exp of each row (R,), from its maximum."""
+    if maxima_R.abs().amax() < WITHIN_EXP:
+        return logits_RV.exp().sum(-1).log_()
+    return maxima_R + (logits_RV - maxima_R[:, None]).exp_().sum(-1).log_()
 
 
 def best_continuations(
-    searches: Sequence[Search],
-    scores_BV: Tensor,
-    log_probs_BV: Tensor,
-    maxima_BC: Tensor,
-    norms_B: Tensor,
-) -> Iterator[Candidates]:
-    """For each search the best continuations of its beams: as many as can end, and enough besides
-    to go on with.
+    scores_PB: Tensor,
+    scores_RV: Tensor,
+    log_probs_RV: Tensor,
+    maxima_RC: Tensor,
+    norms_R: Tensor,
+    count: int,
+) -> Candidates:
+    """The best continuations of each prompt's beams, ``count`` or all there are.
 
-    scores_BV: the log-probabilities after the strategies. log_probs_BV: before them. maxima_BC: see
-    ``chunk_maxima``; the best k are among the k chunks whose maxima are the best, and to look
-    through the vocabulary once for these takes a quarter of the time that topk does. norms_B: to be
-    taken from scores and log-probabilities.
+    scores_PB: of the beams. scores_RV: the log-probabilities after the strategies. log_probs_RV:
+    before them. maxima_RC: see ``chunk_maxima``; the best k are among the k chunks whose maxima are
+    the best, and to look through the vocabulary once for these takes a quarter of the time that
+    topk does. norms_R: to be taken from scores and log-probabilities.
     """
-    C, V = maxima_BC.shape[-1], scores_BV.shape[-1]
-    device = scores_BV.device
-    scores_B = torch.tensor([beam.score for one in searches for beam in one.beams], device=device)
-    sums_B = scores_B - norms_B
-    maxima_BC = maxima_BC + sums_B[:, None]
-    places_W = torch.arange(CHUNK, device=device)
-    first = 0
-    # Prompts with as many beams, mostly all, are looked through together.
-    for beams, group in groupby(searches, lambda one: len(one.beams)):
-        like = list(group)
-        P = len(like)
-        count = min(max(2, 1 + len(like[0].rules.ends)) * like[0].width, beams * V)
-        here = slice(first, first := first + beams * P)
-        chunks_PK = maxima_BC[here].view(P, -1).topk(min(count, beams * C)).indices
-        firsts_P1 = torch.arange(here.start, here.stop, beams, device=device)[:, None]
-        rows_PK1 = (firsts_P1 + chunks_PK // C)[..., None]
-        tokens_PKW = (chunks_PK % C * CHUNK)[..., None] + places_W
-        behind_PKW = tokens_PKW >= V
-        tokens_PKW.clamp_(max=V - 1)
-        among_PKW = scores_BV[rows_PK1, tokens_PKW] + sums_B[rows_PK1]
-        among_PKW.masked_fill_(behind_PKW, -math.inf)
-        best = among_PKW.flatten(1).topk(count)
-        rows_PK = rows_PK1[..., 0].gather(1, best.indices // CHUNK)
-        tokens_PK = tokens_PKW.flatten(1).gather(1, best.indices)
-        plain_PK = log_probs_BV[rows_PK, tokens_PK] - norms_B[rows_PK]
-        sources_PK = rows_PK - firsts_P1
-        columns = (part.tolist() for part in (best.values, plain_PK, sources_PK, tokens_PK))
-        yield from map(Candidates, *columns)
+    (P, B), C, V = scores_PB.shape, maxima_RC.shape[-1], scores_RV.shape[-1]
+    W = min(CHUNK, V)
+    device = scores_RV.device
+    sums_R = scores_PB.flatten() - norms_R
+    chunks_PK = (maxima_RC + sums_R[:, None]).view(P, -1).topk(min(count, B * C)).indices
+    rows_PK = torch.arange(0, P * B, B, device=device)[:, None] + chunks_PK // C
+    begins_PK = chunks_PK % C * CHUNK
+    # Whole stretches copy five times as fast as places that are named one by one, so the last one
+    # begins in the chunk before.
+    stretches_PK = begins_PK.clamp(max=V - W)
+    tokens_PKW = stretches_PK[..., None] + torch.arange(W, device=device)
+    among_PKW = scores_RV.flatten().unfold(0, W, 1)[rows_PK * V + stretches_PK]
+    among_PKW += sums_R[rows_PK][..., None]
+    among_PKW.masked_fill_(tokens_PKW < begins_PK[..., None], -math.inf)
+    best = among_PKW.flatten(1).topk(min(count, B * V))
+    rows_PK = rows_PK.gather(1, best.indices // W)
+    tokens_PK = tokens_PKW.flatten(1).gather(1, best.indices)
+    log_probs_PK = log_probs_RV[rows_PK, tokens_PK] - norms_R[rows_PK]
+    return Candidates(best.values, log_probs_PK, rows_PK, tokens_PK)
 
 
 @torch.inference_mode()
@@ -193,39 +260,28 @@ def search(
 ) -> Iterator[Search]:
     """Beam search for numbered prompts, each with its limit of new tokens; each search is given
     back when it is over."""
-    searches = [Search(rules, number, ids, limit) for number, ids, limit in prompts]
-    logits_BV = decoder.prefill(
+    logits_RV = decoder.prefill(
         [ids for _, ids, _ in prompts], max(limit for _, _, limit in prompts)
     )
+    beams = Beams([Search(rules, *prompt) for prompt in prompts], logits_RV.device)
+    # As many as can end, and enough besides to go on with.
+    count = max(2, 1 + len(rules.ends)) * rules.config.num_beams
     while True:
         if rules.preferences:
-            log_probs_BV = logits_BV.log_softmax(-1)
-            texts = [text for one in searches for text in one.texts()]
-            scores_BV = apply(rules.preferences, log_probs_BV, texts)
-            maxima_BC = chunk_maxima(scores_BV)
-            norms_B = torch.zeros(len(scores_BV), device=scores_BV.device)
+            log_probs_RV = logits_RV.log_softmax(-1)
+            scores_RV = apply(rules.preferences, log_probs_RV, beams.texts())
+            maxima_RC = chunk_maxima(scores_RV)
+            norms_R = torch.zeros(len(scores_RV), device=scores_RV.device)
         else:  # few of all log-probabilities are looked at
-            log_probs_BV = scores_BV = logits_BV
-            maxima_BC = chunk_maxima(logits_BV)
-            most_B1 = maxima_BC.amax(-1, keepdim=True)
-            norms_B = most_B1[:, 0] + (logits_BV - most_B1).exp_().sum(-1).log_()
-        check(maxima_BC)
-        kept: list[int] = []
-        first = 0
-        ahead = best_continuations(searches, scores_BV, log_probs_BV, maxima_BC, norms_B)
-        for one, candidates in zip(searches, ahead, strict=True):
-            stop = first + len(one.beams)
-            sources = one.advance(candidates)
-            if one.over:
-                yield one
-            else:
-                kept += [first + source for source in sources]
-            first = stop
-        searches = [one for one in searches if not one.over]
-        if not searches:
-            return
-        decoder.select(torch.tensor(kept, device=logits_BV.device))
-        last_B1 = torch.tensor(
-            [beam.ids[-1:] for one in searches for beam in one.beams], device=logits_BV.device
+            log_probs_RV = scores_RV = logits_RV
+            maxima_RC = chunk_maxima(logits_RV)
+            norms_R = log_sums(logits_RV, maxima_RC.amax(-1))
+        check(maxima_RC)
+        finished, rows_R = beams.advance(
+            best_continuations(beams.scores_PB, scores_RV, log_probs_RV, maxima_RC, norms_R, count)
         )
-        logits_BV = decoder.extend(last_B1)[:, -1]
+        yield from finished
+        if not beams.searches:
+            return
+        decoder.select(rows_R)
+        logits_RV = decoder.extend(beams.ids_RT[:, -1:])[:, -1]

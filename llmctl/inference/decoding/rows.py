@@ -92,14 +92,14 @@ def apply(strategies: Sequence[Strategy], logits_BV: Tensor, texts: Sequence[Tex
 
 def check(scores_BV: Tensor) -> None:
     """Raises UsageError if every token is barred, InputError if a model's logits are no numbers."""
-    for best in scores_BV.amax(-1).tolist():
-        if best == -math.inf:
-            raise UsageError(
-                "no token is left that may come; loosen no_repeat_ngram_size, bad_words or "
-                "min_new_tokens"
-            )
-        if math.isnan(best):
-            raise InputError("the model's logits are not numbers; train it anew")
+    worst = scores_BV.amax(-1).amin().item()
+    if math.isnan(worst):
+        raise InputError("the model's logits are not numbers; train it anew")
+    if worst == -math.inf:
+        raise UsageError(
+            "no token is left that may come; loosen no_repeat_ngram_size, bad_words or "
+            "min_new_tokens"
+        )
 
 
 @dataclass
@@ -135,6 +135,12 @@ class Row:
     def new(self) -> int:
         """How many tokens were written."""
         return len(self.ids) - self.start
+
+    def resume(self, tokens: Sequence[int], log_probs: Sequence[float]) -> None:
+        """Go on behind new tokens that were written elsewhere, none of them the last."""
+        self.ids += tokens
+        self.log_probs += log_probs
+        self.writer.push(*tokens)
 
     def take(self, token: int, log_prob: float) -> None:
         """Write a token, and finish if it is the last."""

@@ -28,20 +28,23 @@ class Writer:
         self.text = ""
         """What is certain."""
         self.stopped = False
-        # From the last token that has text on: enough to tell what the next one adds.
-        self._window = list(prompt[-1:])
-        for number in reversed(prompt[:-1]):
-            if self._bytes(self._window):
-                break
-            self._window.insert(0, number)
+        self._window = self._behind(prompt)
+        """Enough to tell what the next token adds."""
 
-    def push(self, token: int) -> str:
-        """Add a token; returns the text that has become certain."""
+    def _behind(self, ids: Sequence[int]) -> list[int]:
+        """From the last token that has text on."""
+        begin = len(ids) - 1
+        while begin > 0 and not self._bytes(ids[begin:]):
+            begin -= 1
+        return list(ids[max(0, begin) :])
+
+    def push(self, *tokens: int) -> str:
+        """Add tokens; returns the text that has become certain."""
         before = len(self._bytes(self._window))
-        self._window.append(token)
+        self._window += tokens
         added = self._bytes(self._window)[before:]
         if added:
-            self._window = [token]
+            self._window = self._behind(self._window)
         return self._add(self._decoder.decode(added))
 
     def close(self) -> str:
