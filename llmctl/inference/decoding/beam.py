@@ -127,24 +127,9 @@ class Beams:
     def advance(self, candidates: Candidates) -> tuple[list[Search], Tensor]:
         """Go on by a token; returns the searches that are over, and which rows the new ones
         continue."""
-        rules, width = self.searches[0].rules, self.searches[0].width
-        scores_PK, log_probs_PK, rows_PK, tokens_PK = candidates
         length = self.ids_RT.shape[1] + 1
-        ended_PK = self._ended(candidates, rules, length)
-        if bool(ended_PK.any()):
-            # Only those among the best as many as there are beams count.
-            counted_PK = ended_PK & (scores_PK > -math.inf)
-            counted_PK[:, width:] = False
-            texts = self._texts(candidates, counted_PK)
-            scores = scores_PK[counted_PK].tolist()
-            for (p, _, ids, log_probs), score in zip(texts, scores, strict=True):
-                self.searches[p].keep(ids, log_probs, score)
-            scores_PK = scores_PK.masked_fill(ended_PK, -math.inf)
-            order_PK = ended_PK.byte().argsort(dim=1, stable=True)
-        else:
-            order_PK = torch.arange(scores_PK.shape[1], device=scores_PK.device).expand_as(rows_PK)
-        order_PB = order_PK[:, :width]
-        scores_PB = scores_PK.gather(1, order_PB)
+        order_PB, scores_PB = self._go_on(candidates, length)
+        parts_PB = [part_PK.gather(1, order_PB) for part_PK in candidates[1:]]
         over = [
             one.is_over(best, length)
             for one, best in zip(self.searches, scores_PB[:, 0].tolist(), strict=True)
@@ -153,17 +138,31 @@ class Beams:
         if finished:
             going = [p for p, done in enumerate(over) if not done]
             self.searches = [self.searches[p] for p in going]
-            order_PB, scores_PB = order_PB[going], scores_PB[going]
-            log_probs_PK, rows_PK, tokens_PK = (
-                part[going] for part in (log_probs_PK, rows_PK, tokens_PK)
-            )
-        rows_R, tokens_R, log_probs_R = (
-            part.gather(1, order_PB).flatten() for part in (rows_PK, tokens_PK, log_probs_PK)
-        )
+            scores_PB, *parts_PB = (part_PB[going] for part_PB in (scores_PB, *parts_PB))
+        log_probs_R, rows_R, tokens_R = (part_PB.flatten() for part_PB in parts_PB)
         self.scores_PB = scores_PB
         self.ids_RT = torch.cat((self.ids_RT[rows_R], tokens_R[:, None]), 1)
         self.log_probs_RT = torch.cat((self.log_probs_RT[rows_R], log_probs_R[:, None]), 1)
         return finished, rows_R
+
+    def _go_on(self, candidates: Candidates, length: int) -> tuple[Tensor, Tensor]:
+        """Keep the candidates that end; returns the ranks (P, B) of those to go on with, and their
+        scores."""
+        rules, scores_PK = self.searches[0].rules, candidates.scores_PK
+        width = rules.config.num_beams
+        ended_PK = self._ended(candidates, rules, length)
+        if not bool(ended_PK.any()):
+            ranks_K = torch.arange(scores_PK.shape[1], device=scores_PK.device)
+            return ranks_K.expand_as(scores_PK)[:, :width], scores_PK[:, :width]
+        # Only those among the best as many as there are beams count.
+        counted_PK = ended_PK & (scores_PK > -math.inf)
+        counted_PK[:, width:] = False
+        scores = scores_PK[counted_PK].tolist()
+        texts = self._texts(candidates, counted_PK)
+        for (p, _, ids, log_probs), score in zip(texts, scores, strict=True):
+            self.searches[p].keep(ids, log_probs, score)
+        order_PB = ended_PK.byte().argsort(dim=1, stable=True)[:, :width]
+        return order_PB, scores_PK.masked_fill(ended_PK, -math.inf).gather(1, order_PB)
 
     def _ended(self, candidates: Candidates, rules: Rules, length: int) -> Tensor:
         """Which candidates end their texts, (P, K)."""
@@ -276,7 +275,7 @@ def search(
             log_probs_RV = scores_RV = logits_RV
             maxima_RC = chunk_maxima(logits_RV)
             norms_R = log_sums(logits_RV, maxima_RC.amax(-1))
-        check(maxima_RC)
+        check(maxima_RC[beams.scores_PB.flatten() > -math.inf])
         finished, rows_R = beams.advance(
             best_continuations(beams.scores_PB, scores_RV, log_probs_RV, maxima_RC, norms_R, count)
         )
