@@ -36,7 +36,7 @@ from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
-from llmctl.training.trainer import evaluate
+from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact
 
 NGRAM_WINDOW = 1 << 11

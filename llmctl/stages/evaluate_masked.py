@@ -16,7 +16,7 @@ from llmctl.stages.pretrain import open_pretraining
 from llmctl.stages.reporter import Reporter
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
-from llmctl.training.trainer import evaluate
+from llmctl.training.validation import evaluate
 
 MAX_TOKENS = 2000
 """Tokens scored for the pseudo-perplexity: each costs a forward pass."""

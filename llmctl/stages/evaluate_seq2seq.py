@@ -18,7 +18,7 @@ from llmctl.stages.generate import GenerateConfig, Generation, Opened, Prompt
 from llmctl.stages.reporter import Reporter
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
-from llmctl.training.trainer import evaluate
+from llmctl.training.validation import evaluate
 
 SHOWN = 10
 """Examples that are shown side by side, evenly chosen."""

@@ -23,7 +23,8 @@ from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import ADAPTER, Machine, StopFlag, run_training
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.lora import additions, merge
-from llmctl.training.trainer import Progress, Trainer, evaluate
+from llmctl.training.trainer import Progress, Trainer
+from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import (
     Artefact,
     InputRecord,

@@ -28,7 +28,8 @@ from llmctl.stages.session import Machine, StopFlag, rehearsal_folder, run_train
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.rehearsal import time_steps
-from llmctl.training.trainer import Progress, Trainer, evaluate
+from llmctl.training.trainer import Progress, Trainer
+from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace, new_manifest
 
 DEFAULT_PRESET = "mini"

@@ -16,7 +16,7 @@ import copy
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
@@ -52,6 +52,7 @@ from llmctl.training.optimiser import build_optimiser, set_learning_rate
 from llmctl.training.precision import autocast
 from llmctl.training.profile import StepProfiler
 from llmctl.training.schedules import share_of_peak
+from llmctl.training.validation import LookStopped, batched_pairs
 
 PATIENCE_NOT_FINITE = 5
 """Steps in a row without a finite gradient before training gives up."""
@@ -98,10 +99,6 @@ class Progress:
     """Whether the validation at this step is still to come, as a stop cut it short."""
     ended: bool = False
     """Whether training came to its end, which may be before its last step."""
-
-
-class LookStopped(Exception):
-    """A validation was cut short by a stop."""
 
 
 @dataclass(frozen=True)
@@ -589,48 +586,3 @@ class Trainer:
             return False
         behind = self.progress.step - self.progress.improved_step
         return behind >= self._patience * self._eval_every
-
-
-def batched_pairs(values: Sequence[float]) -> Iterator[tuple[float, float]]:
-    """Each two that follow one another."""
-    return zip(values[::2], values[1::2], strict=True)
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    batches: Callable[[int], TensorBatch],
-    count: int,
-    *,
-    device: torch.device,
-    precision: str = "fp32",
-    world: World = ALONE,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
-    """Losses and metrics over some batches, each a sum over all divided by its count.
-
-    ``loss`` is the sum of the objective's losses. world: takes the batches in turn. Raises
-    LookStopped where ``should_stop`` says so before all batches are done; processes that do it
-    together go through with it.
-    """
-    objective: Objective = model  # type: ignore[assignment]
-    model.eval()
-    sums: dict[str, list[float]] = {}
-    losses: set[str] = set()
-    # Kernels for a few batches of other shapes would take longer to make than they save.
-    with torch.compiler.set_stance("force_eager"):
-        for number in range(world.rank, count + -count % world.size, world.size):
-            if world.size == 1 and should_stop():
-                raise LookStopped
-            # Those who have none left go through one again, as sharded weights need everyone.
-            weight = float(number < count)
-            with autocast(device, precision):
-                parts = objective.loss(batches(min(number, count - 1)).to(device))
-            losses.update(parts.losses)
-            for name, ratio in {**parts.losses, **parts.metrics}.items():
-                entry = sums.setdefault(name, [0.0, 0.0])
-                entry[0] += float(ratio.total) * weight
-                entry[1] += ratio.count * weight
-    totals = world.total(list(chain.from_iterable(sums.values())))
-    means = {name: s / n for name, (s, n) in zip(sums, batched_pairs(totals), strict=True) if n}
-    return {"loss": sum(means[name] for name in losses if name in means), **means}

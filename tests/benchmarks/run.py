@@ -63,7 +63,7 @@ def pretraining(options: argparse.Namespace) -> None:
     from llmctl.objectives.pretraining import VALIDATION_SEED
     from llmctl.stages.pretrain import open_pretraining, resolve
     from llmctl.training.precision import matrix_rate
-    from llmctl.training.trainer import evaluate
+    from llmctl.training.validation import evaluate
     from llmctl.workspace.artefacts import Workspace
 
     device = torch.device("cpu")

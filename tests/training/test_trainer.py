@@ -16,7 +16,8 @@ from llmctl.objectives.base import LossParts, Ratio, TensorBatch
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.optimiser import build_optimiser
-from llmctl.training.trainer import LookStopped, Record, Trainer, evaluate
+from llmctl.training.trainer import Record, Trainer
+from llmctl.training.validation import LookStopped, evaluate
 
 
 @dataclass(frozen=True)
