@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,6 +24,7 @@ from llmctl import __version__
 from llmctl.errors import InputError, NameTaken, UsageError, did_you_mean
 from llmctl.workspace.files import (
     clear_leftovers,
+    crc32_file,
     published_folder,
     read_json,
     sha256_file,
@@ -80,6 +81,23 @@ class FileRecord(Frozen):
 
     size: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """As the file is now."""
+        return cls(size=path.stat().st_size, sha256=sha256_file(path))
+
+
+class QuickRecord(Frozen):
+    """A file that is written again and again, and only has to be told from a damaged one."""
+
+    size: int
+    crc32: str
+
+    @classmethod
+    def of(cls, path: Path) -> QuickRecord:
+        """As the file is now."""
+        return cls(size=path.stat().st_size, crc32=crc32_file(path))
 
 
 class Manifest(Frozen):
@@ -185,20 +203,33 @@ def fingerprint(stage: str, identity: Mapping[str, Any], inputs: Sequence[InputR
     return sha256_json({"stage": stage, "config": dict(identity), "inputs": digests})
 
 
+AnyRecord = TypeVar("AnyRecord", FileRecord, QuickRecord)
+
+
 def describe_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, FileRecord]:
     """Size and digest of some files of a folder; by default of every one below it but its
     manifest."""
+    return _described(folder, names, FileRecord)
+
+
+def describe_quickly(folder: Path, names: Iterable[str] | None = None) -> dict[str, QuickRecord]:
+    """The same with CRC-32 as the digest."""
+    return _described(folder, names, QuickRecord)
+
+
+def _described(
+    folder: Path, names: Iterable[str] | None, record: type[AnyRecord]
+) -> dict[str, AnyRecord]:
     if names is None:
         paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
         below = (path.relative_to(folder).as_posix() for path in paths)
         names = [name for name in below if name != MANIFEST]
-    return {
-        name: FileRecord(size=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
-        for name in names
-    }
+    return {name: record.of(folder / name) for name in names}
 
 
-def verify_files(folder: Path, files: Mapping[str, FileRecord], *, remedy: str) -> None:
+def verify_files(
+    folder: Path, files: Mapping[str, FileRecord] | Mapping[str, QuickRecord], *, remedy: str
+) -> None:
     """Compare files with their records. Raises InputError naming the first that differs."""
     for name, record in files.items():
         path = folder / name
@@ -209,9 +240,9 @@ def verify_files(folder: Path, files: Mapping[str, FileRecord], *, remedy: str) 
             raise InputError(
                 f"{path} has {size} bytes where its manifest says {record.size}; {remedy}"
             )
-        if sha256_file(path) != record.sha256:
+        if record.of(path) != record:
             raise InputError(
-                f"{path} has changed since it was written (its SHA-256 differs from the "
+                f"{path} has changed since it was written (its digest differs from the "
                 f"manifest's); {remedy}"
             )
 

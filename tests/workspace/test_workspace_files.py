@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from llmctl.errors import InputError
 from llmctl.workspace import files
 from llmctl.workspace.files import (
     clear_leftovers,
+    crc32_file,
     hidden_sibling,
     published_folder,
     read_json,
@@ -143,6 +145,16 @@ def test_damaged_json_is_an_input_error_that_names_the_file(tmp_path: Path, cont
     path.unlink()
     with pytest.raises(InputError, match=r"value\.json is missing"):
         read_json(path)
+
+
+def test_the_quick_digest_is_that_of_zip_and_png(tmp_path: Path):
+    path = tmp_path / "value"
+    path.write_bytes(b"123456789")
+    assert crc32_file(path) == "cbf43926"  # the check value of CRC-32/ISO-HDLC
+    path.write_bytes(bytes(range(256)) * 3_000)  # more than one block
+    with zipfile.ZipFile(tmp_path / "value.zip", "w") as archive:
+        archive.write(path, "value")
+        assert crc32_file(path) == f"{archive.getinfo('value').CRC:08x}"
 
 
 def test_digests_are_sha256(tmp_path: Path):
