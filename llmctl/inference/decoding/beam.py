@@ -109,8 +109,8 @@ class Beams:
     """The texts that are followed: as many for each search, search by search. One with a score of
     −∞ only fills a place."""
 
-    def __init__(self, searches: Sequence[Search], device: torch.device) -> None:
-        self.searches = list(searches)
+    def __init__(self, rules: Rules, searches: Sequence[Search], device: torch.device) -> None:
+        self.rules, self.searches = rules, list(searches)
         rows = len(self.searches)
         self.scores_PB = torch.zeros(rows, 1, device=device)
         self.ids_RT = torch.zeros(rows, 0, dtype=torch.long, device=device)
@@ -148,9 +148,8 @@ class Beams:
     def _go_on(self, candidates: Candidates, length: int) -> tuple[Tensor, Tensor]:
         """Keep the candidates that end; returns the ranks (P, B) of those to go on with, and their
         scores."""
-        rules, scores_PK = self.searches[0].rules, candidates.scores_PK
-        width = rules.config.num_beams
-        ended_PK = self._ended(candidates, rules, length)
+        scores_PK, width = candidates.scores_PK, self.rules.config.num_beams
+        ended_PK = self._ended(candidates, length)
         if not bool(ended_PK.any()):
             ranks_K = torch.arange(scores_PK.shape[1], device=scores_PK.device)
             return ranks_K.expand_as(scores_PK)[:, :width], scores_PK[:, :width]
@@ -164,14 +163,14 @@ class Beams:
         order_PB = ended_PK.byte().argsort(dim=1, stable=True)[:, :width]
         return order_PB, scores_PK.masked_fill(ended_PK, -math.inf).gather(1, order_PB)
 
-    def _ended(self, candidates: Candidates, rules: Rules, length: int) -> Tensor:
+    def _ended(self, candidates: Candidates, length: int) -> Tensor:
         """Which candidates end their texts, (P, K)."""
         tokens_PK = candidates.tokens_PK
         last_P = torch.tensor([one.limit == length for one in self.searches])
         ended_PK = last_P.to(tokens_PK.device)[:, None].expand_as(tokens_PK)
-        for end in rules.ends:
+        for end in self.rules.ends:
             ended_PK = ended_PK | (tokens_PK == end)
-        if not rules.config.stop:
+        if not self.rules.config.stop:
             return ended_PK
         table = ended_PK.tolist()
         going = [0] * len(table)
@@ -262,20 +261,19 @@ def search(
     logits_RV = decoder.prefill(
         [ids for _, ids, _ in prompts], max(limit for _, _, limit in prompts)
     )
-    beams = Beams([Search(rules, *prompt) for prompt in prompts], logits_RV.device)
+    beams = Beams(rules, [Search(rules, *prompt) for prompt in prompts], logits_RV.device)
     # As many as can end, and enough besides to go on with.
     count = max(2, 1 + len(rules.ends)) * rules.config.num_beams
     while True:
+        # Without preferences few of all log-probabilities are looked at.
+        log_probs_RV = scores_RV = logits_RV
         if rules.preferences:
             log_probs_RV = logits_RV.log_softmax(-1)
             scores_RV = apply(rules.preferences, log_probs_RV, beams.texts())
-            maxima_RC = chunk_maxima(scores_RV)
-            norms_R = torch.zeros(len(scores_RV), device=scores_RV.device)
-        else:  # few of all log-probabilities are looked at
-            log_probs_RV = scores_RV = logits_RV
-            maxima_RC = chunk_maxima(logits_RV)
-            norms_R = log_sums(logits_RV, maxima_RC.amax(-1))
-        check(maxima_RC[beams.scores_PB.flatten() > -math.inf])
+        maxima_RC = chunk_maxima(scores_RV)
+        best_R = maxima_RC.amax(-1)
+        check(best_R[beams.scores_PB.flatten() > -math.inf][:, None])
+        norms_R = torch.zeros_like(best_R) if rules.preferences else log_sums(logits_RV, best_R)
         finished, rows_R = beams.advance(
             best_continuations(beams.scores_PB, scores_RV, log_probs_RV, maxima_RC, norms_R, count)
         )
