@@ -17,6 +17,7 @@ MEMORY_NAMES = {
     "logits": "logits, a few rows at a time",
     "optimiser": "optimiser's state",
     "rest": "results on the way, buffers",
+    "fragments": "freed, in pieces too small",
     "shards": "shards, as far as read",
 }
 

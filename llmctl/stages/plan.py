@@ -30,6 +30,7 @@ from llmctl.stages.pretrain import (
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, rehearsal_folder
 from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.memory import FRAGMENTS
 from llmctl.training.plan import Extent, Plan, parameters_by_part
 from llmctl.training.precision import (
     choose_compile,
@@ -40,8 +41,8 @@ from llmctl.training.rehearsal import Rehearsal, count_flops, rehearse
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
 
-REHEARSAL_SECONDS = 3.0
-"""For a plan's steps."""
+REHEARSAL_SECONDS, LONGEST_REHEARSAL = 3.0, 10.0
+"""For a plan's steps: at the least, and where others compute on this machine."""
 
 Maker = Callable[[Machine, CheckpointStore], Trainer]
 Export = Callable[[Trainer, Path], object]
@@ -102,6 +103,7 @@ def plan_pretraining(
         start_seconds=start,
         matrix_flops=machine.matrix_flops,
         logits_bytes=4 * config.model.vocab_size * rows_at_a_time(device, config.model.vocab_size),
+        fragments=FRAGMENTS.get(device.type, 0.0),
         mapped_bytes=sum(path.stat().st_size for path in shards.folder.glob("train-*.arrow")),
     )
     return {
@@ -160,6 +162,7 @@ def plan_finetuning(
         ),
         start_seconds=seconds,
         matrix_flops=machine.matrix_flops,
+        fragments=FRAGMENTS.get(device.type, 0.0),
     )
     return {
         "config": task.config.model_dump(mode="json"),
@@ -179,14 +182,19 @@ def plan_finetuning(
 
 
 def _rehearse(workspace: Workspace, make: Maker, export: Export, machine: Machine) -> Rehearsal:
-    with rehearsal_folder(workspace) as folder, torch.random.fork_rng(devices=[]):
-        found = rehearse(lambda store: make(machine, store), export, folder, REHEARSAL_SECONDS)
+    def once(longest: float) -> Rehearsal:
+        with rehearsal_folder(workspace) as folder, torch.random.fork_rng(devices=[]):
+            return rehearse(
+                lambda store: make(machine, store), export, folder, REHEARSAL_SECONDS, longest
+            )
+
     if machine.compiled:
+        memory = once(REHEARSAL_SECONDS).memory
         # The kernels are kept on disk: the run, as here the second time, only has to fetch them.
         torch.compiler.reset()
-        with rehearsal_folder(workspace) as folder, torch.random.fork_rng(devices=[]):
-            again = rehearse(lambda store: make(machine, store), export, folder, REHEARSAL_SECONDS)
-        again.memory = found.memory
-        return again
+        found = once(LONGEST_REHEARSAL)
+        found.memory = memory
+        return found
+    found = once(LONGEST_REHEARSAL)
     gc.collect()
     return found

@@ -21,6 +21,9 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 1 << 30
 LARGEST_BLOCK = 1 << 25
 """The largest value that glibc takes; blocks beyond it are always the system's."""
+FRAGMENTS = {"cpu": 0.05}
+"""By which share the peak grows, by device, while a training goes on: what is freed comes to lie in
+pieces, and glibc fills few of them anew. 0 to 18 % were measured, 5 in the middle."""
 
 
 def keep_freed_memory() -> None:

@@ -84,6 +84,8 @@ class Plan:
     """The machine's measured rate of matrix products, a second."""
     logits_bytes: int = 0
     """Of the logits that are there at a time."""
+    fragments: float = 0.0
+    """By which share memory grows after the rehearsal: see ``memory.FRAGMENTS``."""
     mapped_bytes: int = 0
     """Of the shards: what is read of them counts as the process's memory."""
 
@@ -141,6 +143,7 @@ class Plan:
             **vars(memory),
             "logits": logits,
             "rest": memory.rest - logits,
+            "fragments": round(self.fragments * memory.peak),
             "shards": min(self.mapped_bytes, round(read)),
         }
 

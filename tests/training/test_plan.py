@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,12 @@ def test_a_last_validation_that_is_not_due_comes_all_the_same():
 
 def test_shards_count_as_far_as_they_are_read():
     assert make_plan(10, max_steps=10).memory_by_kind()["shards"] == 2 * 10 * 1000
+
+
+def test_memory_grows_by_its_fragments():
+    plan = replace(make_plan(10, max_steps=10), fragments=0.05)
+    assert plan.memory_by_kind()["fragments"] == 10  # of 200 at the rehearsal's peak
+    assert plan.memory_bytes == 200 + 10 + 20_000
 
 
 def test_a_time_limit_is_kept_and_what_follows_it_is_added():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from llmctl.objectives.base import LossParts, Ratio, TensorBatch
 from llmctl.training import rehearsal
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
-from llmctl.training.rehearsal import WARM_UP, count_flops, peak_bytes, rehearse, time_steps
+from llmctl.training.rehearsal import (
+    WARM_UP,
+    Rehearsal,
+    count_flops,
+    peak_bytes,
+    rehearse,
+    time_steps,
+)
 from llmctl.training.trainer import Trainer
 
 WIDTH, ROWS = 256, 64
@@ -112,6 +120,48 @@ def test_steps_validation_and_export_are_timed(tmp_path: Path, clock: Clock):
     # Not the whole training: as many steps as go into that time, and one more.
     assert len(found.step_seconds) == 13 - WARM_UP + 1
     assert CheckpointStore(tmp_path / "here" / "checkpoints", 1).steps() == [14]
+
+
+@pytest.mark.parametrize(
+    ("pauses", "seconds"),
+    [([0.5], 3), ([0.5, 1.0], 10), ([0.5] * 9 + [1.0], 3)],
+    ids=["steady", "two speeds", "one step of ten is late"],
+)
+def test_steps_that_are_not_steady_are_watched_for_longer(
+    tmp_path: Path, clock: Clock, pauses: list[float], seconds: float
+):
+    """Steps as long as the pauses, in turns: until their quartiles lie together, or for 10 s."""
+    turns = itertools.cycle(pauses)
+
+    def build(store: CheckpointStore) -> Trainer:
+        trainer = make(store, clock)
+        loss = trainer.model.loss
+
+        def waiting(batch: TensorBatch) -> LossParts:
+            clock.sleep(next(turns))
+            return loss(batch)
+
+        trainer.model.loss = waiting  # type: ignore[assignment]
+        return trainer
+
+    found = rehearse(build, lambda *_: None, tmp_path / "here", seconds=3, longest=10)
+    # The two of the warm-up are not in it, one more is.
+    assert sum(found.step_seconds) == pytest.approx(seconds, abs=1.0)
+    if len(pauses) == 2:
+        assert found.seconds_per_step == pytest.approx(0.75, rel=0.1)
+    else:
+        assert found.seconds_per_step == pytest.approx(0.5)
+
+
+def test_the_time_of_a_step_is_the_mean_of_the_middle():
+    def mean(*seconds: float) -> float:
+        return Rehearsal(step_seconds=list(seconds)).seconds_per_step
+
+    assert mean(2.0) == 2.0
+    assert mean(2.0, 4.0) == 3.0
+    assert mean(9.0, 1.0, 2.0) == 2.0
+    assert mean(*range(20)) == 9.5
+    assert mean(100.0, *range(1, 20)) == 10.5  # of 3 … 18
 
 
 def test_memory_by_kind(tmp_path: Path):
