@@ -20,7 +20,8 @@ from llmctl.stages.pretrain import PretrainConfig, config_for
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
-from llmctl.workspace.artefacts import Artefact, InputRecord, Manifest, Workspace
+from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.manifests import InputRecord, Manifest
 
 
 def _counts(value: object) -> object:

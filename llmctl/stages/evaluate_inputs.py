@@ -21,8 +21,9 @@ from llmctl.stages.evaluate_seq2seq import seq2seq_report
 from llmctl.stages.evaluate_tasks import folder_record, task_of, task_report
 from llmctl.stages.inputs import data_record
 from llmctl.stages.reporter import Reporter
-from llmctl.workspace.artefacts import Artefact, InputRecord, Manifest, Workspace
+from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import sha256_file
+from llmctl.workspace.manifests import InputRecord, Manifest
 
 
 @dataclass(frozen=True)

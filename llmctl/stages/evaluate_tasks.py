@@ -20,8 +20,8 @@ from llmctl.inference.scoring import Scorer, encode_query
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report, Subject
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
-from llmctl.workspace.artefacts import InputRecord
 from llmctl.workspace.files import sha256_file, sha256_json
+from llmctl.workspace.manifests import InputRecord
 
 Bools = NDArray[np.bool_]
 

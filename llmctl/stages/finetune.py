@@ -25,15 +25,9 @@ from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.lora import additions, merge
 from llmctl.training.trainer import Progress, Trainer
 from llmctl.training.validation import evaluate
-from llmctl.workspace.artefacts import (
-    Artefact,
-    InputRecord,
-    Workspace,
-    fingerprint,
-    new_manifest,
-    slug,
-)
+from llmctl.workspace.artefacts import Artefact, Workspace, slug
 from llmctl.workspace.files import published_folder
+from llmctl.workspace.manifests import InputRecord, fingerprint, new_manifest
 
 SCRATCH = "scratch"
 DEFAULT_TASK = "classify"

@@ -28,8 +28,9 @@ from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
-from llmctl.workspace.artefacts import InputRecord, Workspace
+from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import write_atomic
+from llmctl.workspace.manifests import InputRecord
 
 PROMPT_FIELD = "prompt"
 

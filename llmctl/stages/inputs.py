@@ -15,8 +15,9 @@ from llmctl.interop.model_folder import ModelFolder, read_model_folder
 from llmctl.interop.ngram_folder import NgramFolder, is_ngram_folder, read_ngram_folder
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
-from llmctl.workspace.artefacts import Artefact, InputRecord, Workspace, fingerprint
+from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import sha256_file, sha256_json
+from llmctl.workspace.manifests import InputRecord, fingerprint
 
 
 class LabelledColumns(Config):

@@ -25,16 +25,10 @@ from llmctl.models.ngram_model import NgramModel
 from llmctl.stages.inputs import choose_shards, find_pretraining
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
-from llmctl.workspace.artefacts import (
-    Artefact,
-    Workspace,
-    describe_files,
-    new_manifest,
-    now,
-    write_manifest,
-)
+from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import published_folder
 from llmctl.workspace.locks import writer_lock
+from llmctl.workspace.manifests import describe_files, new_manifest, now, write_manifest
 from llmctl.workspace.runs import RunRecorder
 
 BLOCK_TOKENS = 1 << 20

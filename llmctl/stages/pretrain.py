@@ -30,7 +30,8 @@ from llmctl.training.config import TrainingConfig
 from llmctl.training.rehearsal import time_steps
 from llmctl.training.trainer import Progress, Trainer
 from llmctl.training.validation import evaluate
-from llmctl.workspace.artefacts import Artefact, Workspace, new_manifest
+from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.manifests import new_manifest
 
 DEFAULT_PRESET = "mini"
 LOOKS = 10

@@ -32,20 +32,14 @@ from llmctl.training.precision import (
 )
 from llmctl.training.profile import StepProfiler
 from llmctl.training.trainer import NOT_FINITE, Progress, Trainer
-from llmctl.workspace.artefacts import (
-    Artefact,
-    Manifest,
-    Workspace,
-    describe_files,
-    now,
-    write_manifest,
-)
+from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import (
     clear_leftovers,
     hidden_sibling,
     published_folder,
 )
 from llmctl.workspace.locks import lock_path, writer_lock
+from llmctl.workspace.manifests import Manifest, describe_files, now, write_manifest
 from llmctl.workspace.runs import RunRecorder, SilentRecorder, read_metrics, resume_command
 
 MODEL, ADAPTER, PROFILE = "model", "adapter", "profile"

@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from llmctl.errors import InputError, did_you_mean
-from llmctl.workspace.artefacts import FOLDERS, Artefact, InputRecord, Kind, Manifest, Workspace
+from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.manifests import FOLDERS, InputRecord, Kind, Manifest
 from llmctl.workspace.runs import read_metrics, read_progress, resume_command, run_state
 
 SCHEMA_VERSION = 1

@@ -25,7 +25,8 @@ from llmctl.stages.tokenize_shards import (
     write_shards,
 )
 from llmctl.tokenizers.base import Tokenizer
-from llmctl.workspace.artefacts import Artefact, InputRecord, Workspace, fingerprint, new_manifest
+from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.manifests import InputRecord, fingerprint, new_manifest
 from llmctl.workspace.parts import PartsFolder
 
 LEARN_BYTES = 1 << 29

@@ -41,15 +41,8 @@ from llmctl.stages.tokenize_shards import (
     count_characters,
     write_shards,
 )
-from llmctl.workspace.artefacts import (
-    Artefact,
-    Workspace,
-    describe_files,
-    fingerprint,
-    new_manifest,
-    now,
-    verify_files,
-)
+from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.manifests import describe_files, fingerprint, new_manifest, now, verify_files
 from llmctl.workspace.parts import (
     PartRecord,
     PartsFolder,

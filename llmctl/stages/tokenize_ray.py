@@ -18,7 +18,8 @@ from llmctl.errors import InputError, LlmctlError, ResourceError, UsageError
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.tokenize import TokenizeConfig, corpus_inputs, existing_tokenizer, open_corpus
 from llmctl.stages.tokenize_parts import Job, agree, changed_file, put_together, write_part
-from llmctl.workspace.artefacts import Artefact, Workspace, fingerprint
+from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.manifests import fingerprint
 from llmctl.workspace.parts import PartsFolder
 
 WORTH_A_PART = 16 << 20

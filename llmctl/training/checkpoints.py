@@ -31,7 +31,6 @@ from llmctl.errors import DivergedError, InputError, Interrupted
 from llmctl.training import sharded
 from llmctl.training.background import BackgroundWriter
 from llmctl.training.distributed import local, shared_like
-from llmctl.workspace.artefacts import QuickRecord, describe_quickly, verify_files
 from llmctl.workspace.files import (
     clear_leftovers,
     errors_naming,
@@ -41,6 +40,7 @@ from llmctl.workspace.files import (
     remove_folder,
     write_json,
 )
+from llmctl.workspace.manifests import QuickRecord, describe_quickly, verify_files
 from llmctl.workspace.tensors import read_tensors, write_tensors
 
 DIGESTS = "manifest.json"

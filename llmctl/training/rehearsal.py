@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.memory import peak_bytes, resident_bytes, saved_bytes
 from llmctl.training.trainer import Record, Trainer
-from llmctl.workspace.artefacts import describe_files
 from llmctl.workspace.files import published_folder
+from llmctl.workspace.manifests import describe_files
 
 WARM_UP = 2
 """Steps that are not counted: they allocate memory, choose kernels and fill caches."""

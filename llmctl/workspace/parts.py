@@ -22,13 +22,7 @@ from pydantic import Field, ValidationError
 
 from llmctl import __version__
 from llmctl.errors import BusyError, InputError
-from llmctl.workspace.artefacts import (
-    FileRecord,
-    Frozen,
-    InputRecord,
-    Workspace,
-    describe_files,
-)
+from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import (
     hidden_sibling,
     published_folder,
@@ -37,6 +31,7 @@ from llmctl.workspace.files import (
     write_json,
 )
 from llmctl.workspace.locks import file_lock, is_held, writer_lock
+from llmctl.workspace.manifests import FileRecord, Frozen, InputRecord, describe_files
 
 PLAN, RECORD = "plan.json", "part.json"
 

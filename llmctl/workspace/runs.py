@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmctl.errors import InputError
-from llmctl.workspace.artefacts import Artefact, InputRecord, Manifest
+from llmctl.workspace.artefacts import Artefact
 from llmctl.workspace.files import errors_naming, read_json, write_atomic, write_json
 from llmctl.workspace.locks import is_locked
+from llmctl.workspace.manifests import InputRecord, Manifest
 
 State = Literal["running", "stalled", "interrupted", "failed", "finished"]
 

@@ -14,8 +14,9 @@ from llmctl.cli.app import app
 from llmctl.errors import InputError, UsageError
 from llmctl.reporting.compare import render_compare
 from llmctl.stages.compare import compare
-from llmctl.workspace.artefacts import InputRecord, Workspace, new_manifest, now, write_manifest
+from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import write_json
+from llmctl.workspace.manifests import InputRecord, new_manifest, now, write_manifest
 
 
 def train(step: int, loss: float, tokens: int, speed: float = 100.0) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from llmctl.stages.finetune import resolve as resolve_finetune
 from llmctl.stages.pretrain import pretrain, resolve
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.trainer import Trainer
-from llmctl.workspace.artefacts import Workspace, write_manifest
+from llmctl.workspace.artefacts import Workspace
+from llmctl.workspace.manifests import write_manifest
 from llmctl.workspace.runs import read_progress
 
 SHORT: dict[str, Any] = {

@@ -17,23 +17,20 @@ from hypothesis import strategies as st
 
 from llmctl.errors import BusyError, InputError, UsageError
 from llmctl.workspace import locks
-from llmctl.workspace.artefacts import (
+from llmctl.workspace.artefacts import NAME_PATTERN, Artefact, Workspace, slug
+from llmctl.workspace.files import hidden_sibling, replaced_sibling
+from llmctl.workspace.locks import writer_lock
+from llmctl.workspace.manifests import (
     FORMAT_VERSION,
-    NAME_PATTERN,
-    Artefact,
     InputRecord,
     Kind,
     Manifest,
-    Workspace,
     describe_files,
     fingerprint,
     new_manifest,
     read_manifest,
-    slug,
     verify_files,
 )
-from llmctl.workspace.files import hidden_sibling, replaced_sibling
-from llmctl.workspace.locks import writer_lock
 
 
 def manifest(
@@ -131,7 +128,8 @@ CRASH = """
 import os, sys
 from pathlib import Path
 from llmctl.workspace import files
-from llmctl.workspace.artefacts import Workspace, new_manifest
+from llmctl.workspace.artefacts import Workspace
+from llmctl.workspace.manifests import new_manifest
 root, where = Path(sys.argv[1]), sys.argv[2]
 made = new_manifest("shards", "stories", stage="tokenize", config={}, identity={"v": 2},
                     inputs=[], seed=0)

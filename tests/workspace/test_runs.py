@@ -12,14 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError
-from llmctl.workspace.artefacts import (
-    Artefact,
-    InputRecord,
-    Workspace,
-    new_manifest,
-    write_manifest,
-)
+from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.locks import writer_lock
+from llmctl.workspace.manifests import InputRecord, new_manifest, write_manifest
 from llmctl.workspace.runs import (
     STALLED_FLOOR_SECONDS,
     STALLED_STEPS,

@@ -1,0 +1,265 @@
+"""Manifests: what made an artefact, and what lies in it.
+
+A manifest names the command, the resolved configuration, the inputs by digest, the seed and the
+versions, and of each file the size and SHA-256. The *fingerprint* is the digest of what determines
+the content: running the same command again finds the finished artefact by it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llmctl import __version__
+from llmctl.errors import InputError, UsageError
+from llmctl.workspace.files import (
+    crc32_file,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
+
+FORMAT_VERSION = 1
+"""Of workspaces and manifests; raised when an older llmctl could not read a newer one."""
+
+Kind = Literal["tokenizer", "shards", "run", "report"]
+
+FOLDERS: dict[Kind, str] = {
+    "tokenizer": "tokenizers",
+    "shards": "shards",
+    "run": "runs",
+    "report": "reports",
+}
+
+MANIFEST = "manifest.json"
+FILE_ROLES = frozenset({"corpus", "data"})
+"""Roles of inputs that are files, whatever their names look like."""
+
+
+class Frozen(BaseModel):
+    """Base of the records kept in a workspace."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputRecord(Frozen):
+    """Something that an artefact was made from."""
+
+    role: str
+    name: str
+    """``kind/name`` of an artefact of this workspace, or the name of a file."""
+    digest: str
+
+    @property
+    def artefact(self) -> tuple[Kind, str] | None:
+        """(kind, name) of the artefact that it is, or None for a file."""
+        kind, slash, name = self.name.partition("/")
+        if slash and kind in FOLDERS and self.role not in FILE_ROLES:
+            return kind, name
+        return None
+
+
+class FileRecord(Frozen):
+    """A file of an artefact."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """As the file is now."""
+        return cls(size=path.stat().st_size, sha256=sha256_file(path))
+
+
+class QuickRecord(Frozen):
+    """A file that is written again and again, and only has to be told from a damaged one."""
+
+    size: int
+    crc32: str
+
+    @classmethod
+    def of(cls, path: Path) -> QuickRecord:
+        """As the file is now."""
+        return cls(size=path.stat().st_size, crc32=crc32_file(path))
+
+
+class Manifest(Frozen):
+    """What made an artefact, and what lies in it."""
+
+    kind: Kind
+    name: str
+    format_version: int = FORMAT_VERSION
+    stage: str
+    command: list[str]
+    directory: str = ""
+    """Where the command was given: its paths are relative to it."""
+    config: dict[str, Any]
+    inputs: list[InputRecord]
+    fingerprint: str
+    seed: int | None = None
+    llmctl_version: str = __version__
+    torch_version: str | None = None
+    python_version: str = ".".join(map(str, sys.version_info[:3]))
+    created: str
+    finished: str | None = None
+    """None while a run is being trained."""
+    summary: dict[str, Any] = {}
+    """The stage's own figures: documents, tokens, losses, …"""
+    files: dict[str, FileRecord] = {}
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content: equal for equal files, whatever the name or the time."""
+        return sha256_json({name: record.sha256 for name, record in self.files.items()})
+
+    @property
+    def reference(self) -> str:
+        """``kind/name``, as lineage writes it."""
+        return f"{self.kind}/{self.name}"
+
+
+def now() -> str:
+    """The time in UTC, as manifests write it; fine enough to tell which of two is the newer."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def new_manifest(
+    kind: Kind,
+    name: str,
+    *,
+    stage: str,
+    config: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    inputs: Sequence[InputRecord],
+    seed: int | None,
+    command: Sequence[str] | None = None,
+) -> Manifest:
+    """A manifest at the start of a stage. ``identity``: the part of the config that decides
+    the content (options such as the number of workers do not). ``command``: one that makes this
+    artefact, where that being run makes others too.
+
+    Raises UsageError if the artefact would replace one that it is made from.
+    """
+    if (kind, name) in [record.artefact for record in inputs]:
+        raise UsageError(
+            f"--name {name}: {kind} {name} is what this is made from and would be replaced; "
+            "choose another --name"
+        )
+    return Manifest(
+        kind=kind,
+        name=name,
+        stage=stage,
+        command=list(command or command_line()),
+        directory=str(Path.cwd()),
+        config=dict(config),
+        inputs=list(inputs),
+        fingerprint=fingerprint(stage, identity, inputs),
+        seed=seed,
+        torch_version=_torch_version(),
+        created=now(),
+    )
+
+
+def command_line() -> list[str]:
+    """The command being run, with the workspace that the environment names written out."""
+    words = ["llmctl", *sys.argv[1:]]
+    given = any(word in ("-w", "--workspace") or word.startswith("--workspace=") for word in words)
+    if "LLMCTL_WORKSPACE" in os.environ and not given:
+        words += ["--workspace", os.environ["LLMCTL_WORKSPACE"]]
+    return words
+
+
+def fingerprint(stage: str, identity: Mapping[str, Any], inputs: Sequence[InputRecord]) -> str:
+    """Digest of everything that determines an artefact's content."""
+    digests = [[record.role, record.digest] for record in inputs]
+    return sha256_json({"stage": stage, "config": dict(identity), "inputs": digests})
+
+
+AnyRecord = TypeVar("AnyRecord", FileRecord, QuickRecord)
+
+
+def describe_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, FileRecord]:
+    """Size and digest of some files of a folder; by default of every one below it but its
+    manifest."""
+    return _described(folder, names, FileRecord)
+
+
+def describe_quickly(folder: Path, names: Iterable[str] | None = None) -> dict[str, QuickRecord]:
+    """The same with CRC-32 as the digest."""
+    return _described(folder, names, QuickRecord)
+
+
+def _described(
+    folder: Path, names: Iterable[str] | None, record: type[AnyRecord]
+) -> dict[str, AnyRecord]:
+    if names is None:
+        paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        below = (path.relative_to(folder).as_posix() for path in paths)
+        names = [name for name in below if name != MANIFEST]
+    return {name: record.of(folder / name) for name in names}
+
+
+def verify_files(
+    folder: Path, files: Mapping[str, FileRecord] | Mapping[str, QuickRecord], *, remedy: str
+) -> None:
+    """Compare files with their records. Raises InputError naming the first that differs."""
+    for name, record in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing; {remedy}")
+        size = path.stat().st_size
+        if size != record.size:
+            raise InputError(
+                f"{path} has {size} bytes where its manifest says {record.size}; {remedy}"
+            )
+        if record.of(path) != record:
+            raise InputError(
+                f"{path} has changed since it was written (its digest differs from the "
+                f"manifest's); {remedy}"
+            )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a folder's manifest. Raises InputError if it is damaged or of a newer format."""
+    path = folder / MANIFEST
+    value = read_json(path)
+    refuse_newer(path, value.get("format_version") if isinstance(value, dict) else None)
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path} is damaged ({field}: {first['msg']}); make the artefact again with --force"
+        ) from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a folder's manifest in one step."""
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def refuse_newer(path: Path, version: object) -> None:
+    """Raises InputError if a file's format is none, or one that this llmctl does not read."""
+    if not isinstance(version, int):
+        raise InputError(f"{path} is damaged: it names no format_version; restore it from a copy")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format {version}, and this llmctl ({__version__}) reads up to "
+            f"{FORMAT_VERSION}; upgrade llmctl: pip install --upgrade llmctl"
+        )
+
+
+def _torch_version() -> str | None:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return None
