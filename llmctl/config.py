@@ -10,7 +10,8 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -44,7 +45,11 @@ class Config(BaseModel):
     """Base of every configuration."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     def identity(self) -> dict[str, Any]:
@@ -270,9 +275,28 @@ def _names_beside(kind: type[Config], where: Sequence[int | str]) -> list[str]:
     return [*(prefix + name for name in level.model_fields), *aliases]
 
 
+def _field_of(kind: type[Config], where: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The place of an error without the alternative of a field that it belongs to."""
+    level: type[Config] | None = kind
+    for number, part in enumerate(where, 1):
+        field = level.model_fields.get(str(part)) if level is not None else None
+        if field is None:
+            return where
+        level = config_of(field.annotation)
+        alternatives = [a for a in get_args(field.annotation) if a is not type(None)]
+        if level is None and get_origin(field.annotation) in UNIONS and len(alternatives) > 1:
+            return where[:number]
+    return where
+
+
+UNIONS = (Union, UnionType)
+
+
 def _explain(kind: type[Config], error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    where = _field_of(kind, first["loc"])
+    key = ".".join(map(str, where))
     if first["type"] == "extra_forbidden":
         known = field_names(kind)
         beside = _names_beside(kind, first["loc"])
@@ -280,6 +304,9 @@ def _explain(kind: type[Config], error: ValidationError) -> str:
             did_you_mean(key, beside) or did_you_mean(key, known) or f"; known: {', '.join(known)}"
         )
         return f"unknown key {key!r}{hint}"
-    message = first["msg"].removeprefix("Value error, ")
+    # Of a field that may be one thing or another, what each would have to be.
+    messages = [e["msg"] for e in errors if _field_of(kind, e["loc"]) == where]
+    messages[1:] = [message.removeprefix("Input should be ") for message in messages[1:]]
+    message = ", or ".join(dict.fromkeys(messages)).removeprefix("Value error, ")
     given = "" if isinstance(first["input"], dict) else f", and {first['input']!r} was given"
     return f"{key}: {message}{given}" if key else message

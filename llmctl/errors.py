@@ -15,6 +15,8 @@ class LlmctlError(Exception):
     """An error that the user can act on."""
 
     exit_code = 1
+    of_one_process = False
+    """Whether, of several processes, one may meet it that isn't the first, and has to tell."""
 
 
 class UsageError(LlmctlError):
@@ -44,9 +46,16 @@ class BusyError(LlmctlError):
 
 
 class ResourceError(LlmctlError):
-    """Disk or memory ran out, or another process of the training was lost."""
+    """Disk or memory ran out."""
 
     exit_code = 5
+    of_one_process = True
+
+
+class LostProcess(ResourceError):
+    """Another process of the training was lost: all the others meet it."""
+
+    of_one_process = False
 
 
 class DivergedError(LlmctlError):

@@ -3,9 +3,12 @@ each finds in its environment which of them it is. One speaks; the others keep s
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +16,8 @@ from typing import NoReturn
 
 from llmctl.errors import UsageError
 
-OPTION = "--nproc"
+LAUNCHER, BEGUN = "LLMCTL_LAUNCHER", "LLMCTL_BEGUN"
+"""In the environment of what ``--nproc`` started: the number of the process that did, and when."""
 
 
 def speaks() -> bool:
@@ -26,11 +30,33 @@ def first_on_machine() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def begun() -> float:
+    """When this command began, by time.perf_counter, which all processes of a machine share."""
+    return float(os.environ.get(BEGUN, time.perf_counter()))
+
+
 def run_together(nproc: int | None, max_restarts: int) -> None:
     """Start this very command in ``nproc`` processes and leave with their exit code; returns
     where it was not asked for, and in those processes."""
-    if nproc is not None and nproc > 1 and "RANK" not in os.environ:
+    if "RANK" in os.environ:
+        if LAUNCHER in os.environ:
+            _stop_with(int(os.environ[LAUNCHER]))
+    elif nproc is not None and nproc > 1:
         _launch(nproc, max_restarts)
+
+
+def _stop_with(launcher: int) -> None:
+    """Be sent SIGTERM when the launcher is gone, which may have been killed without a word."""
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != launcher:  # gone before that
+        signal.raise_signal(signal.SIGTERM)
+
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2)'s name for it."""
 
 
 @contextmanager
@@ -50,14 +76,19 @@ def divided(nproc: int | None, *, reads_stdin: bool) -> Iterator[None]:
 
 
 def _launch(nproc: int, max_restarts: int) -> NoReturn:
+    started = time.perf_counter()
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // nproc)))
-    # What it has to say is in the processes' own messages already.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ |= {LAUNCHER: str(os.getpid()), BEGUN: repr(started)}
+    # What it has to say is in the processes' own messages already. Each of its loggers has a level
+    # of its own.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -68,7 +99,7 @@ def _launch(nproc: int, max_restarts: int) -> NoReturn:
         max_restarts=max_restarts,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "llmctl", *_without_option(sys.argv[1:]))
+        elastic_launch(config, sys.executable)("-m", "llmctl", *sys.argv[1:])
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         code = failure.exitcode
@@ -83,14 +114,3 @@ def _launch(nproc: int, max_restarts: int) -> NoReturn:
     except SignalException as error:
         sys.exit(128 + error.sigval.value)
     sys.exit(0)
-
-
-def _without_option(words: list[str]) -> list[str]:
-    """The command line for each of the processes."""
-    if OPTION in words:
-        place = words.index(OPTION)
-        return words[:place] + words[place + 2 :]
-    rest = [word for word in words if not word.startswith(f"{OPTION}=")]
-    if len(rest) == len(words):
-        raise UsageError(f"{OPTION} must be on the command line itself")
-    return rest

@@ -7,11 +7,13 @@ import functools
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar, cast
 
 import typer
 
@@ -22,8 +24,16 @@ if TYPE_CHECKING:
     from llmctl.workspace.artefacts import Workspace
 
 NO_MEMORY = "out of memory; use a smaller batch or model, or a machine with more"
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
-"""What PyTorch's allocators say, of the GPU and of the machine."""
+OUT_OF_MEMORY = (
+    "out of memory", "can't allocate memory", "cannot allocate memory",
+    "could not create a primitive", "failed to map segment",
+)  # fmt: skip
+"""What PyTorch's allocators say, of the GPU and of the machine, oneDNN, and the system's loader."""
+
+SILENT_SECONDS = 3.0
+"""For the process that tells to come to the same error."""
+LAST_RESORT_SECONDS = 8.0
+"""For a process to end after SIGTERM: less than the ten that whoever sends it waits."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -163,7 +173,9 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             sys.stdout.flush()
             return result
         except LlmctlError as error:
-            _fail(str(error), error.exit_code)
+            _fail(str(error), error.exit_code, told_by_all=error.of_one_process)
+        except _Terminated as stop:
+            _fail("stopped by SIGTERM; nothing half-written was left", cast(int, stop.code))
         except KeyboardInterrupt:
             _fail("interrupted; nothing half-written was left", 130)
         except BrokenPipeError:
@@ -171,7 +183,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             _close_stdout()
             sys.exit(141)
         except MemoryError:
-            _fail(NO_MEMORY, 5)
+            _fail(NO_MEMORY, 5, told_by_all=True)
         except OSError as error:
             if error.errno in NO_SPACE:
                 if error.filename:
@@ -183,9 +195,10 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
                     f"the disk is full ({where}): {os.strerror(error.errno)}; free some space and "
                     "run the command again, it goes on where it was",
                     5,
+                    told_by_all=True,
                 )
             if error.errno == errno.ENOMEM:
-                _fail(NO_MEMORY, 5)
+                _fail(NO_MEMORY, 5, told_by_all=True)
             if error.errno in NO_ACCESS and error.filename:
                 _fail(
                     f"{os.fsdecode(error.filename)} can't be read or written: {error.strerror}; "
@@ -204,7 +217,11 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             _bug(error)
         except Exception as error:
             if any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
-                _fail(f"out of memory: {str(error).splitlines()[0]}; lower training.batch_size", 5)
+                _fail(
+                    f"out of memory: {str(error).splitlines()[0]}; lower training.batch_size",
+                    5,
+                    told_by_all=True,
+                )
             _bug(error)
 
     return run
@@ -215,15 +232,27 @@ def _close_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Terminated(SystemExit):
+    """SIGTERM came."""
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    code = 128 + number
+    # Where a signal comes while a library cleans up, what is raised here is dropped.
+    last_resort = threading.Timer(LAST_RESORT_SECONDS, os._exit, (code,))
+    last_resort.daemon = True
+    last_resort.start()
+    raise _Terminated(code)
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(message: str, code: int, *, told_by_all: bool = False) -> NoReturn:
+    """told_by_all: by whichever of several processes meets it, not by the first alone."""
     if debugging():
         traceback.print_exc()
-    if first_on_machine():
+    if told_by_all or first_on_machine():
         print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    else:  # an end without a word would have the one that tells of it stopped first
+        time.sleep(SILENT_SECONDS)
     sys.exit(code)
 
 

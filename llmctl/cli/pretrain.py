@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from llmctl.cli import options
-from llmctl.cli.launch import run_together
+from llmctl.cli import launch, options
 from llmctl.cli.options import guarded
 
 EXAMPLE = "Example: llmctl pretrain --arch gpt --preset mini --set training.max_steps=2000"
@@ -57,9 +55,9 @@ def command(
     quiet: options.QuietOption = False,
 ) -> None:
     """Train a model on shards. Stopped or killed, the same command goes on where it was."""
-    begun = time.perf_counter()
+    begun = launch.begun()
     if not dry_run:
-        run_together(nproc, max_restarts)
+        launch.run_together(nproc, max_restarts)
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.config import read_recipe, take
     from llmctl.errors import UsageError

@@ -28,9 +28,10 @@ from llmctl.models import ARCHITECTURES
 from llmctl.objectives.pretraining import Pretraining
 from llmctl.reporting.units import count, duration
 from llmctl.stages.reporter import Reporter
-from llmctl.stages.session import Machine
+from llmctl.stages.session import Machine, agreed
 from llmctl.training.checkpoints import CheckpointStore
-from llmctl.training.plan import PROCESS_SECONDS, multiplied_weights
+from llmctl.training.distributed import ALONE, World
+from llmctl.training.plan import PROCESS_SECONDS, TOGETHER_SECONDS, multiplied_weights
 from llmctl.training.precision import (
     choose_compile,
     choose_device,
@@ -156,14 +157,19 @@ class Chooser:
     """The search for a shape and a batch size."""
 
     def __init__(
-        self, config: AnyConfig, begun: float, open_pretraining: Opener, make_trainer: Maker
+        self,
+        config: AnyConfig,
+        begun: float,
+        open_pretraining: Opener,
+        make_trainer: Maker,
+        world: World,
     ) -> None:
         assert config.budget is not None
         self.config, self.budget, self._begun = config, float(config.budget), begun
         self._open, self._make = open_pretraining, make_trainer
         device = choose_device(config.training.device)
         precision = choose_precision(config.training.precision, device)
-        self.machine = Machine(device, precision, False)
+        self.machine = agreed(Machine(device, precision, False, world))
         self._rungs = self._ladder()
         pretraining, opened = self._open(self._rungs[0].config)
         reader = pretraining.reader("train")
@@ -174,8 +180,8 @@ class Chooser:
         self._text_factor = 1.0
 
     def spent(self) -> float:
-        """Seconds since the command began."""
-        return time.perf_counter() - self._begun
+        """Seconds since the command began, by the main process's clock."""
+        return self.machine.world.of_main([time.perf_counter() - self._begun])[0]
 
     def _ladder(self) -> list[Rung]:
         """The shapes that are left open, each once."""
@@ -306,7 +312,7 @@ class Chooser:
 
     def _seconds_left(self) -> float:
         """For training, before what follows it is known: a twentieth is left for that."""
-        return 0.95 * self.budget - self.spent() - PROCESS_SECONDS
+        return 0.95 * self.budget - self.spent() - process_seconds(self.machine.world)
 
     def _ranked(self, indices: Iterable[int]) -> list[tuple[int, Candidate]]:
         seconds = self._seconds_left()
@@ -315,23 +321,32 @@ class Chooser:
         return sorted(there, key=lambda pair: pair[1].predicted_loss)
 
     def _fits(self, index: int) -> bool:
-        """Whether weights, gradients and optimiser find room twice."""
-        return 32 * self._rungs[index].parameters < _free_bytes(self.machine.device)
+        """Whether weights, gradients and optimiser find room twice, for each process."""
+        device, world = self.machine.device, self.machine.world
+        sharing = world.local_size if device.type == "cpu" else 1
+        room = 32 * self._rungs[index].parameters * sharing < _free_bytes(device)
+        return bool(world.least(int(room)))
 
     def _refuse_the_impossible(self) -> None:
         """Before a step is tried: at the rate of matrix products none is faster than that."""
         rung, rows = self._rungs[0], self._batch_sizes()[0]
         precision = torch.bfloat16 if self.machine.precision == "bf16" else torch.float32
-        rate = matrix_rate(self.machine.device, precision)
+        world = self.machine.world
+        rate = world.total([matrix_rate(self.machine.device, precision)])[0]
         step = rung.flops * rows * self.config.data.sequence_length / rate
         if LEAST_STEPS * step > self._seconds_left():
             raise UsageError(self._too_short(0, step))
 
     def _too_short(self, index: int, step: float) -> str:
-        need = (LEAST_STEPS + 1) * step / (1 - LOOKING_SHARE) + self.spent() + PROCESS_SECONDS
+        training = (LEAST_STEPS + 1) * step / (1 - LOOKING_SHARE)
+        compiling = ""
+        if self._compiles(training):
+            training = COMPILE_SECONDS + COMPILED_SHARE * training
+            compiling = f", compiling takes about {duration(COMPILE_SECONDS)}"
+        need = training + self.spent() + process_seconds(self.machine.world)
         return (
             f"--budget {duration(self.budget)} is too short: start-up and calibration took "
-            f"{duration(self.spent())}, and {LEAST_STEPS} steps of "
+            f"{duration(self.spent())}{compiling}, and {LEAST_STEPS} steps of "
             f"{self._rungs[index].parameters / 1e6:.1f} M parameters take "
             f"{duration(LEAST_STEPS * step)} on this machine; give at least "
             f"{duration(math.ceil(need / 0.95))}, or a smaller model or batch"
@@ -385,15 +400,17 @@ def choose(
     make_trainer: Maker,
     export: Exporter,
     reporter: Reporter,
+    world: World = ALONE,
 ) -> tuple[AnyConfig, Choice]:
     """The configuration for a budget, and what it is expected to come to.
 
     begun: when the command began, by time.perf_counter. folder: to write a rehearsal into, removed
-    by the caller. Raises UsageError if the budget is too short.
+    by the caller. world: the processes that will train; all must call it. Raises UsageError if the
+    budget is too short.
     """
     reporter.note("timing models of several sizes on this machine")
     with torch.random.fork_rng(devices=[]):
-        chooser = Chooser(config, begun, open_pretraining, make_trainer)
+        chooser = Chooser(config, begun, open_pretraining, make_trainer, world)
         candidates = chooser.search()
         rung, best = candidates[0]
         tried = chooser.learn_from_text(folder / "trial")
@@ -401,13 +418,13 @@ def choose(
         pretraining, opened = open_pretraining(config)
         trial = rehearse(
             lambda store: make_trainer(pretraining, opened, chooser.machine, store, Reporter()),
-            lambda trainer, place: export(pretraining, opened, trainer.model, place),
+            lambda model, progress, place: export(pretraining, opened, model, place),
             folder / "rehearsal",
             min(2.0, chooser.budget / 60),
         )
         gc.collect()
     spent = chooser.spent()
-    limit = chooser.budget - spent - trial.build_seconds - _tail(trial)
+    limit = chooser.budget - spent - trial.build_seconds - _tail(trial, world)
     if limit < LEAST_SHARE * chooser.budget:
         raise UsageError(_too_little_left(chooser.budget, limit))
     steps = chooser.steps_in(limit, trial.seconds_per_step)
@@ -462,7 +479,12 @@ def _with_training(config: AnyConfig, **changes: Any) -> AnyConfig:
     return config.replace(training=config.training.replace(**changes).model_dump())
 
 
-def _tail(trial: Rehearsal) -> float:
+def process_seconds(world: World) -> float:
+    """What processes take to start and to end, beside what they can time themselves."""
+    return PROCESS_SECONDS + (TOGETHER_SECONDS if world.size > 1 else 0.0)
+
+
+def _tail(trial: Rehearsal, world: World) -> float:
     """Seconds from the time limit to the end of the process: half of a step on average, then the
     last validation, checkpoint and export."""
     return (
@@ -470,7 +492,7 @@ def _tail(trial: Rehearsal) -> float:
         + trial.validation_seconds
         + trial.checkpoint_seconds
         + trial.export_seconds
-        + PROCESS_SECONDS
+        + process_seconds(world)
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from llmctl.objectives.cross_entropy import rows_at_a_time
 from llmctl.stages import finetune as finetuning
@@ -30,6 +31,7 @@ from llmctl.stages.pretrain import (
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, rehearsal_folder
 from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.distributed import ALONE
 from llmctl.training.memory import FRAGMENTS
 from llmctl.training.plan import Extent, Plan, parameters_by_part
 from llmctl.training.precision import (
@@ -38,14 +40,14 @@ from llmctl.training.precision import (
     choose_precision,
 )
 from llmctl.training.rehearsal import Rehearsal, count_flops, rehearse
-from llmctl.training.trainer import Trainer
+from llmctl.training.trainer import Progress, Trainer
 from llmctl.workspace.artefacts import Workspace
 
 REHEARSAL_SECONDS, LONGEST_REHEARSAL = 3.0, 10.0
 """For a plan's steps: at the least, and where others compute on this machine."""
 
 Maker = Callable[[Machine, CheckpointStore], Trainer]
-Export = Callable[[Trainer, Path], object]
+Export = Callable[[nn.Module, Progress, Path], object]
 
 
 def plan_pretraining(
@@ -65,7 +67,7 @@ def plan_pretraining(
     shards = shards_of(workspace, config.arch, shards_name, reporter)
     choice = None
     if config.budget is not None:
-        config, choice = choose_for_budget(workspace, shards, config, begun, reporter)
+        config, choice = choose_for_budget(workspace, shards, config, begun, reporter, ALONE)
     pretraining, config = open_pretraining(shards, config)
     device = choose_device(config.training.device)
     precision = choose_precision(config.training.precision, device)
@@ -76,8 +78,8 @@ def plan_pretraining(
     def make(machine: Machine, store: CheckpointStore) -> Trainer:
         return make_trainer(pretraining, config, machine, store, Reporter())
 
-    def export(trainer: Trainer, folder: Path) -> object:
-        return export_model(pretraining, config, trainer.model, folder)
+    def export(model: nn.Module, progress: Progress, folder: Path) -> object:
+        return export_model(pretraining, config, model, folder)
 
     compiled = config.training.compile == "on"
     if config.training.compile == "auto":
@@ -145,8 +147,8 @@ def plan_finetuning(
     def make(machine: Machine, store: CheckpointStore) -> Trainer:
         return finetuning.make_trainer(task, machine, store)
 
-    def export(trainer: Trainer, folder: Path) -> object:
-        return finetuning.export_model(task, trainer.model, trainer.progress, folder)
+    def export(model: nn.Module, progress: Progress, folder: Path) -> object:
+        return finetuning.export_model(task, model, progress, folder)
 
     rehearsal = _rehearse(workspace, make, export, machine)
     model = task.build_model()

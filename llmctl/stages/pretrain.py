@@ -27,6 +27,7 @@ from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, StopFlag, rehearsal_folder, run_training
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
+from llmctl.training.distributed import World, joined
 from llmctl.training.rehearsal import time_steps
 from llmctl.training.trainer import Progress, Trainer
 from llmctl.training.validation import evaluate
@@ -213,49 +214,50 @@ def pretrain(
     )
     if found is not None and found.finished:
         return found, True
-    choice = None
-    if config.budget is not None and found is not None:
-        # What was chosen at the start is kept: only the rest of the time is left.
-        config = config.replace(**found.manifest.config)
-    elif config.budget is not None:
-        config, choice = choose_for_budget(workspace, shards, config, begun, reporter)
-    pretraining, config = open_pretraining(shards, config)
-    manifest = new_manifest(
-        "run",
-        run_name,
-        stage="pretrain",
-        config=config.model_dump(mode="json"),
-        identity=identity,
-        inputs=[shards.as_input("shards")],
-        seed=config.seed,
-        command=command,
-    )
-    if choice is not None:
-        manifest = manifest.model_copy(update={"summary": {"budget": choice.document()}})
-
-    def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
-        return make_trainer(
-            pretraining, config, machine, store, reporter, stop, machine.matrix_flops
+    with joined() as world:
+        choice = None
+        if config.budget is not None and found is not None:
+            # What was chosen at the start is kept: only the rest of the time is left.
+            config = config.replace(**found.manifest.config)
+        elif config.budget is not None:
+            config, choice = choose_for_budget(workspace, shards, config, begun, reporter, world)
+        pretraining, config = open_pretraining(shards, config)
+        manifest = new_manifest(
+            "run",
+            run_name,
+            stage="pretrain",
+            config=config.model_dump(mode="json"),
+            identity=identity,
+            inputs=[shards.as_input("shards")],
+            seed=config.seed,
+            command=command,
         )
+        if choice is not None:
+            manifest = manifest.model_copy(update={"summary": {"budget": choice.document()}})
 
-    def seconds(device: torch.device, precision: str) -> float | None:
-        return expected_seconds(pretraining, config, Machine(device, precision, False))
+        def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
+            return make_trainer(
+                pretraining, config, machine, store, reporter, stop, machine.matrix_flops
+            )
 
-    def export(model: nn.Module, progress: Progress, folder: Path) -> dict[str, Any]:
-        return export_model(pretraining, config, model, folder)
+        def seconds(device: torch.device, precision: str) -> float | None:
+            return expected_seconds(pretraining, config, Machine(device, precision, False))
 
-    artefact = run_training(
-        workspace,
-        manifest,
-        found,
-        config.training,
-        prepare=prepare,
-        export=export,
-        reporter=reporter,
-        profile=profile,
-        expected_seconds=seconds,
-    )
-    return artefact, False
+        def export(model: nn.Module, progress: Progress, folder: Path) -> dict[str, Any]:
+            return export_model(pretraining, config, model, folder)
+
+        artefact = run_training(
+            workspace,
+            manifest,
+            found,
+            config.training,
+            prepare=prepare,
+            export=export,
+            reporter=reporter,
+            profile=profile,
+            expected_seconds=seconds,
+        )
+        return artefact, False
 
 
 def choose_for_budget(
@@ -264,9 +266,10 @@ def choose_for_budget(
     config: PretrainConfig[Any, Any, Any],
     begun: float,
     reporter: Reporter,
+    world: World,
 ) -> tuple[PretrainConfig[Any, Any, Any], Choice]:
     """The configuration that a budget comes to on this machine; see llmctl/stages/budget.py."""
-    with rehearsal_folder(workspace) as folder:
+    with rehearsal_folder(workspace, world) as folder:
         return choose(
             config,
             folder,
@@ -275,6 +278,7 @@ def choose_for_budget(
             make_trainer=make_trainer,
             export=export_model,
             reporter=reporter,
+            world=world,
         )
 
 
@@ -357,7 +361,7 @@ def expected_seconds(
         return None
     # Nothing is written: the steps end before a checkpoint is due.
     trainer = make_trainer(pretraining, config, machine, CheckpointStore(Path(), 1), Reporter())
-    seconds = time_steps(trainer, TRIAL_SECONDS).seconds_per_step
+    found = time_steps(trainer, TRIAL_SECONDS, give_up=2 * TRIAL_SECONDS)
     del trainer
     gc.collect()  # its memory is wanted again
-    return steps * seconds
+    return steps * found.seconds_per_step

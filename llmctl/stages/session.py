@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmctl.errors import DivergedError, InputError, Interrupted, ResourceError, UsageError
+from llmctl.errors import DivergedError, InputError, Interrupted, UsageError
 from llmctl.stages.reporter import Reporter
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
-from llmctl.training.distributed import ALONE, World, joined
+from llmctl.training.distributed import ALONE, World, joined, lost_process
 from llmctl.training.precision import (
     choose_compile,
     choose_device,
@@ -119,14 +119,20 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
 
 @contextlib.contextmanager
-def rehearsal_folder(workspace: Workspace) -> Iterator[Path]:
-    """A hidden folder where runs lie, to rehearse a training in; gone after the block."""
+def rehearsal_folder(workspace: Workspace, world: World = ALONE) -> Iterator[Path]:
+    """A hidden folder where runs lie, to rehearse a training in; gone after the block. The same for
+    all processes, which must all be done with it then."""
     workspace.prepare("run")
-    target = workspace.path("run", f"rehearsal-{uuid.uuid4().hex[:8]}")
+    target = workspace.path("run", world.gathered(f"rehearsal-{uuid.uuid4().hex[:8]}")[0])
     folder = hidden_sibling(target)
+    if not world.is_main:
+        world.wait()
+        yield folder
+        return
     # Locked, it is not taken for what a crash left behind; and if this crashes, it is.
     with writer_lock(target):
         folder.mkdir(parents=True)
+        world.wait()
         try:
             yield folder
         finally:
@@ -174,7 +180,7 @@ def run_training(
             if config.compile == "auto":
                 seconds = expected_seconds(device, precision)
             compiled = choose_compile(config.compile, device, seconds)
-            machine = _agreed(Machine(device, precision, compiled, world))
+            machine = agreed(Machine(device, precision, compiled, world))
             summary = {
                 **manifest.summary,
                 "device": device.type,
@@ -208,7 +214,7 @@ def run_training(
             finally:
                 trainer.close()
         except BaseException as error:
-            lost = _lost_process(error, world)
+            lost = lost_process(error, world)
             cause = stop.raised or lost or error
             state = "interrupted" if isinstance(cause, Interrupted) else "failed"
             with contextlib.suppress(OSError):
@@ -328,20 +334,7 @@ def _check_all_see(folder: Path, existing: Artefact | None, world: World) -> Non
         )
 
 
-def _lost_process(error: BaseException, world: World) -> ResourceError | None:
-    """What to say where the others can't be reached any more; None if it is something else."""
-    if world.size == 1 or not isinstance(error, RuntimeError):
-        return None
-    signs = ("connection closed by peer", "connection reset", "timed out", "nccl", "gloo")
-    if not any(sign in str(error).lower() for sign in signs):
-        return None
-    return ResourceError(
-        f"process {world.rank} lost the others of this training ({str(error).splitlines()[0]}); "
-        "run the command again, it goes on from the last checkpoint"
-    )
-
-
-def _agreed(machine: Machine) -> Machine:
+def agreed(machine: Machine) -> Machine:
     """The same choices on all processes: bf16, and compiling, where all would choose it."""
     precision, compiled, world = machine.precision, machine.compiled, machine.world
     low = world.least(int(precision != "fp32"))
@@ -378,7 +371,8 @@ def _same_machine(manifest: Manifest, world: World, reporter: Reporter) -> Machi
     if differing:
         reporter.note(
             f"{manifest.name} was begun with {'; '.join(differing)}: it goes on, but its results "
-            "may differ in the last bits from a run that never stopped"
+            "may differ from those of a run that never stopped: in the last bits, and in what "
+            "dropout draws"
         )
     compiled = choose_compile("on", device, None) if manifest.summary.get("compiled") else False
     return Machine(device, manifest.summary["precision"], compiled, world)

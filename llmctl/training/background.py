@@ -21,23 +21,22 @@ class BackgroundWriter:
     """
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
+        # Not the thread's own end: waiting for that, when a signal's handler raises, takes it for
+        # reached (CPython 3.11).
+        self._idle = threading.Event()
+        self._idle.set()
         self._failure: BaseException | None = None
         self._given_up = threading.Event()
 
     def submit(self, write: Callable[[], None]) -> None:
         """Begin a write once the one before is done. Raises what that one ended with."""
         self.wait()
-        self._thread = threading.Thread(
-            target=self._run, args=(write,), name="checkpoint", daemon=True
-        )
-        self._thread.start()
+        self._idle.clear()
+        threading.Thread(target=self._run, args=(write,), name="checkpoint", daemon=True).start()
 
     def wait(self) -> None:
         """Wait for the write under way. Raises what it ended with."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._idle.wait()
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -45,8 +44,7 @@ class BackgroundWriter:
     def abandon(self) -> None:
         """Give up the write under way: what it has written so far goes."""
         self._given_up.set()
-        if self._thread is not None:
-            self._thread.join(SECONDS_TO_ABANDON)
+        self._idle.wait(SECONDS_TO_ABANDON)
 
     def check(self) -> None:
         """To be called by what writes, between its parts. Raises Abandoned if it is given up."""
@@ -58,3 +56,5 @@ class BackgroundWriter:
             write()
         except BaseException as error:
             self._failure = error
+        finally:
+            self._idle.set()

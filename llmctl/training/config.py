@@ -27,7 +27,7 @@ class TrainingConfig(Config):
         0, json_schema_extra=NOT_IDENTITY
     )
     """Rows that a process takes at a time, adding up gradients until its part of the batch is done:
-    less memory, the same result. 0: all at once; auto: as many as fit."""
+    less memory, and the same but for what dropout draws. 0: all at once; auto: as many as fit."""
     optimiser: Literal["adamw", "muon"] = "adamw"
     """muon: for the blocks' matrices, with AdamW for the rest."""
     learning_rate: float = Field(0.0, ge=0)

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.utils.checkpoint import checkpoint
 
-from llmctl.errors import LlmctlError, UsageError
+from llmctl.errors import LlmctlError, LostProcess, UsageError
 from llmctl.training.config import TrainingConfig
 
 T = TypeVar("T")
@@ -64,6 +66,10 @@ class World:
         sums = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(sums)
         return sums.tolist()
+
+    def of_main(self, values: Sequence[float]) -> list[float]:
+        """The main process's values, on all: what depends on a clock is to be the same on them."""
+        return self.total([value if self.is_main else 0.0 for value in values])
 
     def least(self, value: int) -> int:
         """The least of each process's values."""
@@ -154,20 +160,56 @@ def joined() -> Iterator[World]:
         yield world
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-    # torchrun keeps one store over its restarts, where the addresses of the lost would be found.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    dist.init_process_group(
-        backend,
-        store=PrefixStore(f"attempt-{attempt}", store),
-        rank=rank,
-        world_size=size,
-        timeout=PATIENCE,
-    )
+    with _stopped_by_signals():
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        # torchrun keeps one store over its restarts, where the lost's addresses would be found.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            backend,
+            store=PrefixStore(f"attempt-{attempt}", store),
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
+        )
     try:
         yield world
+    except RuntimeError as error:
+        if (lost := lost_process(error, world)) is not None:
+            raise lost from error
+        raise
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Within, SIGINT and SIGTERM end this process at once: a handler would wait for the others."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+LOST_SIGNS = ("connection closed by peer", "connection reset", "timed out", "nccl", "gloo")
+"""Where the libraries below say that another process can't be reached."""
+
+
+def lost_process(error: BaseException, world: World) -> LostProcess | None:
+    """What to say where the others can't be reached any more; None if it is something else."""
+    if world.size == 1 or not isinstance(error, RuntimeError):
+        return None
+    sign = next((sign for sign in LOST_SIGNS if sign in str(error).lower()), None)
+    if sign is None:
+        return None
+    return LostProcess(
+        f"process {world.rank} lost the others of this training ({sign}); run the command again, "
+        "it goes on from the last checkpoint"
+    )
 
 
 class LossModule(nn.Module):

@@ -16,6 +16,8 @@ PARTS = ("embeddings", "attention", "feed-forward", "norms", "heads")
 PROCESS_SECONDS = 0.5
 """Python's start and end, which a command can't time itself: 0.1 s until the first line, the rest
 for what PyTorch takes down."""
+TOGETHER_SECONDS = 1.0
+"""More than that where ``--nproc`` starts several and waits for them."""
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:

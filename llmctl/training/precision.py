@@ -53,7 +53,11 @@ def choose_device(requested: str, option: str = "training.device") -> torch.devi
 
 
 def matrix_rate(
-    device: torch.device, dtype: torch.dtype, rows: int = 2048, width: int = 1024
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: int = 2048,
+    width: int = 1024,
+    trials: int = TRIALS,
 ) -> float:
     """Floating-point operations a second of a (rows × width) by (width × width) product."""
     left = torch.randn(rows, width, device=device).to(dtype)
@@ -65,7 +69,7 @@ def matrix_rate(
 
     left @ right
     rates = []
-    for _ in range(TRIALS):
+    for _ in range(trials):
         wait()
         start, products = time.perf_counter(), 0
         while time.perf_counter() - start < TRIAL_SECONDS:
@@ -88,8 +92,12 @@ def choose_precision(requested: str, device: torch.device) -> str:
         )
     if requested != "auto":
         return requested
-    gain = matrix_rate(device, torch.bfloat16) / matrix_rate(device, torch.float32)
-    return "bf16" if gain >= CLEARLY_FASTER else "fp32"
+    # In turns: what else computes on the machine meets both.
+    gains = [
+        matrix_rate(device, torch.bfloat16, trials=1) / matrix_rate(device, torch.float32, trials=1)
+        for _ in range(TRIALS)
+    ]
+    return "bf16" if median(gains) >= CLEARLY_FASTER else "fp32"
 
 
 def has_float8(device: torch.device) -> bool:

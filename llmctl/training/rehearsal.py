@@ -1,7 +1,8 @@
 """A rehearsal: the first steps of a training on this very machine, to know what all of it takes.
 
 The trainer is the real one on real batches: what is timed is what will run. The learning rate is
-that of the first step, and what it writes lies in a folder that goes afterwards.
+that of the first step, and what it writes lies in a folder that goes afterwards. Where several
+processes train, all rehearse, by the main process's clock.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from pathlib import Path
 from statistics import fmean, quantiles
 from typing import cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.distributed import World
 from llmctl.training.memory import peak_bytes, resident_bytes, saved_bytes
-from llmctl.training.trainer import Record, Trainer
+from llmctl.training.trainer import Progress, Record, Trainer
 from llmctl.workspace.files import published_folder
 from llmctl.workspace.manifests import describe_files
 
@@ -92,6 +94,14 @@ class Rehearsal:
         """Padding not counted."""
         return sum(self.step_tokens) / len(self.step_tokens)
 
+    def agree(self, world: World) -> None:
+        """Take the main process's times for one's own."""
+        times = {name: value for name, value in vars(self).items() if isinstance(value, float)}
+        values = iter(world.of_main([*times.values(), *self.step_seconds]))
+        for name in times:
+            setattr(self, name, next(values))
+        self.step_seconds = list(values)
+
     @property
     def warm_up_seconds(self) -> float:
         """By how much the first step, which compiles, is longer than others."""
@@ -107,7 +117,8 @@ def time_steps(
     begun = time.perf_counter()
     with contextlib.closing(_records(trainer, found)) as records:
         for _ in records:
-            done, spent = len(found.step_seconds), time.perf_counter() - begun
+            done = len(found.step_seconds)
+            (spent,) = trainer.world.of_main([time.perf_counter() - begun])
             if done >= MOST_STEPS or (done >= least and spent >= seconds):
                 break
             if spent >= give_up:
@@ -115,12 +126,13 @@ def time_steps(
                     found.step_seconds = [found.last_seconds]
                     found.step_tokens = [trainer.progress.tokens / trainer.progress.step]
                 break
+    found.agree(trainer.world)
     return found
 
 
 def rehearse(
     make: Callable[[CheckpointStore], Trainer],
-    export: Callable[[Trainer, Path], object],
+    export: Callable[[nn.Module, Progress, Path], object],
     folder: Path,
     seconds: float,
     longest: float | None = None,
@@ -129,7 +141,8 @@ def rehearse(
     and the model folder.
 
     make: the trainer for a store; export: writes the model folder, as a run does. folder: where to
-    write; the caller removes it. longest: seconds to go on for while steps aren't steady.
+    write, the same for all processes; the caller removes it. longest: seconds to go on for while
+    steps aren't steady.
     """
     longest = seconds if longest is None else longest
     store = CheckpointStore(folder / "checkpoints", keep=1)
@@ -150,20 +163,20 @@ def rehearse(
             record = next(records, None)
         if record is None:
             break
-        spent = time.perf_counter() - begun
-        if (
-            trainer.total_steps is None
-            and len(found.step_seconds) >= LEAST_STEPS
-            and spent >= seconds
-            and (spent >= longest or found.is_steady)
-        ):
-            trainer.total_steps = trainer.progress.step + 1
+        if trainer.total_steps is None and len(found.step_seconds) >= LEAST_STEPS:
+            spent = time.perf_counter() - begun
+            enough = spent >= seconds and (spent >= longest or found.is_steady)
+            if any(trainer.world.of_main([enough])):
+                trainer.total_steps = trainer.progress.step + 1
     memory = _memory(trainer, before, counted)
     begun = time.perf_counter()
-    with published_folder(folder / "model") as hidden:
-        export(trainer, hidden)
-    describe_files(folder / "model")
+    model = trainer.whole_model()
+    if model is not None:
+        with published_folder(folder / "model") as hidden:
+            export(model, trainer.progress, hidden)
+        describe_files(folder / "model")
     found.export_seconds = time.perf_counter() - begun
+    found.agree(trainer.world)
     # What was freed before the model was made, and used again for it, counts once.
     process = max(0, min(before, before + peak_bytes() - memory.peak))
     memory = replace(memory, process=process)

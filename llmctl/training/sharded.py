@@ -7,6 +7,7 @@ place where it begins in the whole.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,5 +100,7 @@ def read(folder: Path, like: Callable[[str], Tensor | None]) -> dict[str, Tensor
             tensors[name] = torch.empty_like(own, dtype=dtype)
         else:
             tensors[name] = torch.empty(kind.size, dtype=dtype)
-    load(tensors, storage_reader=reader)
+    with warnings.catch_warnings():  # that one process alone reads them is as meant
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(tensors, storage_reader=reader)
     return tensors

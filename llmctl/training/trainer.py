@@ -412,7 +412,7 @@ class Trainer:
         if self._skipped >= PATIENCE_NOT_FINITE or last:
             raise DivergedError(
                 f"step {self.progress.step}: {NOT_FINITE} for {self._skipped} steps in a row; "
-                "the last checkpoint is from before, lower training.learning_rate"
+                "train again with --force and a lower training.learning_rate"
             )
         return Record("skipped", self.progress.step, {"gradient_norm": norm})
 
@@ -502,7 +502,7 @@ class Trainer:
             lambda rows: self._trial(batch, rows), tried - 1, self._device, self.model
         )
         remedy = (
-            f"{fits} would fit: set training.micro_batch={fits} (the same result, in parts)"
+            f"{fits} would fit: set training.micro_batch={fits} (the same batch, in parts)"
             if fits
             else "not even one would fit: take a smaller model, shorter rows or "
             "training.activation_checkpointing=true"

@@ -169,8 +169,14 @@ def new_manifest(
 
 
 def command_line() -> list[str]:
-    """The command being run, with the workspace that the environment names written out."""
+    """The command being run, with the workspace that the environment names written out, and with
+    torchrun before it where that started it."""
     words = ["llmctl", *sys.argv[1:]]
+    size, local_size = (os.environ.get(name, "1") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if size != "1" and not any(word.partition("=")[0] == "--nproc" for word in words):
+        nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
+        where = [] if nodes == "1" else ["--nnodes", nodes, "--rdzv-endpoint", "HOST:PORT"]
+        words[:0] = ["torchrun", *where, "--nproc-per-node", local_size, "-m"]
     given = any(word in ("-w", "--workspace") or word.startswith("--workspace=") for word in words)
     if "LLMCTL_WORKSPACE" in os.environ and not given:
         words += ["--workspace", os.environ["LLMCTL_WORKSPACE"]]

@@ -97,13 +97,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
-            if number >= len(lines) - 1:
-                break
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines) - 1:
             raise InputError(
-                f"{path}:{number} is not JSON; remove that line, or begin again with --force"
-            ) from None
+                f"{path}:{number} is no JSON object; remove that line, or begin again with --force"
+            )
     return records
 
 

@@ -144,7 +144,7 @@ def test_bf16_is_taken_only_where_it_is_clearly_faster(
     monkeypatch: pytest.MonkeyPatch, gain: float, expected: str
 ):
     rates = {torch.float32: 1.0, torch.bfloat16: gain}
-    monkeypatch.setattr(precision, "matrix_rate", lambda device, dtype: rates[dtype])
+    monkeypatch.setattr(precision, "matrix_rate", lambda device, dtype, trials: rates[dtype])
     assert precision.choose_precision("auto", torch.device("cpu")) == expected
     assert precision.choose_precision("fp32", torch.device("cpu")) == "fp32"
 

@@ -23,7 +23,7 @@ from llmctl.training.rehearsal import (
     rehearse,
     time_steps,
 )
-from llmctl.training.trainer import Trainer
+from llmctl.training.trainer import Progress, Trainer
 
 WIDTH, ROWS = 256, 64
 
@@ -104,7 +104,7 @@ def test_steps_validation_and_export_are_timed(tmp_path: Path, clock: Clock):
         clock.sleep(4)
         return make(store, clock, pause=0.1, look=2)
 
-    def export(trainer: Trainer, folder: Path) -> None:
+    def export(model: nn.Module, progress: Progress, folder: Path) -> None:
         clock.sleep(3)
         (folder / "model").write_bytes(b"weights")
         written.append(folder)
@@ -165,7 +165,7 @@ def test_the_time_of_a_step_is_the_mean_of_the_middle():
 
 
 def test_memory_by_kind(tmp_path: Path):
-    found = rehearse(make, lambda trainer, folder: None, tmp_path / "here", seconds=0.1)
+    found = rehearse(make, lambda *_: None, tmp_path / "here", seconds=0.1)
     memory, weights = found.memory, 2 * WIDTH * WIDTH * 4
     assert memory is not None
     assert memory.weights == memory.gradients == weights
