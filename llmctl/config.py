@@ -225,10 +225,10 @@ def read_recipe(path: Path, stage: str) -> Recipe:
     if table is None:
         known = ", ".join(f"[{name}]" for name in tables) or "no tables"
         raise InputError(
-            f"--recipe {path} has no table [{stage}] (it has {known}); add one, empty for defaults"
+            f"recipe {path} has no table [{stage}] (it has {known}); add one, empty for defaults"
         )
     if not isinstance(table, dict):
-        raise InputError(f"--recipe {path}: {stage} is a value; write a table [{stage}]")
+        raise InputError(f"recipe {path}: {stage} is a value; write a table [{stage}]")
     return Recipe(table, path)
 
 
@@ -237,11 +237,11 @@ def read_tables(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"--recipe {path}: no such file") from None
+        raise InputError(f"recipe {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--recipe {path} can't be read: {error}") from None
+        raise InputError(f"recipe {path} can't be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"--recipe {path} is not TOML: {error}") from None
+        raise InputError(f"recipe {path} is not TOML: {error}") from None
 
 
 def field_names(kind: type[Config], prefix: str = "") -> list[str]:

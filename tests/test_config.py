@@ -127,8 +127,27 @@ def test_a_recipe_that_cannot_be_read_is_named(tmp_path: Path, make: str):
     elif make != "missing":
         content = {"not UTF-8": b"\xff", "not TOML": b"[", "value": b"tokenize = 1"}[make]
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"^--recipe .*r\.toml"):
+    with pytest.raises(InputError, match=r"^recipe .*r\.toml"):
         read_recipe(path, "tokenize")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("-1", "greater than or equal to 0, or 'auto', and -1 was given"),
+        ("aut", "or 'auto', and 'aut' was given"),
+    ],
+)
+def test_of_a_field_with_alternatives_all_are_named(value: str, says: str):
+    with pytest.raises(ConfigError, match=r"^training\.micro_batch: ") as caught:
+        resolve("bert", None, parse_assignments([f"training.micro_batch={value}"]))
+    assert str(caught.value).endswith(says)
+
+
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_numbers_are_finite(value: str):
+    with pytest.raises(ConfigError, match=r"^training\.learning_rate: .*finite"):
+        resolve("bert", None, parse_assignments([f"training.learning_rate={value}"]))
 
 
 def test_a_column_may_be_given_by_its_number():

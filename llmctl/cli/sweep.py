@@ -19,7 +19,7 @@ EXAMPLE = "Example: llmctl sweep recipe.toml --grid training.lr=1e-4,3e-4,1e-3 -
 def command(
     recipe: Annotated[
         Path,
-        typer.Argument(help="A TOML file with a table [pretrain] or [finetune].", metavar="RECIPE"),
+        typer.Argument(help="A TOML file with a table pretrain or finetune.", metavar="RECIPE"),
     ],
     grid: Annotated[
         list[str],

@@ -36,6 +36,7 @@ class Trainings:
         """What ``llmctl pretrain`` would train."""
         from llmctl.stages import ngram, pretrain
         from llmctl.stages.inputs import find_pretraining
+        from llmctl.training.precision import choose_device
 
         chosen, layers = self._taken(values, PRETRAINING)
         arch, preset = chosen.get("arch", "bert"), chosen.get("preset")
@@ -50,6 +51,7 @@ class Trainings:
                 self.shards[given] = ngram.shards_of(workspace, given[1], reporter)
         else:
             config = pretrain.resolve(arch, preset, *layers)
+            choose_device(config.training.device)
             train = pretrain.pretrain
             if given not in self.shards:
                 self.shards[given] = pretrain.shards_of(workspace, arch, given[1], reporter)
@@ -90,6 +92,7 @@ class Trainings:
         config = finetune.resolve(chosen.get("task"), *layers)
         workspace, reporter = self.workspace, self.reporter
         words = {"--from": start, "--data": str(data), "--like": like, "--task": config.task}
+        finetune.check(workspace, start, data, config, like=like, reporter=reporter)
 
         def find(name: str) -> Artefact | None:
             return finetune.find(

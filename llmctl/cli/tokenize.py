@@ -89,7 +89,7 @@ def command(
         typer.Option(
             metavar="[ADDRESS]",
             help="Make all parts on a Ray cluster: the one at an address (host:port, ray://…), by "
-            "default the running one, or else this machine. Needs llmctl[scale].",
+            "default the running one, or else this machine. Needs the extra scale.",
         ),
     ] = None,
     name: options.NameOption = None,

@@ -25,7 +25,14 @@ MEMORY_NAMES = {
 def render_plan(plan: dict[str, Any]) -> RenderableType:
     """A plan: what is trained, then time, memory and parameters."""
     if "parameters_by_part" not in plan:  # n-grams are counted, not trained
-        return _table("plan", ((key.replace("_", " "), str(value)) for key, value in plan.items()))
+        work = [
+            ("tokens", f"{plan['tokens']:,}"),
+            ("n-grams, at most", f"{plan['parameters_at_most']:,}"),
+            ("memory, at most", size(plan["memory_bytes_at_most"])),
+            ("time", duration(plan["expected_seconds"])),
+            *_cost(plan),
+        ]
+        return _table(f"pretrain: {plan['shards']}", work)
     parts = plan["parameters_by_part"]
     seconds, memory = plan["seconds_by_part"], plan["memory_by_kind"]
     compiled = "compiled" if plan["compiled"] else "not compiled"
@@ -39,10 +46,8 @@ def render_plan(plan: dict[str, Any]) -> RenderableType:
         ("operations a step", f"{count(plan['flops_per_step'])}FLOP"),
         ("operations in all", f"{count(plan['flops'])}FLOP"),
         ("share of the machine's matrix rate", f"{plan['flops_utilisation']:.0%}"),
+        *_cost(plan),
     ]
-    if "cost" in plan:
-        price = f"at {plan['price_per_hour']:g} an hour"
-        work.append(("cost", f"{plan['cost']:,.2f} {price}"))
     tables = [
         _table(f"{plan['stage']}: {plan.get('shards') or plan.get('data')}", work),
         _table(
@@ -59,6 +64,12 @@ def render_plan(plan: dict[str, Any]) -> RenderableType:
         ),
     ]
     return Group(*tables)
+
+
+def _cost(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    if "cost" not in plan:
+        return []
+    return [("cost", f"{plan['cost']:,.2f} at {plan['price_per_hour']:g} an hour")]
 
 
 def _times(name: str, plan: dict[str, Any]) -> str:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
+NAME_WIDTH = 12
+"""Characters that a name keeps in a line where a terminal is narrow: the others wrap then."""
+
 
 def simple_table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
     """A table without lines between its columns: (heading, ``left`` or ``right``)."""
@@ -21,7 +24,7 @@ def simple_table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
         table.add_column(
             heading,
             justify=justify,  # type: ignore[arg-type]
-            no_wrap=heading != "name",
+            min_width=NAME_WIDTH if heading == "name" else None,
             overflow="fold",
         )
     return table

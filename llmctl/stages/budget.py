@@ -162,7 +162,7 @@ class Chooser:
         begun: float,
         open_pretraining: Opener,
         make_trainer: Maker,
-        world: World,
+        world: World = ALONE,
     ) -> None:
         assert config.budget is not None
         self.config, self.budget, self._begun = config, float(config.budget), begun

@@ -55,9 +55,11 @@ def compare(workspace: Workspace, names: Sequence[str]) -> dict[str, Any]:
 def described(run: Artefact) -> dict[str, Any]:
     """All that a run was made by, by dotted names: its configuration, inputs and machine."""
     manifest = run.manifest
+    # Not what a budget was free to choose: what it chose is there.
+    config = {key: value for key, value in manifest.config.items() if key != "chosen"}
     return {
         "stage": manifest.stage,
-        **flat({"seed": manifest.seed, **manifest.config}),
+        **flat({"seed": manifest.seed, **config}),
         # Behind the configuration, whose ``data`` and ``model`` are tables.
         **{f"input.{r.role}": f"{r.name} {r.digest[:12]}" for r in manifest.inputs},
         **{f"machine.{k}": manifest.summary[k] for k in MACHINE if k in manifest.summary},

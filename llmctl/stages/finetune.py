@@ -17,12 +17,13 @@ from llmctl.models import ARCHITECTURES
 from llmctl.stages.finetune_classify import ClassifyConfig, ClassifyTask
 from llmctl.stages.finetune_instruct import InstructConfig, InstructTask
 from llmctl.stages.finetune_seq2seq import Seq2SeqConfig, Seq2SeqTask
-from llmctl.stages.finetune_task import FinetuneConfig, Task
+from llmctl.stages.finetune_task import FinetuneConfig, Task, check_layers
 from llmctl.stages.inputs import data_record, newest_pretrained, open_model
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import ADAPTER, Machine, StopFlag, run_training
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.lora import additions, merge
+from llmctl.training.precision import choose_device
 from llmctl.training.trainer import Progress, Trainer
 from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace, slug
@@ -43,9 +44,10 @@ TASKS: dict[str, tuple[type[FinetuneConfig], Any]] = {
 def resolve(task: str | None, *layers: Mapping[str, Any]) -> FinetuneConfig:
     """The configuration of a task from its defaults and what is laid over them.
 
-    Raises UsageError for an unknown task.
+    task: by default what the last layer says that names one. Raises UsageError for an unknown task.
     """
-    task = task or DEFAULT_TASK
+    named = (layer["task"] for layer in reversed(layers) if "task" in layer)
+    task = task or next(named, None) or DEFAULT_TASK
     # A recipe may give any value: a list compares where a dictionary would want a hash.
     if task not in list(TASKS):
         raise UsageError(
@@ -135,6 +137,21 @@ def find(
     Raises NameTaken if something else has the name.
     """
     return _resolve(workspace, start, data, config, like, name, False, reporter).found
+
+
+def check(
+    workspace: Workspace,
+    start: str,
+    data: Path,
+    config: FinetuneConfig,
+    *,
+    like: str | None,
+    reporter: Reporter,
+) -> None:
+    """Raises what would stop a finetuning before it begins, as far as can be told without reading
+    its data."""
+    check_layers(config, _opened(workspace, start, data, config, like, reporter).base)
+    choose_device(config.training.device)
 
 
 def open_task(
@@ -271,13 +288,20 @@ def plan(
 
 
 @dataclass(frozen=True)
-class _Given:
-    """What a finetuning starts from, and the run that it is."""
+class _Opened:
+    """What a finetuning is made from."""
 
     base: ModelFolder
     scratch: bool
     config: FinetuneConfig
     inputs: list[InputRecord]
+    """The model's first."""
+
+
+@dataclass(frozen=True)
+class _Given(_Opened):
+    """That, and the run that it is."""
+
     identity: dict[str, Any]
     name: str
     found: Artefact | None
@@ -294,16 +318,14 @@ class _Given:
         return task
 
 
-def _resolve(
+def _opened(
     workspace: Workspace,
     start: str,
     data: Path,
     config: FinetuneConfig,
     like: str | None,
-    name: str | None,
-    force: bool,
     reporter: Reporter,
-) -> _Given:
+) -> _Opened:
     scratch = start == SCRATCH
     if scratch and config.method != "full":
         raise UsageError(
@@ -319,17 +341,31 @@ def _resolve(
     inputs = [record, data_record(data)]
     if isinstance(config, Seq2SeqConfig) and config.data.target is not None:
         inputs.append(data_record(config.data.target, "target"))
-    identity = {**config.identity(), "scratch": scratch}
-    suffix = SCRATCH if scratch else Path(record.name).name
+    return _Opened(base, scratch, config, inputs)
+
+
+def _resolve(
+    workspace: Workspace,
+    start: str,
+    data: Path,
+    config: FinetuneConfig,
+    like: str | None,
+    name: str | None,
+    force: bool,
+    reporter: Reporter,
+) -> _Given:
+    opened = _opened(workspace, start, data, config, like, reporter)
+    identity = {**config.identity(), "scratch": opened.scratch}
+    suffix = SCRATCH if opened.scratch else Path(opened.inputs[0].name).name
     run_name, found = workspace.match(
         "run",
         name,
         f"{slug(data.name.partition('.')[0], 'data')}-{suffix}",
-        fingerprint("finetune", identity, inputs),
+        fingerprint("finetune", identity, opened.inputs),
         force=force,
         note=reporter.note,
     )
-    return _Given(base, scratch, config, inputs, identity, run_name, found)
+    return _Given(**vars(opened), identity=identity, name=run_name, found=found)
 
 
 def _network(

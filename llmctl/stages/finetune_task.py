@@ -84,7 +84,7 @@ class Task(ABC):
 
     def __init__(self, base: ModelFolder, config: FinetuneConfig, *, scratch: bool) -> None:
         """Raises ConfigError where more blocks are named than the model has."""
-        _check_layers(config, base)
+        check_layers(config, base)
         self.base, self.config, self._scratch = base, config, scratch
 
     @abstractmethod
@@ -159,7 +159,8 @@ class Task(ABC):
         return model
 
 
-def _check_layers(config: FinetuneConfig, base: ModelFolder) -> None:
+def check_layers(config: FinetuneConfig, base: ModelFolder) -> None:
+    """Raises ConfigError where more blocks are named than the model has."""
     layers = base.config.num_layers
     named = {"--freeze-layers": config.freeze_layers}
     if config.method == "last-layers":

@@ -225,6 +225,8 @@ def plan(
     price: float | None = None,
 ) -> dict[str, Any]:
     """The resolved configuration, and what it will take on this machine."""
+    from llmctl.training.plan import cost
+
     shards = shards_of(workspace, shards_name, reporter)
     documents = Documents(shards)
     blocks = documents.train_blocks()
@@ -235,6 +237,7 @@ def plan(
     train([sample], vocab_size, documents.start, config.model, dtype=np.float32)
     seconds = time.perf_counter() - started
     ngrams = vocab_size + (config.model.order - 1) * tokens
+    expected = seconds * tokens / len(sample.tokens)
     return {
         "config": config.model_dump(mode="json"),
         "plan": {
@@ -242,6 +245,7 @@ def plan(
             "tokens": tokens,
             "parameters_at_most": ngrams,
             "memory_bytes_at_most": ngrams * BYTES_OF_NGRAM,
-            "expected_seconds": seconds * tokens / len(sample.tokens),
+            "expected_seconds": expected,
+            **cost(expected, price),
         },
     }

@@ -11,7 +11,13 @@ from typing import Any
 from llmctl.errors import InputError, did_you_mean
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.manifests import FOLDERS, InputRecord, Kind, Manifest
-from llmctl.workspace.runs import read_metrics, read_progress, resume_command, run_state
+from llmctl.workspace.runs import (
+    has_diverged,
+    read_metrics,
+    read_progress,
+    resume_command,
+    run_state,
+)
 
 SCHEMA_VERSION = 1
 """Of the documents that ``llmctl status --json`` prints; raised when a field changes meaning."""
@@ -118,7 +124,8 @@ def detail(workspace: Workspace, name: str) -> dict[str, Any]:
     }
     if manifest.kind == "run":
         document["run"] = run_line(artefact)
-        document["resume"] = None if artefact.finished else resume_command(manifest)
+        over = artefact.finished or has_diverged(artefact)
+        document["resume"] = None if over else resume_command(manifest)
         document["checkpoints"] = sorted(
             path.name for path in (artefact.folder / "checkpoints").glob("step-*")
         )

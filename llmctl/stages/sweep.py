@@ -18,13 +18,13 @@ from typing import Any, Literal
 import torch
 
 from llmctl.config import Config, as_assignments, merge
-from llmctl.errors import ConfigError, DivergedError, InputError, NameTaken, UsageError
+from llmctl.errors import DivergedError, InputError, NameTaken, UsageError
 from llmctl.reporting.units import figure, short
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.sweep_grid import Point, tree_of
 from llmctl.stages.sweep_halving import Rung, part_of_budget
 from llmctl.workspace.artefacts import Artefact, Workspace
-from llmctl.workspace.runs import read_progress
+from llmctl.workspace.runs import has_diverged
 
 SCHEMA_VERSION = 1
 """Of the document that ``llmctl sweep --json`` prints; raised when a field changes meaning."""
@@ -46,7 +46,8 @@ class Training:
 
 
 Prepare = Callable[[Mapping[str, Any]], Training]
-"""A training from values laid over all others; raises ConfigError where they can't be."""
+"""A training from values laid over all others. Raises UsageError or InputError where it could not
+begin."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,12 @@ def _prepared(prepare: Prepare, point: Point) -> Training:
     """Raises what ``prepare`` raises, with the point where that is the grid's fault."""
     try:
         return prepare(tree_of(point.values))
-    except ConfigError as error:
+    except (UsageError, InputError) as error:
         try:
             prepare({})
-        except ConfigError:
+        except (UsageError, InputError):
             raise error from None
-        raise ConfigError(f"--grid, at {point.label}: {error}") from None
+        raise type(error)(f"--grid, at {point.label}: {error}") from None
 
 
 def _check_budgets(points: Sequence[Point], whole: Sequence[Training]) -> None:
@@ -230,11 +231,7 @@ def _state(training: Training, name: str, known: set[str], force: bool) -> State
     assert found is not None
     if found.finished:
         return "finished"
-    progress = read_progress(found.folder)
-    diverged = progress.get("state") == "failed" and (
-        progress.get("exit_code") == DivergedError.exit_code
-    )
-    if diverged:
+    if has_diverged(found):
         return "new" if force else "diverged"
     return "interrupted"
 

@@ -158,10 +158,6 @@ class Plan:
         r, plan = self.rehearsal, self.schedule()
         flops_per_step = self.flops_per_token * r.tokens_per_step
         rate = flops_per_step / r.seconds_per_step
-        cost = {} if price is None else {
-            "price_per_hour": price,
-            "cost": self.seconds / 3600 * price,
-        }  # fmt: skip
         return {
             "parameters": sum(self.parameters.values()),
             "parameters_by_part": dict(self.parameters),
@@ -181,5 +177,10 @@ class Plan:
             "seconds_per_step": r.seconds_per_step,
             "expected_seconds": self.seconds,
             "seconds_by_part": self.seconds_by_part(),
-            **cost,
+            **cost(self.seconds, price),
         }
+
+
+def cost(seconds: float, price: float | None) -> dict[str, float]:
+    """What so long a training costs, where the price of an hour is given."""
+    return {} if price is None else {"price_per_hour": price, "cost": seconds / 3600 * price}

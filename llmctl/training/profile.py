@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,8 @@ class StepProfiler:
 
     def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
         """folder: what to write. tell: takes the table."""
-        self._folder, self._tell = folder, tell
+        self._folder, self._tell, self._steps = folder, tell, 0
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells of its own starts and ends
         self._profile = profile(
             activities=supported_activities(),
             schedule=schedule(wait=SETTLING - 1, warmup=1, active=STEPS, repeat=1),
@@ -47,13 +49,21 @@ class StepProfiler:
 
     def step(self) -> None:
         """After each."""
+        self._steps += 1
         self._profile.step()
 
     def stop(self) -> None:
-        """After the last; too short a training has none to show."""
+        """After the last. Too short a training is told so."""
         self._profile.stop()
+        if self._steps < SETTLING + STEPS:
+            self._tell(
+                f"--profile traces steps {SETTLING + 1} to {SETTLING + STEPS}, and {self._steps} "
+                "were done: there is no trace"
+            )
 
     def _write(self, found: profile) -> None:
+        if self._steps < SETTLING + STEPS:  # a part of them, and the end of training
+            return
         averages = {event.key: event for event in found.key_averages()}
         parts = [
             (name, averages[name].cpu_time_total, averages[name].count)
@@ -77,7 +87,7 @@ class StepProfiler:
         )[:OPERATIONS]
         rows = {
             kind: [
-                Row(name, time / 1e3 / STEPS, time / max(total, 1e-9), count / STEPS)
+                Row(name, time / 1e3 / STEPS, time / total, count / STEPS)
                 for name, time, count in entries
             ]
             for kind, entries in (("parts", parts), ("operations", operations))

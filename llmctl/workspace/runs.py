@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from llmctl.errors import InputError
+from llmctl.errors import DivergedError, InputError
 from llmctl.workspace.artefacts import Artefact
 from llmctl.workspace.files import errors_naming, read_json, write_atomic, write_json
 from llmctl.workspace.locks import is_locked
@@ -145,6 +145,13 @@ def resume_command(manifest: Manifest) -> str:
 def _given_as(record: InputRecord) -> str:
     """What an option takes for an input: an artefact's name, or a path."""
     return record.artefact[1] if record.artefact else record.name
+
+
+def has_diverged(artefact: Artefact) -> bool:
+    """Whether a run ended as its losses or gradients were not finite: it would again."""
+    progress = read_progress(artefact.folder)
+    code = progress.get("exit_code")
+    return progress.get("state") == "failed" and code == DivergedError.exit_code
 
 
 def run_state(artefact: Artefact, progress: dict[str, Any]) -> State:

@@ -6,13 +6,17 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from llmctl.cli import options
+from llmctl.errors import LostProcess, ResourceError, UsageError
 from tests.conftest import TINY
 from tests.run import llmctl, one_sentence
 
@@ -265,3 +269,57 @@ def test_debug_shows_the_traceback(tiny_workspace: Path):
     result = llmctl(tiny_workspace, "--debug", "tokenize", "nowhere.txt", code=3)
     assert "Traceback" in result.stderr
     assert os.linesep in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ResourceError("out of memory in process 1"), True),
+        (MemoryError(), True),
+        (UsageError("--name is wrong"), False),
+        (LostProcess("process 1 lost the others"), False),
+    ],
+)
+def test_of_several_processes_the_one_tells_that_met_it(
+    error: Exception,
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """What all meet the first tells of; what one may meet alone, that one."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(options, "SILENT_SECONDS", 0.0)
+
+    @options.guarded
+    def command() -> None:
+        raise error
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        command()
+    signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err.startswith("error: ") == told
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+def test_a_signal_that_a_library_swallows_ends_the_process_all_the_same(tiny_workspace: Path):
+    script = """
+import signal, time
+from llmctl.cli import options
+options.LAST_RESORT_SECONDS = 0.3
+
+class Library:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)  # what is raised in here is dropped
+
+@options.guarded
+def command():
+    Library()
+    time.sleep(30)
+
+command()
+"""
+    begun = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert result.returncode == 143
+    assert time.perf_counter() - begun < 20

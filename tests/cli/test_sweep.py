@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from llmctl.cli.app import app
@@ -354,6 +355,26 @@ def test_finetunings_are_judged_by_their_criterion(root: Path, tmp_path: Path, l
     halved = sweep(root, recipe, *words, "--halving", "--factor", "4",
                    "--set", "data.label_column=label", "--name", "halved")  # fmt: skip
     assert [rung["points"] for rung in halved["rungs"]] == [4, 1]
+
+
+@pytest.mark.parametrize(
+    ("grid", "code", "says"),
+    [
+        ("freeze_layers=0,9", 2, "--grid, at freeze_layers=9: --freeze-layers 9: the model has"),
+        ("from=tiny,nope", 3, "--grid, at from=nope: "),
+        ("data=DATA,nope.csv", 3, "nope.csv"),
+        ("training.device=cpu,cuda", 2, "training.device cuda"),
+    ],
+)
+def test_what_could_not_begin_is_refused_before_anything_trains(
+    root: Path, tmp_path: Path, labelled_file: Path, grid: str, code: int, says: str
+):
+    if "cuda" in grid and torch.cuda.is_available():
+        pytest.skip("it could")
+    recipe = tmp_path / "refused.toml"
+    recipe.write_text(FINETUNE.format(data=labelled_file))
+    words = ["--grid", grid.replace("DATA", str(labelled_file)), "--dry-run"]
+    assert says in refused(root, recipe, *words, code=code)
 
 
 def test_a_recipe_of_a_sweep_trains_alone_too(root: Path, tmp_path: Path, labelled_file: Path):

@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmctl.workspace.locks import writer_lock
 from llmctl.workspace.tensors import read_tensors
 from tests.run import llmctl, one_sentence, start
 
@@ -160,6 +162,10 @@ def test_a_signal_to_the_launcher_writes_a_checkpoint(root: Path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "after writing a checkpoint" in err
+    # And nothing of the launcher's own.
+    command = one_sentence(subprocess.CompletedProcess(process.args, 143, "", err))
+    assert "--nproc 2" in command.partition("go on with: ")[2]
+    assert "death signal" not in err
     step = json.loads((root / "runs" / "stopped" / "progress.json").read_text())["step"]
     assert (root / "runs" / "stopped" / "checkpoints" / f"step-{step:08d}").is_dir()
 
@@ -167,6 +173,44 @@ def test_a_signal_to_the_launcher_writes_a_checkpoint(root: Path):
 def test_an_error_is_told_once_with_its_exit_code(root: Path):
     result = llmctl(root, *OPTIONS, "--nproc", "2", "--shards", "nowhere", code=3)
     assert "nowhere" in one_sentence(result)
+
+
+def test_a_run_that_another_writes_is_refused_in_one_sentence(root: Path):
+    with writer_lock(root / "runs" / "taken"):
+        result = llmctl(root, *OPTIONS, "--nproc", "2", "--name", "taken", code=4)
+    assert "taken" in one_sentence(result)
+
+
+@NEEDS_PROC
+def test_without_its_launcher_a_training_stops_with_a_checkpoint(root: Path):
+    longer = [*OPTIONS, "--set", "training.max_steps=100000"]
+    process = start(root, *longer, "--name", "orphan", "--nproc", "2")
+    wait_for_checkpoint(root, "orphan")
+    process.kill()
+    process.communicate(timeout=60)  # the children have its stderr, too
+    progress = json.loads((root / "runs" / "orphan" / "progress.json").read_text())
+    assert progress["state"] == "interrupted"
+    step = progress["step"]
+    assert (root / "runs" / "orphan" / "checkpoints" / f"step-{step:08d}").is_dir()
+
+
+def test_a_budget_is_chosen_together_and_kept(root: Path):
+    """All choose one shape and batch, though each has times of its own."""
+    begun = time.perf_counter()
+    result = llmctl(
+        root, "pretrain", "--arch", "nanochat", "--shards", "text", "--name", "budget",
+        "--budget", "24s", "--nproc", "2", "--set", "data.sequence_length=32",
+        "--set", "model.max_positions=32", "--set", "training.precision=fp32", "--json",
+    )  # fmt: skip
+    # With what a busy machine adds.
+    assert time.perf_counter() - begun < 1.5 * 24
+    told = json.loads(result.stdout)
+    assert told["processes"] == 2
+    log = (root / "runs" / "budget" / "metrics.jsonl").read_text().splitlines()
+    rates = [r["learning_rate"] for r in map(json.loads, log) if r["kind"] == "train"]
+    assert rates[-1] < 0.1 * max(rates)
+    steps = [r["step"] for r in map(json.loads, log) if r["kind"] == "train"]
+    assert steps == sorted(set(steps))
 
 
 def test_sharing_a_model_with_nobody_is_refused(root: Path):

@@ -108,7 +108,10 @@ def test_a_plan_reads_a_recipe_and_draws_tables(tiny_workspace: Path, tmp_path: 
 def test_n_grams_have_a_plan_too(decoder_workspace: Path):
     plan = planned(decoder_workspace, "--arch", "ngram")
     assert plan["parameters_at_most"] > 0
-    assert "expected seconds" in llmctl(decoder_workspace, "plan", "--arch", "ngram").stdout
+    priced = planned(decoder_workspace, "--arch", "ngram", "--price-per-hour", "7200")
+    assert priced["cost"] == pytest.approx(2 * priced["expected_seconds"])
+    words = ("plan", "--arch", "ngram", "--price-per-hour", "7200")
+    assert "at 7200 an hour" in llmctl(decoder_workspace, *words).stdout
 
 
 def test_a_finetuning_is_planned_from_its_data(own_workspace: Path, labelled_file: Path):

@@ -189,7 +189,7 @@ def test_best_weights_that_could_not_be_written_are_in_no_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "write_tensors", full_disk)
         store.save_best(10, model.state_dict())
-        store._writer._thread.join()  # type: ignore[union-attr]
+        store._writer._idle.wait()
     with pytest.raises(OSError, match="No space left"):
         store.save(10, *tensors(model), {"best_step": 10})
     assert store.steps() == []

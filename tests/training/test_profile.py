@@ -29,6 +29,16 @@ def test_some_steps_are_traced(tmp_path: Path):
     assert "perfetto" in told[1]
 
 
+@pytest.mark.parametrize("steps", [3, 7, 9])
+def test_too_short_a_training_has_none(tmp_path: Path, steps: int):
+    told: list[str] = []
+    trainer = make_trainer(tmp_path / "store", steps)
+    trainer.profiler = StepProfiler(tmp_path / "profile", told.append)
+    list(trainer.run())
+    assert told == [f"--profile traces steps 6 to 10, and {steps} were done: there is no trace"]
+    assert not (tmp_path / "profile").exists()
+
+
 def test_a_profile_changes_nothing(tmp_path: Path):
     plain, traced = make_trainer(tmp_path / "plain", 12), make_trainer(tmp_path / "traced", 12)
     traced.profiler = StepProfiler(tmp_path / "profile", lambda text: None)

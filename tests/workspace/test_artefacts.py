@@ -417,6 +417,27 @@ def test_the_recorded_command_names_the_workspace_of_the_environment(
     assert manifest("x").command == ["llmctl", "tokenize", "a.txt"]
 
 
+@pytest.mark.parametrize(
+    ("words", "nodes", "command"),
+    [
+        ([], "1", "torchrun --nproc-per-node 2 -m llmctl pretrain"),
+        ([], "3", "torchrun --nnodes 3 --rdzv-endpoint HOST:PORT --nproc-per-node 2 -m llmctl "
+                  "pretrain"),
+        (["--nproc", "2"], "1", "llmctl pretrain --nproc 2"),
+        (["--nproc=2"], "1", "llmctl pretrain --nproc=2"),
+    ],
+)  # fmt: skip
+def test_the_recorded_command_has_all_its_processes(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], nodes: str, command: str
+):
+    monkeypatch.setattr(sys, "argv", ["llmctl", "pretrain", *words])
+    monkeypatch.delenv("LLMCTL_WORKSPACE", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", str(2 * int(nodes)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", nodes)
+    assert " ".join(manifest("x").command) == command
+
+
 def test_damaged_artefacts_match_nothing_and_are_told_of(workspace: Workspace):
     good, bad = publish(workspace, "good"), publish(workspace, "bad", value=2)
     (bad.folder / "manifest.json").write_text("{")

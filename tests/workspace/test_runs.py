@@ -72,6 +72,9 @@ def test_a_bad_line_inside_is_an_input_error_that_names_it(tmp_path: Path):
     path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n{"step": 4}\n')
     with pytest.raises(InputError, match=r"metrics\.jsonl:2"):
         read_metrics(path)
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n3\n{"step": 4}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl:3"):
+        read_metrics(path)
 
 
 def test_a_run_without_a_log_has_no_records(tmp_path: Path):
