@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from llmctl.cli import options
+from llmctl.cli import launch, options
 from llmctl.cli.options import guarded
 from llmctl.cli.pretrain import plan_of, resolved
 
@@ -51,6 +50,7 @@ def command(
         float | None,
         typer.Option(min=0.0, help="What an hour on this machine costs, in any currency."),
     ] = None,
+    nproc: options.NprocOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
     set_: options.SetOption = [],  # noqa: B006
     json: options.JsonOption = False,
@@ -58,7 +58,8 @@ def command(
 ) -> None:
     """Say what a training will take on this machine before it starts: parameters, operations,
     memory, time and cost. Its first steps are rehearsed, and nothing is kept of them."""
-    begun = time.perf_counter()
+    begun = launch.begun()
+    launch.run_together(nproc, 0)
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.config import parse_assignments, read_recipe
     from llmctl.errors import UsageError

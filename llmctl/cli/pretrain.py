@@ -56,8 +56,7 @@ def command(
 ) -> None:
     """Train a model on shards. Stopped or killed, the same command goes on where it was."""
     begun = launch.begun()
-    if not dry_run:
-        launch.run_together(nproc, max_restarts)
+    launch.run_together(nproc, max_restarts)
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.config import read_recipe, take
     from llmctl.errors import UsageError

@@ -36,9 +36,11 @@ def render_plan(plan: dict[str, Any]) -> RenderableType:
     parts = plan["parameters_by_part"]
     seconds, memory = plan["seconds_by_part"], plan["memory_by_kind"]
     compiled = "compiled" if plan["compiled"] else "not compiled"
+    several = plan["processes"] > 1
+    together = f", {plan['processes']} processes" if several else ""
     tokens = f"{count(plan['tokens'])} tokens, {plan['tokens_per_step']:,.0f} a step"
     work = [
-        ("on", f"{plan['device']}, {plan['precision']}, {compiled}"),
+        ("on", f"{plan['device']}, {plan['precision']}, {compiled}{together}"),
         ("steps", f"{plan['total_steps']:,}"),
         ("tokens", tokens),
         ("speed", f"{plan['tokens_per_second']:,.0f} tokens/s"),
@@ -55,7 +57,7 @@ def render_plan(plan: dict[str, Any]) -> RenderableType:
             ((f"{name}{_times(name, plan)}", duration(value)) for name, value in seconds.items()),
         ),
         _table(
-            f"memory: {size(plan['memory_bytes'])}",
+            f"memory{' of each process' if several else ''}: {size(plan['memory_bytes'])}",
             ((MEMORY_NAMES.get(name, name), size(value)) for name, value in memory.items()),
         ),
         _table(

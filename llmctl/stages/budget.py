@@ -31,7 +31,7 @@ from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, agreed
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.distributed import ALONE, World
-from llmctl.training.plan import PROCESS_SECONDS, TOGETHER_SECONDS, multiplied_weights
+from llmctl.training.plan import multiplied_weights, process_seconds
 from llmctl.training.precision import (
     choose_compile,
     choose_device,
@@ -312,7 +312,7 @@ class Chooser:
 
     def _seconds_left(self) -> float:
         """For training, before what follows it is known: a twentieth is left for that."""
-        return 0.95 * self.budget - self.spent() - process_seconds(self.machine.world)
+        return 0.95 * self.budget - self.spent() - process_seconds(self.machine.world.size)
 
     def _ranked(self, indices: Iterable[int]) -> list[tuple[int, Candidate]]:
         seconds = self._seconds_left()
@@ -343,7 +343,7 @@ class Chooser:
         if self._compiles(training):
             training = COMPILE_SECONDS + COMPILED_SHARE * training
             compiling = f", compiling takes about {duration(COMPILE_SECONDS)}"
-        need = training + self.spent() + process_seconds(self.machine.world)
+        need = training + self.spent() + process_seconds(self.machine.world.size)
         return (
             f"--budget {duration(self.budget)} is too short: start-up and calibration took "
             f"{duration(self.spent())}{compiling}, and {LEAST_STEPS} steps of "
@@ -479,11 +479,6 @@ def _with_training(config: AnyConfig, **changes: Any) -> AnyConfig:
     return config.replace(training=config.training.replace(**changes).model_dump())
 
 
-def process_seconds(world: World) -> float:
-    """What processes take to start and to end, beside what they can time themselves."""
-    return PROCESS_SECONDS + (TOGETHER_SECONDS if world.size > 1 else 0.0)
-
-
 def _tail(trial: Rehearsal, world: World) -> float:
     """Seconds from the time limit to the end of the process: half of a step on average, then the
     last validation, checkpoint and export."""
@@ -492,7 +487,7 @@ def _tail(trial: Rehearsal, world: World) -> float:
         + trial.validation_seconds
         + trial.checkpoint_seconds
         + trial.export_seconds
-        + process_seconds(world)
+        + process_seconds(world.size)
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from llmctl.stages.pretrain import (
     total_steps,
 )
 from llmctl.stages.reporter import Reporter
-from llmctl.stages.session import Machine, rehearsal_folder
+from llmctl.stages.session import Machine, agreed, rehearsal_folder
 from llmctl.training.checkpoints import CheckpointStore
-from llmctl.training.distributed import ALONE
+from llmctl.training.distributed import joined
 from llmctl.training.memory import FRAGMENTS
 from llmctl.training.plan import Extent, Plan, parameters_by_part
 from llmctl.training.precision import (
@@ -59,68 +60,73 @@ def plan_pretraining(
     begun: float | None = None,
     price: float | None = None,
 ) -> dict[str, Any]:
-    """The resolved configuration, and what it will take on this machine.
+    """The resolved configuration, and what it will take on this machine; where several processes
+    will train, all must call it.
 
     begun: when the command began, by time.perf_counter; default now. price: of an hour.
     """
-    begun = time.perf_counter() if begun is None else begun
-    shards = shards_of(workspace, config.arch, shards_name, reporter)
-    choice = None
-    if config.budget is not None:
-        config, choice = choose_for_budget(workspace, shards, config, begun, reporter, ALONE)
-    pretraining, config = open_pretraining(shards, config)
-    device = choose_device(config.training.device)
-    precision = choose_precision(config.training.precision, device)
-    batches = pretraining.batches("train", seed=config.seed)
-    total = total_steps(config.training, batches)
-    start = time.perf_counter() - begun
+    with joined() as world:
+        begun = time.perf_counter() if begun is None else begun
+        shards = shards_of(workspace, config.arch, shards_name, reporter)
+        choice = None
+        if config.budget is not None:
+            config, choice = choose_for_budget(workspace, shards, config, begun, reporter, world)
+        pretraining, config = open_pretraining(shards, config)
+        device = choose_device(config.training.device)
+        precision = choose_precision(config.training.precision, device)
+        batches = pretraining.batches("train", seed=config.seed)
+        total = total_steps(config.training, batches)
+        start = time.perf_counter() - begun
 
-    def make(machine: Machine, store: CheckpointStore) -> Trainer:
-        return make_trainer(pretraining, config, machine, store, Reporter())
+        def make(machine: Machine, store: CheckpointStore) -> Trainer:
+            return make_trainer(pretraining, config, machine, store, Reporter())
 
-    def export(model: nn.Module, progress: Progress, folder: Path) -> object:
-        return export_model(pretraining, config, model, folder)
+        def export(model: nn.Module, progress: Progress, folder: Path) -> object:
+            return export_model(pretraining, config, model, folder)
 
-    compiled = config.training.compile == "on"
-    if config.training.compile == "auto":
-        # As the run will tell it, with what that takes it.
-        told = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):
-            seconds = expected_seconds(pretraining, config, Machine(device, precision, False))
-        start += time.perf_counter() - told
-        compiled = choose_compile("auto", device, seconds)
-    if compiled:
-        reporter.note("compiling the model, as the run will: up to a minute")
-    machine = Machine(device, precision, compiled)
-    rehearsal = _rehearse(workspace, make, export, machine)
-    looks = pretraining.batches("validation", seed=0).per_epoch > 0
-    with torch.device("meta"):
-        model = pretraining.build_model(config.seed)
-    plan = Plan(
-        parameters=parameters_by_part(model),
-        flops_per_token=pretraining.flops_per_token(),
-        rehearsal=rehearsal,
-        training=config.training,
-        extent=Extent(total, eval_every(config.training, total), looks),
-        start_seconds=start,
-        matrix_flops=machine.matrix_flops,
-        logits_bytes=4 * config.model.vocab_size * rows_at_a_time(device, config.model.vocab_size),
-        fragments=FRAGMENTS.get(device.type, 0.0),
-        mapped_bytes=sum(path.stat().st_size for path in shards.folder.glob("train-*.arrow")),
-    )
-    return {
-        "config": config.model_dump(mode="json"),
-        "plan": {
-            "stage": "pretrain",
-            "shards": shards.manifest.name,
-            "device": device.type,
-            "precision": precision,
-            "compiled": compiled,
-            "steps_per_epoch": batches.per_epoch,
-            **plan.document(price),
-            **({"budget": choice.document()} if choice is not None else {}),
-        },
-    }
+        machine = agreed(Machine(device, precision, False, world))
+        seconds = None
+        if config.training.compile == "auto":
+            # As the run will tell it, with what that takes it.
+            told = time.perf_counter()
+            with torch.random.fork_rng(devices=[]):
+                seconds = expected_seconds(pretraining, config, machine)
+            start += time.perf_counter() - told
+        compiled = choose_compile(config.training.compile, device, seconds)
+        machine = agreed(replace(machine, compiled=compiled))
+        if machine.compiled:
+            reporter.note("compiling the model, as the run will: up to a minute")
+        rehearsal = _rehearse(workspace, make, export, machine)
+        looks = pretraining.batches("validation", seed=0).per_epoch > 0
+        vocab_size = config.model.vocab_size
+        with torch.device("meta"):
+            model = pretraining.build_model(config.seed)
+        plan = Plan(
+            parameters=parameters_by_part(model),
+            flops_per_token=pretraining.flops_per_token(),
+            rehearsal=rehearsal,
+            training=config.training,
+            extent=Extent(total, eval_every(config.training, total), looks),
+            start_seconds=start,
+            matrix_flops=world.total([machine.matrix_flops])[0],
+            processes=world.size,
+            logits_bytes=4 * vocab_size * rows_at_a_time(device, vocab_size),
+            fragments=FRAGMENTS.get(device.type, 0.0),
+            mapped_bytes=sum(path.stat().st_size for path in shards.folder.glob("train-*.arrow")),
+        )
+        return {
+            "config": config.model_dump(mode="json"),
+            "plan": {
+                "stage": "pretrain",
+                "shards": shards.manifest.name,
+                "device": device.type,
+                "precision": machine.precision,
+                "compiled": machine.compiled,
+                "steps_per_epoch": batches.per_epoch,
+                **plan.document(price),
+                **({"budget": choice.document()} if choice is not None else {}),
+            },
+        }
 
 
 def plan_finetuning(
@@ -135,57 +141,65 @@ def plan_finetuning(
     price: float | None = None,
 ) -> dict[str, Any]:
     """The same for a finetuning: at most, as it may stop early."""
-    begun = time.perf_counter() if begun is None else begun
-    task = finetuning.open_task(workspace, start, data, config, like, reporter)
-    training = task.config.training
-    device = choose_device(training.device)
-    precision = choose_precision(training.precision, device)
-    machine = Machine(device, precision, choose_compile(training.compile, device, None))
-    eager = Machine(device, precision, False)
-    seconds = time.perf_counter() - begun
+    with joined() as world:
+        begun = time.perf_counter() if begun is None else begun
+        task = finetuning.open_task(workspace, start, data, config, like, reporter)
+        training = task.config.training
+        device = choose_device(training.device)
+        precision = choose_precision(training.precision, device)
+        compiled = choose_compile(training.compile, device, None)
+        machine = agreed(Machine(device, precision, compiled, world))
+        eager = replace(machine, compiled=False)
+        seconds = time.perf_counter() - begun
 
-    def make(machine: Machine, store: CheckpointStore) -> Trainer:
-        return finetuning.make_trainer(task, machine, store)
+        def make(machine: Machine, store: CheckpointStore) -> Trainer:
+            return finetuning.make_trainer(task, machine, store)
 
-    def export(model: nn.Module, progress: Progress, folder: Path) -> object:
-        return finetuning.export_model(task, model, progress, folder)
+        def export(model: nn.Module, progress: Progress, folder: Path) -> object:
+            return finetuning.export_model(task, model, progress, folder)
 
-    rehearsal = _rehearse(workspace, make, export, machine)
-    model = task.build_model()
-    plan = Plan(
-        parameters=parameters_by_part(model),
-        flops_per_token=count_flops(make(eager, CheckpointStore(Path(), 1))),
-        rehearsal=rehearsal,
-        training=training,
-        extent=Extent(
-            task.total_steps,
-            training.eval_every or task.batches_per_epoch,
-            task.held_out_examples > 0,
-        ),
-        start_seconds=seconds,
-        matrix_flops=machine.matrix_flops,
-        fragments=FRAGMENTS.get(device.type, 0.0),
-    )
-    return {
-        "config": task.config.model_dump(mode="json"),
-        "plan": {
-            "stage": "finetune",
-            "from": start,
-            "data": str(data),
-            "device": device.type,
-            "precision": precision,
-            "compiled": machine.compiled,
-            "train_examples": task.train_examples,
-            "validation_examples": task.held_out_examples,
-            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            **plan.document(price),
-        },
-    }
+        rehearsal = _rehearse(workspace, make, export, machine)
+        model = task.build_model()
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        plan = Plan(
+            parameters=parameters_by_part(model),
+            # Each process counts what it does for all of a step's tokens.
+            flops_per_token=world.total([count_flops(make(eager, CheckpointStore(Path(), 1)))])[0],
+            rehearsal=rehearsal,
+            training=training,
+            extent=Extent(
+                task.total_steps,
+                training.eval_every or task.batches_per_epoch,
+                task.held_out_examples > 0,
+            ),
+            start_seconds=seconds,
+            matrix_flops=world.total([machine.matrix_flops])[0],
+            processes=world.size,
+            fragments=FRAGMENTS.get(device.type, 0.0),
+        )
+        return {
+            "config": task.config.model_dump(mode="json"),
+            "plan": {
+                "stage": "finetune",
+                "from": start,
+                "data": str(data),
+                "device": device.type,
+                "precision": machine.precision,
+                "compiled": machine.compiled,
+                "train_examples": task.train_examples,
+                "validation_examples": task.held_out_examples,
+                "trainable_parameters": trainable,
+                **plan.document(price),
+            },
+        }
 
 
 def _rehearse(workspace: Workspace, make: Maker, export: Export, machine: Machine) -> Rehearsal:
     def once(longest: float) -> Rehearsal:
-        with rehearsal_folder(workspace) as folder, torch.random.fork_rng(devices=[]):
+        with (
+            rehearsal_folder(workspace, machine.world) as folder,
+            torch.random.fork_rng(devices=[]),
+        ):
             return rehearse(
                 lambda store: make(machine, store), export, folder, REHEARSAL_SECONDS, longest
             )

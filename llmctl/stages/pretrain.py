@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
 from pydantic import Field
 from torch import nn
 
@@ -240,8 +239,8 @@ def pretrain(
                 pretraining, config, machine, store, reporter, stop, machine.matrix_flops
             )
 
-        def seconds(device: torch.device, precision: str) -> float | None:
-            return expected_seconds(pretraining, config, Machine(device, precision, False))
+        def seconds(machine: Machine) -> float | None:
+            return expected_seconds(pretraining, config, machine)
 
         def export(model: nn.Module, progress: Progress, folder: Path) -> dict[str, Any]:
             return export_model(pretraining, config, model, folder)

@@ -150,13 +150,13 @@ def run_training(
     export: Callable[[nn.Module, Progress, Path], dict[str, Any]],
     reporter: Reporter,
     profile: bool = False,
-    expected_seconds: Callable[[torch.device, str], float | None] = lambda device, precision: None,
+    expected_seconds: Callable[[Machine], float | None] = lambda machine: None,
 ) -> Artefact:
     """Train a run to its end: start it, or go on from its newest whole checkpoint.
 
     prepare: builds the trainer. export: writes the folder of a model and returns figures for the
-    manifest's summary. profile: trace some steps. expected_seconds: of the training, by device and
-    precision; None where its shapes are no good to compile for. Raises Interrupted after the
+    manifest's summary. profile: trace some steps. expected_seconds: of the training where it is not
+    compiled; None where its shapes are no good to compile for. Raises Interrupted after the
     checkpoint that a signal asks for.
 
     A run of the same name that is to be replaced stays until the new one is ready to train.
@@ -176,11 +176,10 @@ def run_training(
         if existing is None:
             device = choose_device(config.device)
             precision = choose_precision(config.precision, device)
-            seconds = None
-            if config.compile == "auto":
-                seconds = expected_seconds(device, precision)
+            machine = agreed(Machine(device, precision, False, world))
+            seconds = expected_seconds(machine) if config.compile == "auto" else None
             compiled = choose_compile(config.compile, device, seconds)
-            machine = agreed(Machine(device, precision, compiled, world))
+            machine = agreed(replace(machine, compiled=compiled))
             summary = {
                 **manifest.summary,
                 "device": device.type,

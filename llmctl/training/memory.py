@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from llmctl.training.distributed import local
+
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """mallopt(3)'s names for its parameters."""
 KEPT_BYTES = 1 << 30
@@ -133,11 +135,11 @@ def kept_for_backward(attempt: Callable[[], None]) -> int:
 def saved_bytes(besides: Iterable[Tensor] = ()) -> Iterator[list[int]]:
     """Counts, in its only entry, what is kept inside for the way back: each piece of memory once,
     and nothing of ``besides``."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    known = {local(tensor).untyped_storage().data_ptr() for tensor in besides}
     total = [0]
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
+        storage = local(tensor).untyped_storage()
         if storage.data_ptr() not in known:
             known.add(storage.data_ptr())
             total[0] += storage.nbytes()

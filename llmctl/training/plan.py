@@ -20,6 +20,11 @@ TOGETHER_SECONDS = 1.0
 """More than that where ``--nproc`` starts several and waits for them."""
 
 
+def process_seconds(processes: int) -> float:
+    """What processes take to start and to end, beside what they can time themselves."""
+    return PROCESS_SECONDS + (TOGETHER_SECONDS if processes > 1 else 0.0)
+
+
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
     """Weights of each of ``PARTS``, each weight once; ``model`` may be on the meta device."""
     counts = dict.fromkeys(PARTS, 0)
@@ -86,6 +91,8 @@ class Plan:
     """The machine's measured rate of matrix products, a second."""
     logits_bytes: int = 0
     """Of the logits that are there at a time."""
+    processes: int = 1
+    """That train together. Memory is each one's, the rest is theirs together."""
     fragments: float = 0.0
     """By which share memory grows after the rehearsal: see ``memory.FRAGMENTS``."""
     mapped_bytes: int = 0
@@ -122,7 +129,7 @@ class Plan:
         """Wall clock of the command from its start to its end."""
         r, plan = self.rehearsal, self.schedule()
         return {
-            "start-up": self.start_seconds + r.build_seconds + PROCESS_SECONDS,
+            "start-up": self.start_seconds + r.build_seconds + process_seconds(self.processes),
             "warm-up": r.warm_up_seconds,
             "steps": plan.steps * r.seconds_per_step,
             "validations": plan.validations * r.validation_seconds,
@@ -159,6 +166,7 @@ class Plan:
         flops_per_step = self.flops_per_token * r.tokens_per_step
         rate = flops_per_step / r.seconds_per_step
         return {
+            "processes": self.processes,
             "parameters": sum(self.parameters.values()),
             "parameters_by_part": dict(self.parameters),
             "total_steps": plan.steps,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmctl.training.checkpoints import CheckpointStore
-from llmctl.training.distributed import World
+from llmctl.training.distributed import World, local
 from llmctl.training.memory import peak_bytes, resident_bytes, saved_bytes
 from llmctl.training.trainer import Progress, Record, Trainer
 from llmctl.workspace.files import published_folder
@@ -225,10 +225,10 @@ def _records(trainer: Trainer, found: Rehearsal) -> Generator[Record]:
 
 def _memory(trainer: Trainer, before: int, activations: int) -> Memory:
     parameters = list(trainer.model.parameters())
-    weights = sum(p.nbytes for p in parameters)
-    gradients = sum(p.nbytes for p in parameters if p.requires_grad)
+    weights = sum(local(p).nbytes for p in parameters)
+    gradients = sum(local(p).nbytes for p in parameters if p.requires_grad)
     optimiser = sum(
-        value.nbytes
+        local(value).nbytes
         for state in trainer.optimiser.state.values()
         for value in state.values()
         if isinstance(value, Tensor)

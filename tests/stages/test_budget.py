@@ -205,7 +205,7 @@ def test_the_search_finds_the_best_of_the_whole_ladder(
     for layers, width in LADDER:
         for tokens in (2048, 4096, 8192, 16384):
             weights = layers * 12 * width**2 + width * vocab
-            seconds = 600 * 0.95 - chooser.spent() - budget.PROCESS_SECONDS
+            seconds = 600 * 0.95 - chooser.spent() - budget.process_seconds(1)
             steps = int(seconds * 0.95 / machine.seconds(weights, tokens // 64))
             if steps < budget.LEAST_STEPS:
                 continue
