@@ -86,7 +86,7 @@ def linear_cross_entropy(
 
     labels_M: int64 ids; what is IGNORED (-100) is not scored. cap, z_weight, smoothing: c, ζ and ε
     above.
-    Products are in the type of an enclosing autocast, sums in that of ``hidden_MD``. Can be
+    Products are in the type of an enclosing autocast, sums in fp32 at the least. Can be
     differentiated once.
     """
     device = hidden_MD.device.type
@@ -126,7 +126,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         low_MD, low_VD = hidden_MD.to(product_type), weight_VD.to(product_type)
         same_type = low_MD.dtype == hidden_MD.dtype == weight_VD.dtype
-        loss = hidden_MD.new_zeros(())
+        wide = torch.promote_types(hidden_MD.dtype, torch.float32)
+        loss = hidden_MD.new_zeros((), dtype=wide)
         correct = labels_M.new_zeros(())
         grad_V: Tensor | None = None
         if with_gradient:
@@ -135,7 +136,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = rows_at_a_time(hidden_MD.device, len(weight_VD))
         few = rows if same_type else rows_in_cache(hidden_MD.device, len(weight_VD))
         z_MV = low_MD.new_empty(min(rows, len(labels_M)), len(weight_VD))
-        scale_M1 = hidden_MD.new_empty(len(z_MV), 1)
+        scale_M1 = hidden_MD.new_empty(len(z_MV), 1, dtype=wide)
         for begin in range(0, len(labels_M), rows):
             here = slice(begin, begin + rows)
             labels_R = labels_M[here]
@@ -156,7 +157,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(grad_RV, low_VD, out=grad_MD[here]).mul_(scale_R1)
                 grad_VD.addmm_(grad_RV.T, low_MD[here] * scale_R1)
             else:
-                grad_MD[here] = (grad_RV @ low_VD).to(hidden_MD.dtype).mul_(scale_R1)
+                grad_MD[here] = (grad_RV @ low_VD).to(wide).mul_(scale_R1)
                 grad_VD += grad_RV.T @ (hidden_MD[here] * scale_R1).to(product_type)
         if with_gradient:
             ctx.save_for_backward(grad_MD, grad_VD, grad_V)

@@ -95,17 +95,23 @@ def test_logits_far_apart_neither_overflow_nor_vanish():
     assert hits.item() == 0
 
 
-def test_under_autocast_products_are_bf16_and_sums_are_not():
-    """Against fp32: bf16 has 8 bits, so a product is right to about 2⁻⁸ of its terms' size."""
-    arguments = make(1200, 64, 500)
-    exact = torch.autograd.grad(plain(*arguments)[0], arguments[:3])
+@pytest.mark.parametrize("hidden_type", [torch.float32, torch.bfloat16])
+def test_under_autocast_products_are_bf16_and_sums_are_not(hidden_type: torch.dtype):
+    """Against fp32: bf16 has 8 bits, so a product is right to about 2⁻⁸ of its terms' size. What
+    comes from a layer before may be in bf16 itself."""
+    hidden, *others = make(1200, 64, 500)
+    hidden = hidden.detach().to(hidden_type)
+    arguments = [hidden.requires_grad_(), *others]
+    wide = [hidden.detach().float().requires_grad_(), *others]
+    exact = torch.autograd.grad(plain(*wide)[0], wide[:3])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _ = linear_cross_entropy(*arguments)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, plain(*arguments)[0], rtol=1e-3, atol=0.0)
-    for ours, theirs in zip(torch.autograd.grad(loss, arguments[:3]), exact, strict=True):
-        assert ours.dtype == torch.float32
-        assert (ours - theirs).norm() < 0.02 * theirs.norm()
+    torch.testing.assert_close(loss, plain(*wide)[0], rtol=1e-3, atol=0.0)
+    found = torch.autograd.grad(loss, arguments[:3])
+    assert found[0].dtype == hidden_type
+    for ours, theirs in zip(found, exact, strict=True):
+        assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
 
 
 @pytest.mark.parametrize(("cap", "z_weight"), [(None, 0.02), (3.0, 0.0), (3.0, 0.02)])

@@ -213,6 +213,18 @@ def test_a_budget_is_chosen_together_and_kept(root: Path):
     assert steps == sorted(set(steps))
 
 
+def test_a_plan_of_several_processes_is_of_what_they_do_together(root: Path):
+    """Sharded, with enough steps for it to be tried whether compiling pays."""
+    words = [*OPTIONS, "--set", "training.max_steps=60", "--set", "training.compile=auto"]
+    shared = ["--nproc", "2", "--set", "training.parallel=fsdp"]
+    plan = json.loads(llmctl(root, *words, *shared, "--dry-run").stdout)["plan"]
+    assert plan["processes"] == 2
+    weights = 4 * plan["parameters"]
+    assert weights / 2 <= plan["memory_by_kind"]["weights"] < 0.6 * weights
+    assert plan["seconds_by_part"]["steps"] == pytest.approx(60 * plan["seconds_per_step"])
+    assert not list((root / "runs").glob(".rehearsal*"))
+
+
 def test_sharing_a_model_with_nobody_is_refused(root: Path):
     result = llmctl(root, *OPTIONS, "--name", "single", "--set", "training.parallel=fsdp", code=2)
     assert "--nproc" in one_sentence(result)
