@@ -199,11 +199,11 @@ def test_a_budget_is_chosen_together_and_kept(root: Path):
     begun = time.perf_counter()
     result = llmctl(
         root, "pretrain", "--arch", "nanochat", "--shards", "text", "--name", "budget",
-        "--budget", "24s", "--nproc", "2", "--set", "data.sequence_length=32",
+        "--budget", "40s", "--nproc", "2", "--set", "data.sequence_length=32",
         "--set", "model.max_positions=32", "--set", "training.precision=fp32", "--json",
     )  # fmt: skip
     # With what a busy machine adds.
-    assert time.perf_counter() - begun < 1.5 * 24
+    assert time.perf_counter() - begun < 1.5 * 40
     told = json.loads(result.stdout)
     assert told["processes"] == 2
     log = (root / "runs" / "budget" / "metrics.jsonl").read_text().splitlines()
