@@ -276,6 +276,7 @@ def test_debug_shows_the_traceback(tiny_workspace: Path):
     [
         (ResourceError("out of memory in process 1"), True),
         (MemoryError(), True),
+        (RuntimeError("could not create a primitive"), True),
         (UsageError("--name is wrong"), False),
         (LostProcess("process 1 lost the others"), False),
     ],

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from llmctl.errors import InputError
 from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.files import write_json
 from llmctl.workspace.locks import writer_lock
 from llmctl.workspace.manifests import InputRecord, new_manifest, write_manifest
 from llmctl.workspace.runs import (
     STALLED_FLOOR_SECONDS,
     STALLED_STEPS,
     RunRecorder,
+    has_diverged,
     read_metrics,
     read_progress,
     resume_command,
@@ -165,6 +167,16 @@ def test_a_finished_run_is_finished_whatever_else_is_there(tmp_path: Path, state
     assert run_state(run, {"state": state}) == "finished"
     with writer_lock(run.folder):
         assert run_state(run, {"state": state}) == "finished"
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "diverged"),
+    [("failed", 6, True), ("failed", 5, False), ("interrupted", 143, False), ("running", 6, False)],
+)
+def test_a_run_that_diverged_would_again(tmp_path: Path, state: str, code: int, diverged: bool):
+    run = artefact(tmp_path)
+    write_json(run.folder / "progress.json", {"state": state, "exit_code": code})
+    assert has_diverged(run) == diverged
 
 
 def test_a_run_whose_writer_is_gone(tmp_path: Path):
