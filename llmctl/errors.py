@@ -76,6 +76,10 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the operating system answers when a disk, a quota or a file-size limit is exhausted."""
 
 
+NO_MEMORY_SIGNS = ("can't allocate memory", "could not create a primitive")
+"""What PyTorch's allocator on a processor, and oneDNN, say where memory has run out."""
+
+
 NO_ACCESS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT}
 )

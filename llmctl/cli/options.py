@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar, cast
 import typer
 
 from llmctl.cli.launch import first_on_machine, speaks
-from llmctl.errors import NO_ACCESS, NO_SPACE, LlmctlError, UsageError
+from llmctl.errors import NO_ACCESS, NO_MEMORY_SIGNS, NO_SPACE, LlmctlError, UsageError
 
 if TYPE_CHECKING:
     from llmctl.workspace.artefacts import Workspace
 
 NO_MEMORY = "out of memory; use a smaller batch or model, or a machine with more"
 OUT_OF_MEMORY = (
-    "out of memory", "can't allocate memory", "cannot allocate memory",
-    "could not create a primitive", "failed to map segment",
+    *NO_MEMORY_SIGNS, "out of memory", "cannot allocate memory", "failed to map segment",
 )  # fmt: skip
-"""What PyTorch's allocators say, of the GPU and of the machine, oneDNN, and the system's loader."""
+"""Besides, what is said of a GPU's, by the system, and by its loader."""
 
 SILENT_SECONDS = 3.0
 """For the process that tells to come to the same error."""

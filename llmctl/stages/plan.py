@@ -32,7 +32,7 @@ from llmctl.stages.pretrain import (
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, agreed, rehearsal_folder
 from llmctl.training.checkpoints import CheckpointStore
-from llmctl.training.distributed import joined
+from llmctl.training.distributed import current, joined
 from llmctl.training.memory import FRAGMENTS
 from llmctl.training.plan import Extent, Plan, parameters_by_part
 from llmctl.training.precision import (
@@ -51,6 +51,7 @@ Maker = Callable[[Machine, CheckpointStore], Trainer]
 Export = Callable[[nn.Module, Progress, Path], object]
 
 
+@joined()
 def plan_pretraining(
     workspace: Workspace,
     config: PretrainConfig[Any, Any, Any],
@@ -65,70 +66,71 @@ def plan_pretraining(
 
     begun: when the command began, by time.perf_counter; default now. price: of an hour.
     """
-    with joined() as world:
-        begun = time.perf_counter() if begun is None else begun
-        shards = shards_of(workspace, config.arch, shards_name, reporter)
-        choice = None
-        if config.budget is not None:
-            config, choice = choose_for_budget(workspace, shards, config, begun, reporter, world)
-        pretraining, config = open_pretraining(shards, config)
-        device = choose_device(config.training.device)
-        precision = choose_precision(config.training.precision, device)
-        batches = pretraining.batches("train", seed=config.seed)
-        total = total_steps(config.training, batches)
-        start = time.perf_counter() - begun
+    world = current()
+    begun = time.perf_counter() if begun is None else begun
+    shards = shards_of(workspace, config.arch, shards_name, reporter)
+    choice = None
+    if config.budget is not None:
+        config, choice = choose_for_budget(workspace, shards, config, begun, reporter, world)
+    pretraining, config = open_pretraining(shards, config)
+    device = choose_device(config.training.device)
+    precision = choose_precision(config.training.precision, device)
+    batches = pretraining.batches("train", seed=config.seed)
+    total = total_steps(config.training, batches)
+    start = time.perf_counter() - begun
 
-        def make(machine: Machine, store: CheckpointStore) -> Trainer:
-            return make_trainer(pretraining, config, machine, store, Reporter())
+    def make(machine: Machine, store: CheckpointStore) -> Trainer:
+        return make_trainer(pretraining, config, machine, store, Reporter())
 
-        def export(model: nn.Module, progress: Progress, folder: Path) -> object:
-            return export_model(pretraining, config, model, folder)
+    def export(model: nn.Module, progress: Progress, folder: Path) -> object:
+        return export_model(pretraining, config, model, folder)
 
-        machine = agreed(Machine(device, precision, False, world))
-        seconds = None
-        if config.training.compile == "auto":
-            # As the run will tell it, with what that takes it.
-            told = time.perf_counter()
-            with torch.random.fork_rng(devices=[]):
-                seconds = expected_seconds(pretraining, config, machine)
-            start += time.perf_counter() - told
-        compiled = choose_compile(config.training.compile, device, seconds)
-        machine = agreed(replace(machine, compiled=compiled))
-        if machine.compiled:
-            reporter.note("compiling the model, as the run will: up to a minute")
-        rehearsal = _rehearse(workspace, make, export, machine)
-        looks = pretraining.batches("validation", seed=0).per_epoch > 0
-        vocab_size = config.model.vocab_size
-        with torch.device("meta"):
-            model = pretraining.build_model(config.seed)
-        plan = Plan(
-            parameters=parameters_by_part(model),
-            flops_per_token=pretraining.flops_per_token(),
-            rehearsal=rehearsal,
-            training=config.training,
-            extent=Extent(total, eval_every(config.training, total), looks),
-            start_seconds=start,
-            matrix_flops=world.total([machine.matrix_flops])[0],
-            processes=world.size,
-            logits_bytes=4 * vocab_size * rows_at_a_time(device, vocab_size),
-            fragments=FRAGMENTS.get(device.type, 0.0),
-            mapped_bytes=sum(path.stat().st_size for path in shards.folder.glob("train-*.arrow")),
-        )
-        return {
-            "config": config.model_dump(mode="json"),
-            "plan": {
-                "stage": "pretrain",
-                "shards": shards.manifest.name,
-                "device": device.type,
-                "precision": machine.precision,
-                "compiled": machine.compiled,
-                "steps_per_epoch": batches.per_epoch,
-                **plan.document(price),
-                **({"budget": choice.document()} if choice is not None else {}),
-            },
-        }
+    machine = agreed(Machine(device, precision, False, world))
+    seconds = None
+    if config.training.compile == "auto":
+        # As the run will tell it, with what that takes it.
+        told = time.perf_counter()
+        with torch.random.fork_rng(devices=[]):
+            seconds = expected_seconds(pretraining, config, machine)
+        start += time.perf_counter() - told
+    compiled = choose_compile(config.training.compile, device, seconds)
+    machine = agreed(replace(machine, compiled=compiled))
+    if machine.compiled:
+        reporter.note("compiling the model, as the run will: up to a minute")
+    rehearsal = _rehearse(workspace, make, export, machine)
+    looks = pretraining.batches("validation", seed=0).per_epoch > 0
+    vocab_size = config.model.vocab_size
+    with torch.device("meta"):
+        model = pretraining.build_model(config.seed)
+    plan = Plan(
+        parameters=parameters_by_part(model),
+        flops_per_token=pretraining.flops_per_token(),
+        rehearsal=rehearsal,
+        training=config.training,
+        extent=Extent(total, eval_every(config.training, total), looks),
+        start_seconds=start,
+        matrix_flops=world.total([machine.matrix_flops])[0],
+        processes=world.size,
+        logits_bytes=4 * vocab_size * rows_at_a_time(device, vocab_size),
+        fragments=FRAGMENTS.get(device.type, 0.0),
+        mapped_bytes=sum(path.stat().st_size for path in shards.folder.glob("train-*.arrow")),
+    )
+    return {
+        "config": config.model_dump(mode="json"),
+        "plan": {
+            "stage": "pretrain",
+            "shards": shards.manifest.name,
+            "device": device.type,
+            "precision": machine.precision,
+            "compiled": machine.compiled,
+            "steps_per_epoch": batches.per_epoch,
+            **plan.document(price),
+            **({"budget": choice.document()} if choice is not None else {}),
+        },
+    }
 
 
+@joined()
 def plan_finetuning(
     workspace: Workspace,
     start: str,
@@ -141,57 +143,57 @@ def plan_finetuning(
     price: float | None = None,
 ) -> dict[str, Any]:
     """The same for a finetuning: at most, as it may stop early."""
-    with joined() as world:
-        begun = time.perf_counter() if begun is None else begun
-        task = finetuning.open_task(workspace, start, data, config, like, reporter)
-        training = task.config.training
-        device = choose_device(training.device)
-        precision = choose_precision(training.precision, device)
-        compiled = choose_compile(training.compile, device, None)
-        machine = agreed(Machine(device, precision, compiled, world))
-        eager = replace(machine, compiled=False)
-        seconds = time.perf_counter() - begun
+    world = current()
+    begun = time.perf_counter() if begun is None else begun
+    task = finetuning.open_task(workspace, start, data, config, like, reporter)
+    training = task.config.training
+    device = choose_device(training.device)
+    precision = choose_precision(training.precision, device)
+    compiled = choose_compile(training.compile, device, None)
+    machine = agreed(Machine(device, precision, compiled, world))
+    eager = replace(machine, compiled=False)
+    seconds = time.perf_counter() - begun
 
-        def make(machine: Machine, store: CheckpointStore) -> Trainer:
-            return finetuning.make_trainer(task, machine, store)
+    def make(machine: Machine, store: CheckpointStore) -> Trainer:
+        return finetuning.make_trainer(task, machine, store)
 
-        def export(model: nn.Module, progress: Progress, folder: Path) -> object:
-            return finetuning.export_model(task, model, progress, folder)
+    def export(model: nn.Module, progress: Progress, folder: Path) -> object:
+        return finetuning.export_model(task, model, progress, folder)
 
-        rehearsal = _rehearse(workspace, make, export, machine)
-        model = task.build_model()
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        plan = Plan(
-            parameters=parameters_by_part(model),
-            # Each process counts what it does for all of a step's tokens.
-            flops_per_token=world.total([count_flops(make(eager, CheckpointStore(Path(), 1)))])[0],
-            rehearsal=rehearsal,
-            training=training,
-            extent=Extent(
-                task.total_steps,
-                training.eval_every or task.batches_per_epoch,
-                task.held_out_examples > 0,
-            ),
-            start_seconds=seconds,
-            matrix_flops=world.total([machine.matrix_flops])[0],
-            processes=world.size,
-            fragments=FRAGMENTS.get(device.type, 0.0),
-        )
-        return {
-            "config": task.config.model_dump(mode="json"),
-            "plan": {
-                "stage": "finetune",
-                "from": start,
-                "data": str(data),
-                "device": device.type,
-                "precision": machine.precision,
-                "compiled": machine.compiled,
-                "train_examples": task.train_examples,
-                "validation_examples": task.held_out_examples,
-                "trainable_parameters": trainable,
-                **plan.document(price),
-            },
-        }
+    rehearsal = _rehearse(workspace, make, export, machine)
+    model = task.build_model()
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    plan = Plan(
+        parameters=parameters_by_part(model),
+        # Each process counts what it does for all of a step's tokens.
+        flops_per_token=world.total([count_flops(make(eager, CheckpointStore(Path(), 1)))])[0],
+        rehearsal=rehearsal,
+        training=training,
+        extent=Extent(
+            task.total_steps,
+            training.eval_every or task.batches_per_epoch,
+            task.held_out_examples > 0,
+        ),
+        start_seconds=seconds,
+        matrix_flops=world.total([machine.matrix_flops])[0],
+        processes=world.size,
+        fragments=FRAGMENTS.get(device.type, 0.0),
+    )
+    return {
+        "config": task.config.model_dump(mode="json"),
+        "plan": {
+            "stage": "finetune",
+            "from": start,
+            "data": str(data),
+            "device": device.type,
+            "precision": machine.precision,
+            "compiled": machine.compiled,
+            "train_examples": task.train_examples,
+            "validation_examples": task.held_out_examples,
+            "trainable_parameters": trainable,
+            **plan.document(price),
+        },
+    }
 
 
 def _rehearse(workspace: Workspace, make: Maker, export: Export, machine: Machine) -> Rehearsal:

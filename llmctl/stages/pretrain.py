@@ -26,7 +26,7 @@ from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, StopFlag, rehearsal_folder, run_training
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
-from llmctl.training.distributed import World, joined
+from llmctl.training.distributed import World, current, joined
 from llmctl.training.rehearsal import time_steps
 from llmctl.training.trainer import Progress, Trainer
 from llmctl.training.validation import evaluate
@@ -185,6 +185,7 @@ def total_steps(training: TrainingConfig, batches: Batches) -> int | None:
     return max(1, math.ceil(training.epochs * batches.per_epoch))
 
 
+@joined()
 def pretrain(
     workspace: Workspace,
     config: PretrainConfig[Any, Any, Any],
@@ -213,50 +214,50 @@ def pretrain(
     )
     if found is not None and found.finished:
         return found, True
-    with joined() as world:
-        choice = None
-        if config.budget is not None and found is not None:
-            # What was chosen at the start is kept: only the rest of the time is left.
-            config = config.replace(**found.manifest.config)
-        elif config.budget is not None:
-            config, choice = choose_for_budget(workspace, shards, config, begun, reporter, world)
-        pretraining, config = open_pretraining(shards, config)
-        manifest = new_manifest(
-            "run",
-            run_name,
-            stage="pretrain",
-            config=config.model_dump(mode="json"),
-            identity=identity,
-            inputs=[shards.as_input("shards")],
-            seed=config.seed,
-            command=command,
+    world = current()
+    choice = None
+    if config.budget is not None and found is not None:
+        # What was chosen at the start is kept: only the rest of the time is left.
+        config = config.replace(**found.manifest.config)
+    elif config.budget is not None:
+        config, choice = choose_for_budget(workspace, shards, config, begun, reporter, world)
+    pretraining, config = open_pretraining(shards, config)
+    manifest = new_manifest(
+        "run",
+        run_name,
+        stage="pretrain",
+        config=config.model_dump(mode="json"),
+        identity=identity,
+        inputs=[shards.as_input("shards")],
+        seed=config.seed,
+        command=command,
+    )
+    if choice is not None:
+        manifest = manifest.model_copy(update={"summary": {"budget": choice.document()}})
+
+    def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
+        return make_trainer(
+            pretraining, config, machine, store, reporter, stop, machine.matrix_flops
         )
-        if choice is not None:
-            manifest = manifest.model_copy(update={"summary": {"budget": choice.document()}})
 
-        def prepare(machine: Machine, store: CheckpointStore, stop: StopFlag) -> Trainer:
-            return make_trainer(
-                pretraining, config, machine, store, reporter, stop, machine.matrix_flops
-            )
+    def seconds(machine: Machine) -> float | None:
+        return expected_seconds(pretraining, config, machine)
 
-        def seconds(machine: Machine) -> float | None:
-            return expected_seconds(pretraining, config, machine)
+    def export(model: nn.Module, progress: Progress, folder: Path) -> dict[str, Any]:
+        return export_model(pretraining, config, model, folder)
 
-        def export(model: nn.Module, progress: Progress, folder: Path) -> dict[str, Any]:
-            return export_model(pretraining, config, model, folder)
-
-        artefact = run_training(
-            workspace,
-            manifest,
-            found,
-            config.training,
-            prepare=prepare,
-            export=export,
-            reporter=reporter,
-            profile=profile,
-            expected_seconds=seconds,
-        )
-        return artefact, False
+    artefact = run_training(
+        workspace,
+        manifest,
+        found,
+        config.training,
+        prepare=prepare,
+        export=export,
+        reporter=reporter,
+        profile=profile,
+        expected_seconds=seconds,
+    )
+    return artefact, False
 
 
 def choose_for_budget(

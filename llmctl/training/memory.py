@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from llmctl.errors import NO_MEMORY_SIGNS
 from llmctl.training.distributed import local
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
@@ -65,9 +66,8 @@ def peak_bytes() -> int:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on whichever device."""
-    # PyTorch's allocator on a processor, and oneDNN.
-    signs = ("can't allocate memory", "could not create a primitive")
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+    said = any(sign in str(error) for sign in NO_MEMORY_SIGNS)
+    return said or isinstance(error, torch.OutOfMemoryError)
 
 
 def largest_part(
