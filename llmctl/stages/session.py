@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from llmctl.training.precision import (
     matrix_rate,
 )
 from llmctl.training.profile import StepProfiler
+from llmctl.training.signals import signals_handled_by
 from llmctl.training.trainer import NOT_FINITE, Progress, Trainer
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import (
@@ -103,19 +103,13 @@ class StopFlag:
 def stop_on_signals() -> Iterator[StopFlag]:
     """A flag that SIGINT and SIGTERM set while the block runs."""
     flag = StopFlag()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    before = {n: signal.signal(n, flag.handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield flag
+        with signals_handled_by(flag.handle):
+            yield flag
     except Exception as error:
         if flag.raised is not None and flag.raised is not error:
             raise flag.raised from error
         raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

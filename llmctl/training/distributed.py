@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llmctl.errors import LlmctlError, LostProcess, UsageError
 from llmctl.training.config import TrainingConfig
+from llmctl.training.signals import signals_handled_by
 
 T = TypeVar("T")
 Answer = TypeVar("Answer")
@@ -160,7 +160,8 @@ def joined() -> Iterator[World]:
         yield world
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with _stopped_by_signals():
+    # At once: a handler would wait for the others.
+    with signals_handled_by(signal.SIG_DFL):
         store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
         # torchrun keeps one store over its restarts, where the lost's addresses would be found.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -179,20 +180,6 @@ def joined() -> Iterator[World]:
         raise
     finally:
         dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM end this process at once: a handler would wait for the others."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 LOST_SIGNS = ("connection closed by peer", "connection reset", "timed out", "nccl", "gloo")
