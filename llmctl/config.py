@@ -7,7 +7,6 @@ the defaults, a preset, the stage's table of a recipe (TOML), options and ``--se
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
+from llmctl.parsing import Malformed, parse_toml
 from llmctl.reporting.units import parse_duration
 
 # Marks fields that change how a stage runs but not what it makes: left out of fingerprints.
@@ -188,8 +188,8 @@ def put(tree: dict[str, Any], key: str, value: Any, option: str = "--set") -> No
 def parse_value(text: str) -> Any:
     """A value of ``--set``: TOML, else text."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except Malformed:
         # Python's and shells' spellings that TOML lacks, and words without quotes.
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
@@ -235,12 +235,12 @@ def read_recipe(path: Path, stage: str) -> Recipe:
 def read_tables(path: Path) -> dict[str, Any]:
     """All of a recipe file. Raises InputError if it can't be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"recipe {path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"recipe {path} can't be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except Malformed as error:
         raise InputError(f"recipe {path} is not TOML: {error}") from None
 
 

@@ -81,9 +81,13 @@ NO_MEMORY_SIGNS = ("can't allocate memory", "could not create a primitive")
 
 
 NO_ACCESS = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT}
-)
-"""What it answers where a path can't be used: its permissions, its kind, or that it isn't there."""
+    {
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT,
+        errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV,
+    }
+)  # fmt: skip
+"""What it answers where a path can't be used: its permissions, its kind, its length, links that
+lead in a circle, or that it isn't there."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

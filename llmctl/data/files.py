@@ -9,7 +9,6 @@ import codecs
 import csv
 import gzip
 import io
-import json
 import re
 import sys
 import zlib
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmctl.errors import InputError, UsageError
+from llmctl.parsing import Malformed, parse_json
 
 BLOCK = 1 << 20
 """Bytes read at a time."""
@@ -264,11 +264,11 @@ class RowReader:
             return
         text = "".join(block for block, _ in text_blocks(self.path, self._errors))
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self.path}:{error.lineno} is not JSON: {error.msg}") from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{self.path} can't be read as JSON: {error}") from None
+            values = parse_json(text)
+        except Malformed as error:
+            if error.line is None:
+                raise InputError(f"{self.path} can't be read as JSON: {error}") from None
+            raise InputError(f"{self.path}:{error.line} is not JSON: {error}") from None
         total = self.path.stat().st_size
         for number, value in enumerate(values, 1):
             source = f"{self.path} item {number}"
@@ -279,11 +279,11 @@ class RowReader:
 
     def _object(self, line: str, source: str, position: int) -> Row:
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{source} is not JSON: {error.msg}; one object a line") from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{source} can't be read as JSON: {error}") from None
+            value = parse_json(line)
+        except Malformed as error:
+            if error.line is None:
+                raise InputError(f"{source} can't be read as JSON: {error}") from None
+            raise InputError(f"{source} is not JSON: {error}; one object a line") from None
         if not isinstance(value, dict):
             raise InputError(f'{source} is not a JSON object; write {{"text": …}}')
         if "\\u" in line:

@@ -22,7 +22,6 @@ the answer is written in ``target``. A template can't call out of its sandbox.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +45,7 @@ from llmctl.data.tables import (
     resolve_columns,
 )
 from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
+from llmctl.parsing import Malformed, parse_toml
 
 TEXT, TEXT_PAIR, LABEL = "text", "text_pair", "label"
 DRAWN_BESIDE = 8
@@ -183,12 +183,12 @@ class PromptTemplate:
 def read_template(path: Path) -> PromptTemplate:
     """Read a template's file. Raises InputError, naming the key, if it is malformed."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = parse_toml(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"--template {path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"--template {path} can't be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except Malformed as error:
         raise InputError(
             f'--template {path} is not TOML: {error}; write input = "Review: {{{{ text }}}}"'
         ) from None

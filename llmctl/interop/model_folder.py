@@ -21,12 +21,15 @@ from llmctl.errors import InputError, did_you_mean
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE, Architecture
 from llmctl.models.bert import Bert
 from llmctl.objectives import causal_lm, classify, masked_lm, seq2seq
+from llmctl.parsing import read_json_object
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.tensors import read_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """In large models of others: which file holds which tensor."""
+AGAIN = "copy it again from where it was made"
+"""What to do about a damaged file of a model's folder."""
 CLASS_HEADS = ("classifier.weight", "score.weight")
 """The last layer of an encoder's and of a decoder's classifier."""
 MAX_LENGTH, TOKENIZER, CHAT = "llmctl_max_length", "llmctl_tokenizer", "llmctl_chat"
@@ -271,12 +274,7 @@ def read_model_folder(path: Path) -> ModelFolder:
     config_path = path / "config.json"
     if not config_path.is_file():
         raise InputError(f"{path} has no config.json; give a model's folder or a run's name")
-    try:
-        fields = json.loads(config_path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{config_path} is damaged: {error}") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"{config_path} is damaged: it holds no table of fields")
+    fields = read_json_object(config_path, AGAIN)
     described = fields
     if fields.get("model_type") == SEQ2SEQ:
         parts = fields.get(ENCODER_FIELD), fields.get(DECODER_FIELD)
@@ -299,8 +297,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         reason = first["msg"].removeprefix("Value error, ")
         detail = f"{where}: {reason}" if where else reason
         raise InputError(
-            f"{config_path} describes no {architecture.name}: {detail}; copy it again from where "
-            "it was made"
+            f"{config_path} describes no {architecture.name}: {detail}; {AGAIN}"
         ) from None
     tokenizer = tokenizers.load(path)
     _check_tokenizer(path, tokenizer, config.vocab_size, fields)
@@ -312,10 +309,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of one file, or of those that an index names."""
     if (path / WEIGHTS).exists() or not (path / INDEX).is_file():
         return read_tensors(path / WEIGHTS)
-    try:
-        names = set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError):
-        raise InputError(f"{path / INDEX} is damaged; copy the model's folder again") from None
+    files = read_json_object(path / INDEX, AGAIN).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise InputError(f"{path / INDEX} is damaged: it has no weight_map; {AGAIN}")
+    names = set(files.values())
     tensors: dict[str, Tensor] = {}
     for name in sorted(names):
         if Path(str(name)).name != name:  # an index may not reach out of its folder

@@ -25,6 +25,7 @@ from llmctl import tokenizers
 from llmctl.errors import InputError
 from llmctl.models.ngram import NgramConfig
 from llmctl.models.ngram_model import NgramModel, Table
+from llmctl.parsing import read_json_object
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.tensors import read_tensors, write_tensors
 
@@ -50,10 +51,10 @@ class NgramFolder:
 def is_ngram_folder(path: Path) -> bool:
     """Whether a folder's config.json says that it holds an n-gram model."""
     try:
-        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        fields = read_json_object(path / "config.json")
+    except (OSError, InputError):
         return False
-    return isinstance(fields, dict) and fields.get("model_type") == MODEL_TYPE
+    return fields.get("model_type") == MODEL_TYPE
 
 
 def write_ngram_folder(
@@ -108,15 +109,10 @@ def read_ngram_folder(path: Path) -> NgramFolder:
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path.parent} has no config.json; give a model's folder or a run's name"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    if not isinstance(fields, dict) or fields.get("model_type") != MODEL_TYPE:
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no config.json; give a model's folder or a run's name")
+    fields = read_json_object(path, AGAIN)
+    if fields.get("model_type") != MODEL_TYPE:
         raise InputError(f"{path} describes no n-gram model of llmctl; give the folder of one")
     return fields
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmctl.parsing import read_json
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, open_subject
 from llmctl.stages.evaluate_inputs import COMPARED, Files, Measure, choose
 from llmctl.stages.reporter import Reporter
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact, Workspace, slug
-from llmctl.workspace.files import read_json, write_json
+from llmctl.workspace.files import write_json
 from llmctl.workspace.manifests import InputRecord, fingerprint, new_manifest
 
 __all__ = ["EvaluateConfig", "Files", "evaluate_model", "plan"]

@@ -23,6 +23,7 @@ from llmctl.inference.weights import WeightType, prepare
 from llmctl.interop.model_folder import ModelFolder
 from llmctl.interop.ngram_folder import NgramFolder
 from llmctl.objectives.seq2seq import ended
+from llmctl.parsing import Malformed, parse_json
 from llmctl.stages.inputs import open_any_model
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
@@ -341,8 +342,8 @@ def read_stream(stream: IO[bytes]) -> Iterator[Prompt]:
 
 def _object_in(line: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line)
+    except Malformed:
         return None
     return value if isinstance(value, dict) else None
 

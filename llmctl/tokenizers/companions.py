@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llmctl.errors import InputError
+from llmctl.parsing import Malformed, parse_json
 from llmctl.tokenizers.base import CHAT_TEMPLATE, TRANSFORMERS_ROLES, Tokenizer
 
 CONFIG = "tokenizer_config.json"
@@ -35,9 +35,11 @@ def read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(read_text(path, "it ought to be"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno} is not JSON: {error.msg}") from None
+        value = parse_json(read_text(path, "it ought to be"))
+    except Malformed as error:
+        if error.line is None:
+            raise InputError(f"{path} can't be read as JSON: {error}") from None
+        raise InputError(f"{path}:{error.line} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} is not an object; take the tokenizer's own file")
     return value

@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from llmctl.errors import DivergedError, InputError, Interrupted
+from llmctl.parsing import read_json
 from llmctl.training import sharded
 from llmctl.training.background import BackgroundWriter
 from llmctl.training.distributed import local, shared_like
@@ -36,7 +37,6 @@ from llmctl.workspace.files import (
     errors_naming,
     hidden_sibling,
     published_folder,
-    read_json,
     remove_folder,
     write_json,
 )

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import InputError, NameTaken, UsageError, did_you_mean
+from llmctl.parsing import read_json
 from llmctl.workspace.files import (
     clear_leftovers,
     published_folder,
-    read_json,
     write_json,
 )
 from llmctl.workspace.locks import is_locked, writer_lock

@@ -11,9 +11,6 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-from llmctl.errors import InputError
 
 PARTIAL, REPLACED = ".partial", ".replaced"
 """Endings of hidden names: of what is being written, and of what another takes the place of."""
@@ -80,18 +77,6 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     """Write JSON in one step, indented so that a person can read it."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of ours. Raises InputError if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; make the artefact again with --force") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{path} is damaged ({error}); make the artefact again with --force"
-        ) from None
 
 
 @contextlib.contextmanager

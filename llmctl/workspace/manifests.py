@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmctl import __version__
 from llmctl.errors import InputError, UsageError
+from llmctl.parsing import read_json
 from llmctl.workspace.files import (
     crc32_file,
-    read_json,
     sha256_file,
     sha256_json,
     write_json,

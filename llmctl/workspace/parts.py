@@ -22,11 +22,11 @@ from pydantic import Field, ValidationError
 
 from llmctl import __version__
 from llmctl.errors import BusyError, InputError
+from llmctl.parsing import read_json
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import (
     hidden_sibling,
     published_folder,
-    read_json,
     sha256_file,
     write_json,
 )

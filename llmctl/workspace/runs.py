@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmctl.errors import DivergedError, InputError
+from llmctl.parsing import Malformed, parse_json, read_json
 from llmctl.workspace.artefacts import Artefact
-from llmctl.workspace.files import errors_naming, read_json, write_atomic, write_json
+from llmctl.workspace.files import errors_naming, write_atomic, write_json
 from llmctl.workspace.locks import is_locked
 from llmctl.workspace.manifests import InputRecord, Manifest
 
@@ -97,8 +98,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = parse_json(line)
+        except Malformed:
             record = None
         if isinstance(record, dict):
             records.append(record)

@@ -16,14 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmctl.errors import InputError
+from llmctl.parsing import read_json
 from llmctl.workspace import files
 from llmctl.workspace.files import (
     clear_leftovers,
     crc32_file,
     hidden_sibling,
     published_folder,
-    read_json,
     remove_folder,
     sha256_file,
     sha256_json,
@@ -134,17 +133,6 @@ def test_json_round_trip(tmp_path_factory: pytest.TempPathFactory, value: Any):
     write_json(path, value)
     assert read_json(path) == value
     assert json.loads(path.read_text(encoding="utf-8")) == value
-
-
-@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe", b"{'a': 1}"])
-def test_damaged_json_is_an_input_error_that_names_the_file(tmp_path: Path, content: bytes):
-    path = tmp_path / "value.json"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"value\.json is damaged"):
-        read_json(path)
-    path.unlink()
-    with pytest.raises(InputError, match=r"value\.json is missing"):
-        read_json(path)
 
 
 def test_the_quick_digest_is_that_of_zip_and_png(tmp_path: Path):
