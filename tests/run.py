@@ -2,34 +2,75 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from tests.fork_server import ForkServer, serves
 
 
 def start(workspace: Path, *words: object, **options: object) -> subprocess.Popen[str]:
     """Start a command and return at once."""
-    environment = {**os.environ, "LLMCTL_WORKSPACE": str(workspace), "COLUMNS": "200"}
-    environment.update(options.pop("env", {}))  # type: ignore[call-overload]
     return subprocess.Popen(
         [sys.executable, "-m", "llmctl", *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=_environment(workspace, options.pop("env", {})),  # type: ignore[arg-type]
         **options,  # type: ignore[call-overload]
     )
 
 
 def llmctl(
-    workspace: Path, *words: object, code: int = 0, stdin: str | None = None, **options: object
+    workspace: Path,
+    *words: object,
+    code: int = 0,
+    stdin: str | None = None,
+    env: dict[str, str] | None = None,
+    **options: object,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and check its exit code."""
-    process = start(workspace, *words, stdin=subprocess.PIPE, **options)
-    out, err = process.communicate(stdin)
-    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    environment = _environment(workspace, env or {})
+    if serves(environment) and not options:
+        result = _forked([str(word) for word in words], environment, stdin or "")
+    else:
+        process = start(workspace, *words, stdin=subprocess.PIPE, env=environment, **options)
+        out, err = process.communicate(stdin)
+        result = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    assert result.returncode == code, (
+        f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    )
+    return result
+
+
+def _environment(workspace: Path, further: dict[str, str]) -> dict[str, str]:
+    return {**os.environ, "LLMCTL_WORKSPACE": str(workspace), "COLUMNS": "200", **further}
+
+
+@functools.cache
+def _server() -> ForkServer:
+    return ForkServer()
+
+
+def _forked(
+    words: list[str], environment: dict[str, str], stdin: str
+) -> subprocess.CompletedProcess[str]:
+    with (
+        tempfile.TemporaryFile() as asked,
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+    ):
+        asked.write(stdin.encode("utf-8", "surrogateescape"))
+        asked.seek(0)
+        code = _server().run(words, environment, os.getcwd(), [asked, out, err])
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read().decode())
+    return subprocess.CompletedProcess(["llmctl", *words], code, *texts)
 
 
 def one_sentence(result: subprocess.CompletedProcess[str]) -> str:

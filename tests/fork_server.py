@@ -1,0 +1,155 @@
+"""Commands in processes of their own without the two seconds that PyTorch takes to load.
+
+A server loads everything once and forks a process for each command that a test runs. The process
+has the test's words, environment, folder and streams, and ends as a real one would. What a fork
+can't show is tested with real processes (``tests.run.start``): starting, signals, kills, locks,
+variables that libraries read when they load.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import select
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+READ_AT_LOAD = ("OMP_", "GOMP_", "KMP_", "MKL_", "ONEDNN_", "PYTHON", "LD_", "THP_", "TORCH")
+"""Beginnings of variables that libraries or the interpreter read once."""
+
+AVAILABLE = sys.platform.startswith("linux") and hasattr(os, "pidfd_open")
+
+
+def serves(environment: Mapping[str, str]) -> bool:
+    """Whether a command with this environment may run in a fork of the server."""
+    changed = {
+        name
+        for name in {*environment, *os.environ}
+        if environment.get(name) != os.environ.get(name)
+    }
+    return AVAILABLE and not any(name.startswith(READ_AT_LOAD) for name in changed)
+
+
+class ForkServer:
+    """The server as a test's process sees it."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+        )
+        theirs.close()
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End the server; it ends by itself when this process does."""
+        self._socket.close()
+        self._process.wait()
+
+    def run(
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        folder: str,
+        streams: Sequence[IO[bytes]],
+    ) -> int:
+        """Run one command to its end; its exit code, negative where a signal ended it."""
+        ours, theirs = socket.socketpair()
+        request = {"words": list(words), "environment": dict(environment), "folder": folder}
+        files = [theirs.fileno(), *(stream.fileno() for stream in streams)]
+        with ours:
+            socket.send_fds(self._socket, [json.dumps(request).encode()], files)
+            theirs.close()
+            answer = ours.recv(64)
+        if not answer:
+            raise RuntimeError("the fork server ended")
+        return int(answer)
+
+
+LONGEST_REQUEST = 1 << 20
+
+
+def _serve(requests: socket.socket) -> None:
+    """Fork for every request, and tell who asked how each process ended."""
+    running: dict[int, tuple[int, socket.socket]] = {}
+    while True:
+        ready, _, _ = select.select([requests, *running], [], [])
+        for source in ready:
+            if source is not requests:
+                pid, asker = running.pop(source)
+                _, status = os.waitpid(pid, 0)
+                os.close(source)
+                with asker, contextlib.suppress(OSError):  # who asked may be gone
+                    asker.send(str(os.waitstatus_to_exitcode(status)).encode())
+                continue
+            message, files, _, _ = socket.recv_fds(requests, LONGEST_REQUEST, 4)
+            if not message:
+                return
+            pid = os.fork()
+            if pid == 0:
+                requests.close()
+                os.close(files[0])
+                for descriptor, (_, asker) in running.items():
+                    os.close(descriptor)
+                    asker.close()
+                _become(json.loads(message), files[1:])
+            running[os.pidfd_open(pid)] = pid, socket.socket(fileno=files[0])
+            for descriptor in files[1:]:
+                os.close(descriptor)
+
+
+def _become(request: dict, files: Sequence[int]) -> None:
+    """Run a command in this process, just forked, and leave with its exit code."""
+    code = 1
+    try:
+        for descriptor, file in enumerate(files):
+            os.dup2(file, descriptor)
+            os.close(file)
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        os.chdir(request["folder"])
+        sys.argv = ["llmctl", *request["words"]]
+        from llmctl.cli.app import main
+
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _load_everything() -> None:
+    """Import what commands import, with the settings that they make before they do."""
+    from llmctl.cli.options import ask_for_large_pages
+
+    ask_for_large_pages()
+    import llmctl
+
+    own = [module.name for module in pkgutil.walk_packages(llmctl.__path__, "llmctl.")]
+    for name in ("torch", "sentencepiece", "tokenizers", *own):
+        if not name.endswith(("__main__", "_ray")):
+            importlib.import_module(name)
+
+
+if __name__ == "__main__":
+    _load_everything()
+    _serve(socket.socket(fileno=int(sys.argv[1])))
