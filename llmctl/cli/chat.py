@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli import options
+from llmctl.cli import artefact_names, options
 from llmctl.cli.options import guarded
 
 if TYPE_CHECKING:
@@ -27,7 +27,12 @@ HELP = "/reset begins anew, /system TEXT says who answers, /exit ends; Ctrl-C st
 @guarded
 def command(
     start: Annotated[
-        str, typer.Option("--from", help="A run of finetune --task instruct, or a model folder.")
+        str,
+        typer.Option(
+            "--from",
+            autocompletion=artefact_names.RUNS,
+            help="A run of finetune --task instruct, or a model folder.",
+        ),
     ],
     system: Annotated[
         str | None, typer.Option(help="What stands before the conversation, as /system says it.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmctl.cli import options
+from llmctl.cli import artefact_names, options
 from llmctl.cli.launch import divided
 from llmctl.cli.options import guarded
 
@@ -16,7 +16,12 @@ EXAMPLE = "Example: llmctl eval --from reviews --data test.csv"
 
 @guarded
 def command(
-    start: Annotated[str, typer.Option("--from", help="A run, or a model folder.")],
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from", autocompletion=artefact_names.RUNS, help="A run, or a model folder."
+        ),
+    ],
     data: Annotated[
         Path | None,
         typer.Option(
@@ -28,8 +33,9 @@ def command(
     compare: Annotated[
         list[str],
         typer.Option(
+            autocompletion=artefact_names.RUNS,
             help="Another model for the same table: a classifier or a language model; may be "
-            "repeated."
+            "repeated.",
         ),
     ] = [],  # noqa: B006
     task: Annotated[

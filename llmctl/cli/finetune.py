@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmctl.cli import options
+from llmctl.cli import artefact_names, options
 from llmctl.cli.launch import run_together
 from llmctl.cli.options import guarded
 
@@ -20,6 +20,7 @@ def command(
         str | None,
         typer.Option(
             "--from",
+            autocompletion=artefact_names.RUNS,
             help="A pretrained run, a model folder, or scratch: the same network with random "
             "weights.",
             show_default="the recipe's from",
@@ -53,6 +54,7 @@ def command(
     like: Annotated[
         str | None,
         typer.Option(
+            autocompletion=artefact_names.RUNS,
             help="With --from scratch: the run whose network it is.",
             show_default="the newest pretrained run",
         ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli import options
+from llmctl.cli import artefact_names, options
 from llmctl.cli.launch import divided, speaks
 from llmctl.cli.options import guarded
 
@@ -22,7 +22,12 @@ EXAMPLE = 'Example: llmctl generate --from gpt-docs --prompt "def main(" --top-p
 @guarded
 def command(
     start: Annotated[
-        str, typer.Option("--from", help="A run of a language model, or a model folder.")
+        str,
+        typer.Option(
+            "--from",
+            autocompletion=artefact_names.RUNS,
+            help="A run of a language model, or a model folder.",
+        ),
     ],
     prompt: Annotated[
         list[str],
@@ -115,7 +120,10 @@ def command(
     ] = None,
     draft: Annotated[
         str | None,
-        typer.Option(help="A smaller model that writes ahead (speculative decoding)."),
+        typer.Option(
+            autocompletion=artefact_names.RUNS,
+            help="A smaller model that writes ahead (speculative decoding).",
+        ),
     ] = None,
     source: Annotated[
         Path | None,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar, cast
 
 import typer
 
+from llmctl.cli import artefact_names
 from llmctl.cli.launch import first_on_machine, speaks
 from llmctl.errors import NO_ACCESS, NO_MEMORY_SIGNS, NO_SPACE, LlmctlError, UsageError
 
@@ -79,7 +80,13 @@ MaxRestartsOption = Annotated[
     ),
 ]
 ShardsOption = Annotated[
-    str | None, typer.Option("--shards", help="Shards to train on.", show_default="the newest")
+    str | None,
+    typer.Option(
+        "--shards",
+        autocompletion=artefact_names.SHARDS,
+        help="Shards to train on.",
+        show_default="the newest",
+    ),
 ]
 BudgetOption = Annotated[
     str | None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmctl.cli import launch, options
+from llmctl.cli import artefact_names, launch, options
 from llmctl.cli.options import guarded
 from llmctl.cli.pretrain import plan_of, resolved
 
@@ -41,7 +41,12 @@ def command(
     budget: options.BudgetOption = None,
     shards: options.ShardsOption = None,
     start: Annotated[
-        str | None, typer.Option("--from", help="With --stage finetune: a run or model folder.")
+        str | None,
+        typer.Option(
+            "--from",
+            autocompletion=artefact_names.RUNS,
+            help="With --stage finetune: a run or model folder.",
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="With --stage finetune: the file to learn from.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli import options
+from llmctl.cli import artefact_names, options
 from llmctl.cli.launch import divided
 from llmctl.cli.options import guarded
 
@@ -25,7 +25,12 @@ SHOWN = 60
 
 @guarded
 def command(
-    start: Annotated[str, typer.Option("--from", help="A run, or a model folder.")],
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from", autocompletion=artefact_names.RUNS, help="A run, or a model folder."
+        ),
+    ],
     texts: Annotated[
         list[str] | None,
         typer.Argument(help="Texts; with none, --data or standard input is read."),

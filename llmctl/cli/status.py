@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli import options
+from llmctl.cli import artefact_names, options
 from llmctl.cli.options import guarded
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def command(
         typer.Argument(
             help="An artefact to show in full; with --compare, further runs.",
             metavar="[NAME]…",
+            autocompletion=artefact_names.ANYTHING,
             show_default=False,
         ),
     ] = None,
@@ -38,6 +39,7 @@ def command(
         typer.Option(
             "--compare",
             metavar="RUN RUN…",
+            autocompletion=artefact_names.RUNS,
             help="Show runs together: what their configurations differ in, their figures, and "
             "their curves on common axes.",
         ),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmctl.cli import options
+from llmctl.cli import artefact_names, options
 from llmctl.cli.options import guarded
 
 EXAMPLE = "Example: llmctl sweep recipe.toml --grid training.lr=1e-4,3e-4,1e-3 --halving"
@@ -57,12 +57,17 @@ def command(
     ] = 1,
     shards: Annotated[
         str | None,
-        typer.Option(help="Of pretrain: shards to train on.", show_default="the newest"),
+        typer.Option(
+            autocompletion=artefact_names.SHARDS,
+            help="Of pretrain: shards to train on.",
+            show_default="the newest",
+        ),
     ] = None,
     start: Annotated[
         str | None,
         typer.Option(
             "--from",
+            autocompletion=artefact_names.RUNS,
             help="Of finetune: a pretrained run, a model folder, or scratch (with --like).",
             show_default="the recipe's from",
         ),
@@ -73,7 +78,10 @@ def command(
     ] = None,
     like: Annotated[
         str | None,
-        typer.Option(help="Of finetune, with --from scratch: the run whose network it is."),
+        typer.Option(
+            autocompletion=artefact_names.RUNS,
+            help="Of finetune, with --from scratch: the run whose network it is.",
+        ),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="Of finetune: what to learn.", show_default="the recipe's")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from llmctl.cli import options
+from llmctl.cli import artefact_names, options
 from llmctl.cli.options import guarded
 from llmctl.errors import UsageError
 
@@ -45,6 +45,7 @@ def command(
     tokenizer: Annotated[
         str | None,
         typer.Option(
+            autocompletion=artefact_names.TOKENIZERS,
             help="A kind to learn (wordpiece, bpe, unigram, sentencepiece-bpe, characters) or an "
             "existing one: a name in the workspace, a folder, a tokenizer.json, GPT-2's "
             "vocab.json, a .model, a .tiktoken, a vocab.txt.",
