@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import PydanticUndefined
 
 from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
 from llmctl.parsing import Malformed, parse_toml
@@ -61,6 +62,21 @@ class Config(BaseModel):
                 continue
             value = getattr(self, name)
             values[name] = value.identity() if isinstance(value, Config) else value
+        return values
+
+    def defaults(self) -> dict[str, Any]:
+        """What the fields of ``identity`` are where nothing is given, without those that must
+        be."""
+        values: dict[str, Any] = {}
+        for name in self.identity():
+            value = getattr(self, name)
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if isinstance(default, Config):
+                values[name] = default.identity()
+            elif default is not PydanticUndefined:
+                values[name] = default
+            elif isinstance(value, Config):
+                values[name] = value.defaults()
         return values
 
     def replace(self, **changes: Any) -> Self:

@@ -15,7 +15,8 @@ from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact, Workspace, slug
 from llmctl.workspace.files import write_json
-from llmctl.workspace.manifests import InputRecord, fingerprint, new_manifest
+from llmctl.workspace.identity import Identity
+from llmctl.workspace.manifests import new_manifest
 
 __all__ = ["EvaluateConfig", "Files", "evaluate_model", "plan"]
 
@@ -26,7 +27,7 @@ class _Resolved:
 
     given: Given
     measure: Measure
-    inputs: list[InputRecord]
+    identity: Identity
     name: str
     found: Artefact | None
 
@@ -58,8 +59,7 @@ def evaluate_model(
         resolved.name,
         stage="eval",
         config=config.model_dump(mode="json"),
-        identity=config.identity(),
-        inputs=resolved.inputs,
+        identity=resolved.identity,
         seed=config.seed,
     )
     # Before the work: a report that can't be kept is not worth its minutes.
@@ -92,8 +92,8 @@ def plan(
         "plan": {
             "name": resolved.name,
             "up_to_date": resolved.found is not None,
-            "inputs": {r.role: r.name for r in resolved.inputs if r.role != COMPARED},
-            "compare": [r.name for r in resolved.inputs if r.role == COMPARED],
+            "inputs": {r.role: r.name for r in resolved.identity.inputs if r.role != COMPARED},
+            "compare": [r.name for r in resolved.identity.inputs if r.role == COMPARED],
         },
     }
 
@@ -114,14 +114,15 @@ def _resolve(
     given, measure, inputs = choose(workspace, subject, others, files, config)
     model_name = start if subject.run else slug(Path(start).resolve().name, "model")
     data_name = slug(files.data.name.partition(".")[0], "data") if files.data else "validation"
+    identity = Identity.of("eval", config, inputs)
     report_name, found = workspace.match(
         "report",
         name,
         f"{model_name}-{data_name}",
-        fingerprint("eval", config.identity(), inputs),
+        identity,
         force=force,
         note=reporter.note,
     )
     for note in given.notes:
         reporter.note(note)
-    return _Resolved(given, measure, inputs, report_name, found)
+    return _Resolved(given, measure, identity, report_name, found)

@@ -28,7 +28,8 @@ from llmctl.training.trainer import Progress, Trainer
 from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace, slug
 from llmctl.workspace.files import published_folder
-from llmctl.workspace.manifests import InputRecord, fingerprint, new_manifest
+from llmctl.workspace.identity import Identity
+from llmctl.workspace.manifests import InputRecord, new_manifest
 
 SCRATCH = "scratch"
 DEFAULT_TASK = "classify"
@@ -96,7 +97,6 @@ def finetune(
             **task.facts,
         },
         identity=given.identity,
-        inputs=given.inputs,
         seed=config.seed,
         command=command,
     )
@@ -302,7 +302,7 @@ class _Opened:
 class _Given(_Opened):
     """That, and the run that it is."""
 
-    identity: dict[str, Any]
+    identity: Identity
     name: str
     found: Artefact | None
 
@@ -355,13 +355,13 @@ def _resolve(
     reporter: Reporter,
 ) -> _Given:
     opened = _opened(workspace, start, data, config, like, reporter)
-    identity = {**config.identity(), "scratch": opened.scratch}
+    identity = Identity.of("finetune", config, opened.inputs, scratch=opened.scratch)
     suffix = SCRATCH if opened.scratch else Path(opened.inputs[0].name).name
     run_name, found = workspace.match(
         "run",
         name,
         f"{slug(data.name.partition('.')[0], 'data')}-{suffix}",
-        fingerprint("finetune", identity, opened.inputs),
+        identity,
         force=force,
         note=reporter.note,
     )

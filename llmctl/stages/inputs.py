@@ -17,7 +17,8 @@ from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import sha256_file, sha256_json
-from llmctl.workspace.manifests import InputRecord, fingerprint
+from llmctl.workspace.identity import Identity
+from llmctl.workspace.manifests import InputRecord
 
 
 class LabelledColumns(Config):
@@ -137,10 +138,15 @@ def find_pretraining(
         "run",
         name,
         f"{config.arch}-{shards.manifest.name}",
-        fingerprint("pretrain", config.identity(), [shards.as_input("shards")]),
+        pretraining_identity(config, shards),
         force=force,
         note=reporter.note,
     )
+
+
+def pretraining_identity(config: Config, shards: Artefact) -> Identity:
+    """What a pretraining is asked for, by its configuration as it was given."""
+    return Identity.of("pretrain", config, [shards.as_input("shards")])
 
 
 def newest_pretrained(runs: Sequence[Artefact]) -> Artefact | None:

@@ -22,7 +22,7 @@ from llmctl.interop.ngram_folder import write_ngram_folder
 from llmctl.models.ngram import NgramConfig, Trained, train
 from llmctl.models.ngram_counts import Block
 from llmctl.models.ngram_model import NgramModel
-from llmctl.stages.inputs import choose_shards, find_pretraining
+from llmctl.stages.inputs import choose_shards, find_pretraining, pretraining_identity
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -143,8 +143,7 @@ def train_ngram(
         run_name,
         stage="pretrain",
         config=config.model_dump(mode="json"),
-        identity=config.identity(),
-        inputs=[shards.as_input("shards")],
+        identity=pretraining_identity(config, shards),
         seed=None,
         command=command,
     )

@@ -21,7 +21,7 @@ from llmctl.models import ARCHITECTURES
 from llmctl.objectives import PRETRAINING
 from llmctl.objectives.pretraining import VALIDATION_SEED, Batches, DataConfig, Pretraining
 from llmctl.stages.budget import LEAST_SECONDS, Choice, choose, left_open
-from llmctl.stages.inputs import choose_shards, find_pretraining
+from llmctl.stages.inputs import choose_shards, find_pretraining, pretraining_identity
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, StopFlag, rehearsal_folder, run_training
 from llmctl.training.checkpoints import CheckpointStore
@@ -208,7 +208,7 @@ def pretrain(
     begun = time.perf_counter() if begun is None else begun
     shards = shards_of(workspace, config.arch, shards_name, reporter)
     # As it was given: the vocabulary's size follows from the shards.
-    identity = config.identity()
+    identity = pretraining_identity(config, shards)
     run_name, found = find_pretraining(
         workspace, config, shards, name, force=force, reporter=reporter
     )
@@ -228,7 +228,6 @@ def pretrain(
         stage="pretrain",
         config=config.model_dump(mode="json"),
         identity=identity,
-        inputs=[shards.as_input("shards")],
         seed=config.seed,
         command=command,
     )

@@ -26,7 +26,8 @@ from llmctl.stages.tokenize_shards import (
 )
 from llmctl.tokenizers.base import Tokenizer
 from llmctl.workspace.artefacts import Artefact, Workspace
-from llmctl.workspace.manifests import InputRecord, fingerprint, new_manifest
+from llmctl.workspace.identity import Identity
+from llmctl.workspace.manifests import InputRecord, new_manifest
 from llmctl.workspace.parts import PartsFolder
 
 LEARN_BYTES = 1 << 29
@@ -80,9 +81,9 @@ def tokenize(
     corpus = open_corpus(sources, config)
     existing = existing_tokenizer(workspace, config)
     inputs = corpus_inputs(corpus, sources, existing)
-    print_of_shards = fingerprint("tokenize", config.identity(), inputs)
+    identity = Identity.of("tokenize", config, inputs)
     shards_name, found = workspace.match(
-        "shards", name, corpus.suggested_name, print_of_shards, force=force
+        "shards", name, corpus.suggested_name, identity, force=force
     )
     if found is not None:
         return found, True
@@ -95,10 +96,10 @@ def tokenize(
         shards_name,
         stage="tokenize",
         config=config.model_dump(mode="json"),
-        identity=config.identity(),
+        identity=identity,
         inputs=made_from,
         seed=None,
-    ).model_copy(update={"fingerprint": print_of_shards})
+    )
     with workspace.publish(manifest) as (target, summary):
         # The shards carry their tokenizer: whoever has them can read them.
         tokenizer.save(target / "tokenizer")
@@ -201,7 +202,7 @@ def _learn(
     force: bool,
     reporter: Reporter,
 ) -> Artefact:
-    identity = {
+    values = {
         "kind": config.tokenizer,
         "vocab_size": config.vocab_size,
         "cased": config.cased,
@@ -210,12 +211,10 @@ def _learn(
         "text_column": config.text_column,
         "keep_ends": config.split == "tail",
     }
+    defaults = {key: value for key, value in config.defaults().items() if key in values}
+    identity = Identity("tokenizer", values, defaults, inputs)
     name, found = workspace.match(
-        "tokenizer",
-        shards_name if force else None,
-        shards_name,
-        fingerprint("tokenizer", identity, inputs),
-        force=force,
+        "tokenizer", shards_name if force else None, shards_name, identity, force=force
     )
     if found is not None:
         return found
@@ -225,9 +224,8 @@ def _learn(
         stage="tokenize",
         config=config.model_dump(mode="json"),
         identity=identity,
-        inputs=inputs,
         seed=None,
-    ).model_copy(update={"fingerprint": fingerprint("tokenizer", identity, inputs)})
+    )
     vocab_size = (
         None
         if config.tokenizer == "characters"

@@ -42,7 +42,8 @@ from llmctl.stages.tokenize_shards import (
     write_shards,
 )
 from llmctl.workspace.artefacts import Artefact, Workspace
-from llmctl.workspace.manifests import describe_files, fingerprint, new_manifest, now, verify_files
+from llmctl.workspace.identity import Identity
+from llmctl.workspace.manifests import describe_files, new_manifest, now, verify_files
 from llmctl.workspace.parts import (
     PartRecord,
     PartsFolder,
@@ -197,8 +198,8 @@ def _created(job: Job) -> str | None:
 
 def _found(job: Job) -> Artefact | None:
     inputs = corpus_inputs(job.corpus, job.sources, job.existing)
-    key = fingerprint("tokenize", job.config.identity(), inputs)
-    return job.workspace.match("shards", job.name, job.name, key, force=job.force)[1]
+    identity = Identity.of("tokenize", job.config, inputs)
+    return job.workspace.match("shards", job.name, job.name, identity, force=job.force)[1]
 
 
 def _difference(job: Job, plan: Plan, of: int) -> UsageError | InputError | None:
@@ -209,11 +210,13 @@ def _difference(job: Job, plan: Plan, of: int) -> UsageError | InputError | None
         return UsageError(
             f"{under_way} are {plan.parts}, not {of}: go on with --part i/{plan.parts}, {anew}"
         )
-    identity = job.config.identity()
-    for key in identity:
-        if identity[key] != plan.identity.get(key):
+    defaults = job.config.defaults()
+    for key, value in job.config.identity().items():
+        # What the plan knows nothing of came later, and was as its default is.
+        planned_value = plan.identity.get(key, defaults.get(key))
+        if value != planned_value:
             return UsageError(
-                f"{under_way} have {key} = {plan.identity.get(key)}, not {identity[key]}: give "
+                f"{under_way} have {key} = {planned_value}, not {value}: give "
                 f"every part the same options, {anew}"
             )
     if plan.llmctl_version != __version__:
@@ -282,7 +285,7 @@ def _new_plan(job: Job, of: int) -> Plan:
             identity=config.identity(),
             inputs=inputs,
             made_from=made_from,
-            fingerprint=fingerprint("tokenize", config.identity(), inputs),
+            fingerprint=Identity.of("tokenize", config, inputs).fingerprint,
             files=[
                 PlannedFile(name=name, size=size, sha256=corpus.file_digest(number))
                 for number, (name, size) in enumerate(zip(corpus.names, corpus.sizes, strict=True))
@@ -372,10 +375,10 @@ def put_together(job: Job, plan: Plan) -> tuple[Artefact | None, list[int]]:
             job.name,
             stage="tokenize",
             config=job.config.model_dump(mode="json"),
-            identity=job.config.identity(),
+            identity=Identity.of("tokenize", job.config, plan.inputs),
             inputs=plan.made_from,
             seed=None,
-        ).model_copy(update={"fingerprint": plan.fingerprint, "created": plan.created})
+        ).model_copy(update={"created": plan.created})
         vocabulary = Vocabulary(plan.vocab_size, plan.tokenizer_kind, plan.tokenizer_digest)
         with job.workspace.publish(manifest) as (target, summary):
             shutil.copytree(job.parts.tokenizer, target / "tokenizer")
@@ -397,7 +400,7 @@ def _settled(job: Job, plan: Plan) -> Artefact:
     """The shards that another process has put together."""
     if job.name in job.workspace.names("shards"):
         shards = job.workspace.get("shards", job.name)
-        if shards.manifest.fingerprint == plan.fingerprint:
+        if Identity.of("tokenize", job.config, plan.inputs).made(shards.manifest):
             return shards
     raise UsageError(
         f"the parts of shards {job.name} were begun anew with other options or files by another "

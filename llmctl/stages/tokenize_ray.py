@@ -19,7 +19,7 @@ from llmctl.stages.reporter import Reporter
 from llmctl.stages.tokenize import TokenizeConfig, corpus_inputs, existing_tokenizer, open_corpus
 from llmctl.stages.tokenize_parts import Job, agree, changed_file, put_together, write_part
 from llmctl.workspace.artefacts import Artefact, Workspace
-from llmctl.workspace.manifests import fingerprint
+from llmctl.workspace.identity import Identity
 from llmctl.workspace.parts import PartsFolder
 
 WORTH_A_PART = 16 << 20
@@ -56,8 +56,8 @@ def tokenize_on_ray(
             sources,
             existing_tokenizer(workspace, config),
         )
-        key = fingerprint("tokenize", config.identity(), inputs)
-        name, found = workspace.match("shards", None, corpus.suggested_name, key, force=force)
+        identity = Identity.of("tokenize", config, inputs)
+        name, found = workspace.match("shards", None, corpus.suggested_name, identity, force=force)
         if found is not None:
             return found, True
     job = Job(workspace, sources, config, name, force, reporter)

@@ -17,6 +17,7 @@ from llmctl.workspace.files import (
     published_folder,
     write_json,
 )
+from llmctl.workspace.identity import Identity
 from llmctl.workspace.locks import is_locked, writer_lock
 from llmctl.workspace.manifests import (
     FOLDERS,
@@ -159,16 +160,16 @@ class Workspace:
         kind: Kind,
         requested: str | None,
         default: str,
-        fingerprint: str,
+        identity: Identity,
         *,
         force: bool,
         note: Callable[[str], None] = lambda text: None,
     ) -> tuple[str, Artefact | None]:
         """The name under which to make an artefact, and what is there already of the same content.
 
-        With ``requested`` an artefact of that name must have the same fingerprint, unless
-        ``force``; else NameTaken is raised. Without, any artefact with the same fingerprint is the
-        one, else the default name, numbered if it is taken. ``note`` is told of damaged ones, which
+        With ``requested`` an artefact of that name must be what is asked for, unless ``force``;
+        else NameTaken is raised. Without, any artefact that is, is the one, else the default
+        name, numbered if it is taken. ``note`` is told of damaged ones, which
         match nothing; ``force`` replaces one that has the default name.
         """
         if requested is not None:
@@ -176,11 +177,12 @@ class Workspace:
             if not (folder / MANIFEST).is_file() or force:
                 return requested, None
             existing = self.get(kind, requested)
-            if existing.manifest.fingerprint == fingerprint:
-                return requested, existing
+            if identity.made(existing.manifest):
+                return requested, Artefact(folder, identity.recorded(existing.manifest))
+            told = "; ".join(map(str, identity.differences(existing.manifest)))
             raise NameTaken(
-                f"{folder} was made with other options or inputs; choose another --name, or "
-                f"--force to replace it (`llmctl status {requested}` shows what made it)"
+                f"{folder} was made with other options or inputs ({told}); choose another --name, "
+                f"or --force to replace it (`llmctl status {requested}` shows what made it)"
             )
         damaged: list[str] = []
 
@@ -189,9 +191,10 @@ class Workspace:
             note(f"{kind} {name} is passed over: {error}")
 
         for artefact in self.list(kind, pass_over):
-            if artefact.manifest.fingerprint == fingerprint:
+            if identity.made(artefact.manifest):
                 name = artefact.manifest.name
-                return (name, None) if force else (name, artefact)
+                found = Artefact(artefact.folder, identity.recorded(artefact.manifest))
+                return (name, None) if force else (name, found)
         default = slug(default, kind)
         if force and default in damaged:
             return default, None

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -27,8 +27,12 @@ from llmctl.workspace.files import (
     write_json,
 )
 
-FORMAT_VERSION = 1
-"""Of workspaces and manifests; raised when an older llmctl could not read a newer one."""
+if TYPE_CHECKING:
+    from llmctl.workspace.identity import Identity
+
+FORMAT_VERSION = 2
+"""Of workspaces and manifests; raised when an older llmctl could not read a newer one. 2: manifests
+tell what differed from the defaults, and the defaults."""
 
 Kind = Literal["tokenizer", "shards", "run", "report"]
 
@@ -104,6 +108,11 @@ class Manifest(Frozen):
     config: dict[str, Any]
     inputs: list[InputRecord]
     fingerprint: str
+    identity: dict[str, Any] | None = None
+    """What of the configuration decides the content and differed from the defaults, as it was
+    asked for; None in format 1, whose fingerprint is of every field."""
+    defaults: dict[str, Any] = {}
+    """What decides the content beside it, by the defaults of the day."""
     seed: int | None = None
     llmctl_version: str = __version__
     torch_version: str | None = None
@@ -137,17 +146,19 @@ def new_manifest(
     *,
     stage: str,
     config: Mapping[str, Any],
-    identity: Mapping[str, Any],
-    inputs: Sequence[InputRecord],
+    identity: Identity,
     seed: int | None,
+    inputs: Sequence[InputRecord] | None = None,
     command: Sequence[str] | None = None,
 ) -> Manifest:
-    """A manifest at the start of a stage. ``identity``: the part of the config that decides
-    the content (options such as the number of workers do not). ``command``: one that makes this
-    artefact, where that being run makes others too.
+    """A manifest at the start of a stage. ``identity``: what is asked for, as far as it decides
+    the content (options such as the number of workers do not). ``inputs``: where what it is made
+    from is more than that. ``command``: one that makes this artefact, where that being run makes
+    others too.
 
     Raises UsageError if the artefact would replace one that it is made from.
     """
+    inputs = identity.inputs if inputs is None else inputs
     if (kind, name) in [record.artefact for record in inputs]:
         raise UsageError(
             f"--name {name}: {kind} {name} is what this is made from and would be replaced; "
@@ -161,7 +172,9 @@ def new_manifest(
         directory=str(Path.cwd()),
         config=dict(config),
         inputs=list(inputs),
-        fingerprint=fingerprint(stage, identity, inputs),
+        fingerprint=identity.fingerprint,
+        identity=identity.given,
+        defaults=identity.left,
         seed=seed,
         torch_version=_torch_version(),
         created=now(),
@@ -249,8 +262,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a folder's manifest in one step."""
-    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    """Write a folder's manifest in one step, in today's format."""
+    value = {**manifest.model_dump(mode="json"), "format_version": FORMAT_VERSION}
+    write_json(folder / MANIFEST, value)
 
 
 def refuse_newer(path: Path, version: object) -> None:

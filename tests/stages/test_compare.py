@@ -16,6 +16,7 @@ from llmctl.reporting.compare import render_compare
 from llmctl.stages.compare import compare
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import write_json
+from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import InputRecord, new_manifest, now, write_manifest
 
 
@@ -39,8 +40,8 @@ def write_run(
     **config: Any,
 ) -> None:
     inputs = [InputRecord(role="shards", name=f"shards/{shards}", digest=shards * 64)]
-    manifest = new_manifest("run", name, stage="pretrain", config=config, identity=config,
-                            inputs=inputs, seed=0)  # fmt: skip
+    identity = Identity("pretrain", config, {}, inputs)
+    manifest = new_manifest("run", name, stage="pretrain", config=config, identity=identity, seed=0)
     summary = {"device": machine, "parameters": 1000}
     changes = {"finished": now() if finished else None, "summary": summary}
     folder = workspace.path("run", name)

@@ -19,6 +19,7 @@ from llmctl.errors import BusyError, InputError, UsageError
 from llmctl.workspace import locks
 from llmctl.workspace.artefacts import NAME_PATTERN, Artefact, Workspace, slug
 from llmctl.workspace.files import hidden_sibling, replaced_sibling
+from llmctl.workspace.identity import Identity
 from llmctl.workspace.locks import writer_lock
 from llmctl.workspace.manifests import (
     FORMAT_VERSION,
@@ -33,6 +34,10 @@ from llmctl.workspace.manifests import (
 )
 
 
+def asked(value: object = 1, *inputs: InputRecord) -> Identity:
+    return Identity("tokenize", {"value": value}, {"value": 0}, inputs)
+
+
 def manifest(
     name: str, *inputs: InputRecord, kind: Kind = "shards", value: object = 1, **changes: Any
 ) -> Manifest:
@@ -41,8 +46,7 @@ def manifest(
         name,
         stage="tokenize",
         config={"value": value},
-        identity={"value": value},
-        inputs=inputs,
+        identity=asked(value, *inputs),
         seed=0,
     )
     return made.model_copy(update=changes)
@@ -129,10 +133,11 @@ import os, sys
 from pathlib import Path
 from llmctl.workspace import files
 from llmctl.workspace.artefacts import Workspace
+from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import new_manifest
 root, where = Path(sys.argv[1]), sys.argv[2]
-made = new_manifest("shards", "stories", stage="tokenize", config={}, identity={"v": 2},
-                    inputs=[], seed=0)
+made = new_manifest("shards", "stories", stage="tokenize", config={},
+                    identity=Identity("tokenize", {"v": 2}, {}, []), seed=0)
 rename = Path.rename
 def crash_between(self, to):
     if self == files.hidden_sibling(root / "shards" / "stories"):
@@ -305,7 +310,7 @@ def test_a_close_name_is_suggested(workspace: Workspace):
 
 def test_the_same_content_is_found_under_any_name(workspace: Workspace):
     publish(workspace, "mine")
-    same, other = manifest("x").fingerprint, manifest("x", value=2).fingerprint
+    same, other = asked(), asked(2)
     name, found = workspace.match("shards", None, "default", same, force=False)
     assert name == "mine"
     assert found is not None
@@ -318,15 +323,14 @@ def test_the_same_content_is_found_under_any_name(workspace: Workspace):
 def test_a_taken_default_name_is_numbered(workspace: Workspace):
     publish(workspace, "stories")
     for number in (2, 3):
-        print_ = manifest("x", value=number).fingerprint
-        name, found = workspace.match("shards", None, "stories", print_, force=False)
+        name, found = workspace.match("shards", None, "stories", asked(number), force=False)
         assert (name, found) == (f"stories-{number}", None)
         publish(workspace, name, value=number)
 
 
 def test_a_requested_name_must_hold_the_same_content(workspace: Workspace):
     publish(workspace, "stories")
-    same, other = manifest("x").fingerprint, manifest("x", value=2).fingerprint
+    same, other = asked(), asked(2)
     name, found = workspace.match("shards", "stories", "default", same, force=False)
     assert name == "stories"
     assert found is not None
@@ -439,17 +443,18 @@ def test_the_recorded_command_has_all_its_processes(
 
 
 def test_damaged_artefacts_match_nothing_and_are_told_of(workspace: Workspace):
-    good, bad = publish(workspace, "good"), publish(workspace, "bad", value=2)
+    publish(workspace, "good")
+    bad = publish(workspace, "bad", value=2)
     (bad.folder / "manifest.json").write_text("{")
     told: list[str] = []
     options: dict[str, Any] = {"force": False, "note": told.append}
-    assert workspace.match("shards", None, "x", good.manifest.fingerprint, **options)[0] == "good"
-    assert workspace.match("shards", None, "bad", "new", **options) == ("bad-2", None)
+    assert workspace.match("shards", None, "x", asked(), **options)[0] == "good"
+    assert workspace.match("shards", None, "bad", asked("new"), **options) == ("bad-2", None)
     assert told[0].startswith("shards bad is passed over: ")
     with pytest.raises(InputError, match="--force"):
-        workspace.match("shards", "bad", "x", "new", force=False)
-    assert workspace.match("shards", "bad", "x", "new", force=True) == ("bad", None)
-    assert workspace.match("shards", None, "bad", "new", force=True) == ("bad", None)
+        workspace.match("shards", "bad", "x", asked("new"), force=False)
+    assert workspace.match("shards", "bad", "x", asked("new"), force=True) == ("bad", None)
+    assert workspace.match("shards", None, "bad", asked("new"), force=True) == ("bad", None)
 
 
 def test_the_lineage_goes_round_a_damaged_parent(workspace: Workspace):
@@ -484,7 +489,7 @@ def test_slugs(text: str, name: str):
 
 
 def test_a_default_name_is_cut_to_fit(workspace: Workspace):
-    name, _ = workspace.match("run", None, "bert-" + "x" * 100, "f", force=False)
+    name, _ = workspace.match("run", None, "bert-" + "x" * 100, asked(), force=False)
     assert NAME_PATTERN.fullmatch(name)
 
 

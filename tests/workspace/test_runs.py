@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from llmctl.errors import InputError
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import write_json
+from llmctl.workspace.identity import Identity
 from llmctl.workspace.locks import writer_lock
 from llmctl.workspace.manifests import InputRecord, new_manifest, write_manifest
 from llmctl.workspace.runs import (
@@ -32,9 +33,13 @@ RECORDS = st.lists(
 )
 
 
+def identity(*inputs: InputRecord) -> Identity:
+    return Identity("pretrain", {}, {}, inputs)
+
+
 def artefact(root: Path, *, finished: str | None = None) -> Artefact:
     made = new_manifest(
-        "run", "tiny", stage="pretrain", config={}, identity={}, inputs=[], seed=0
+        "run", "tiny", stage="pretrain", config={}, identity=identity(), seed=0
     ).model_copy(update={"finished": finished})
     folder = Workspace(root).path("run", "tiny")
     folder.mkdir(parents=True)
@@ -154,7 +159,7 @@ def test_the_command_to_go_on_leaves_nothing_to_be_chosen(
     stage: str, config: dict[str, Any], words: str, inputs: list[InputRecord], command: str
 ):
     made = new_manifest(
-        "run", "r", stage=stage, config=config, identity={}, inputs=inputs, seed=0
+        "run", "r", stage=stage, config=config, identity=identity(*inputs), seed=0
     ).model_copy(update={"command": ["llmctl", *words.split()]})
     assert resume_command(made) == command
     elsewhere = made.model_copy(update={"directory": "/my data"})
