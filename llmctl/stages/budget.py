@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +30,7 @@ from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, agreed
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.distributed import ALONE, World
+from llmctl.training.memory import free_bytes
 from llmctl.training.plan import multiplied_weights, process_seconds
 from llmctl.training.precision import (
     choose_compile,
@@ -324,7 +324,7 @@ class Chooser:
         """Whether weights, gradients and optimiser find room twice, for each process."""
         device, world = self.machine.device, self.machine.world
         sharing = world.local_size if device.type == "cpu" else 1
-        room = 32 * self._rungs[index].parameters * sharing < _free_bytes(device)
+        room = 32 * self._rungs[index].parameters * sharing < free_bytes(device)
         return bool(world.least(int(room)))
 
     def _refuse_the_impossible(self) -> None:
@@ -498,13 +498,3 @@ def _too_little_left(budget: float, left: float) -> str:
         f"calibration, the last validation and the export take {duration(budget - left)} on this "
         f"machine; give at least {duration(need)}, or lower data.eval_batches"
     )
-
-
-def _free_bytes(device: torch.device) -> float:
-    """Memory that a training can have."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):  # not Linux
-        return math.inf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from llmctl.data.shards import SPLITS, ShardWriter
 from llmctl.errors import InputError
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers.base import Tokenizer
+from llmctl.training.machine import cores
 
 WORTH_WORKERS = 4 << 20
 """Bytes; a smaller corpus is done before worker processes have started."""
@@ -241,13 +241,6 @@ def _one_pass(
         "megabytes_per_second": text_bytes / 1e6 / seconds,
     }
     return summary, lowest, highest
-
-
-def cores() -> int:
-    """Those that this process may use: a container or a batch job seldom has all."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _grouped(texts: Iterable[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:

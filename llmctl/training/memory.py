@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from llmctl.errors import NO_MEMORY_SIGNS
 from llmctl.training.distributed import local
+from llmctl.training.machine import free_memory
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """mallopt(3)'s names for its parameters."""
@@ -87,7 +88,7 @@ def largest_part(
         # The weights are kept too, once: the second row shows what a row takes.
         per_row = kept_for_backward(lambda: trial(2)) - kept_for_backward(lambda: trial(1))
         state = sum(4 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        fits = int((SHARE_OF_FREE * _free_memory() - state) // max(per_row, 1))
+        fits = int((SHARE_OF_FREE * free_memory() - state) // max(per_row, 1))
         rows = max(1, min(rows, fits))
     low, high = 0, rows
     while low < high:
@@ -149,27 +150,8 @@ def saved_bytes(besides: Iterable[Tensor] = ()) -> Iterator[list[int]]:
         yield total
 
 
-def _free_memory() -> int:
-    """Bytes that the machine, or the container around this process, has left."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":") for line in file)
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return sys.maxsize
-    for limit, used in CONTAINER_FILES:
-        try:
-            with open(limit, encoding="ascii") as most, open(used, encoding="ascii") as taken:
-                free = min(free, int(most.read()) - int(taken.read()))
-        except (OSError, ValueError):  # no such limit
-            continue
-    return free
-
-
-CONTAINER_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-    ),
-)
+def free_bytes(device: torch.device) -> int:
+    """Memory that a training on a device can have."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_memory()

@@ -195,7 +195,7 @@ def test_the_search_finds_the_best_of_the_whole_ladder(
     monkeypatch.setattr(budget, "time_steps", fake_steps)
     monkeypatch.setattr(budget, "LAWS", {"gpt": LAW})
     monkeypatch.setattr(budget, "matrix_rate", lambda device, dtype: rate)
-    monkeypatch.setattr(budget, "_free_bytes", lambda device: 1e15)
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 1e15)
     chooser = Chooser(
         config, time.perf_counter(), lambda c: open_pretraining(shards, c), fake_trainer
     )
