@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import pkgutil
+import resource
 import select
 import socket
 import subprocess
@@ -37,6 +38,11 @@ def serves(environment: Mapping[str, str]) -> bool:
         if environment.get(name) != os.environ.get(name)
     }
     return AVAILABLE and not any(name.startswith(READ_AT_LOAD) for name in changed)
+
+
+def limit_file_size(largest: int) -> None:
+    """Let this process write no file of more bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
 
 
 class ForkServer:
@@ -63,10 +69,16 @@ class ForkServer:
         environment: Mapping[str, str],
         folder: str,
         streams: Sequence[IO[bytes]],
+        largest_file: int | None,
     ) -> int:
         """Run one command to its end; its exit code, negative where a signal ended it."""
         ours, theirs = socket.socketpair()
-        request = {"words": list(words), "environment": dict(environment), "folder": folder}
+        request = {
+            "words": list(words),
+            "environment": dict(environment),
+            "folder": folder,
+            "largest_file": largest_file,
+        }
         files = [theirs.fileno(), *(stream.fileno() for stream in streams)]
         with ours:
             socket.send_fds(self._socket, [json.dumps(request).encode()], files)
@@ -119,6 +131,8 @@ def _become(request: dict, files: Sequence[int]) -> None:
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
+        if request["largest_file"] is not None:
+            limit_file_size(request["largest_file"])
         sys.argv = ["llmctl", *request["words"]]
         from llmctl.cli.app import main
 

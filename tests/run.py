@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.fork_server import ForkServer, serves
+from tests.fork_server import ForkServer, limit_file_size, serves
 
 
 def start(workspace: Path, *words: object, **options: object) -> subprocess.Popen[str]:
@@ -30,13 +30,21 @@ def llmctl(
     code: int = 0,
     stdin: str | None = None,
     env: dict[str, str] | None = None,
+    largest_file: int | None = None,
+    anew: bool = False,
     **options: object,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end and check its exit code."""
+    """Run a command to its end and check its exit code.
+
+    largest_file: bytes that a file which it writes may have. anew: in a process that starts from
+    nothing, whose memory is its own.
+    """
     environment = _environment(workspace, env or {})
-    if serves(environment) and not options:
-        result = _forked([str(word) for word in words], environment, stdin or "")
+    if serves(environment) and not options and not anew:
+        result = _forked([str(word) for word in words], environment, stdin or "", largest_file)
     else:
+        if largest_file is not None:
+            options["preexec_fn"] = functools.partial(limit_file_size, largest_file)
         process = start(workspace, *words, stdin=subprocess.PIPE, env=environment, **options)
         out, err = process.communicate(stdin)
         result = subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -56,7 +64,7 @@ def _server() -> ForkServer:
 
 
 def _forked(
-    words: list[str], environment: dict[str, str], stdin: str
+    words: list[str], environment: dict[str, str], stdin: str, largest_file: int | None
 ) -> subprocess.CompletedProcess[str]:
     with (
         tempfile.TemporaryFile() as asked,
@@ -65,7 +73,7 @@ def _forked(
     ):
         asked.write(stdin.encode("utf-8", "surrogateescape"))
         asked.seek(0)
-        code = _server().run(words, environment, os.getcwd(), [asked, out, err])
+        code = _server().run(words, environment, os.getcwd(), [asked, out, err], largest_file)
         texts = []
         for stream in (out, err):
             stream.seek(0)

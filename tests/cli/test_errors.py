@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -202,10 +201,6 @@ def test_a_workspace_of_a_newer_format(workspace: Path):
     assert "upgrade" in message
 
 
-def limit_file_size() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-
-
 @pytest.mark.parametrize("stage", ["tokenize", "pretrain", "finetune"])
 def test_a_full_disk_stops_cleanly(
     workspace: Path, corpus_file: Path, labelled_file: Path, stage: str
@@ -223,7 +218,7 @@ def test_a_full_disk_stops_cleanly(
         large.write_text("".join(f"line {n} of the sea\n" for n in range(20_000)))
         words[1] = large
         words += ["--document", "line"]
-    result = llmctl(workspace, *words, code=5, preexec_fn=limit_file_size)
+    result = llmctl(workspace, *words, code=5, largest_file=40_000)
     message = one_sentence(result)
     assert "disk is full" in message
     assert str(workspace / {"tokenize": "shards"}.get(stage, "runs") / "again") in message

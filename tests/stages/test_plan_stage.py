@@ -31,7 +31,7 @@ def own_workspace(tiny_workspace: Path, tmp_path: Path) -> Path:
 
 
 def planned(workspace: Path, *words: object) -> dict[str, Any]:
-    out = llmctl(workspace, "plan", *words, "--json", env=ONE_THREAD).stdout
+    out = llmctl(workspace, "plan", *words, "--json", env=ONE_THREAD, anew=True).stdout
     return json.loads(out)["plan"]  # type: ignore[no-any-return]
 
 
