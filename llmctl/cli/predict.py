@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,6 @@ from llmctl.cli.launch import divided
 from llmctl.cli.options import guarded
 
 if TYPE_CHECKING:
-    from llmctl.data.tables import Example
     from llmctl.stages.predict import Filling, Prediction
 
 EXAMPLE = 'Example: llmctl predict --from reviews "I would buy it again"'
@@ -49,8 +47,10 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Classify texts, or fill the [MASK]s of a text with a pretrained model."""
-    from llmctl.errors import UsageError
-    from llmctl.stages.predict import predict
+    from llmctl.cli.console import TerminalReporter
+    from llmctl.errors import InputError, UsageError
+    from llmctl.stages.inputs import LabelledColumns
+    from llmctl.stages.predict import Predictor
 
     if texts and data is not None:
         raise UsageError("give texts or --data, not both")
@@ -59,11 +59,24 @@ def command(
     errors = encoding_errors or "strict"
     if errors not in ("strict", "replace"):
         raise UsageError(f"--encoding-errors {errors!r} is not known; choose strict or replace")
-    place = options.open_workspace(workspace)
+    if texts:
+        _check_text(texts)
+        columns = {"--text-column": text_column, "--text-pair-column": text_pair_column}
+        for option, column in columns.items():
+            if column is not None:
+                raise UsageError(f"{option} {column} goes with --data FILE, a table")
+    path = data or Path("-")
+    if path.is_dir():
+        raise InputError(f"--data {path} is a folder; give a file of it")
+    given = LabelledColumns(
+        text_column=text_column, text_pair_column=text_pair_column, encoding_errors=errors
+    )
+    place, reporter = options.open_workspace(workspace), TerminalReporter()
     found = False
-    with divided(nproc, reads_stdin=not texts and str(data or "-") == "-"):
-        examples = _examples(texts, data, text_column, text_pair_column, errors)
-        for answer in predict(place, start, examples, top=top, device=device or "auto"):
+    with divided(nproc, reads_stdin=not texts and str(path) == "-"):
+        predictor = Predictor(place, start, device=device or "auto")
+        examples = predictor.alone(texts) if texts else predictor.of_file(path, given, reporter)
+        for answer in predictor.answers(examples, top=top, reporter=reporter):
             found = True
             _show(answer, top, as_json=json)
     if not found:
@@ -101,36 +114,17 @@ def _show(answer: Filling | Prediction, top: int, *, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _examples(
-    texts: list[str] | None,
-    data: Path | None,
-    text_column: str | None,
-    pair: str | None,
-    errors: str,
-) -> Iterator[Example]:
-    from llmctl.data.tables import Example, read_examples, resolve_columns
-    from llmctl.errors import InputError, UsageError
+def _check_text(texts: list[str]) -> None:
+    """Raises UsageError for a text that isn't UTF-8: the shell hands over any bytes, and what is
+    not UTF-8 comes as lone surrogates."""
+    from llmctl.errors import UsageError
 
-    for number, text in enumerate(texts or [], 1):
-        # The shell hands over any bytes; what is not UTF-8 comes as lone surrogates.
+    for number, text in enumerate(texts, 1):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UsageError(
                 f"text {number} is not UTF-8; convert it, or give it in a file with "
                 "--encoding-errors replace"
             )
-    if texts:
-        return iter([Example(text, None, None, f"text {n}") for n, text in enumerate(texts, 1)])
-    path = data or Path("-")
-    if path.is_dir():
-        raise InputError(f"--data {path} is a folder; give a file of it")
-    columns = resolve_columns(
-        path,
-        text_column=text_column,
-        text_pair_column=pair,
-        need_label=False,
-        encoding_errors=errors,
-    )
-    return read_examples(path, columns, encoding_errors=errors)
 
 
 def _print_filling(answer: Any) -> None:

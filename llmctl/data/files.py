@@ -401,10 +401,11 @@ def requested_positions(requested: Sequence[str]) -> list[str]:
     return [name for name in requested if name.isdigit()]
 
 
-def split_columns(option: str | None) -> tuple[str, ...]:
-    """``title,description`` as a tuple of names. Raises UsageError for an empty one."""
-    if option is None:
-        return ()
+def split_columns(option: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """``title,description`` as a tuple of names; what is one already stays as it is, so that a
+    name may have a comma. Raises UsageError for an empty name."""
+    if option is None or isinstance(option, tuple):
+        return option or ()
     names = tuple(name.strip() for name in option.split(","))
     if not all(names):
         raise UsageError(f"column {option!r} has an empty name; write for example title,text")

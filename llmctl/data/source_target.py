@@ -7,7 +7,7 @@ stay aligned; whoever reads the pairs leaves it out and says how many there were
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -102,6 +102,16 @@ def resolve_pair_columns(
     if source is None or (need_target and target is None):
         _ask(reader, source, target, need_target)
     return PairColumns(source, target)
+
+
+def pair_column_names(
+    path: Path, wanted: Sequence[str], encoding_errors: str = "strict"
+) -> list[str]:
+    """The columns of a table, their names or their positions, as it is read when those wanted are
+    asked for; none for plain text."""
+    if not _is_table(path):
+        return []
+    return RowReader(path, requested=tuple(wanted), known=KNOWN, errors=encoding_errors).columns
 
 
 def read_pairs(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -71,7 +71,7 @@ class Columns:
 def resolve_columns(
     path: Path,
     *,
-    text_column: str | None = None,
+    text_column: str | tuple[str, ...] | None = None,
     text_pair_column: str | None = None,
     label_column: str | None = None,
     need_label: bool,
@@ -130,6 +130,12 @@ def resolve_columns(
         else:
             _ask(path, names)
     return Columns(text, pair, label if need_label else label_column)
+
+
+def column_names(path: Path, wanted: Sequence[str], encoding_errors: str = "strict") -> list[str]:
+    """The columns of a table, their names or their positions, as it is read when those wanted are
+    asked for; none for plain text."""
+    return [] if _is_lines(path) else _reader(path, tuple(wanted), encoding_errors).columns
 
 
 def read_examples(

@@ -39,6 +39,8 @@ STYLE, LEAD_WORDS = "llmctl_style", "llmctl_target_words"
 MAX_SOURCE, MAX_TARGET = "llmctl_max_source", "llmctl_max_target"
 """Of models finetuned on pairs: how they write from a source, words of a target on average, and
 tokens of both at most."""
+COLUMNS = "llmctl_columns"
+"""Of finetuned models: the columns of the table that they were trained on."""
 SEQ2SEQ, ENCODER_FIELD, DECODER_FIELD = "llmctl-seq2seq", "encoder", "decoder"
 """model_type of a GPT with a decoder attached, and the fields that describe each."""
 

@@ -39,6 +39,8 @@ class EncodedExample:
     ids: NDArray[np.int64]
     second: int
     label: int
+    cut: bool = False
+    """Whether it was longer."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ def with_special_tokens(
     a, b = _fitted(len(first), 0 if second is None else len(second), max_length, special)
     head = [cls, *first[:a], sep]
     tail = [*second[:b], sep] if second is not None else []
-    return EncodedExample(np.asarray([*head, *tail], dtype=np.int64), len(head), label)
+    cut = a < len(first) or b < len(second or ())
+    return EncodedExample(np.asarray([*head, *tail], dtype=np.int64), len(head), label, cut)
 
 
 def between_documents(
@@ -175,7 +178,8 @@ def between_documents(
     a, b = _fitted(len(first), len(second or ()), max_length, 2 if paired else 1)
     head = [start, *first[:a], *([end] if paired else [])]
     tail = second[:b] if second is not None else []
-    return EncodedExample(np.asarray([*head, *tail], dtype=np.int64), len(head), label)
+    cut = a < len(first) or b < len(second or ())
+    return EncodedExample(np.asarray([*head, *tail], dtype=np.int64), len(head), label, cut)
 
 
 def _fitted(a: int, b: int, max_length: int, special: int) -> tuple[int, int]:

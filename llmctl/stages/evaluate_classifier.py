@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.tables import Example
+from llmctl.data.tables import Columns, Example, read_examples
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation import baselines, classification
 from llmctl.evaluation.bootstrap import paired_difference
 from llmctl.inference.prediction import BATCH, class_probabilities
-from llmctl.interop.model_folder import ModelFolder
 from llmctl.objectives.classify import encode_examples, pad_token
-from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report
-from llmctl.stages.inputs import LabelledColumns, is_held_out, read_labelled
+from llmctl.stages.columns import Finetuned, labelled_columns, labelled_record
+from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report, Subject
+from llmctl.stages.inputs import LabelledColumns, cut_in_use
 from llmctl.stages.reporter import Reporter
+from llmctl.stages.training_data import (
+    is_training_file,
+    seen_examples,
+    seen_in_training,
+    training_examples,
+)
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
-from llmctl.workspace.artefacts import Artefact
-from llmctl.workspace.files import sha256_file
 
 Probabilities = NDArray[np.float64]
 
@@ -78,10 +81,12 @@ class ClassTable:
 
 def classifier_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> Report:
     """Labelled texts under a classifier."""
-    folder, run, data = given.subject.neural, given.subject.run, given.data
+    folder, data = given.subject.neural, given.data
     assert data is not None
     labels = folder.labels or []
-    examples = read_labelled(data, columns_like_training(run, config), reporter)
+    notes: list[str] = []
+    read, columns = _same_rows(given, config, reporter)
+    examples = read["model"]
     number_of = {label: number for number, label in enumerate(labels)}
     unknown = sorted({e.label or "" for e in examples} - number_of.keys())
     if unknown:
@@ -92,15 +97,29 @@ def classifier_report(given: Given, config: EvaluateConfig, reporter: Reporter) 
     true = np.asarray([number_of[example.label or ""] for example in examples])
     table = ClassTable(true, labels, config)
     for name, subject in given.subjects.items():
-        table.add(name, probabilities(subject.neural, examples, labels, config.device))
-    notes: list[str] = []
-    train = training_examples(run, notes) if config.baselines else None
-    if train:
-        notes += table.add_baselines(
-            [joined(example) for example in examples],
-            [joined(example) for example in train],
-            np.asarray([number_of[example.label or ""] for example in train]),
-        )
+        found = probabilities(subject, read[name], labels, config.device, notes)
+        table.add(name, found)
+    # The very file is told by its digest, other files with texts of it by these.
+    model = given.subject.finetuned
+    unread: list[str] = []
+    data_of_training = training_examples(model, unread)
+    seen: dict[str, Any] | None = None
+    if data_of_training is not None:
+        seen, said = seen_examples(model, examples, data_of_training)
+        notes += said
+    if seen is None or not seen["trained"]:
+        notes += seen_in_training(model, data)
+    for other in given.others.values():
+        notes += seen_in_training(other.finetuned, data)
+    if config.baselines:
+        notes += unread
+        if data_of_training is not None and data_of_training.trained:
+            train = data_of_training.trained
+            notes += table.add_baselines(
+                [joined(example) for example in examples],
+                [joined(example) for example in train],
+                np.asarray([number_of[example.label or ""] for example in train]),
+            )
     for note in notes:
         reporter.note(note)
     rows = table.rows
@@ -108,6 +127,9 @@ def classifier_report(given: Given, config: EvaluateConfig, reporter: Reporter) 
         "task": "classify",
         "data": str(data),
         "examples": len(true),
+        "columns": {name: labelled_record(taken) for name, taken in columns.items()},
+        "training_file": is_training_file(model, data),
+        "seen_in_training": seen,
         "results": rows,
         "differences": table.differences("model"),
         "notes": notes,
@@ -115,10 +137,59 @@ def classifier_report(given: Given, config: EvaluateConfig, reporter: Reporter) 
     }
 
 
+def _same_rows(
+    given: Given, config: EvaluateConfig, reporter: Reporter
+) -> tuple[dict[str, list[Example]], dict[str, Columns]]:
+    """The same rows of a file for each model, by the columns that it was trained on, and those.
+
+    Rows in which a model would find no text are left out for all. Raises InputError if none are
+    left.
+    """
+    data = given.data
+    assert data is not None
+    columns: dict[str, Columns] = {}
+    read: dict[str, list[Example]] = {}
+    errors = options_for(given.subject.finetuned, config).encoding_errors
+    for name, subject in given.subjects.items():
+        options = options_for(subject.finetuned, config).replace(encoding_errors=errors)
+        if columns:  # all are measured by the same labels
+            options = options.replace(label_column=columns["model"].label)
+        before = f"{subject.name}: " if given.others else ""
+        columns[name] = labelled_columns(
+            subject.finetuned,
+            data,
+            options,
+            need_label=True,
+            note=lambda text, before=before: reporter.note(before + text),  # type: ignore[misc]
+        )
+        same = next((n for n, taken in columns.items() if taken == columns[name]), name)
+        read[name] = (
+            list(read_examples(data, columns[name], encoding_errors=errors))
+            if same == name
+            else read[same]
+        )
+    rows = list(zip(*read.values(), strict=True))
+    blank = [row[0] for row in rows if not all(example.text for example in row)]
+    if blank:
+        reporter.note(f"left out {len(blank)} rows without text (the first: {blank[0].source})")
+    kept = [row for row in rows if all(example.text for example in row)]
+    if not kept:
+        raise InputError(f"{data} has no labelled texts")
+    return dict(zip(read, map(list, zip(*kept, strict=True)), strict=True)), columns
+
+
 def probabilities(
-    folder: ModelFolder, examples: Sequence[Example], labels: Sequence[str], device: str
+    subject: Subject,
+    examples: Sequence[Example],
+    labels: Sequence[str],
+    device: str,
+    notes: list[str],
 ) -> Probabilities:
-    """A classifier's probabilities, its classes in the order of ``labels``."""
+    """A classifier's probabilities, its classes in the order of ``labels``.
+
+    notes: gets one of texts that were too long.
+    """
+    folder = subject.neural
     known = folder.labels or []
     if set(known) != set(labels):
         raise InputError(
@@ -127,6 +198,8 @@ def probabilities(
         )
     model = folder.classifier().to(choose_device(device))
     encoded = encode_examples(folder.tokenizer, examples, folder.max_length, causal=model.causal)
+    if cut := sum(example.cut for example in encoded):
+        notes.append(f"{subject.name}: {cut_in_use(cut, len(encoded), folder)}")
     pad = pad_token(folder.tokenizer)
     rows = current().divided(
         encoded, lambda part, first: class_probabilities(model, list(part), pad), block=4 * BATCH
@@ -140,34 +213,11 @@ def joined(example: Example) -> str:
     return f"{example.text} {example.text_pair}" if example.text_pair else example.text
 
 
-def columns_like_training(run: Artefact | None, config: EvaluateConfig) -> LabelledColumns:
-    """The columns given, else those of the finetuning."""
-    trained = run.manifest.config.get("data", {}) if run else {}
+def options_for(model: Finetuned, config: EvaluateConfig) -> LabelledColumns:
+    """The columns that were given, and how the finetuning took bytes that are not UTF-8."""
     return LabelledColumns(
-        text_column=config.text_column or trained.get("text_column"),
-        text_pair_column=config.text_pair_column or trained.get("text_pair_column"),
-        label_column=config.label_column or trained.get("label_column"),
-        encoding_errors=config.encoding_errors or trained.get("encoding_errors", "strict"),
+        text_column=config.text_column,
+        text_pair_column=config.text_pair_column,
+        label_column=config.label_column,
+        encoding_errors=config.encoding_errors or model.encoding_errors,
     )
-
-
-def training_examples(run: Artefact | None, notes: list[str]) -> list[Example] | None:
-    """What a classifier was trained on, its held-out part left out, for the baselines; None, with
-    a note, where that can't be told."""
-    record = None
-    if run is not None:
-        record = next((r for r in run.manifest.inputs if r.role == "data"), None)
-    path = Path(record.name) if record else None
-    if run is None or record is None or path is None:
-        notes.append("baselines left out: a model folder does not say what it was trained on")
-    elif not path.is_file() or sha256_file(path) != record.digest:
-        notes.append(f"baselines left out: the training data {path} is gone or has changed")
-    else:
-        given = run.manifest.config["data"]
-        columns = LabelledColumns(**{key: given[key] for key in LabelledColumns.model_fields})
-        return [
-            example
-            for example in read_labelled(path, columns, Reporter())
-            if not is_held_out(example, given["validation"])
-        ]
-    return None

@@ -15,6 +15,7 @@ from llmctl.inference.scoring import READ_AHEAD, Answer, CausalScorer, Query, Sc
 from llmctl.inference.weights import WeightType, prepare
 from llmctl.interop.model_folder import ModelFolder
 from llmctl.interop.ngram_folder import NgramFolder
+from llmctl.stages.columns import Finetuned
 from llmctl.stages.inputs import open_any_model
 from llmctl.stages.pretrain import PretrainConfig, config_for
 from llmctl.tokenizers import Tokenizer
@@ -114,6 +115,11 @@ class Subject:
         if isinstance(self.folder, ModelFolder) and self.folder.writes_from_source:
             return "seq2seq"
         return "ngram" if isinstance(self.folder, NgramFolder) else self.folder.kind
+
+    @property
+    def finetuned(self) -> Finetuned:
+        """The model, as far as the columns of its training matter."""
+        return Finetuned(self.name, self.folder, self.run)
 
     @property
     def is_language_model(self) -> bool:

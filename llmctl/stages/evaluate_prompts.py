@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.tables import Columns, Example, read_examples, resolve_columns
+from llmctl.data.tables import Columns, Example, read_examples
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.choices import SCORES, Outcome, Question
 from llmctl.evaluation.tasks.base import accuracy
@@ -29,16 +29,12 @@ from llmctl.inference.prompts import (
     write_prompts,
 )
 from llmctl.inference.scoring import Scorer, encode_query, fitted
-from llmctl.stages.evaluate_classifier import (
-    ClassTable,
-    columns_like_training,
-    joined,
-    probabilities,
-    training_examples,
-)
+from llmctl.stages.columns import labelled_columns
+from llmctl.stages.evaluate_classifier import ClassTable, joined, options_for, probabilities
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report, Subject
 from llmctl.stages.evaluate_tasks import ask
 from llmctl.stages.reporter import Reporter
+from llmctl.stages.training_data import training_examples
 
 
 @dataclass(frozen=True)
@@ -64,8 +60,8 @@ def prompt_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> R
     ways: dict[str, dict[str, Any]] = {}
     for name, subject in given.subjects.items():
         if not subject.is_language_model:
-            examples = _examples(given, subject, asked, config)
-            table.add(name, probabilities(subject.neural, examples, asked.labels, config.device))
+            examples = _examples(given, subject, asked, config, reporter)
+            table.add(name, probabilities(subject, examples, asked.labels, config.device, notes))
             continue
         scorer = subject.scorer(config.device, config.dtype)
         for count in config.shots:
@@ -236,21 +232,20 @@ def _classifier(given: Given) -> Subject | None:
 
 
 def _examples(
-    given: Given, subject: Subject, asked: _Asked, config: EvaluateConfig
+    given: Given, subject: Subject, asked: _Asked, config: EvaluateConfig, reporter: Reporter
 ) -> list[Example]:
     """The same rows for a classifier, with the columns of its finetuning. Raises InputError if
     they have other labels there."""
     assert given.data is not None
-    columns = columns_like_training(subject.run, config)
-    resolved = resolve_columns(
+    options = options_for(subject.finetuned, config)
+    resolved = labelled_columns(
+        subject.finetuned,
         given.data,
-        text_column=columns.text_column,
-        text_pair_column=columns.text_pair_column,
-        label_column=columns.label_column,
+        options,
         need_label=True,
-        encoding_errors=columns.encoding_errors,
+        note=lambda text: reporter.note(f"{subject.name}: {text}"),
     )
-    examples = list(read_examples(given.data, resolved, encoding_errors=columns.encoding_errors))
+    examples = list(read_examples(given.data, resolved, encoding_errors=options.encoding_errors))
     if [example.label for example in examples] != [row.label for row in asked.rows]:
         raise InputError(
             f"{given.data} has other labels by the columns that {subject.name} was finetuned with "
@@ -277,11 +272,12 @@ def _add_baselines(
         if classifier is None:
             return ["baselines left out: give what they are trained on, --examples FILE"]
         notes: list[str] = []
-        train = training_examples(classifier.run, notes)
-        if train is None:
+        data = training_examples(classifier.finetuned, notes)
+        if data is None:
             return notes
-        texts = [joined(example) for example in _examples(given, classifier, asked, config)]
-        train_texts = [joined(example) for example in train]
-        train_labels = [example.label or "" for example in train]
+        examples = _examples(given, classifier, asked, config, Reporter())
+        texts = [joined(example) for example in examples]
+        train_texts = [joined(example) for example in data.trained]
+        train_labels = [example.label or "" for example in data.trained]
     numbers = np.array([number_of[label] for label in train_labels])
     return table.add_baselines(texts, train_texts, numbers)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from llmctl.data.source_target import read_pairs
+from llmctl.data.source_target import PairColumns, read_pairs
 from llmctl.errors import InputError
 from llmctl.evaluation.overlap import bleu_chrf, lead, paired_bleu_difference, rouge
 from llmctl.interop.model_folder import LEAD_WORDS
 from llmctl.objectives.seq2seq import Pair, collated, encode
+from llmctl.stages.columns import pair_columns, pair_record
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report, Subject
 from llmctl.stages.generate import GenerateConfig, Generation, Opened, Prompt
 from llmctl.stages.reporter import Reporter
+from llmctl.stages.training_data import is_training_file, seen_in_training
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.training.validation import evaluate
@@ -30,22 +33,29 @@ LEAD = 10
 class _Texts:
     """The pairs of a file that have two texts."""
 
-    sources: list[str]
+    of_models: dict[str, list[str]]
+    """The sources that each model reads, which may be of another column."""
     references: list[str]
     places: list[str]
+
+    @property
+    def sources(self) -> list[str]:
+        """Those of the model that is measured."""
+        return self.of_models["model"]
 
 
 def seq2seq_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> Report:
     """Texts written from the sources of a file, measured by overlap with its targets."""
-    texts, notes = _read(given, config)
+    assert given.data is not None
+    texts, notes, columns = _read(given, config, reporter)
     rows: dict[str, dict[str, Any]] = {}
     written: dict[str, list[str]] = {}
     for name, subject in given.subjects.items():
-        written[name] = _written(subject, texts, config, reporter)
-        rows[name] = {
-            **_measured(written[name], texts, config),
-            **_likelihood(subject, texts, config),
-        }
+        sources = texts.of_models[name]
+        written[name] = _written(subject, sources, texts.places, config, reporter)
+        likelihood, cut = _likelihood(subject, sources, texts.references, config)
+        rows[name] = {**_measured(written[name], texts, config), **likelihood}
+        notes += cut
     if config.baselines:
         words = int(given.subject.neural.fields.get(LEAD_WORDS, LEAD))
         for name, guesses in {
@@ -70,6 +80,8 @@ def seq2seq_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> 
         "task": "seq2seq",
         "data": str(given.data),
         "examples": len(texts.sources),
+        "columns": {name: taken and pair_record(taken) for name, taken in columns.items()},
+        "training_file": is_training_file(given.subject.finetuned, given.data),
         "num_beams": config.num_beams,
         "results": rows,
         "differences": differences,
@@ -88,38 +100,61 @@ def seq2seq_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> 
     }
 
 
-def _read(given: Given, config: EvaluateConfig) -> tuple[_Texts, list[str]]:
-    """The pairs, and a note of those left out. Raises InputError if none is left."""
-    assert given.data is not None
-    run = given.subject.run
-    trained = run.manifest.config.get("data", {}) if run else {}
-    texts, left_out = _Texts([], [], []), 0
-    for pair in read_pairs(
-        given.data,
-        target_file=given.target,
-        source_column=config.source_column or _column(trained, "source_column", given),
-        target_column=config.target_column or _column(trained, "target_column", given),
-        encoding_errors=config.encoding_errors or trained.get("encoding_errors", "strict"),
-    ):
-        if not pair.source or not pair.target:
+def _read(
+    given: Given, config: EvaluateConfig, reporter: Reporter
+) -> tuple[_Texts, list[str], dict[str, PairColumns | None]]:
+    """The pairs with the sources that each model reads, notes of what was noticed, and the columns.
+    Raises InputError if no pair is left."""
+    data, model = given.data, given.subject.finetuned
+    assert data is not None
+    errors = config.encoding_errors or model.encoding_errors
+    columns: dict[str, PairColumns | None] = {}
+    for name, subject in given.subjects.items():
+        before = f"{subject.name}: " if given.others else ""
+        first = columns.get("model")
+        columns[name] = pair_columns(
+            subject.finetuned,
+            data,
+            source_column=config.source_column,
+            # All are measured by the same references.
+            target_column=first.target if first else config.target_column,
+            encoding_errors=errors,
+            note=lambda text, before=before: reporter.note(before + text),  # type: ignore[misc]
+        )
+    read = [
+        read_pairs(
+            data,
+            target_file=given.target,
+            source_column=taken.source if taken else None,
+            target_column=taken.target if taken else None,
+            encoding_errors=errors,
+        )
+        for taken in columns.values()
+    ]
+    texts, left_out = _Texts({name: [] for name in columns}, [], []), 0
+    for row in zip(*read, strict=True):
+        pair = row[0]
+        if not pair.target or not all(other.source for other in row):
             left_out += 1
             continue
-        texts.sources.append(pair.source)
+        for name, other in zip(columns, row, strict=True):
+            texts.of_models[name].append(other.source)
         texts.references.append(pair.target)
         texts.places.append(pair.where)
-    if not texts.sources:
-        raise InputError(f"{given.data} has no pair of two texts that are not empty")
-    note = f"left out {left_out:,} pairs of which one text is empty"
-    return texts, [note] if left_out else []
-
-
-def _column(trained: dict[str, Any], name: str, given: Given) -> str | None:
-    """A column of the finetuning, where the data is a table again."""
-    return trained.get(name) if given.target is None else None
+    if not texts.places:
+        raise InputError(f"{data} has no pair of two texts that are not empty")
+    notes = [f"left out {left_out:,} pairs of which one text is empty"] if left_out else []
+    for subject in given.subjects.values():
+        notes += seen_in_training(subject.finetuned, data)
+    return texts, notes, columns
 
 
 def _written(
-    subject: Subject, texts: _Texts, config: EvaluateConfig, reporter: Reporter
+    subject: Subject,
+    sources: Sequence[str],
+    places: Sequence[str],
+    config: EvaluateConfig,
+    reporter: Reporter,
 ) -> list[str]:
     """What a model writes from each source."""
     generation = Generation(
@@ -134,11 +169,11 @@ def _written(
         ),
         reporter=reporter,
     )
-    prompts = map(Prompt, texts.sources, texts.places)
+    prompts = map(Prompt, sources, places)
     found = []
     for answer in generation.answers(prompts):
         found.append(" ".join(answer.completions[0].text.split()))
-        reporter.progress(f"{subject.name} writes", len(found), len(texts.sources))
+        reporter.progress(f"{subject.name} writes", len(found), len(sources))
     return found
 
 
@@ -149,17 +184,31 @@ def _measured(written: Sequence[str], texts: _Texts, config: EvaluateConfig) -> 
     return {**words, **overlap, "intervals": {**words["intervals"], **overlap["intervals"]}}
 
 
-def _likelihood(subject: Subject, texts: _Texts, config: EvaluateConfig) -> dict[str, float]:
-    """Loss and accuracy of the references' tokens, each given the true ones before it."""
+def _likelihood(
+    subject: Subject, sources: Sequence[str], references: Sequence[str], config: EvaluateConfig
+) -> tuple[dict[str, float], list[str]]:
+    """Loss and accuracy of the references' tokens, each given the true ones before it; and notes
+    of what was cut."""
     folder = subject.neural
     start, end = folder.boundaries
-    encoded: list[Pair] = [
-        encode(
-            folder.tokenizer.encode(source), folder.tokenizer.encode(reference),
-            start=start, end=end, max_source=folder.max_source, max_target=folder.max_target,
-        )
-        for source, reference in zip(texts.sources, texts.references, strict=True)
-    ]  # fmt: skip
+    encoded: list[Pair] = []
+    cut = Counter[str]()
+    for source, reference in zip(sources, references, strict=True):
+        source_ids, target_ids = map(folder.tokenizer.encode, (source, reference))
+        cut["source"] += len(source_ids) >= folder.max_source
+        cut["target"] += len(target_ids) >= folder.max_target
+        encoded.append(
+            encode(
+                source_ids, target_ids,
+                start=start, end=end, max_source=folder.max_source, max_target=folder.max_target,
+            )
+        )  # fmt: skip
+    notes = [
+        f"{subject.name}: {cut[part]:,} of {len(encoded):,} {part}s are longer than the {most} "
+        f"tokens of its finetuning and were cut; finetune with a larger data.max_{part}"
+        for part, most in (("source", folder.max_source), ("target", folder.max_target))
+        if cut[part]
+    ]
     encoded.sort(key=lambda pair: pair.lengths[::-1])
     size = config.batch_size
     batches = [
@@ -172,4 +221,4 @@ def _likelihood(subject: Subject, texts: _Texts, config: EvaluateConfig) -> dict
         model.to(device), batches.__getitem__, len(batches), device=device, world=current()
     )
     accuracy = values.get("token_accuracy", values.get("lm_accuracy"))
-    return {"loss": values["loss"], "token_accuracy": float(accuracy or 0.0)}
+    return {"loss": values["loss"], "token_accuracy": float(accuracy or 0.0)}, notes

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llmctl.data.keyed import bits, key_of, permute
 from llmctl.data.tables import Example
 from llmctl.errors import InputError
-from llmctl.interop.model_folder import MAX_LENGTH, ModelFolder, write_model_folder
+from llmctl.interop.model_folder import COLUMNS, MAX_LENGTH, ModelFolder, write_model_folder
 from llmctl.objectives.base import TensorBatch
 from llmctl.objectives.classify import (
     Classifier,
@@ -27,6 +27,7 @@ from llmctl.objectives.classify import (
     head_tensors,
     pad_token,
 )
+from llmctl.stages.columns import labelled_record
 from llmctl.stages.finetune_task import (
     METHOD_FACTOR,
     FinetuneConfig,
@@ -34,7 +35,7 @@ from llmctl.stages.finetune_task import (
     Task,
     by_width,
 )
-from llmctl.stages.inputs import LabelledColumns, is_held_out, read_labelled
+from llmctl.stages.inputs import LabelledColumns, is_held_out, read_labelled, resolve_labelled
 from llmctl.stages.reporter import Reporter
 from llmctl.training.config import TrainingConfig
 
@@ -94,7 +95,11 @@ class ClassifyTask(Task):
         super().__init__(base, config, scratch=scratch)
         self._options = config
         self._causal = base.architecture.objective == "causal_lm"
-        examples = read_labelled(data, config.data, reporter)
+        self._columns = resolve_labelled(data, config.data)
+        reporter.note(f"{data.name}: {self._columns.describe()}")
+        examples = read_labelled(
+            data, self._columns, reporter, encoding_errors=config.data.encoding_errors
+        )
         self._counts = Counter(example.label or "" for example in examples)
         self.labels = _in_order(self._counts)
         if len(self.labels) < 2:
@@ -105,6 +110,7 @@ class ClassifyTask(Task):
         self._max_length = min(config.data.max_length or base.max_length, base.config.max_positions)
         self._pad = pad_token(base.tokenizer)
         self._train, self._held_out = self._encoded(examples)
+        self._tell_cut(reporter)
         if not self._train:
             raise InputError("every example fell to validation; give more examples")
         self.train_examples, self.held_out_examples = len(self._train), len(self._held_out)
@@ -129,6 +135,24 @@ class ClassifyTask(Task):
             [e for e, out in zip(encoded, held, strict=True) if out],
         )
 
+    def _tell_cut(self, reporter: Reporter) -> None:
+        """Say how many texts were longer than what is read of them."""
+        encoded = [*self._train, *self._held_out]
+        cut = sum(example.cut for example in encoded)
+        if not cut:
+            return
+        limit, most = self._max_length, self.base.config.max_positions
+        why = "" if self._options.data.max_length else " of the pretraining"
+        more = (
+            f"--set data.max_length=… reads more, up to {most}"
+            if limit < most
+            else "more the network does not take"
+        )
+        reporter.note(
+            f"{cut:,} of {len(encoded):,} texts were longer than the {limit} tokens{why} and were "
+            f"cut; {more}"
+        )
+
     @staticmethod
     def peak_rate(base: ModelFolder, method: Method, *, scratch: bool) -> float:
         """The learning rate where none is given: for a BERT 3e-4 up to 128 wide, falling with the
@@ -148,7 +172,7 @@ class ClassifyTask(Task):
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"classes": len(self.labels)}
+        return {"classes": len(self.labels), COLUMNS: labelled_record(self._columns)}
 
     @property
     def new_parts(self) -> tuple[str, ...]:
@@ -204,6 +228,7 @@ class ClassifyTask(Task):
             # By which transformers finds the last token of a text.
             "pad_token_id": self._pad,
             MAX_LENGTH: self._max_length,
+            COLUMNS: labelled_record(self._columns),
         }
         write_model_folder(folder, model, self.base.tokenizer, extra)
 

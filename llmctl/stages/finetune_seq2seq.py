@@ -18,6 +18,7 @@ from llmctl.data.keyed import key_of, permute
 from llmctl.data.source_target import read_pairs, resolve_pair_columns
 from llmctl.errors import ConfigError, InputError
 from llmctl.interop.model_folder import (
+    COLUMNS,
     LEAD_WORDS,
     MAX_LENGTH,
     MAX_SOURCE,
@@ -30,6 +31,7 @@ from llmctl.objectives import seq2seq
 from llmctl.objectives.base import TensorBatch
 from llmctl.objectives.causal_lm import CausalLM
 from llmctl.objectives.seq2seq import Pair, Seq2SeqShape, collated, encode
+from llmctl.stages.columns import pair_record
 from llmctl.stages.finetune_task import (
     METHOD_FACTOR,
     FinetuneConfig,
@@ -151,7 +153,7 @@ class Seq2SeqTask(Task):
         self._train: list[Pair] = []
         self._held_out: list[Pair] = []
         options, what = self._options.data, Counter[str]()
-        columns = resolve_pair_columns(
+        columns = self._columns = resolve_pair_columns(
             data,
             source_column=options.source_column,
             target_column=options.target_column,
@@ -219,6 +221,8 @@ class Seq2SeqTask(Task):
             MAX_SOURCE: self._max_source,
             MAX_TARGET: self._max_target,
             LEAD_WORDS: self._lead_words,
+            # Two files of plain text have none.
+            **({COLUMNS: pair_record(self._columns)} if self._columns else {}),
         }
 
     @property

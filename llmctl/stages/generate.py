@@ -24,12 +24,13 @@ from llmctl.interop.model_folder import ModelFolder
 from llmctl.interop.ngram_folder import NgramFolder
 from llmctl.objectives.seq2seq import ended
 from llmctl.parsing import Malformed, parse_json
+from llmctl.stages.columns import Finetuned
 from llmctl.stages.inputs import open_any_model
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
-from llmctl.workspace.artefacts import Workspace
+from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import write_atomic
 from llmctl.workspace.manifests import InputRecord
 
@@ -83,6 +84,8 @@ class Opened(NamedTuple):
     name: str
     folder: ModelFolder | NgramFolder
     record: InputRecord
+    run: Artefact | None = None
+    """The run that it is of, if it isn't a mere folder."""
 
 
 class Generation:
@@ -103,6 +106,8 @@ class Generation:
         Raises InputError if one of them writes no text, UsageError if their vocabularies differ.
         """
         self._reporter = reporter or Reporter()
+        self.model = Finetuned(model.name, model.folder, model.run)
+        """The model, as far as the columns of its training matter."""
         self._folder, self.tokenizer = model.folder, model.folder.tokenizer
         if not config.batch_size:
             together = SOURCES * config.rows_each if self.from_sources else TEXTS
@@ -269,8 +274,8 @@ def rows_at_once(config: GenerateConfig, prompts: int | None, *, drafted: bool) 
 
 def open_to_write(workspace: Workspace, given: str) -> Opened:
     """The model of a run's name or of a folder. Raises InputError if there is none."""
-    folder, _, record = open_any_model(workspace, given)
-    return Opened(given, folder, record)
+    folder, run, record = open_any_model(workspace, given)
+    return Opened(given, folder, record, run)
 
 
 def _decoder(model: Opened, config: GenerateConfig, rows: int) -> NextToken:

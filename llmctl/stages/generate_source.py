@@ -16,6 +16,7 @@ from typing import Any
 
 from llmctl.data.source_target import read_pairs
 from llmctl.errors import InputError
+from llmctl.stages.columns import pair_columns
 from llmctl.stages.generate import Answer, Generation, Prompt, as_record
 from llmctl.stages.reporter import Reporter
 from llmctl.training.distributed import current
@@ -36,16 +37,25 @@ def write_from_file(
     """Write a text for each source into ``output``, in their order; returns how many there are.
 
     sources: plain text, a source a line, or a table. output: a text a line, or with the ending
-    .jsonl objects with source, text, tokens and log-probabilities. A source of blanks gets an
+    .jsonl objects with source, text, tokens and log-probabilities. source_column: by default that
+    of the finetuning, where the file has it. A source of blanks gets an
     empty text. Raises InputError if there are no sources.
     """
     reporter = reporter or Reporter()
-    total = sum(1 for _ in read_sources(sources, source_column))
+    columns = pair_columns(
+        generation.model,
+        sources,
+        source_column=source_column,
+        need_target=False,
+        note=reporter.note,
+    )
+    column = columns.source if columns else None
+    total = sum(1 for _ in read_sources(sources, column))
     if not total:
         raise InputError(f"--source {sources} has no sources; write one a line")
     made_from = {
         "sources": sha256_file(sources),
-        "column": source_column,
+        "column": column,
         "suffix": output.suffix,
         **generation.identity,
     }
@@ -56,7 +66,7 @@ def write_from_file(
     done = int(world.total([done])[0])
     if done:
         reporter.note(f"{output}: going on behind {done:,} of {total:,} sources")
-    prompts = islice(read_sources(sources, source_column), done, None)
+    prompts = islice(read_sources(sources, column), done, None)
     # Of several processes one writes; it has the others' texts.
     with (partial if world.is_main else Path(os.devnull)).open("a", encoding="utf-8") as file:
         lines = []

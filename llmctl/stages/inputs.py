@@ -9,7 +9,7 @@ from typing import Any, Literal
 from llmctl import tokenizers
 from llmctl.config import ColumnName, Config
 from llmctl.data import duplicates
-from llmctl.data.tables import Example, read_examples, resolve_columns
+from llmctl.data.tables import Columns, Example, read_examples, resolve_columns
 from llmctl.errors import InputError, did_you_mean
 from llmctl.interop.model_folder import ModelFolder, read_model_folder
 from llmctl.interop.ngram_folder import NgramFolder, is_ngram_folder, read_ngram_folder
@@ -184,9 +184,12 @@ def check_data(data: Path, option: str = "data") -> None:
         raise InputError(f"--{option} {data} is a pipe or a device, and is read twice; give a file")
 
 
-def read_labelled(data: Path, columns: LabelledColumns, reporter: Reporter) -> list[Example]:
-    """The labelled examples of a file. Raises InputError if there are none."""
-    resolved = resolve_columns(
+def resolve_labelled(data: Path, columns: LabelledColumns) -> Columns:
+    """The columns of a file of labelled texts: those named, and the obvious ones.
+
+    Raises InputError for a column that isn't there, UsageError where several would do.
+    """
+    return resolve_columns(
         data,
         text_column=columns.text_column,
         text_pair_column=columns.text_pair_column,
@@ -194,8 +197,13 @@ def read_labelled(data: Path, columns: LabelledColumns, reporter: Reporter) -> l
         need_label=True,
         encoding_errors=columns.encoding_errors,
     )
-    reporter.note(f"{data.name}: {resolved.describe()}")
-    examples = list(read_examples(data, resolved, encoding_errors=columns.encoding_errors))
+
+
+def read_labelled(
+    data: Path, columns: Columns, reporter: Reporter, *, encoding_errors: str = "strict"
+) -> list[Example]:
+    """The labelled examples of a file. Raises InputError if there are none."""
+    examples = list(read_examples(data, columns, encoding_errors=encoding_errors))
     blank = [example for example in examples if not example.text]
     if blank:
         reporter.note(f"left out {len(blank)} rows without text (the first: {blank[0].source})")
@@ -203,6 +211,20 @@ def read_labelled(data: Path, columns: LabelledColumns, reporter: Reporter) -> l
     if not examples:
         raise InputError(f"{data} has no labelled texts")
     return examples
+
+
+def cut_in_use(cut: int, total: int, folder: ModelFolder) -> str:
+    """A sentence that says how many texts were longer than a classifier reads."""
+    limit, most = folder.max_length, folder.config.max_positions
+    more = (
+        f"finetune with --set data.max_length=…, up to {most}, for more"
+        if limit < most
+        else "more the network does not take"
+    )
+    return (
+        f"{cut:,} of {total:,} texts were longer than the {limit} tokens of the finetuning and "
+        f"were cut; {more}"
+    )
 
 
 def is_held_out(example: Example, share: float) -> bool:

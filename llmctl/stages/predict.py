@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from llmctl.data.tables import Example
+from llmctl.data.tables import Example, read_examples, resolve_columns
+from llmctl.errors import InputError
 from llmctl.inference.prediction import (
     BATCH,
     Candidate,
@@ -13,8 +15,12 @@ from llmctl.inference.prediction import (
     fill_masks,
     in_blocks,
 )
+from llmctl.interop.model_folder import ModelFolder
 from llmctl.objectives.classify import encode_examples, pad_token
-from llmctl.stages.inputs import open_model
+from llmctl.stages.columns import Finetuned, check_single, labelled_columns
+from llmctl.stages.inputs import LabelledColumns, cut_in_use, open_any_model
+from llmctl.stages.reporter import Reporter
+from llmctl.stages.training_data import seen_in_training
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Workspace
@@ -38,24 +44,59 @@ class Filling:
     masks: list[list[Candidate]]
 
 
-def predict(
-    workspace: Workspace,
-    start: str,
-    examples: Iterable[Example],
-    *,
-    top: int = 5,
-    device: str = "auto",
-) -> Iterator[Prediction | Filling]:
-    """Answers in the order of the texts, as they are computed.
+class Predictor:
+    """A model that is ready to classify texts, or to fill their masks."""
 
-    A classifier gives classes; a pretrained model fills masks. Several processes divide the texts.
-    Raises InputError if the model is neither.
-    """
-    where = choose_device(device, "--device")
-    folder, _ = open_model(workspace, start)
-    labels = folder.labels
-    if labels is None:
-        model = folder.masked_lm().to(where)
+    def __init__(self, workspace: Workspace, start: str, *, device: str = "auto") -> None:
+        """Raises InputError if there is no such model, or it does neither."""
+        self._device = choose_device(device, "--device")
+        folder, run, _ = open_any_model(workspace, start)
+        if not isinstance(folder, ModelFolder):
+            raise InputError(f"{start} is an n-gram model; give a classifier or a pretrained BERT")
+        self._folder, self._model = folder, Finetuned(start, folder, run)
+
+    def alone(self, texts: Sequence[str]) -> Iterator[Example]:
+        """Single texts. Raises UsageError for a model of pairs."""
+        if self._folder.labels is not None:
+            check_single(self._model)
+        return iter([Example(text, None, None, f"text {n}") for n, text in enumerate(texts, 1)])
+
+    def of_file(
+        self, path: Path, given: LabelledColumns, reporter: Reporter | None = None
+    ) -> Iterator[Example]:
+        """The texts of a file, or of standard input, ``-``.
+
+        Those of a classifier are from the columns that it was trained on, unless others are given.
+        Raises InputError or UsageError where the file has none that would do.
+        """
+        note = (reporter or Reporter()).note
+        if self._folder.labels is None:
+            columns = resolve_columns(
+                path,
+                text_column=given.text_column,
+                text_pair_column=given.text_pair_column,
+                need_label=False,
+                encoding_errors=given.encoding_errors,
+            )
+            note(f"{path.name}: {columns.describe()}")
+        else:
+            columns = labelled_columns(self._model, path, given, need_label=False, note=note)
+            for seen in [] if str(path) == "-" else seen_in_training(self._model, path):
+                note(seen)
+        return read_examples(path, columns, encoding_errors=given.encoding_errors)
+
+    def answers(
+        self, examples: Iterable[Example], *, top: int = 5, reporter: Reporter | None = None
+    ) -> Iterator[Prediction | Filling]:
+        """Answers in the order of the texts, as they are computed; several processes divide the
+        texts. Raises InputError if the model is neither."""
+        if self._folder.labels is None:
+            return self._fillings(examples, top)
+        return self._classes(examples, self._folder.labels, reporter or Reporter())
+
+    def _fillings(self, examples: Iterable[Example], top: int) -> Iterator[Filling]:
+        folder = self._folder
+        model = folder.masked_lm().to(self._device)
 
         def filled(part: Iterable[Example], first: int) -> Iterator[Filling]:
             for example in part:
@@ -71,17 +112,49 @@ def predict(
                 yield Filling(example.text, masks)
 
         yield from current().divided(examples, filled, block=BATCH)
-        return
-    classifier = folder.classifier().to(where)
 
-    def classified(part: Iterable[Example], first: int) -> Iterator[Prediction]:
-        for block in in_blocks(part):
-            encoded = encode_examples(
-                folder.tokenizer, block, folder.max_length, causal=classifier.causal
-            )
-            probabilities_BC = class_probabilities(classifier, encoded, pad_token(folder.tokenizer))
-            for example, row in zip(block, probabilities_BC, strict=True):
-                ranked = sorted(zip(labels, row.tolist(), strict=True), key=lambda pair: -pair[1])
-                yield Prediction(example.text, example.text_pair, ranked[0][0], dict(ranked))
+    def _classes(
+        self, examples: Iterable[Example], labels: list[str], reporter: Reporter
+    ) -> Iterator[Prediction]:
+        folder = self._folder
+        classifier = folder.classifier().to(self._device)
+        count, cut = 0, 0
 
-    yield from current().divided(examples, classified, block=4 * BATCH)
+        def classified(part: Iterable[Example], first: int) -> Iterator[tuple[Prediction, bool]]:
+            for block in in_blocks(part):
+                encoded = encode_examples(
+                    folder.tokenizer, block, folder.max_length, causal=classifier.causal
+                )
+                pad = pad_token(folder.tokenizer)
+                probabilities_BC = class_probabilities(classifier, encoded, pad)
+                for example, ids, row in zip(block, encoded, probabilities_BC, strict=True):
+                    ranked = sorted(
+                        zip(labels, row.tolist(), strict=True), key=lambda pair: -pair[1]
+                    )
+                    prediction = Prediction(
+                        example.text, example.text_pair, ranked[0][0], dict(ranked)
+                    )
+                    yield prediction, ids.cut
+
+        answers = current().divided(examples, classified, block=4 * BATCH)
+        for prediction, was_cut in answers:
+            count, cut = count + 1, cut + was_cut
+            yield prediction
+        if cut:
+            reporter.note(cut_in_use(cut, count, folder))
+
+
+def predict(
+    workspace: Workspace,
+    start: str,
+    examples: Iterable[Example],
+    *,
+    top: int = 5,
+    device: str = "auto",
+) -> Iterator[Prediction | Filling]:
+    """What a model answers to some texts, in their order.
+
+    A classifier gives classes; a pretrained model fills masks. Raises InputError if the model is
+    neither.
+    """
+    return Predictor(workspace, start, device=device).answers(examples, top=top)
