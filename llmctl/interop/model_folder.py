@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from llmctl import tokenizers
 from llmctl.errors import InputError, did_you_mean
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE, Architecture
 from llmctl.models.bert import Bert
+from llmctl.models.config_json import FieldError
 from llmctl.objectives import causal_lm, classify, masked_lm, seq2seq
 from llmctl.parsing import read_json_object
 from llmctl.tokenizers import Tokenizer
@@ -293,14 +293,8 @@ def read_model_folder(path: Path) -> ModelFolder:
     architecture = BY_MODEL_TYPE[kind]
     try:
         config = architecture.from_hugging_face(described)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        detail = f"{where}: {reason}" if where else reason
-        raise InputError(
-            f"{config_path} describes no {architecture.name}: {detail}; {AGAIN}"
-        ) from None
+    except FieldError as error:
+        raise InputError(f"{config_path}: {error}") from None
     tokenizer = tokenizers.load(path)
     _check_tokenizer(path, tokenizer, config.vocab_size, fields)
     tensors = {_current_name(k): v for k, v in _read_weights(path).items()}

@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.config import Config
-from llmctl.errors import InputError, did_you_mean
+from llmctl.errors import InputError
+from llmctl.models.config_json import FieldTable, Only, Read
 from llmctl.models.elementwise import additive_mask
 from llmctl.models.layers import (
     Activation,
@@ -66,6 +67,8 @@ class BertConfig(Config):
     """Added to the variance in every normalisation."""
     initializer_range: float = Field(0.02, gt=0.0)
     """Standard deviation of fresh weights."""
+    tie_embeddings: bool = True
+    """Whether the output layer of masked language modelling is the token embedding."""
 
     @model_validator(mode="before")
     @classmethod
@@ -252,36 +255,50 @@ def to_hugging_face(config: BertConfig) -> dict[str, Any]:
         "initializer_range": config.initializer_range,
         "layer_norm_eps": config.norm_epsilon,
         "position_embedding_type": "absolute",
+        "tie_word_embeddings": config.tie_embeddings,
     }
+
+
+FIELDS = FieldTable(
+    "a BERT",
+    read={
+        "vocab_size": Read("vocab_size", int),
+        "hidden_size": Read("hidden_size", int),
+        "num_hidden_layers": Read("num_layers", int),
+        "num_attention_heads": Read("num_heads", int),
+        "intermediate_size": Read("intermediate_size", int),
+        "hidden_act": Read("activation", str, "gelu", names={"gelu": "gelu", "relu": "relu"}),
+        "hidden_dropout_prob": Read("dropout", float, 0.1),
+        "max_position_embeddings": Read("max_positions", int),
+        "initializer_range": Read("initializer_range", float, 0.02),
+        "layer_norm_eps": Read("norm_epsilon", float, 1e-12),
+        "tie_word_embeddings": Read("tie_embeddings", bool, True),
+    },
+    only={
+        "position_embedding_type": Only(
+            ("absolute",), "only absolute position embeddings are supported"
+        ),
+        "type_vocab_size": Only((2,), "only BERTs with two segment types are supported"),
+        "is_decoder": Only(
+            (None, False), "a BERT that reads from left to right only is not supported"
+        ),
+        # The first BERTs' files, whose pooler is the same as now.
+        "directionality": Only(("bidi",)),
+        "pooler_type": Only(("first_token_transform",)),
+    },
+    neutral=frozenset(
+        {
+            "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
+            "pooler_size_per_head",
+        }
+    ),
+)  # fmt: skip
+"""What becomes of the fields of a Hugging Face config.json."""
 
 
 def from_hugging_face(fields: Mapping[str, Any]) -> BertConfig:
     """The configuration that a Hugging Face config.json describes.
 
-    Raises InputError for what this BERT does not have.
+    Raises FieldError for what this BERT does not have.
     """
-    activation = fields.get("hidden_act", "gelu")
-    if activation not in ("gelu", "relu"):
-        hint = did_you_mean(str(activation), ["gelu", "relu"])
-        raise InputError(
-            f"config.json: hidden_act {activation!r} is not supported{hint}; use gelu or relu"
-        )
-    if fields.get("position_embedding_type", "absolute") != "absolute":
-        raise InputError("config.json: only absolute position embeddings are supported")
-    if fields.get("type_vocab_size", 2) != 2:
-        raise InputError("config.json: only BERTs with two segment types are supported")
-    try:
-        return BertConfig(
-            vocab_size=fields["vocab_size"],
-            hidden_size=fields["hidden_size"],
-            num_layers=fields["num_hidden_layers"],
-            num_heads=fields["num_attention_heads"],
-            intermediate_size=fields["intermediate_size"],
-            activation=activation,
-            dropout=fields.get("hidden_dropout_prob", 0.1),
-            max_positions=fields["max_position_embeddings"],
-            initializer_range=fields.get("initializer_range", 0.02),
-            norm_epsilon=fields.get("layer_norm_eps", 1e-12),
-        )
-    except KeyError as error:
-        raise InputError(f"config.json has no field {error.args[0]}; it is not a BERT's") from None
+    return FIELDS.build(BertConfig, fields)

@@ -111,10 +111,3 @@ def take_tensor(tensors: Mapping[str, Tensor], name: str, prefix: str, what: str
         if candidate in tensors:
             return tensors[candidate]
     raise InputError(f"the model file has no tensor {name}; it is not {what} of this shape")
-
-
-def field_of(fields: Mapping[str, Any], name: str, what: str) -> Any:
-    """A field of config.json. Raises InputError without it."""
-    if name not in fields:
-        raise InputError(f"config.json has no field {name}; it is not {what}'s")
-    return fields[name]

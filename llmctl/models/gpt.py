@@ -12,6 +12,7 @@ B batch, T tokens, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +20,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from llmctl.models.cache import KeyValueCache
+from llmctl.models.config_json import FieldTable, Read
 from llmctl.models.cross_attention import CrossAttention, Source
-from llmctl.models.decoder import DecoderConfig, field_of, start_decoder, take_tensor
+from llmctl.models.decoder import DecoderConfig, start_decoder, take_tensor
 from llmctl.models.layers import (
     Activation,
     CausalSelfAttention,
@@ -52,23 +54,43 @@ class GptConfig(DecoderConfig):
     """Added to the variance in every normalisation."""
     tie_embeddings: bool = True
     """Whether the output layer is the token embedding."""
+    scale_by_width: bool = True
+    """Divide attention's scores by the square root of a head's width, as GPT-2 does."""
+    scale_by_layer: bool = False
+    """Divide attention's scores by the layer's number too, counted from 1: for training in fp16."""
+
+
+class Attention(CausalSelfAttention):
+    """Self-attention, whose scores may be scaled otherwise."""
+
+    def __init__(self, config: GptConfig, layer: int) -> None:
+        """layer: the block's number, counted from 0."""
+        head_size = config.hidden_size // config.num_heads
+        super().__init__(
+            config.hidden_size,
+            config.num_heads,
+            num_kv_heads=config.num_heads,
+            head_size=head_size,
+            bias=True,
+            dropout=config.dropout,
+        )
+        self.factor = 1.0 if config.scale_by_width else math.sqrt(head_size)
+        """Of the queries, which are scaled by 1 / √d_k afterwards."""
+        if config.scale_by_layer:
+            self.factor /= layer + 1
+
+    def place(self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        return (q_BNTH if self.factor == 1.0 else q_BNTH * self.factor), k_BKTH
 
 
 class Block(nn.Module):
     """One layer: attention and feed-forward, each on its normalised input and added to it."""
 
-    def __init__(self, config: GptConfig, *, cross_attention: bool) -> None:
+    def __init__(self, config: GptConfig, layer: int, *, cross_attention: bool) -> None:
         super().__init__()
         width, epsilon = config.hidden_size, config.norm_epsilon
         self.norm_1 = nn.LayerNorm(width, eps=epsilon)
-        self.attention = CausalSelfAttention(
-            width,
-            config.num_heads,
-            num_kv_heads=config.num_heads,
-            head_size=config.hidden_size // config.num_heads,
-            bias=True,
-            dropout=config.dropout,
-        )
+        self.attention = Attention(config, layer)
         self.cross_attention = (
             CrossAttention(
                 width,
@@ -103,7 +125,8 @@ class Gpt(nn.Module):
         self.position_embedding = nn.Embedding(config.max_positions, width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            Block(config, cross_attention=cross_attention) for _ in range(config.num_layers)
+            Block(config, layer, cross_attention=cross_attention)
+            for layer in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(width, eps=config.norm_epsilon)
         start_decoder(self, config)
@@ -201,27 +224,56 @@ def to_hugging_face(config: GptConfig) -> dict[str, Any]:
         "layer_norm_epsilon": config.norm_epsilon,
         "initializer_range": config.initializer_range,
         "tie_word_embeddings": config.tie_embeddings,
+        "scale_attn_weights": config.scale_by_width,
+        "scale_attn_by_inverse_layer_idx": config.scale_by_layer,
     }
+
+
+FIELDS = FieldTable(
+    "a GPT-2",
+    read={
+        "vocab_size": Read("vocab_size", int),
+        "n_layer": Read("num_layers", int),
+        "n_embd": Read("hidden_size", int),
+        "n_head": Read("num_heads", int),
+        "n_inner": Read("intermediate_size", int, None, null=0),
+        "n_positions": Read("max_positions", int),
+        "activation_function": Read(
+            "activation",
+            str,
+            "gelu_new",
+            names={theirs: ours for ours, theirs in _ACTIVATION_NAMES.items()}
+            | {"gelu_pytorch_tanh": "gelu_tanh"},
+        ),
+        "resid_pdrop": Read("dropout", float, 0.1),
+        "layer_norm_epsilon": Read("norm_epsilon", float, 1e-5),
+        "initializer_range": Read("initializer_range", float, 0.02),
+        "tie_word_embeddings": Read("tie_embeddings", bool, True),
+        "scale_attn_weights": Read("scale_by_width", bool, True),
+        "scale_attn_by_inverse_layer_idx": Read("scale_by_layer", bool, False),
+    },
+    neutral=frozenset(
+        {
+            # Scores in fp32 where the rest is in fp16; n_ctx is n_positions' old name, unread.
+            "reorder_and_upcast_attn", "n_ctx", "is_decoder",
+            # Of GPT2DoubleHeadsModel alone.
+            "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
+            "summary_type", "summary_use_proj",
+        }
+    ),
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+)  # fmt: skip
+"""What becomes of the fields of a Hugging Face config.json."""
 
 
 def from_hugging_face(fields: Mapping[str, Any]) -> GptConfig:
     """The configuration that a Hugging Face config.json describes.
 
-    Raises InputError for what this GPT does not have.
+    Raises FieldError for what this GPT does not have.
     """
-    ours = {theirs: name for name, theirs in _ACTIVATION_NAMES.items()}
-    ours["gelu_pytorch_tanh"] = "gelu_tanh"
-    activation = ours.get(fields.get("activation_function", "gelu_new"))
-    return GptConfig(
-        vocab_size=field_of(fields, "vocab_size", "a GPT-2"),
-        num_layers=field_of(fields, "n_layer", "a GPT-2"),
-        hidden_size=field_of(fields, "n_embd", "a GPT-2"),
-        num_heads=field_of(fields, "n_head", "a GPT-2"),
-        intermediate_size=fields.get("n_inner") or 0,
-        max_positions=field_of(fields, "n_positions", "a GPT-2"),
-        activation=activation,
-        dropout=fields.get("resid_pdrop", 0.1),
-        norm_epsilon=fields.get("layer_norm_epsilon", 1e-5),
-        initializer_range=fields.get("initializer_range", 0.02),
-        tie_embeddings=fields.get("tie_word_embeddings", True),
-    )
+    return FIELDS.build(GptConfig, fields)

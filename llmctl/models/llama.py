@@ -19,10 +19,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmctl.errors import InputError
 from llmctl.models.cache import KeyValueCache
+from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
 from llmctl.models.cross_attention import CrossAttention, Source
-from llmctl.models.decoder import DecoderConfig, field_of, start_decoder, take_tensor
+from llmctl.models.decoder import DecoderConfig, start_decoder, take_tensor
 from llmctl.models.elementwise import rotate
 from llmctl.models.layers import (
     CausalSelfAttention,
@@ -299,33 +299,64 @@ def to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
     }
 
 
+_COMMON = {
+    "vocab_size": Read("vocab_size", int),
+    "num_hidden_layers": Read("num_layers", int),
+    "hidden_size": Read("hidden_size", int),
+    "num_attention_heads": Read("num_heads", int),
+    "num_key_value_heads": Read("num_kv_heads", int, None, null=0),
+    "head_dim": Read("head_size", int, None, null=0),
+    "intermediate_size": Read("intermediate_size", int),
+    "max_position_embeddings": Read("max_positions", int),
+    "rms_norm_eps": Read("norm_epsilon", float, 1e-6),
+    "initializer_range": Read("initializer_range", float, 0.02),
+    "tie_word_embeddings": Read("tie_embeddings", bool, False),
+}
+_ONLY = {
+    "hidden_act": Only(("silu",)),
+    "attention_bias": Only((None, False), "attention with biases is not supported"),
+    "mlp_bias": Only((None, False), "a feed-forward network with biases is not supported"),
+}
+FIELDS = {
+    "llama": FieldTable(
+        "a Llama",
+        read=_COMMON,
+        only={
+            **_ONLY,
+            "rope_interleaved": Only((None, False)),
+        },
+        neutral=frozenset({"is_decoder"}),
+        rotary=True,
+    ),
+    "qwen3": FieldTable(
+        "a Qwen3",
+        read={
+            **_COMMON,
+            "num_key_value_heads": Read("num_kv_heads", int, 32, null=0),
+            "head_dim": Read("head_size", int, 128),
+        },
+        only={
+            **_ONLY,
+            "use_sliding_window": Only((None, False), "attention in a window is not supported"),
+        },
+        # The window's, which there is none without use_sliding_window.
+        neutral=frozenset({"is_decoder", "max_window_layers", "sliding_window"}),
+        rotary=True,
+    ),
+}
+"""What becomes of the fields of a Hugging Face config.json, by its model_type."""
+
+
 def from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
     """The configuration that a Hugging Face config.json describes.
 
-    Raises InputError for what this Llama does not have.
+    Raises FieldError for what this Llama does not have.
     """
-    for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
-        if fields.get(name):
-            raise InputError(f"config.json: {name} is not supported")
-    if fields.get("hidden_act", "silu") != "silu":
-        raise InputError(f"config.json: hidden_act {fields['hidden_act']!r} is not supported")
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise InputError(f"config.json: rotary positions of type {kind!r} are not supported")
-    what = "a Llama"
-    return LlamaConfig(
-        vocab_size=field_of(fields, "vocab_size", what),
-        num_layers=field_of(fields, "num_hidden_layers", what),
-        hidden_size=field_of(fields, "hidden_size", what),
-        num_heads=field_of(fields, "num_attention_heads", what),
-        num_kv_heads=fields.get("num_key_value_heads") or 0,
-        head_size=fields.get("head_dim") or 0,
-        intermediate_size=field_of(fields, "intermediate_size", what),
-        max_positions=field_of(fields, "max_position_embeddings", what),
-        qk_norm=fields["model_type"] == "qwen3",
-        rope_theta=rope.get("rope_theta", fields.get("rope_theta", 10000.0)),
-        initializer_range=fields.get("initializer_range", 0.02),
-        norm_epsilon=fields.get("rms_norm_eps", 1e-6),
-        tie_embeddings=fields.get("tie_word_embeddings", False),
-    )
+    fields = dict(fields)
+    kind = fields["model_type"]
+    layers = fields.pop("layer_types", None) if kind == "qwen3" else None
+    if layers is not None and (
+        not isinstance(layers, list) or any(layer != "full_attention" for layer in layers)
+    ):
+        raise FieldError(f"layer_types is {shown(layers)}: only full_attention is supported")
+    return FIELDS[kind].build(LlamaConfig, fields, qk_norm=kind == "qwen3")

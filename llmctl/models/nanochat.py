@@ -20,10 +20,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from llmctl.errors import InputError
 from llmctl.models.cache import KeyValueCache
+from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
 from llmctl.models.cross_attention import CrossAttention, Source
-from llmctl.models.decoder import DecoderConfig, field_of, take_tensor
+from llmctl.models.decoder import DecoderConfig, take_tensor
 from llmctl.models.elementwise import rms_norm, rotate
 from llmctl.models.layers import (
     CausalSelfAttention,
@@ -240,34 +240,40 @@ def to_hugging_face(config: NanoChatConfig) -> dict[str, Any]:
     }
 
 
+FIELDS = FieldTable(
+    "a nanochat model",
+    read={
+        "vocab_size": Read("vocab_size", int),
+        "num_hidden_layers": Read("num_layers", int),
+        "hidden_size": Read("hidden_size", int),
+        "num_attention_heads": Read("num_heads", int),
+        "intermediate_size": Read("intermediate_size", int),
+        "max_position_embeddings": Read("max_positions", int),
+        "rms_norm_eps": Read("norm_epsilon", float, 1e-6),
+        "final_logit_softcapping": Read("logit_cap", float),
+        "initializer_range": Read("initializer_range", float, 0.02),
+        "tie_word_embeddings": Read("tie_embeddings", bool, False),
+    },
+    only={
+        "hidden_act": Only(("relu2",)),
+        "attention_bias": Only((None, False), "attention with biases is not supported"),
+    },
+    neutral=frozenset({"is_decoder"}),
+    rotary=True,
+)
+"""What becomes of the fields of a Hugging Face config.json."""
+
+
 def from_hugging_face(fields: Mapping[str, Any]) -> NanoChatConfig:
     """The configuration that a Hugging Face config.json describes.
 
-    Raises InputError for what this model does not have.
+    Raises FieldError for what this model does not have.
     """
-    what = "a nanochat model"
-    heads = field_of(fields, "num_attention_heads", what)
-    if fields.get("num_key_value_heads") not in (None, heads):
-        raise InputError("config.json: fewer key/value heads are not supported; use --arch llama")
-    if fields.get("attention_bias"):
-        raise InputError("config.json: attention_bias is not supported")
-    if fields.get("hidden_act", "relu2") != "relu2":
-        raise InputError(f"config.json: hidden_act {fields['hidden_act']!r} is not supported")
-    rope = fields.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise InputError(
-            f"config.json: rotary positions of type {rope['rope_type']!r} are not supported"
+    fields = dict(fields)
+    groups, heads = fields.pop("num_key_value_heads", None), fields.get("num_attention_heads")
+    if groups not in (None, heads):
+        raise FieldError(
+            f"num_key_value_heads is {shown(groups)} and num_attention_heads {shown(heads)}: fewer "
+            "key/value heads are not supported; use --arch llama"
         )
-    return NanoChatConfig(
-        vocab_size=field_of(fields, "vocab_size", what),
-        num_layers=field_of(fields, "num_hidden_layers", what),
-        hidden_size=field_of(fields, "hidden_size", what),
-        num_heads=heads,
-        intermediate_size=field_of(fields, "intermediate_size", what),
-        max_positions=field_of(fields, "max_position_embeddings", what),
-        rope_theta=rope.get("rope_theta", 10000.0),
-        norm_epsilon=fields.get("rms_norm_eps", 1e-6),
-        logit_cap=field_of(fields, "final_logit_softcapping", what),
-        initializer_range=fields.get("initializer_range", 0.02),
-        tie_embeddings=fields.get("tie_word_embeddings", False),
-    )
+    return FIELDS.build(NanoChatConfig, fields)

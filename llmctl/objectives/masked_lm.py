@@ -27,6 +27,7 @@ from llmctl.config import Config
 from llmctl.data.chunks import ChunkRefs, Chunks
 from llmctl.data.keyed import integers, key_of, uniform
 from llmctl.data.pairs import TextPair, draw_pairs
+from llmctl.errors import InputError
 from llmctl.models.bert import Bert, export_tensors, import_tensors
 from llmctl.models.layers import ACTIVATIONS, Texts, initialise
 from llmctl.objectives.base import IGNORED, LossParts, Ratio, TensorBatch, rounded_up
@@ -127,21 +128,27 @@ class MaskedLM(nn.Module):
         width, config = body.config.hidden_size, body.config
         self.transform = nn.Linear(width, width)
         self.transform_norm = nn.LayerNorm(width, eps=config.norm_epsilon)
+        self.output: nn.Linear | None = None
+        if not config.tie_embeddings:
+            self.output = nn.Linear(width, config.vocab_size, bias=False)
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.pooler = nn.Linear(width, width) if next_sentence else None
         self.next_sentence = nn.Linear(width, 2) if next_sentence else None
-        for head in (self.transform, self.pooler, self.next_sentence):
+        for head in (self.transform, self.output, self.pooler, self.next_sentence):
             if head is not None:
                 initialise(head, config.initializer_range)
 
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix from what is transformed to logits: the token embedding, or one of its own."""
+        return (self.output or self.body.token_embedding).weight
+
     def token_logits(self, hidden_MD: Tensor) -> Tensor:
-        """Logits (M, V): a transform, then the token embedding's transpose and a bias."""
-        return F.linear(
-            self.transformed(hidden_MD), self.body.token_embedding.weight, self.output_bias
-        )
+        """Logits (M, V): a transform, then the output layer and a bias."""
+        return F.linear(self.transformed(hidden_MD), self.output_weight, self.output_bias)
 
     def transformed(self, hidden_MD: Tensor) -> Tensor:
-        """The transform between the body and the token embedding's transpose, (M, D)."""
+        """The transform between the body and the output layer, (M, D)."""
         activation = ACTIVATIONS[self.body.config.activation]
         return self.transform_norm(activation(self.transform(hidden_MD)))
 
@@ -161,7 +168,7 @@ class MaskedLM(nn.Module):
         places_M, labels_M = _in_steps(batch.masked_M, batch.labels_M, MASKED_STEP)
         nll, correct = linear_cross_entropy(
             self.transformed(flat_D.index_select(0, places_M)),
-            self.body.token_embedding.weight,
+            self.output_weight,
             self.output_bias,
             labels_M,
         )
@@ -304,6 +311,7 @@ _HEAD_NAMES = {
     "pooler": "bert.pooler.dense",
     "next_sentence": "cls.seq_relationship",
 }
+_BIAS, _OUTPUT = "cls.predictions.bias", "cls.predictions.decoder"
 
 
 def to_hugging_face(model: MaskedLM) -> dict[str, Tensor]:
@@ -315,7 +323,11 @@ def to_hugging_face(model: MaskedLM) -> dict[str, Tensor]:
         for kind in ("weight", "bias"):
             if f"{ours}.{kind}" in state:
                 tensors[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
-    tensors["cls.predictions.bias"] = state["output_bias"]
+    tensors[_BIAS] = state["output_bias"]
+    if model.output is not None:
+        # Where they are not tied, transformers adds the layer's own bias, and keeps both.
+        tensors[f"{_OUTPUT}.weight"] = state["output.weight"]
+        tensors[f"{_OUTPUT}.bias"] = state["output_bias"].clone()
     return tensors
 
 
@@ -324,9 +336,7 @@ def from_hugging_face(body: Bert, tensors: Mapping[str, Tensor]) -> MaskedLM:
 
     Raises InputError if the heads of pretraining are not there.
     """
-    from llmctl.errors import InputError
-
-    if "cls.predictions.bias" not in tensors:
+    if _BIAS not in tensors:
         raise InputError(
             "the model has no masked-language-model head; give --from a pretrained run"
         )
@@ -338,6 +348,14 @@ def from_hugging_face(body: Bert, tensors: Mapping[str, Tensor]) -> MaskedLM:
         for kind in ("weight", "bias"):
             if f"{theirs}.{kind}" in tensors:
                 state[f"{ours}.{kind}"] = tensors[f"{theirs}.{kind}"]
-    state["output_bias"] = tensors["cls.predictions.bias"]
+    state["output_bias"] = tensors[_BIAS]
+    if model.output is not None:
+        if f"{_OUTPUT}.weight" not in tensors:
+            raise InputError(
+                f"the model file has no tensor {_OUTPUT}.weight, though config.json says that "
+                "tie_word_embeddings is false; copy the model's folder again"
+            )
+        state["output.weight"] = tensors[f"{_OUTPUT}.weight"]
+        state["output_bias"] = tensors.get(f"{_OUTPUT}.bias", tensors[_BIAS])
     model.load_state_dict(state)
     return model

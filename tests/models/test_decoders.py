@@ -200,11 +200,11 @@ def test_published_sizes():
 @pytest.mark.parametrize(
     ("arch", "fields", "message"),
     [
-        ("llama", {"attention_bias": True}, "attention_bias is not supported"),
+        ("llama", {"attention_bias": True}, "attention_bias is true: attention with biases"),
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "'yarn' are not supported"),
-        ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ("llama", {"hidden_act": "gelu"}, 'hidden_act is "gelu"'),
         ("nanochat", {"num_key_value_heads": 1}, "fewer key/value heads"),
-        ("nanochat", {"hidden_act": "silu"}, "hidden_act 'silu'"),
+        ("nanochat", {"hidden_act": "silu"}, 'hidden_act is "silu"'),
     ],
 )
 def test_what_a_decoder_lacks_is_said(arch: str, fields: dict[str, Any], message: str):
