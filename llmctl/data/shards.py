@@ -123,7 +123,12 @@ def _list_array(parts: Sequence[NDArray[Any]], kind: pa.DataType) -> pa.Array:
 class ShardReader:
     """The documents of one split of a shard folder."""
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, vocab_size: int | None = None) -> None:
+        """vocab_size: of the tokenizer that the documents go with; None: as the files say.
+
+        Raises InputError for files that are missing, not ours, or no documents of that vocabulary:
+        whoever can write a shard can write its digest too, so what it holds is looked at once.
+        """
         files = sorted(folder.glob(f"{split}-*.arrow"))
         if not files:
             raise InputError(f"{folder} has no {split} shards; run `llmctl tokenize` again")
@@ -133,7 +138,7 @@ class ShardReader:
         self._starts_offsets: list[NDArray[np.int64]] = []
         first, lengths = [0], []
         for path in files:
-            for tokens, offsets, starts, starts_offsets in _record_batches(path):
+            for tokens, offsets, starts, starts_offsets in _record_batches(path, vocab_size):
                 self._values.append(tokens)
                 self._offsets.append(offsets)
                 self._starts.append(starts)
@@ -174,25 +179,59 @@ class ShardReader:
         return batch, document - self._first[batch]
 
 
-def _record_batches(path: Path) -> list[tuple[NDArray[Any], ...]]:
-    """Token ids, their offsets, sentence starts and their offsets of each record batch."""
+def _record_batches(path: Path, vocab_size: int | None) -> list[tuple[NDArray[Any], ...]]:
+    """Token ids, their offsets, sentence starts and their offsets of each record batch, checked."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         schema = reader.schema
-        ours = schema.names == ["tokens", "sentence_starts"] and all(
-            pa.types.is_large_list(kind) for kind in schema.types
+        metadata = schema.metadata or {}
+        ours = (
+            schema.names == ["tokens", "sentence_starts"]
+            and schema.types[0] in map(pa.large_list, (pa.uint16(), pa.uint32()))
+            and schema.types[1] == pa.large_list(pa.int32())
         )
-        if not ours or (schema.metadata or {}).get(b"llmctl.format") != FORMAT.encode():
+        if not ours or metadata.get(b"llmctl.format") != FORMAT.encode():
             raise InputError(
                 f"{path} is not a shard of format {FORMAT}; make it with `llmctl tokenize`"
             )
-        return [
-            tuple(
+        if vocab_size is None:
+            vocab_size = int(metadata.get(b"llmctl.vocab_size", b""))
+        batches = []
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            # Offsets that fall or lie outside would be followed into other memory.
+            batch.validate(full=True)
+            arrays = tuple(
                 array.to_numpy(zero_copy_only=True)
-                for column in reader.get_batch(number).columns
+                for column in batch.columns
                 for array in (column.values, column.offsets)
             )
-            for number in range(reader.num_record_batches)
-        ]
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+            if fault := _fault(*arrays, vocab_size=vocab_size):
+                raise InputError(f"{path} is damaged: {fault}; make it again")
+            batches.append(arrays)
+        return batches
+    except (pa.ArrowException, ValueError, OSError) as error:
         raise InputError(f"{path} can't be read as Arrow ({error}); make it again") from None
+
+
+def _fault(
+    tokens: NDArray[Any],
+    offsets: NDArray[np.int64],
+    starts: NDArray[np.int32],
+    starts_offsets: NDArray[np.int64],
+    *,
+    vocab_size: int,
+) -> str | None:
+    """What is wrong with documents whose offsets rise within their arrays."""
+    if len(tokens) and (largest := int(tokens.max())) >= vocab_size:
+        return f"it has the token {largest}, and the vocabulary has {vocab_size}"
+    lengths, counts = np.diff(offsets), np.diff(starts_offsets)
+    if not np.array_equal(counts > 0, lengths > 0):
+        return "it has documents without sentences"
+    inside = starts[starts_offsets[0] : starts_offsets[-1]]
+    firsts = starts_offsets[:-1][counts > 0] - starts_offsets[0]
+    rises = np.diff(inside, prepend=0) > 0
+    rises[firsts] = inside[firsts] == 0
+    if not rises.all() or (inside >= np.repeat(lengths, counts)).any():
+        return "its sentences don't lie one behind another in their documents"
+    return None

@@ -111,7 +111,7 @@ class Pretraining(ABC, Generic[C, D]):
 
     def reader(self, split: str) -> ShardReader:
         """The documents of a split. Raises InputError if there are none to train on."""
-        reader = ShardReader(self.shards, split)
+        reader = ShardReader(self.shards, split, self.tokenizer.vocab_size)
         if split == "train" and not len(reader):
             raise InputError(
                 f"shards {self.shards.name} have no training documents; tokenize more text, or "

@@ -138,7 +138,7 @@ def _text(
     tokenizer = given.subject.tokenizer
     if given.data is None:
         assert given.shards is not None
-        reader = ShardReader(given.shards.folder, "validation")
+        reader = ShardReader(given.shards.folder, "validation", tokenizer.vocab_size)
         if not len(reader):
             raise InputError(
                 f"shards {given.shards.manifest.name} have no validation documents; tokenize with "

@@ -51,7 +51,7 @@ def masked_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> R
 
     world = current()
     values = evaluate(model, batch, total, device=device, world=world)
-    reader = ShardReader(shards.folder, "validation")
+    reader = ShardReader(shards.folder, "validation", given.subject.tokenizer.vocab_size)
     limit = config.max_tokens or MAX_TOKENS
     perplexity, scored = pseudo_perplexity(
         model,

@@ -81,7 +81,7 @@ class Documents:
 
     def blocks(self, split: str, size: int = BLOCK_TOKENS) -> Iterator[Block]:
         """The documents of a split in blocks of ``size`` tokens, or of one document if longer."""
-        reader = ShardReader(self._shards.folder, split)
+        reader = ShardReader(self._shards.folder, split, self.tokenizer.vocab_size)
         dtype = np.min_scalar_type(self.tokenizer.vocab_size - 1)
         start, end = np.array([self.start], dtype), np.array([self.end], dtype)
         lengths = reader.document_lengths + 2

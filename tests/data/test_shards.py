@@ -244,3 +244,70 @@ def test_a_pending_document_does_not_keep_its_batch_alive(tmp_path: Path):
     assert [reference() for reference in alive] == [None, None]
     writer.close()
     assert ShardReader(tmp_path, "validation").tokens(0).tolist() == list(range(10, 20))
+
+
+TWO = [([1, 2, 3], [0, 2]), ([4], [0])]
+TOKENS = [0, 3, 4], pa.array([1, 2, 3, 4], pa.uint16())
+STARTS = [0, 2, 3], pa.array([0, 2, 0], pa.int32())
+
+
+def rewritten(path: Path, tokens: object, starts: object) -> None:
+    """A shard of other lists, as whoever can write its digest too may have made it.
+
+    Offsets are put into the file behind Arrow's back, which refuses to write some.
+    """
+    metadata = pa.ipc.open_file(path).schema.metadata
+    columns = [
+        pa.LargeListArray.from_arrays(pa.array(sound[0], pa.int64()), values)
+        for sound, (_, values) in zip((TOKENS, STARTS), (tokens, starts), strict=True)
+    ]
+    schema = pa.schema(
+        [pa.field("tokens", columns[0].type), pa.field("sentence_starts", columns[1].type)],
+        metadata=metadata,
+    )
+    with pa.ipc.new_file(path, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    content = path.read_bytes()
+    for sound, (offsets, _) in zip((TOKENS, STARTS), (tokens, starts), strict=True):
+        before = np.array(sound[0], np.int64).tobytes()
+        assert content.count(before) == 1
+        content = content.replace(before, np.array(offsets, np.int64).tobytes())
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "starts"),
+    [
+        ((TOKENS[0], pa.array([1, 2, 100, 4], pa.uint16())), STARTS),
+        ((TOKENS[0], pa.array([1, 2, 3, 4], pa.float32())), STARTS),
+        ((TOKENS[0], pa.array([1, 2, -3, 4], pa.int16())), STARTS),
+        (([0, 4, 3], TOKENS[1]), STARTS),
+        (([3, 0, 4], TOKENS[1]), STARTS),
+        (([0, 3, 1 << 40], TOKENS[1]), STARTS),
+        (([-1, 3, 4], TOKENS[1]), STARTS),
+        (([0, 4, 4], TOKENS[1]), STARTS),
+        (TOKENS, (STARTS[0], pa.array([0, 2, 0], pa.int64()))),
+        (TOKENS, (STARTS[0], pa.array([0, -1, 0], pa.int32()))),
+        (TOKENS, (STARTS[0], pa.array([0, 3, 0], pa.int32()))),
+        (TOKENS, (STARTS[0], pa.array([0, 0, 0], pa.int32()))),
+        (TOKENS, (STARTS[0], pa.array([1, 2, 0], pa.int32()))),
+        (TOKENS, ([0, 2, 1 << 30], STARTS[1])),
+        (TOKENS, ([0, 3, 3], STARTS[1])),
+    ],
+)
+def test_what_a_shard_holds_is_looked_at(tmp_path: Path, tokens: object, starts: object):
+    """Followed blindly these are other memory, ids beyond the embeddings, or other sentences."""
+    write(tmp_path, TWO)
+    path = tmp_path / "train-00000.arrow"
+    rewritten(path, TOKENS, STARTS)
+    check(tmp_path, TWO)
+    rewritten(path, tokens, starts)
+    with pytest.raises(InputError, match=r"train-00000\.arrow"):
+        ShardReader(tmp_path, "train")
+
+
+def test_ids_are_those_of_the_tokenizer_that_is_used(tmp_path: Path):
+    write(tmp_path, [([1, 99], [0])])
+    assert len(ShardReader(tmp_path, "train", 100)) == 1
+    with pytest.raises(InputError, match=r"the token 99, and the vocabulary has 99"):
+        ShardReader(tmp_path, "train", 99)
