@@ -1,0 +1,242 @@
+"""Readers of what lies in a workspace: manifests, logs, checkpoints, shards, plans and reports."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from llmctl.cli.evaluation_tables import print_report
+from llmctl.data.shards import ShardReader
+from llmctl.parsing import read_json
+from llmctl.reporting.compare import render_compare
+from llmctl.reporting.status import render_detail, render_overview
+from llmctl.stages import pretrain
+from llmctl.stages.compare import compare
+from llmctl.stages.evaluate import Files, evaluate_model
+from llmctl.stages.evaluate_config import EvaluateConfig
+from llmctl.stages.inputs import choose_shards
+from llmctl.stages.reporter import Reporter
+from llmctl.stages.status import detail, overview
+from llmctl.stages.tokenize import TokenizeConfig, tokenize
+from llmctl.stages.tokenize_parts import parse_part, tokenize_part
+from llmctl.workspace.artefacts import Workspace
+from llmctl.workspace.files import write_json
+from llmctl.workspace.manifests import describe_files, read_manifest, write_manifest
+from tests.robustness.children import Reader
+from tests.robustness.model_readers import CORPUS
+
+LINES = TokenizeConfig(tokenizer="bpe", vocab_size=300, document="line", workers=1, validation=0.3)
+SHAPE = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "max_positions": 32}
+TRAINING = {"max_steps": 4, "batch_size": 2, "precision": "fp32", "checkpoint_every": 2,
+            "log_every": 1, "compile": "off", "device": "cpu"}  # fmt: skip
+
+
+def _corpus(folder: Path) -> Path:
+    path = folder / "corpus.txt"
+    path.write_text("".join(f"{number} {line}\n" for number in range(8) for line in CORPUS))
+    return path
+
+
+def _config(**training: Any) -> Any:
+    layers = {"model": SHAPE, "data": {"sequence_length": 32}, "training": {**TRAINING, **training}}
+    return pretrain.resolve("gpt", "nano", layers)
+
+
+def _workspace(folder: Path, *, trained: bool = True) -> Workspace:
+    place = Workspace(folder / "workspace")
+    tokenize(place, [str(_corpus(folder))], LINES, name="shards")
+    for name in ("one", "two") if trained else ():
+        config = _config(seed=len(name))
+        pretrain.pretrain(place, config, shards_name="shards", name=name)
+    if trained:
+        config = EvaluateConfig(baselines=False, max_tokens=200, device="cpu")
+        evaluate_model(place, "one", Files(None, None, None, None), config, name="report")
+    return place
+
+
+def _shards_only(folder: Path) -> None:
+    _workspace(folder, trained=False)
+
+
+# Status
+
+
+def _status(folder: Path) -> list[Any]:
+    """All that ``llmctl status`` shows, for people and as JSON."""
+    place = Workspace(folder / "workspace")
+    console = Console(file=io.StringIO(), width=120)
+    whole = overview(place)
+    console.print(render_overview(whole))
+    details = []
+    for name in [run["name"] for run in whole["runs"]]:
+        details.append(detail(place, name))
+        console.print(render_detail(details[-1]))
+    compared = compare(place, ["one", "two"])
+    console.print(render_compare(compared, 100))
+    return [whole, *details, compared]
+
+
+def _sound_status(found: list[Any]) -> None:
+    whole = found[0]
+    named = [entry["name"] for entry in [*whole["runs"], *whole["damaged"]]]
+    assert {"one", "two"} <= set(named), f"of two runs only {named} are there"
+
+
+RUN = "workspace/runs/one"
+STATUS = [
+    Reader(f"status: {what}", _workspace_of, {name: form}, _status, _sound_status)
+    for what, name, form, _workspace_of in (
+        ("workspace.json", "workspace/workspace.json", "json", _workspace),
+        ("a run's manifest", f"{RUN}/manifest.json", "json", _workspace),
+        ("metrics.jsonl", f"{RUN}/metrics.jsonl", "jsonl", _workspace),
+        ("progress.json", f"{RUN}/progress.json", "json", _workspace),
+        ("manifest of shards", "workspace/shards/shards/manifest.json", "json", _workspace),
+        ("manifest of a report", "workspace/reports/report/manifest.json", "json", _workspace),
+    )
+]
+
+
+# Shards
+
+
+def _sealed(kind: str, name: str) -> Callable[[Path], None]:
+    """Digests made anew, as whoever changed the files could do."""
+
+    def seal(folder: Path) -> None:
+        artefact = folder / "workspace" / kind / name
+        manifest = read_manifest(artefact)
+        files = describe_files(artefact, list(manifest.files))
+        write_manifest(artefact, manifest.model_copy(update={"files": files}))
+
+    return seal
+
+
+def _shards(folder: Path) -> list[int]:
+    """A training's first steps on shards, and every token of them."""
+    place = Workspace(folder / "workspace")
+    chosen = choose_shards(place, "shards", Reporter(), suits=lambda t: True, wanted="anything")
+    found = []
+    for split in ("train", "validation"):
+        reader = ShardReader(chosen.folder, split)
+        for number in range(len(reader)):
+            tokens, starts = reader.tokens(number), reader.sentence_starts(number)
+            assert len(tokens) == 0 or int(tokens.max()) < 300
+            found += [len(tokens), int(starts.sum()), int(tokens.sum())]
+        reader.token_counts(300)
+    _, config = pretrain.open_pretraining(chosen, _config())
+    found.append(config.model.vocab_size)
+    return found
+
+
+# Checkpoints, parts, reports
+
+
+def _interrupted(folder: Path) -> None:
+    """A run with checkpoints of steps 2 and 4, of 6."""
+    place = Workspace(folder / "workspace")
+    tokenize(place, [str(_corpus(folder))], LINES, name="shards")
+    config = _config(checkpoint_every=2)
+    artefact, _ = pretrain.pretrain(place, config, shards_name="shards", name="one")
+    # As it would be had it been killed before its end.
+    open_ = artefact.manifest.model_copy(update={"finished": None, "files": {}})
+    write_manifest(artefact.folder, open_)
+
+
+CHECKPOINT = f"{RUN}/checkpoints/step-00000004"
+
+
+def _sealed_checkpoint(folder: Path) -> None:
+    from llmctl.workspace.manifests import describe_quickly
+
+    at = folder / CHECKPOINT
+    names = ["model.safetensors", "optimiser.safetensors", "state.json"]
+    records = describe_quickly(at, names)
+    write_json(
+        at / "manifest.json", {name: record.model_dump() for name, record in records.items()}
+    )
+
+
+def _resumed(folder: Path) -> Any:
+    place = Workspace(folder / "workspace")
+    config = _config(checkpoint_every=2)
+    artefact, _ = pretrain.pretrain(place, config, shards_name="shards", name="one")
+    return artefact.manifest
+
+
+def _sound_run(manifest: Any) -> None:
+    assert manifest.finished is not None
+    json.dumps(manifest.model_dump(mode="json"), allow_nan=False)
+
+
+def _parts(folder: Path) -> None:
+    place, corpus = Workspace(folder / "workspace"), _corpus(folder)
+    tokenize_part(place, [str(corpus)], LINES, parse_part("1/2"), name="shards")
+
+
+def _second_part(folder: Path) -> Any:
+    place = Workspace(folder / "workspace")
+    outcome = tokenize_part(
+        place, [str(folder / "corpus.txt")], LINES, parse_part("2/2"), name="shards"
+    )
+    return outcome.shards.manifest if outcome.shards else None
+
+
+def _sound_shards(manifest: Any) -> None:
+    assert manifest is not None, "no shards, and no word of it"
+
+
+PART = "workspace/.parts/shards"
+
+
+def _sealed_part(folder: Path) -> None:
+    path = folder / PART / "part-00001" / "part.json"
+    record = read_json(path)
+    files = describe_files(path.parent, list(record["files"]))
+    record["files"] = {name: entry.model_dump() for name, entry in files.items()}
+    write_json(path, record)
+
+
+def _report(folder: Path) -> Any:
+    place = Workspace(folder / "workspace")
+    config = EvaluateConfig(baselines=False, max_tokens=200, device="cpu")
+    report, _, _ = evaluate_model(
+        place, "one", Files(None, None, None, None), config, name="report"
+    )
+    print_report(Console(file=io.StringIO(), width=100), report)
+    return report
+
+
+def _sound_report(report: Any) -> None:
+    json.dumps(report, allow_nan=False)
+
+
+OTHERS = [
+    Reader("shards, with digests that fit", _shards_only,
+           {"workspace/shards/shards/train-00000.arrow": "shard",
+            "workspace/shards/shards/validation-00000.arrow": "shard"},
+           _shards, seal=_sealed("shards", "shards"), fresh=True),
+    Reader("checkpoints, with digests that fit", _interrupted,
+           {f"{CHECKPOINT}/state.json": "json", f"{CHECKPOINT}/model.safetensors": "safetensors",
+            f"{CHECKPOINT}/optimiser.safetensors": "safetensors"},
+           _resumed, _sound_run, seal=_sealed_checkpoint, fresh=True),
+    Reader("a checkpoint's digests", _interrupted, {f"{CHECKPOINT}/manifest.json": "json"},
+           _resumed, _sound_run, fresh=True),
+    Reader("an unfinished run's manifest", _interrupted, {f"{RUN}/manifest.json": "json"},
+           _resumed, _sound_run, fresh=True),
+    Reader("plan.json", _parts, {f"{PART}/plan.json": "json"}, _second_part, _sound_shards,
+           fresh=True),
+    Reader("part.json", _parts, {f"{PART}/part-00001/part.json": "json"}, _second_part,
+           _sound_shards, fresh=True),
+    Reader("a part, with digests that fit", _parts,
+           {f"{PART}/part-00001/documents.arrow": "shard"}, _second_part, _sound_shards,
+           seal=_sealed_part, fresh=True),
+    Reader("reports", _workspace, {"workspace/reports/report/report.json": "json"}, _report,
+           _sound_report, seal=_sealed("reports", "report")),
+]  # fmt: skip
+
+READERS = [*STATUS, *OTHERS]
