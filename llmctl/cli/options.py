@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -47,7 +48,13 @@ WorkspaceOption = Annotated[
     ),
 ]  # fmt: skip
 NameOption = Annotated[
-    str | None, typer.Option("--name", help="Name of what is made; by default from its inputs.")
+    str | None,
+    typer.Option(
+        "--name",
+        help="Name of what is made; by default from its inputs.",
+        # An accent typed as a sign of its own is the same name.
+        callback=lambda name: name if name is None else unicodedata.normalize("NFC", name),
+    ),
 ]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Make it again, replacing what is there.")

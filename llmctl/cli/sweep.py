@@ -121,8 +121,8 @@ def command(
     from llmctl.stages import sweep
     from llmctl.stages.sweep_grid import parse_grid, points
     from llmctl.stages.sweep_halving import DEFAULT_FACTOR, rungs
-    from llmctl.workspace.artefacts import slug
     from llmctl.workspace.manifests import command_line
+    from llmctl.workspace.names import slug
 
     if factor is not None and not halving:
         raise UsageError(f"--factor {factor} goes with --halving; add it, or leave --factor out")

@@ -13,10 +13,11 @@ from llmctl.stages.evaluate_inputs import COMPARED, Files, Measure, choose
 from llmctl.stages.reporter import Reporter
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
-from llmctl.workspace.artefacts import Artefact, Workspace, slug
+from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import write_json
 from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import new_manifest
+from llmctl.workspace.names import slug
 
 __all__ = ["EvaluateConfig", "Files", "evaluate_model", "plan"]
 

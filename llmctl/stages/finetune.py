@@ -26,10 +26,11 @@ from llmctl.training.lora import additions, merge
 from llmctl.training.precision import choose_device
 from llmctl.training.trainer import Progress, Trainer
 from llmctl.training.validation import evaluate
-from llmctl.workspace.artefacts import Artefact, Workspace, slug
+from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import published_folder
 from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import InputRecord, new_manifest
+from llmctl.workspace.names import slug
 
 SCRATCH = "scratch"
 DEFAULT_TASK = "classify"

@@ -11,11 +11,13 @@ from typing import Any
 from llmctl.config import ALIASES, parse_value, put
 from llmctl.errors import UsageError
 from llmctl.reporting.fields import short_fields, short_value
-from llmctl.workspace.artefacts import slug
 from llmctl.workspace.files import sha256_json
+from llmctl.workspace.names import shortened, slug
 
 LONGEST_NAME = 70
-"""Characters of a point's name: leaves room for a rung's budget and a seed behind it."""
+"""Characters of a point's name, and …"""
+LONGEST_NAME_BYTES = 170
+"""… bytes: leaves room for a rung's budget and a seed behind it."""
 OPENING, CLOSING, QUOTES = "[{", "]}", "\"'"
 
 
@@ -109,9 +111,7 @@ def points(name: str, fields: Mapping[str, Sequence[Any]]) -> list[Point]:
     ]
     taken = Counter(names)
     return [
-        Point(
-            name if taken[name] == 1 and len(name) <= LONGEST_NAME else _cut(name, values), values
-        )
+        Point(name if taken[name] == 1 and name == _shortened(name) else _cut(name, values), values)
         for name, values in zip(names, combinations, strict=True)
     ]
 
@@ -133,4 +133,9 @@ def _for_a_name(value: Any) -> str:
 
 def _cut(name: str, values: Mapping[str, Any]) -> str:
     digest = sha256_json(dict(values))[:8]
-    return f"{name[: LONGEST_NAME - len(digest) - 1].rstrip('-._')}-{digest}"
+    return f"{_shortened(name, len(digest) + 1)}-{digest}"
+
+
+def _shortened(name: str, room: int = 0) -> str:
+    """A name with so much room left behind it."""
+    return shortened(name, LONGEST_NAME - room, LONGEST_NAME_BYTES - room)

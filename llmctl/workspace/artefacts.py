@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,21 +32,7 @@ from llmctl.workspace.manifests import (
     verify_files,
     write_manifest,
 )
-
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-LONGEST_DEFAULT = 90
-"""Characters of a default name: leaves room for a number, and for a name made from it."""
-
-
-def slug(text: str, fallback: str) -> str:
-    """A name that a folder can have, made from any text: accents go, all else becomes '-'.
-
-    >>> slug("my café (1)", "data")
-    'my-cafe-1'
-    """
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")
-    return name[:LONGEST_DEFAULT].rstrip("-._") or fallback
+from llmctl.workspace.names import RULE, is_name, slug
 
 
 class Artefact:
@@ -113,11 +98,8 @@ class Workspace:
 
     def path(self, kind: Kind, name: str) -> Path:
         """Where an artefact lies. Raises UsageError for a name that can't be a folder's."""
-        if not NAME_PATTERN.fullmatch(name):
-            raise UsageError(
-                f"--name {name!r}: a name has letters, digits, '.', '_' and '-', at most 100, "
-                "and starts with a letter or digit"
-            )
+        if not is_name(name):
+            raise UsageError(f"--name {name!r}: {RULE}")
         return self.root / FOLDERS[kind] / name
 
     def names(self, kind: Kind) -> list[str]:
@@ -141,8 +123,9 @@ class Workspace:
 
     def get(self, kind: Kind, name: str) -> Artefact:
         """An artefact by name. Raises InputError if there is none or its manifest is bad."""
+        name = unicodedata.normalize("NFC", name)
         folder = self.root / FOLDERS[kind] / name
-        if not NAME_PATTERN.fullmatch(name) or not (folder / MANIFEST).is_file():
+        if not is_name(name) or not (folder / MANIFEST).is_file():
             names = self.names(kind)
             known = (
                 f"; there are: {', '.join(names)}"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmctl.errors import UsageError
 from llmctl.stages.sweep_grid import parse_grid, points, split_values, tree_of
-from llmctl.workspace.artefacts import NAME_PATTERN
+from llmctl.workspace.names import is_name
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,7 @@ def test_fields_of_one_last_name_are_written_out():
         ["é", "e", "ü", ""],
         [[1, 2], [1, "2"], [12]],
         ["x" * 200, "x" * 201],
+        ["文" * 200, "文" * 201],
         [None, "none "],
     ],
 )
@@ -90,7 +91,7 @@ def test_different_points_have_different_names(values: list[Any]):
     names = [point.name for point in points("sweep", {"a.field": values})]
     assert len(set(names)) == len(values)
     for name in names:
-        assert NAME_PATTERN.fullmatch(f"{name}-max_steps-1000000-seed-1000"), name
+        assert is_name(f"{name}-max_steps-1000000-seed-1000"), name
 
 
 def test_a_point_keeps_its_name_when_the_grid_grows():
