@@ -7,15 +7,12 @@ carries: ``python:docs`` and ``python:code``.
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import os
-import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -29,9 +26,12 @@ from llmctl.data.files import (
     text_blocks,
     text_lines,
 )
+from llmctl.data.kinds import look_at
 from llmctl.data.python_corpora import python_code, python_docs
+from llmctl.data.sources import find, is_stream
 from llmctl.errors import InputError, UsageError, did_you_mean
 from llmctl.workspace.files import sha256_file
+from llmctl.workspace.names import slug
 
 UNITS = ("auto", "file", "paragraph", "line")
 
@@ -86,7 +86,10 @@ class Corpus:
         self._columns = split_columns(text_column)
         self._errors, self._unit, self._keep_ends = encoding_errors, unit, keep_ends
         self._sources = list(sources)
-        self._spool: tempfile._TemporaryFileWrapper[bytes] | None = None
+        self._spools: dict[str, tempfile._TemporaryFileWrapper[bytes]] = {}
+        """What could be read once only, by its source."""
+        self.notes: list[str] = []
+        """What was not read, or taken for something, for the user."""
         self._files = [file for source in sources for file in self._resolve(source)]
         if not self._files:
             raise InputError("no text was given; name files, folders, - or python:docs")
@@ -103,11 +106,12 @@ class Corpus:
         first = self._sources[0]
         if first == "-":
             return "stdin"
+        if first in self._spools and first.startswith("/dev/fd/"):
+            return "pipe"
         stem = first.replace(":", "-") if first in PYTHON_CORPORA else Path(first).name
         while Path(stem).suffix and len(stem) > len(Path(stem).suffix):
             stem = Path(stem).stem
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")
-        return name or "corpus"
+        return slug(stem, "corpus")
 
     def __iter__(self) -> Iterator[Document]:
         found = False
@@ -168,40 +172,50 @@ class Corpus:
         return self._digests[number]
 
     def _shown(self, message: str) -> str:
-        """A message in which standard input is not called by its temporary file's name."""
-        return message if self._spool is None else message.replace(self._spool.name, STDIN)
+        """A message in which a stream is not called by its temporary file's name."""
+        for source, spool in self._spools.items():
+            message = message.replace(spool.name, STDIN if source == "-" else source)
+        return message
+
+    @property
+    def streams(self) -> list[str]:
+        """Sources that can be read once only, by this process alone."""
+        return [STDIN if source == "-" else source for source in self._spools]
 
     def _resolve(self, source: str) -> list[Path | str]:
         if source in PYTHON_CORPORA:
             return [source]
         if source == "-":
-            if self._spool is None:
-                self._spool = tempfile.NamedTemporaryFile(prefix="llmctl-stdin-")  # noqa: SIM115
-                shutil.copyfileobj(sys.stdin.buffer, self._spool)
-                self._spool.flush()
-            return [Path(self._spool.name)]
-        path = Path(source).expanduser()
-        if os.path.isdir(path):  # unlike Path's, false for what can't be a name
-            inside = sorted(
-                child
-                for child in path.rglob("*")
-                if child.is_file()
-                and is_readable(child)
-                and not any(part.startswith(".") for part in child.relative_to(path).parts)
-            )
-            if not inside:
-                raise InputError(
-                    f"{source} has no text files (.txt, .md, .jsonl, .csv, .parquet, …); "
-                    "name the files themselves"
-                )
-            return list(inside)
-        if os.path.exists(path):
-            return [path]
-        matches = sorted(glob.glob(str(path), recursive=True))
-        if not matches:
+            return [self._spooled(source)]
+        found = find(source)
+        if found is None:
             hint = did_you_mean(source, PYTHON_CORPORA) if ":" in source else ""
             raise InputError(f"{source}: no such file or folder{hint}")
-        return [Path(match) for match in matches if Path(match).is_file()]
+        self.notes += found.notes
+        files: list[Path | str] = []
+        unknown = []
+        for file in found.files:
+            with _named(file):
+                if is_stream(file):
+                    files.append(self._spooled(str(file)))
+                    continue
+            files.append(file)
+            if not is_readable(file):
+                unknown.append(file)
+        if self._errors == "strict":
+            self.notes += look_at(unknown)
+        return files
+
+    def _spooled(self, source: str) -> Path:
+        """All of a stream in a temporary file, which can be read again and again."""
+        if source not in self._spools:
+            suffix = "" if source == "-" else "".join(Path(source).suffixes[-2:])
+            spool = tempfile.NamedTemporaryFile(prefix="llmctl-stream-", suffix=suffix)  # noqa: SIM115
+            with nullcontext(sys.stdin.buffer) if source == "-" else open(source, "rb") as stream:
+                shutil.copyfileobj(stream, spool)
+            spool.flush()
+            self._spools[source] = spool
+        return Path(self._spools[source].name)
 
     def _size(self, file: Path | str) -> int:
         if isinstance(file, Path):

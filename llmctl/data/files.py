@@ -56,6 +56,13 @@ def is_readable(path: Path) -> bool:
     return bool(suffixes) and suffixes[-1] in (*TEXT_SUFFIXES, *ROW_SUFFIXES)
 
 
+def kind_of_suffix(path: Path) -> str:
+    """How a file's name ends, compression included, for messages: ``.log``, ``.html.gz``."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES else ""
+    return (suffixes[-1] if suffixes else "") + packed or "no suffix"
+
+
 @contextmanager
 def open_bytes(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """The decompressed stream and, to tell how far it has been read, the file below it."""

@@ -59,7 +59,7 @@ class _Document:
 def language_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> Report:
     """A text under the model, and under those that it is compared with."""
     tokenizer = given.subject.tokenizer
-    read, total = _text(given, config)
+    read, total = _text(given, config, reporter)
     unknown = _Unknown(tokenizer)
     results: dict[str, Any] = {}
     tallies: dict[str, Tally] = {}
@@ -132,7 +132,7 @@ def _described(given: Given) -> str:
 
 
 def _text(
-    given: Given, config: EvaluateConfig
+    given: Given, config: EvaluateConfig, reporter: Reporter
 ) -> tuple[Callable[[], Iterator[_Document]], int | None]:
     """How to read the text, from its beginning each time, and the tokens to be scored if known."""
     tokenizer = given.subject.tokenizer
@@ -153,6 +153,8 @@ def _text(
             encoding_errors=config.encoding_errors or "strict",
             unit=config.document,
         )
+        for note in corpus.notes:
+            reporter.note(note)
         total, everything = 0, _of_corpus(corpus, tokenizer)
     limit = config.max_tokens
     if limit is not None:

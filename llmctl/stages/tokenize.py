@@ -78,7 +78,7 @@ def tokenize(
 ) -> tuple[Artefact, bool]:
     """Make shards of the sources; returns them, and whether they were there already."""
     reporter = reporter or Reporter()
-    corpus = open_corpus(sources, config)
+    corpus = open_corpus(sources, config, reporter)
     existing = existing_tokenizer(workspace, config)
     inputs = corpus_inputs(corpus, sources, existing)
     identity = Identity.of("tokenize", config, inputs)
@@ -115,15 +115,18 @@ def tokenize(
     return workspace.get("shards", shards_name), False
 
 
-def open_corpus(sources: Sequence[str], config: TokenizeConfig) -> Corpus:
+def open_corpus(sources: Sequence[str], config: TokenizeConfig, reporter: Reporter) -> Corpus:
     """The documents of the sources, as the configuration would have them."""
-    return Corpus(
+    corpus = Corpus(
         sources,
         text_column=config.text_column,
         encoding_errors=config.encoding_errors,
         unit=config.document,
         keep_ends=config.split == "tail",
     )
+    for note in corpus.notes:
+        reporter.note(note)
+    return corpus
 
 
 Existing = tuple[Tokenizer, InputRecord]

@@ -112,7 +112,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.parts = PartsFolder(self.workspace, self.name)
-        self.corpus: Corpus = open_corpus(self.sources, self.config)
+        self.corpus: Corpus = open_corpus(self.sources, self.config, self.reporter)
 
     @cached_property
     def existing(self) -> Existing | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl import errors
-from llmctl.data.documents import PYTHON_CORPORA
+from llmctl.data.documents import PYTHON_CORPORA, Corpus
 from llmctl.errors import InputError, LlmctlError, ResourceError, UsageError
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.tokenize import TokenizeConfig, corpus_inputs, existing_tokenizer, open_corpus
@@ -47,20 +47,17 @@ def tokenize_on_ray(
     machine.
     """
     _ray()
-    if "-" in sources:
-        raise UsageError("--ray: standard input is read by one process; put it into a file")
     reporter = reporter or Reporter()
     if name is None:
-        inputs = corpus_inputs(
-            corpus := open_corpus(sources, config),
-            sources,
-            existing_tokenizer(workspace, config),
-        )
+        corpus = open_corpus(sources, config, Reporter())  # the job tells what there is to say
+        _refuse_streams(corpus)
+        inputs = corpus_inputs(corpus, sources, existing_tokenizer(workspace, config))
         identity = Identity.of("tokenize", config, inputs)
         name, found = workspace.match("shards", None, corpus.suggested_name, identity, force=force)
         if found is not None:
             return found, True
     job = Job(workspace, sources, config, name, force, reporter)
+    _refuse_streams(job.corpus)
     # What Ray prints is no result.
     with redirect_stdout(sys.stderr), _connected(address) as cores:
         cores_each = max(config.workers, 1)
@@ -78,6 +75,11 @@ def tokenize_on_ray(
             f"parts of shards {name} were removed while others were made; run the command again"
         )
     return shards, False
+
+
+def _refuse_streams(corpus: Corpus) -> None:
+    for stream in corpus.streams:
+        raise UsageError(f"--ray: {stream} is read by one process; put it into a file")
 
 
 def _run(job: Job, plan: str, missing: list[int], cores_each: int) -> None:

@@ -427,8 +427,8 @@ def test_the_digest_is_that_of_the_content_and_its_order(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "suggested"),
-    [("my text.txt", "my-text"), ("wiki.jsonl.gz", "wiki"), ("Bücher.txt", "B-cher"),
-     (".txt", "txt"), ("语料.txt", "corpus"), ("v1.2.txt", "v1")],
+    [("my text.txt", "my-text"), ("wiki.jsonl.gz", "wiki"), ("Bücher.txt", "Bucher"),
+     (".txt", "txt"), ("语料.txt", "语料"), ("评论 (2).csv", "评论-2"), ("v1.2.txt", "v1")],
 )  # fmt: skip
 def test_a_name_is_suggested_from_the_first_source(
     tmp_path: Path, name: str, suggested: str
