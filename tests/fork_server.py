@@ -151,6 +151,10 @@ def _become(request: dict, files: Sequence[int]) -> None:
         os._exit(code)
 
 
+LOADED_LATE = ("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor")
+"""What PyTorch imports with the first optimiser: longer than a test's whole training."""
+
+
 def _load_everything() -> None:
     """Import what commands import, with the settings that they make before they do."""
     from llmctl.cli.options import ask_for_large_pages
@@ -159,7 +163,7 @@ def _load_everything() -> None:
     import llmctl
 
     own = [module.name for module in pkgutil.walk_packages(llmctl.__path__, "llmctl.")]
-    for name in ("torch", "sentencepiece", "tokenizers", *own):
+    for name in ("torch", *LOADED_LATE, "sentencepiece", "tokenizers", *own):
         if not name.endswith(("__main__", "_ray")):
             importlib.import_module(name)
 
