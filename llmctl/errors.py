@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class LlmctlError(Exception):
@@ -88,6 +90,40 @@ NO_ACCESS = frozenset(
 )  # fmt: skip
 """What it answers where a path can't be used: its permissions, its kind, its length, links that
 lead in a circle, or that it isn't there."""
+
+
+def record_of(error: Exception) -> list[Any]:
+    """An error as JSON has it, for another process to raise: see ``error_of``."""
+    text = str(error)
+    if isinstance(error, Interrupted):
+        return ["Interrupted", text, error.exit_code - 128]
+    if isinstance(error, LlmctlError):
+        # One of a module's own is told as the nearest that everybody knows.
+        kind = next(kind for kind in type(error).__mro__ if kind.__module__ == __name__)
+        return [kind.__name__, text]
+    if isinstance(error, OSError) and error.errno is not None:
+        name = error.filename
+        path = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else None
+        return ["OSError", error.errno, os.strerror(error.errno), path]
+    if isinstance(error, MemoryError):
+        return ["MemoryError", text]
+    return ["RuntimeError", f"{type(error).__name__}: {text}"]
+
+
+def error_of(record: Sequence[Any]) -> Exception:
+    """The error that ``record_of`` was given, or one that says the same."""
+    name, *rest = record
+    builtin = {"OSError": OSError, "MemoryError": MemoryError, "RuntimeError": RuntimeError}
+    kind = builtin.get(name) or KINDS[name]
+    return kind(*rest)
+
+
+KINDS: dict[str, type[LlmctlError]] = {
+    kind.__name__: kind
+    for kind in list(globals().values())
+    if isinstance(kind, type) and issubclass(kind, LlmctlError)
+}
+"""The errors by their names."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

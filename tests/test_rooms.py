@@ -167,6 +167,29 @@ def test_no_pickle():
                 assert node.arg != "allow_pickle", path
 
 
+def test_no_pickle_from_another_process():
+    """PyTorch's collectives of objects, and those who call them (its launcher, its writer of
+    checkpoints), read pickles from a socket; its store listens on all interfaces."""
+    for path in MODULES:
+        assert not {
+            name
+            for name in imports(path)
+            if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher"))
+            or name.endswith(("state_dict_saver", "multiprocessing.connection.Listener"))
+        }, path
+        for node in ast.walk(tree_of(path)):
+            name = getattr(node, "attr", getattr(node, "id", ""))
+            assert not name.endswith(("_object", "_object_list")) or name in OBJECTS, path
+            assert name != "TCPStore", path
+            if isinstance(node, ast.Call) and "storage_reader" in ast.unparse(node):
+                told = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert told["no_dist"] == "True", path
+
+
+OBJECTS = {"_object", "read_object", "read_json_object"}
+"""Names of ours that end so: an object of JSON."""
+
+
 def test_our_modules_are_imported_by_statement_only():
     """``importlib`` would go round every rule above."""
     for path in MODULES:

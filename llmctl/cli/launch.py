@@ -1,15 +1,13 @@
-"""Several processes for one command: ``--nproc`` starts them through torchrun's own launcher, and
-each finds in its environment which of them it is. One speaks; the others keep silent."""
+"""Several processes for one command: ``--nproc`` starts them, and each finds in its environment
+which of them it is, in the variables that torchrun sets. One speaks; the others keep silent."""
 
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -77,40 +75,18 @@ def divided(nproc: int | None, *, reads_stdin: bool) -> Iterator[None]:
 
 def _launch(nproc: int, max_restarts: int) -> NoReturn:
     started = time.perf_counter()
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from llmctl.training.supervisor import Supervisor
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // nproc)))
-    os.environ |= {LAUNCHER: str(os.getpid()), BEGUN: repr(started)}
-    # What it has to say is in the processes' own messages already. Each of its loggers has a level
-    # of its own.
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=nproc,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=max_restarts,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "llmctl", *sys.argv[1:])
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        code = failure.exitcode
-        if code < 0:
-            print(  # noqa: T201
-                f"error: one of the processes was killed by signal {-code}; run the command again, "
-                "a training goes on from its last checkpoint (--max-restarts does so by itself)",
-                file=sys.stderr,
-            )
-            code = 128 - code
-        sys.exit(code)
-    except SignalException as error:
-        sys.exit(128 + error.sigval.value)
-    sys.exit(0)
+    told = {LAUNCHER: str(os.getpid()), BEGUN: repr(started)}
+    command = [sys.executable, "-m", "llmctl", *sys.argv[1:]]
+    code = Supervisor(command, nproc, told).run(max_restarts)
+    if code < 0:
+        print(  # noqa: T201
+            f"error: one of the processes was killed by signal {-code}; run the command again, "
+            "a training goes on from its last checkpoint (--max-restarts does so by itself)",
+            file=sys.stderr,
+        )
+        code = 128 - code
+    sys.exit(code)

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import PlainValidator
 from torch import Tensor
 
 from llmctl.errors import InputError
@@ -48,11 +50,15 @@ class Query:
     """Where it is from, for messages."""
 
 
+Numbers = Annotated[NDArray[np.float64], PlainValidator(partial(np.asarray, dtype=np.float64))]
+"""An array that another process's answer may hold, too, where it arrives as a list."""
+
+
 @dataclass(frozen=True)
 class Score:
     """What a model makes of a continuation."""
 
-    log_probs: NDArray[np.float64]
+    log_probs: Numbers
     """Of each of its tokens, in nats."""
     greedy: bool | None
     """Whether each token is the likeliest at its place, as greedy decoding would write it; None

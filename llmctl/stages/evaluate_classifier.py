@@ -202,7 +202,10 @@ def probabilities(
         notes.append(f"{subject.name}: {cut_in_use(cut, len(encoded), folder)}")
     pad = pad_token(folder.tokenizer)
     rows = current().divided(
-        encoded, lambda part, first: class_probabilities(model, list(part), pad), block=4 * BATCH
+        encoded,
+        lambda part, first: class_probabilities(model, list(part), pad).tolist(),
+        block=4 * BATCH,
+        kind=list[float],
     )
     result = np.asarray(list(rows))
     return result[:, [known.index(label) for label in labels]]

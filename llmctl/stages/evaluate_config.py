@@ -158,6 +158,7 @@ class _DividedScorer:
             queries,
             lambda part, first: self._scorer.score(part, greedy=greedy),
             block=max(1, READ_AHEAD // world.size),
+            kind=Answer,
         )
 
 

@@ -150,7 +150,10 @@ class Generation:
         # A round of all processes is what one alone sorts by length among themselves.
         block = max(1, self.block_size // world.size)
         yield from world.divided(
-            prompts, lambda part, begin: self._answers(part, tell, first + begin), block=block
+            prompts,
+            lambda part, begin: self._answers(part, tell, first + begin),
+            block=block,
+            kind=Answer,
         )
 
     def _answers(

@@ -111,7 +111,7 @@ class Predictor:
                 )
                 yield Filling(example.text, masks)
 
-        yield from current().divided(examples, filled, block=BATCH)
+        yield from current().divided(examples, filled, block=BATCH, kind=Filling)
 
     def _classes(
         self, examples: Iterable[Example], labels: list[str], reporter: Reporter
@@ -136,7 +136,9 @@ class Predictor:
                     )
                     yield prediction, ids.cut
 
-        answers = current().divided(examples, classified, block=4 * BATCH)
+        answers = current().divided(
+            examples, classified, block=4 * BATCH, kind=tuple[Prediction, bool]
+        )
         for prediction, was_cut in answers:
             count, cut = count + 1, cut + was_cut
             yield prediction

@@ -223,8 +223,9 @@ class CheckpointStore:
             for part, tensors in parts.items():
                 names = together.write(folder / part, tensors)
                 # Each reads again what it wrote itself.
-                described = together.each(partial(describe_quickly, folder, names))
-                files |= {name: record for own in described for name, record in own.items()}
+                described = together.each(partial(_described, folder, names))
+                for own in described:
+                    files |= {k: QuickRecord.model_validate(v) for k, v in own.items()}
 
             def publish() -> None:
                 write_json(folder / STATE, state)
@@ -289,6 +290,11 @@ class CheckpointStore:
 
     def _path(self, step: int, what: str = "step") -> Path:
         return self.folder / f"{what}-{step:08d}"
+
+
+def _described(folder: Path, names: list[str]) -> dict[str, Any]:
+    """Files with their digests, as JSON has them."""
+    return {name: file.model_dump() for name, file in describe_quickly(folder, names).items()}
 
 
 def _write_digests(folder: Path, files: Mapping[str, QuickRecord]) -> None:

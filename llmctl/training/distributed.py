@@ -1,9 +1,9 @@
 """Several processes that train one model, or divide its work among them: who they are, what they
 tell each other, and how the model lies on them.
 
-They are started by torchrun, which tells each its rank through the environment, or by
-``--nproc``, which calls it. Each computes the gradient of some rows of every batch; a step is
-that of the whole batch, however many they are.
+They are started by torchrun or by ``--nproc``, which tell each its rank through the environment.
+Each computes the gradient of some rows of every batch; a step is that of the whole batch, however
+many they are.
 
 - ``ddp``: each holds the whole model, and gradients are summed while the backward pass goes on
   (Li et al. 2020, "PyTorch Distributed").
@@ -15,25 +15,30 @@ that of the whole batch, however many they are.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import timedelta
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.utils.checkpoint import checkpoint
 
-from llmctl.errors import LlmctlError, LostProcess, UsageError
+from llmctl.errors import LlmctlError, LostProcess, UsageError, error_of, record_of
+from llmctl.parsing import parse_json
 from llmctl.training.config import TrainingConfig
+from llmctl.training.meeting import STORE, refuse_strangers
 from llmctl.training.signals import signals_handled_by
 
 T = TypeVar("T")
@@ -84,13 +89,12 @@ class World:
         if self.size > 1:
             dist.all_reduce(torch.zeros(1))
 
-    def gathered(self, value: T) -> list[T]:
-        """Each process's value, by rank, the same on all."""
+    def gathered(self, value: Any) -> list[Any]:
+        """Each process's value, by rank, the same on all: a value as JSON has them, or made of
+        dataclasses, which arrive as their fields."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        return gathered_json(value, self.size)
 
     def divided(
         self,
@@ -98,18 +102,20 @@ class World:
         answer: Callable[[Iterable[T], int], Iterable[Answer]],
         *,
         block: int,
+        kind: type[Answer],
     ) -> Iterator[Answer]:
         """An answer to each item, in their order and the same on all processes, which answer a
         block each in turn.
 
         answer: is given some items that follow one another, and the first one's number; one
-        process alone gives it all. Raises what any process's answering raised, behind the answers
-        before it.
+        process alone gives it all. kind: the type of an answer, which the others' are read as.
+        Raises what any process's answering raised, behind the answers before it.
         """
         if self.size == 1:
             yield from answer(items, 0)
             return
         stream, first = iter(items), 0
+        read = TypeAdapter(list[kind]).validate_python  # type: ignore[valid-type]
         while True:
             own: list[T] = []
             begin = 0
@@ -126,16 +132,41 @@ class World:
                 answers.extend(answer(own, begin) if own else [])
             except LlmctlError as error:
                 failure = error
-            found = self.gathered((answers, failure))
-            for part, failure in found:
-                yield from part
-                if failure is not None:
-                    raise failure
+            for part, told in self.gathered([answers, failure and record_of(failure)]):
+                yield from read(part)
+                if told is not None:
+                    raise error_of(told)
             if len(taken) < block:
                 return
 
 
 ALONE = World()
+
+
+def gathered_json(value: Any, size: int, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Each process's value, by rank. What is sent is JSON, in tensors: PyTorch's own way to send
+    objects reads them with pickle, which runs whatever whoever is at the other end wants."""
+    text = bytearray(json.dumps(value, default=_plain).encode())
+    data = torch.frombuffer(text, dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size)]
+    dist.all_gather(lengths, torch.tensor([len(data)]), group=group)
+    longest = int(max(lengths))
+    own = nn.functional.pad(data, (0, longest - len(data)))
+    found = [torch.empty(longest, dtype=torch.uint8) for _ in range(size)]
+    dist.all_gather(found, own, group=group)
+    return [
+        parse_json(tensor[: int(length)].numpy().tobytes())
+        for tensor, length in zip(found, lengths, strict=True)
+    ]
+
+
+def _plain(value: object) -> Any:
+    """An array or a dataclass as JSON can have it."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    raise TypeError(f"{type(value).__name__} is nothing that processes tell each other")
 
 
 def world_of_environment() -> World:
@@ -162,17 +193,15 @@ def joined() -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     # At once: a handler would wait for the others.
     with signals_handled_by(signal.SIG_DFL):
-        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-        # torchrun keeps one store over its restarts, where the lost's addresses would be found.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         dist.init_process_group(
             backend,
-            store=PrefixStore(f"attempt-{attempt}", store),
-            rank=rank,
-            world_size=size,
+            store=_store(world),
+            rank=world.rank,
+            world_size=world.size,
             timeout=PATIENCE,
         )
     try:
+        refuse_strangers()
         yield world
     except RuntimeError as error:
         if (lost := lost_process(error, world)) is not None:
@@ -180,6 +209,16 @@ def joined() -> Iterator[World]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _store(world: World) -> Store:
+    """Where the processes find each other."""
+    if STORE in os.environ:
+        return dist.FileStore(os.environ[STORE], world.size)  # type: ignore[attr-defined]
+    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    # torchrun keeps one store over its restarts, where the lost's addresses would be found.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"attempt-{attempt}", store)
 
 
 LOST_SIGNS = ("connection closed by peer", "connection reset", "timed out", "nccl", "gloo")
@@ -260,6 +299,7 @@ def _shard(model: nn.Module, config: TrainingConfig, world: World, device: torch
     if config.parallel == "hybrid":
         shape, names = (world.size // world.local_size, world.local_size), ("copy", "shard")
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+    refuse_strangers()
     offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
     share = partial(fully_shard, mesh=mesh, offload_policy=offload)
     # The shares are parameters of their own: what is noted at the whole ones is lost otherwise.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -98,6 +100,7 @@ def test_a_run_goes_on_with_another_number_of_processes(root: Path, optimiser: s
     sharded = ["--nproc", "2", "--set", "training.parallel=fsdp"]
     process = start(root, *command, "--name", name, *sharded)
     wait_for_checkpoint(root, name)
+    assert_nobody_else_is_let_in(process.pid)
     for worker in workers(process.pid):
         os.kill(worker, signal.SIGKILL)
     process.communicate(timeout=60)
@@ -128,6 +131,34 @@ def workers(process: int) -> list[int]:
     return [ranks[rank] for rank in sorted(ranks)]
 
 
+def assert_nobody_else_is_let_in(process: int) -> None:
+    """Of a launcher and what it started: nothing listens beyond this machine, and where they find
+    each other is for this user alone."""
+    pids = [process, *workers(process)]
+    own = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                own.add(os.readlink(link))
+    listening = []
+    for table, loopback in (("tcp", "0100007F"), ("tcp6", "0" * 24 + "01000000")):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, address, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in own:
+                listening.append(address)
+                assert address.partition(":")[0] == loopback
+    assert len(listening) >= len(pids) - 1  # each of gloo's, or nothing was looked at
+    for pid in pids[1:]:
+        variables = dict(
+            entry.split(b"=", 1)
+            for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if b"=" in entry
+        )
+        folder = Path(os.fsdecode(variables[b"LLMCTL_STORE"])).parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert b"MASTER_PORT" not in variables
+
+
 @NEEDS_PROC
 def test_a_lost_process_comes_back_at_the_last_checkpoint(root: Path):
     longer = [*OPTIONS, "--set", "training.max_steps=200"]
@@ -154,10 +185,12 @@ def test_without_restarts_it_says_how_to_go_on(root: Path):
     assert "goes on from the last checkpoint" in err
 
 
+@NEEDS_PROC
 def test_a_signal_to_the_launcher_writes_a_checkpoint(root: Path):
     longer = [*OPTIONS, "--set", "training.max_steps=100000"]
     process = start(root, *longer, "--name", "stopped", "--nproc", "2")
     wait_for_checkpoint(root, "stopped")
+    assert_nobody_else_is_let_in(process.pid)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143

@@ -58,7 +58,7 @@ def divide(count: int, size: int, block: int, bad: int | None) -> list[tuple[lis
         got: list[int] = []
         try:
             world = Member(rank, size, group)
-            got.extend(world.divided((10 * n for n in range(count)), answer, block=block))
+            got.extend(world.divided((10 * n for n in range(count)), answer, block=block, kind=int))
         except InputError as error:
             return got, own, str(error)
         return got, own, ""

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from llmctl.errors import DivergedError, InputError
+from llmctl.training import sharded
 from llmctl.training.checkpoints import CheckpointStore, optimiser_tensors, restore_optimiser
 from llmctl.training.distributed import local
 
@@ -92,14 +93,12 @@ def test_whole_ones_are_shared_out(tmp_path: Path, alone: None):
 def test_a_full_disk_leaves_the_last_checkpoint(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ):
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-
     store.save(5, *tensors(*trained(shared=True)), {})
 
     def fail(*rest: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", fail)
+    monkeypatch.setattr(sharded, "write_tensors", fail)
     store.save(10, *tensors(*trained(shared=True)), {}, wait=False)
     with pytest.raises(OSError, match="No space left") as caught:
         store.wait()
