@@ -52,7 +52,7 @@ def command(
     from llmctl.cli.console import out, print_json
     from llmctl.errors import UsageError
     from llmctl.reporting.compare import render_compare
-    from llmctl.reporting.status import render_detail, render_overview
+    from llmctl.reporting.status import render_detail, render_newest, render_overview
     from llmctl.stages.compare import compare as compared
     from llmctl.stages.status import detail, overview
 
@@ -81,7 +81,11 @@ def command(
     def picture() -> RenderableType:
         if compare:
             return render_compare(document(), console.width)
-        return render_detail(document()) if names else render_overview(document(), console.width)
+        if names:
+            return render_detail(document())
+        if watch:
+            return render_newest(document(), console.width, console.height)
+        return render_overview(document(), console.width)
 
     if json:
         print_json(document())

@@ -41,18 +41,64 @@ def render_overview(document: dict[str, Any], width: int = WIDE) -> RenderableTy
         parts.append(_reports(document["reports"]))
     if document["damaged"]:
         parts.append(_damaged(document["damaged"]))
+    if kept := _kept_checkpoints(document["runs"]):
+        parts.append(Text(kept))
     if not parts:
         parts.append(Text(f"{document['workspace']} is empty; begin with: llmctl tokenize FILE …"))
     return Group(*parts)
 
 
+def render_newest(document: dict[str, Any], width: int, height: int) -> RenderableType:
+    """What goes on, on a terminal that is watched and has ``height`` lines: where not everything
+    finds room, the runs alone; of these the ones that are alive and the newest, and how many
+    are left out."""
+    runs = document["runs"]
+    others = sum(len(document[kind]) for kind in ("tokenizers", "shards", "reports", "damaged"))
+    tables = sum(bool(document[kind]) for kind in _KINDS)
+    if len(runs) + others + tables * TABLE_LINES < height:
+        return render_overview(document, width)
+    room = max(1, height - TABLE_LINES - 1)
+    alive = [run for run in runs if run["state"] in ("running", "stalled")]
+    rest = [run for run in runs if run not in alive]
+    shown = alive[-room:]
+    shown = [run for run in runs if run in shown or run in rest[len(rest) - room + len(shown) :]]
+    left_out = (
+        f"{len(runs) - len(shown):,} older runs and {others:,} other artefacts: llmctl status"
+    )
+    return Group(_runs(shown, width), Text(left_out))
+
+
+_KINDS = ("tokenizers", "shards", "runs", "reports", "damaged")
+TABLE_LINES = 5
+"""Lines of a table besides its rows."""
+
+
+def _kept_checkpoints(runs: Sequence[dict[str, Any]]) -> str:
+    """A sentence about the room that checkpoints of finished runs take, or nothing."""
+    total = sum(run["checkpoint_bytes"] for run in runs if run["state"] == "finished")
+    return (
+        f"checkpoints of finished runs: {size(total)}; llmctl prune removes them" if total else ""
+    )
+
+
 def _tokenizers(entries: Sequence[dict[str, Any]]) -> Table:
     table = simple_table(
-        "tokenizers", [("name", "left"), ("kind", "left"), ("pieces", "right"), ("age", "right")]
+        "tokenizers",
+        [
+            ("name", "left"),
+            ("kind", "left"),
+            ("pieces", "right"),
+            ("size", "right"),
+            ("age", "right"),
+        ],
     )
     for entry in entries:
         table.add_row(
-            entry["name"], entry["kind"], f"{entry['vocab_size']:,}", age(entry["age_seconds"])
+            entry["name"],
+            entry["kind"],
+            f"{entry['vocab_size']:,}",
+            size(entry["bytes"]),
+            age(entry["age_seconds"]),
         )
     return table
 
@@ -91,7 +137,7 @@ def _runs(entries: Sequence[dict[str, Any]], width: int) -> Table:
     columns = [
         ("name", "left"), ("state", "left"), ("step", "right"), ("progress", "left"),
         ("left", "right"), ("loss", "right"), ("curve", "left"), ("tokens/s", "right"),
-        ("age", "right"),
+        ("size", "right"), ("age", "right"),
     ]  # fmt: skip
     # The curve and the bar are the first to go where there is little room.
     spare = {"curve", "progress"} if width < WIDE else set()
@@ -108,6 +154,7 @@ def _runs(entries: Sequence[dict[str, Any]], width: int) -> Table:
             "loss": figure(entry["loss"], ".3f") if entry["losses"] else "",
             "curve": sparkline(entry["losses"], CURVE),
             "tokens/s": f"{speed:,.0f}" if speed else "",
+            "size": size(entry["bytes"]),
             "age": age(entry["age_seconds"]),
         }
         table.add_row(*(cell for name, cell in cells.items() if name not in spare))
@@ -115,14 +162,16 @@ def _runs(entries: Sequence[dict[str, Any]], width: int) -> Table:
 
 
 def _reports(entries: Sequence[dict[str, Any]]) -> Table:
-    table = simple_table("reports", [("name", "left"), ("figures", "left"), ("age", "right")])
+    table = simple_table(
+        "reports", [("name", "left"), ("figures", "left"), ("size", "right"), ("age", "right")]
+    )
     table.columns[1].no_wrap = False
     for entry in entries:
         figures = "  ".join(
             f"{name} {value:.4g}" for name, value in entry.items()
             if isinstance(value, float) and name not in ("age_seconds",)
         )  # fmt: skip
-        table.add_row(entry["name"], figures, age(entry["age_seconds"]))
+        table.add_row(entry["name"], figures, size(entry["bytes"]), age(entry["age_seconds"]))
     return table
 
 
@@ -172,8 +221,9 @@ def render_detail(document: dict[str, Any]) -> RenderableType:
             )
             table.add_row("validation", f"step {last['step']}: {figures}")
         if document["checkpoints"]:
-            table.add_row("checkpoints", ", ".join(document["checkpoints"]))
-    table.add_row("folder", document["folder"])
+            names = ", ".join(document["checkpoints"])
+            table.add_row("checkpoints", f"{names}  ({size(run['checkpoint_bytes'])})")
+    table.add_row("folder", f"{document['folder']}  ({size(document['bytes'])})")
     table.add_row("made by", Text(document["command"]))
     if document.get("resume"):
         table.add_row("go on with", Text(document["resume"]))

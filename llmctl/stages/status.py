@@ -10,6 +10,7 @@ from typing import Any
 
 from llmctl.errors import InputError, did_you_mean
 from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.files import folder_size
 from llmctl.workspace.manifests import FOLDERS, InputRecord, Kind, Manifest
 from llmctl.workspace.runs import (
     has_diverged,
@@ -79,6 +80,8 @@ def run_line(artefact: Artefact) -> dict[str, Any]:
         "utilisation": trained[-1].get("utilisation") if trained else None,
         "memory_bytes": trained[-1].get("memory_bytes") if trained else None,
         "age_seconds": max(0.0, time.time() - progress.get("updated", _seconds(manifest.created))),
+        "bytes": folder_size(artefact.folder),
+        "checkpoint_bytes": folder_size(artefact.folder / "checkpoints"),
         "created": manifest.created,
         "finished": manifest.finished,
         "parameters": manifest.summary.get("parameters"),
@@ -107,6 +110,7 @@ def detail(workspace: Workspace, name: str) -> dict[str, Any]:
         "kind": manifest.kind,
         "name": manifest.name,
         "folder": str(artefact.folder),
+        "bytes": folder_size(artefact.folder),
         "command": shlex.join(manifest.command),
         "directory": manifest.directory,
         "config": manifest.config,
@@ -164,7 +168,7 @@ def _short(artefact: Artefact) -> dict[str, Any]:
         "name": manifest.name,
         "created": manifest.created,
         "age_seconds": max(0.0, time.time() - _seconds(manifest.finished or manifest.created)),
-        "bytes": sum(record.size for record in manifest.files.values()),
+        "bytes": folder_size(artefact.folder),
         **manifest.summary,
     }
 

@@ -19,6 +19,16 @@ BLOCK = 1 << 18
 """Bytes of a file that are read at once."""
 
 
+def folder_size(folder: Path) -> int:
+    """Bytes of all files below a folder; none for what is gone by the time it is looked at."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as stream:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from llmctl.errors import InputError
-from llmctl.reporting.status import render_detail, render_overview
+from llmctl.reporting.status import render_detail, render_newest, render_overview
 from llmctl.stages.status import detail, overview
 from llmctl.workspace.artefacts import Workspace
 
@@ -91,3 +91,37 @@ def test_only_artefacts_can_be_missing_from_the_lineage(workspace: Workspace, co
     document = detail(workspace, "tiny")
     assert document["lineage"][0]["present"] is False
     assert "(not here)" in shown(document)
+
+
+def test_sizes_are_those_of_the_files(workspace: Workspace):
+    document = overview(workspace)
+    for kind in ("tokenizers", "shards", "runs"):
+        for entry in document[kind]:
+            folder = workspace.root / kind / entry["name"]
+            assert entry["bytes"] == sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    folder = workspace.root / "runs" / "tiny"
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints" / "more").write_bytes(b"0" * 3_000_000)
+    line = next(run for run in overview(workspace)["runs"] if run["name"] == "tiny")
+    assert line["checkpoint_bytes"] >= 3_000_000
+    assert "llmctl prune" in shown(overview(workspace))
+
+
+@pytest.mark.parametrize("height", [10, 14, 24])
+def test_a_watched_terminal_keeps_what_runs_and_what_is_newest(workspace: Workspace, height: int):
+    document = overview(workspace)
+    tiny = next(run for run in document["runs"] if run["name"] == "tiny")
+    states = {0: "running", 39: "running"}
+    document["runs"] = [
+        {**tiny, "name": f"run-{number}", "state": states.get(number, "finished")}
+        for number in range(40)
+    ]
+    console = Console(width=200, markup=False)
+    with console.capture() as capture:
+        console.print(render_newest(document, 200, height))
+    text = capture.get()
+    assert len(text.splitlines()) <= height
+    names = [f"run-{number}" for number in (0, 38, 39)]
+    assert all(f" {name} " in text for name in names), text
+    assert "older runs" in text
+    assert "older runs" not in str(shown(document))
