@@ -90,6 +90,15 @@ def command(
             show_default="4",
         ),
     ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens that a model writes from a source at most: more than the references "
+            "have, as what is cut off scores less.",
+            show_default="128",
+        ),
+    ] = None,
     text_column: options.TextColumnOption = None,
     text_pair_column: options.TextPairColumnOption = None,
     label_column: options.LabelColumnOption = None,
@@ -148,6 +157,7 @@ def command(
         "source_column": source_column,
         "target_column": target_column,
         "num_beams": num_beams,
+        "max_new_tokens": max_new_tokens,
         "encoding_errors": encoding_errors,
         "document": document,
         "stride": stride,

@@ -5,28 +5,19 @@ Both answer with probabilities, (N, C), as a model does, so the same report read
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llmctl.data.words import is_unspaced, word_pattern
 from llmctl.errors import UsageError
 
 FOLDS = 5
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 """Candidates for C, the inverse of the regularisation: large, as a TF-IDF row has length 1 and
 spreads it over many features."""
-
-# Thai and Lao, Burmese, Khmer, kana, Chinese characters (Korean is written with spaces).
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff]"
-)
-UNSPACED_SHARE = 0.2
-"""Of the word characters, from which a text counts as written without spaces: such characters say
-more each than letters do, and product names in Latin letters are common among them."""
 
 
 def majority(train_labels: ArrayLike, num_classes: int, num_test: int) -> NDArray[np.float64]:
@@ -93,12 +84,10 @@ def tfidf_logistic_regression(
 
 def _features(texts: Sequence[str]) -> dict[str, object]:
     """What a feature is in such texts, as arguments of TfidfVectorizer."""
-    characters = sum(len(re.findall(r"\w", text)) for text in texts)
-    unspaced = sum(len(UNSPACED.findall(text)) for text in texts)
-    if unspaced > UNSPACED_SHARE * characters:
+    if is_unspaced(texts):
         return {"analyzer": "char", "ngram_range": (1, 3)}
-    # Unlike scikit-learn's own pattern this keeps words of one letter.
-    return {"token_pattern": r"(?u)\b\w+\b", "ngram_range": (1, 2)}
+    # Unlike scikit-learn's own pattern this keeps words of one letter, and letters' marks.
+    return {"token_pattern": word_pattern(), "ngram_range": (1, 2)}
 
 
 def _splits(labels: NDArray[np.int64], seed: int) -> list[tuple[NDArray[np.int64], ...]]:

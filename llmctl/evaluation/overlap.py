@@ -14,11 +14,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.data.words import marks, word_pattern
 from llmctl.errors import UsageError
 from llmctl.evaluation.bootstrap import percentile_interval, resample_counts
 
@@ -39,11 +41,16 @@ DRAWN_AT_ONCE = 4_000_000
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _HAN_CHARACTER = re.compile(f"[{_HAN}]")
-_TOKEN = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
+
+
+@cache
+def _token() -> re.Pattern[str]:
+    """A Chinese character with its marks, or another word."""
+    return re.compile(rf"[{_HAN}][{marks()}]*|{word_pattern(without='_' + _HAN)}")
 
 
 class UnicodeTokenizer:
-    """For rouge-score: each Chinese character, and each other word in lower case.
+    """For rouge-score: each Chinese character, and each other word with its marks, in lower case.
 
     Of ASCII text it makes what rouge-score's own tokenizer makes.
     """
@@ -54,13 +61,22 @@ class UnicodeTokenizer:
         >>> UnicodeTokenizer().tokenize("用GPT-2写。")
         ['用', 'gpt', '2', '写']
         """
-        return _TOKEN.findall(text.lower())
+        return _token().findall(text.lower())
 
 
 def is_chinese(texts: Sequence[str]) -> bool:
     """Whether most of the texts' letters are Chinese characters (in Japanese, kana are more)."""
     letters = sum(character.isalpha() for text in texts for character in text)
     return 2 * sum(len(_HAN_CHARACTER.findall(text)) for text in texts) > letters
+
+
+def length_in_words(text: str) -> int:
+    """How many words a text has, or characters a Chinese one, as ``lead`` counts them.
+
+    >>> length_in_words("One two  three.")
+    3
+    """
+    return len(text.strip()) if is_chinese([text]) else len(text.split())
 
 
 def lead(text: str, words: int) -> str:
@@ -97,8 +113,9 @@ def bleu_chrf(
     _check(written, references)
     bleu = BLEU(tokenize=_tokenize(references, language), force=True)  # force: don't warn
     chrf = CHRF(char_order=CHRF_ORDER, word_order=0, beta=CHRF_BETA)
-    bleu_score = bleu.corpus_score(written, [references]).score
-    chrf_score = chrf.corpus_score(written, [references]).score
+    # Rounding gives sacrebleu a BLEU of 100.00000000000004 for texts that are their references.
+    bleu_score = min(bleu.corpus_score(written, [references]).score, 100.0)
+    chrf_score = min(chrf.corpus_score(written, [references]).score, 100.0)
     bleu_NS = _bleu_statistics(written, references, language)
     statistics = np.hstack([bleu_NS, _chrf_statistics(written, references)])
     sums_RS = _resampled_sums(statistics, resamples, seed)
@@ -234,7 +251,7 @@ def _bleu_statistics(
 def _bleu(sums_RS: Ints) -> Floats:
     """BLEU from sums of texts' statistics: (R,)."""
     BLEU, _ = _sacrebleu()
-    return np.array([
+    scores_R = np.array([
         BLEU.compute_bleu(
             correct=row[2 : 2 + BLEU_ORDER],
             total=row[2 + BLEU_ORDER :],
@@ -244,6 +261,7 @@ def _bleu(sums_RS: Ints) -> Floats:
         ).score
         for row in sums_RS.tolist()
     ])  # fmt: skip
+    return np.minimum(scores_R, 100.0)
 
 
 def _chrf_statistics(written: Sequence[str], references: Sequence[str]) -> Ints:
@@ -276,7 +294,8 @@ def _chrf(sums_RS: Ints) -> Floats:
     precision_R = _ratio(_ratio(shared, ours, counted).sum(1), orders_R)
     recall_R = _ratio(_ratio(shared, theirs, counted).sum(1), orders_R)
     below_R = CHRF_BETA**2 * precision_R + recall_R
-    return 100 * _ratio((1 + CHRF_BETA**2) * precision_R * recall_R, below_R)
+    shares_R = _ratio((1 + CHRF_BETA**2) * precision_R * recall_R, below_R)
+    return np.minimum(100 * shares_R, 100.0)
 
 
 def _ratio(

@@ -11,7 +11,7 @@ import numpy as np
 
 from llmctl.data.source_target import PairColumns, read_pairs
 from llmctl.errors import InputError
-from llmctl.evaluation.overlap import bleu_chrf, lead, paired_bleu_difference, rouge
+from llmctl.evaluation.overlap import bleu_chrf, is_chinese, lead, paired_bleu_difference, rouge
 from llmctl.interop.model_folder import LEAD_WORDS
 from llmctl.objectives.seq2seq import Pair, collated, encode
 from llmctl.stages.columns import pair_columns, pair_record
@@ -58,9 +58,10 @@ def seq2seq_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> 
         notes += cut
     if config.baselines:
         words = int(given.subject.neural.fields.get(LEAD_WORDS, LEAD))
+        unit = "characters" if is_chinese(texts.sources) else "words"
         for name, guesses in {
             "copy of the source": texts.sources,
-            f"first {words} words": [lead(source, words) for source in texts.sources],
+            f"first {words} {unit}": [lead(source, words) for source in texts.sources],
         }.items():
             written[name] = guesses
             rows[name] = _measured(guesses, texts, config)

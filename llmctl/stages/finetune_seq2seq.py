@@ -17,6 +17,7 @@ from llmctl.data.duplicates import is_held_out
 from llmctl.data.keyed import key_of, permute
 from llmctl.data.source_target import read_pairs, resolve_pair_columns
 from llmctl.errors import ConfigError, InputError
+from llmctl.evaluation.overlap import length_in_words
 from llmctl.interop.model_folder import (
     COLUMNS,
     LEAD_WORDS,
@@ -196,7 +197,7 @@ class Seq2SeqTask(Task):
         source_ids, target_ids = map(self.base.tokenizer.encode, (source, target))
         what["source"] += len(source_ids) >= self._max_source
         what["target"] += len(target_ids) >= self._max_target
-        what["words"] += len(target.split())
+        what["words"] += length_in_words(target)
         return encode(
             source_ids, target_ids,
             start=self._start, end=self._end,

@@ -111,3 +111,11 @@ def test_without_scikit_learn_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UsageError, match=r"pip install 'llmctl\[eval\]'"):
         tfidf_logistic_regression(["a", "b"], [0, 1], ["a"], 2)
+
+
+@pytest.mark.reference
+def test_words_that_differ_by_a_mark_are_two() -> None:
+    train = ["राम का घर", "राम की घर"] * 10
+    found = tfidf_logistic_regression(train, [0, 1] * 10, ["का", "की"], 2)
+    assert found.argmax(axis=1).tolist() == [0, 1]
+    assert found.max(axis=1).min() > 0.6

@@ -22,6 +22,7 @@ from llmctl.evaluation.overlap import (
     bleu_chrf,
     is_chinese,
     lead,
+    length_in_words,
     paired_bleu_difference,
     rouge,
 )
@@ -325,3 +326,40 @@ def test_without_rouge_score_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     without(monkeypatch, "rouge_score")
     with pytest.raises(UsageError, match=r"ROUGE needs rouge-score; .*pip install rouge-score$"):
         rouge(["a"], ["a"], resamples=5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("reference", "written", "rouge1"),
+    [
+        ("राम का घर", "राम की घर", 2 / 3),
+        ("राम का घर", "रमा की घर", 1 / 3),
+        ("שָׁלוֹם עֲלֵיכֶם", "שָׁלוֹם עֲלֵיכֶן", 1 / 2),
+        ("ที่นี่ มา", "ที่นั่น มา", 1 / 2),
+    ],
+)
+def test_marks_belong_to_their_words(reference: str, written: str, rouge1: float) -> None:
+    scores = rouge([written], [reference], resamples=2, seed=0)
+    assert scores["rouge1"] == pytest.approx(rouge1)
+    # As words between spaces are counted, which rouge-score can be told.
+    scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=Spaced())
+    expected = scorer.score(reference, written)
+    assert [scores[n] for n in ROUGE_TYPES] == [expected[n].fmeasure for n in ROUGE_TYPES]
+
+
+class Spaced:
+    def tokenize(self, text: str) -> list[str]:
+        return text.split()
+
+
+def test_nothing_is_better_than_its_reference() -> None:
+    written, _ = corpus(40)
+    found = bleu_chrf(written, written, resamples=200, seed=0)
+    assert found["bleu"] == found["chrf"] == 100.0
+    assert found["intervals"] == {"bleu": [100.0, 100.0], "chrf": [100.0, 100.0]}
+
+
+def test_a_lead_is_counted_as_it_is_cut() -> None:
+    for text in ("One two  three.", "今天的天气很好", " 今天 "):
+        words = length_in_words(text)
+        assert lead(text, words) == " ".join(text.split())
+        assert length_in_words(lead(text, words - 1)) == words - 1

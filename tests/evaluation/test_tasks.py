@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmctl.errors import InputError
 from llmctl.evaluation.choices import Outcome, Question
 from llmctl.evaluation.tasks import TASKS, read_questions, recognise
 from llmctl.evaluation.tasks.base import accuracy, chance
+from llmctl.evaluation.tasks.multiple_choice import _cleaned
 from llmctl.evaluation.wilson import wilson_interval
 
 BLIMP = Path(__file__).parents[3] / "shared/data/blimp"
@@ -176,3 +180,20 @@ def test_blimp_is_read_whole():
         questions = read_questions(TASKS["blimp"], path)
         assert len(questions) == 1000
         assert all(question.context == "" and question.gold == 0 for question in questions)
+
+
+def test_rows_without_end_take_no_longer(tmp_path: Path):
+    """In proportion to their length: 100,000 characters took a minute and more."""
+    spaces = "one" + " " * 100_000 + "two" + " " * 100_000 + "three"
+    (question,) = read(tmp_path, "lambada", {"text": spaces})
+    assert question.context == spaces[:100_006]
+    assert question.choices == (spaces[100_006:],)
+    open_brackets = {"ctx": "[" * 100_000, "endings": ["a]", "b"], "label": 0}
+    (question,) = read(tmp_path, "multiple-choice", open_brackets)
+    assert question.context == "[" * 100_000
+
+
+@given(st.text("[]a\n ", max_size=30))
+def test_brackets_go_as_by_a_regular_expression(text: str):
+    expected = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    assert _cleaned(text) == expected.replace("  ", " ").strip()

@@ -6,7 +6,6 @@ a word by chance, so there is no chance level.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,15 +15,14 @@ from llmctl.errors import InputError
 from llmctl.evaluation.choices import Outcome, Question
 from llmctl.evaluation.tasks.base import Bools, Task, text_of
 
-_LAST = re.compile(r"\s+\S+$")
-
 
 def _question(row: Row) -> Question:
     text = text_of(row, "text").strip()
-    found = _LAST.search(text)
-    if found is None:
+    # Not by a regular expression, which looks at a long row of spaces from each of them.
+    passage, *word = text.rsplit(maxsplit=1)
+    if not word:
         raise InputError(f"{row.source}: {text[:40]!r} is one word; give a passage")
-    return Question(text[: found.start()], (found.group(),), 0, None, row.source)
+    return Question(passage, (text[len(passage) :],), 0, None, row.source)
 
 
 def _correct(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> dict[str, Bools]:

@@ -7,7 +7,6 @@ HellaSwag's endings follow their cleaned context; PIQA's and ARC's answers follo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,6 @@ from llmctl.evaluation.tasks.base import Task, by_score, number_of, text_of
 
 ASKED = "Answer:"
 """The end of a prompt; alone it is what the unconditional prior of an answer is behind."""
-
-_BRACKETED = re.compile(r"\[.*?\]")
 
 
 def _plain(row: Row) -> Question:
@@ -89,8 +86,20 @@ def _texts(row: Row, name: str, value: Any) -> list[str]:
 
 def _cleaned(text: str) -> str:
     """Without the marks of the web pages that HellaSwag is from."""
-    text = _BRACKETED.sub("", text.strip().replace(" [title]", ". "))
+    text = "\n".join(map(_unbracketed, text.strip().replace(" [title]", ". ").split("\n")))
     return text.replace("  ", " ").strip()
+
+
+def _unbracketed(line: str) -> str:
+    """A line without what stands in square brackets.
+
+    Not by a regular expression, which looks for the end of each bracket that has none.
+    """
+    kept, place = [], 0
+    while (begin := line.find("[", place)) >= 0 and (end := line.find("]", begin)) >= 0:
+        kept.append(line[place:begin])
+        place = end + 1
+    return "".join([*kept, line[place:]])
 
 
 MULTIPLE_CHOICE = Task(
