@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from llmctl.config import ColumnName, Config
+from llmctl.inference.decoding.config import LARGEST_POWER
 from llmctl.inference.ngram_decoder import NgramScorer
 from llmctl.inference.scoring import READ_AHEAD, Answer, CausalScorer, Query, Scorer
 from llmctl.inference.weights import WeightType, prepare
@@ -73,7 +74,7 @@ class EvaluateConfig(Config):
     each costs a forward pass."""
     num_beams: int = Field(4, ge=1)
     """Of the beam search by which a model writes from sources; 1: the likeliest token always."""
-    length_penalty: float = 1.0
+    length_penalty: float = Field(1.0, ge=-LARGEST_POWER, le=LARGEST_POWER)
     """Of that search: above 0 it favours long texts."""
     max_new_tokens: int = Field(128, ge=1)
     """Tokens that are written from a source at most."""

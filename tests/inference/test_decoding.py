@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from llmctl import tokenizers
 from llmctl.config import build
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, InputError, UsageError
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import GenerationConfig, Rules
 from llmctl.inference.decoding.config import SAMPLING
-from llmctl.inference.decoding.rows import apply
+from llmctl.inference.decoding.rows import apply, check
 from llmctl.inference.decoding.strategies import (
     FILTERS,
     NUCLEUS,
@@ -256,3 +259,68 @@ def test_wordpiece_is_written_as_it_is_decoded(corpus_file: Path):
         writer = Writer(tokenizer, ids[:cut])
         told = "".join(writer.push(number) for number in ids[cut:]) + writer.close()
         assert tokenizer.decode(ids[:cut]) + told == tokenizer.decode(ids), cut
+
+
+SMALL = make_model()
+EXTREME = st.one_of(
+    st.floats(0, 1),
+    st.floats(-40, 40),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([5e-324, 1e-300, 1e-45, 1e-38, 1e-9, 1e9, 1e38, 1e39, 1e308]),
+)
+HUGE = st.integers(1, 40) | st.sampled_from([2**31, 2**63, 10**30])
+SHARES = ("temperature", "top_p", "min_p", "typical_p", "penalty_alpha")
+PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty", "length_penalty")
+WHOLE = ("top_k", "no_repeat_ngram_size", "seed")
+NUMBERS = {**dict.fromkeys(SHARES + PENALTIES, EXTREME), **dict.fromkeys(WHOLE, HUGE)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.fixed_dictionaries({}, optional=NUMBERS), st.sampled_from([1, 3]))
+def test_any_finite_value_writes_or_is_refused_by_name(fields: dict[str, Any], beams: int):
+    try:
+        config = build(GenerationConfig, {**fields, "num_beams": beams, "max_new_tokens": 4})
+    except ConfigError as error:
+        assert any(name in str(error) for name in (*fields, "num_beams"))  # noqa: PT017
+        return
+    answers = write(SMALL, PROMPTS[:2], **config.model_dump())
+    for completion in (one for many in answers for one in many):
+        assert all(0 <= token < V for token in completion.ids)
+        assert np.isfinite(completion.log_probs).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(5e-324, [0, 1, 0]), (1e-38, [0, 1, 0]), (1e-7, [0, 1, 0]), (1e39, [0.5, 0.5, 0])],
+)
+def test_temperatures_out_of_range(value: float, expected: list[float]):
+    logits = torch.tensor([[1.0, 1.5, -math.inf]])
+    assert temperature(logits, NONE, value).softmax(-1)[0].tolist() == expected
+
+
+@pytest.mark.parametrize("strategy", [top_p, typical_p])
+def test_the_smallest_share_keeps_one(strategy: Any):
+    assert kept(strategy(logits_of(0.15, 0.5, 0.05, 0.3), NONE, 5e-324)) in ([1], [3])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_told(bad: float):
+    with pytest.raises(InputError, match="not finite numbers"):
+        check(torch.tensor([[0.0, 1.0], [bad, 0.0]]))
+    with pytest.raises(UsageError, match="no token is left"):
+        check(torch.tensor([[0.0, 1.0], [-math.inf, -math.inf]]))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("repetition_penalty", 1e-40, "must be from 1e-9 to 1e9"),
+        ("frequency_penalty", 1e39, "must be from -1e9 to 1e9"),
+        ("presence_penalty", -1e308, "must be from -1e9 to 1e9"),
+        ("length_penalty", 1e308, "must be from -40 to 40"),
+        ("draft_tokens", 10**9, "draft_tokens"),
+    ],
+)
+def test_penalties_are_bounded(field: str, value: float, says: str):
+    with pytest.raises(ConfigError, match=f"{field}.*{says}|{says}"):
+        build(GenerationConfig, {field: value, "num_beams": 2})

@@ -15,6 +15,14 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 DEFAULT_CANDIDATES = 4
 """Of contrastive search; Su et al. 2022 use 4 to 8 for GPT-2."""
 
+LARGEST_PENALTY = 1e9
+"""Times what it is multiplied with, a penalty stays far below the largest number of fp32, 3e38; no
+logit comes near it."""
+LARGEST_POWER = 40.0
+"""A million tokens to this power are within a float's range, and so is one divided by it."""
+MOST_AHEAD = 256
+"""Tokens that a draft model writes ahead: of so many next to none is kept."""
+
 RANGES = {
     "temperature": (0.0, math.inf, "0 (always the likeliest token) or more"),
     "top_p": (
@@ -24,10 +32,26 @@ RANGES = {
     ),
     "min_p": (0.0, 1.0, "from 0 to 1"),
     "typical_p": (math.ulp(0.0), 1.0, "more than 0 (which leaves no token) and at most 1"),
-    "repetition_penalty": (math.ulp(0.0), math.inf, "more than 0; above 1 it discourages"),
-    "frequency_penalty": (-math.inf, math.inf, "a number; above 0 it discourages"),
-    "presence_penalty": (-math.inf, math.inf, "a number; above 0 it discourages"),
-    "length_penalty": (-math.inf, math.inf, "a number; above 0 it favours long texts"),
+    "repetition_penalty": (
+        1 / LARGEST_PENALTY,
+        LARGEST_PENALTY,
+        "from 1e-9 to 1e9; above 1 it discourages",
+    ),
+    "frequency_penalty": (
+        -LARGEST_PENALTY,
+        LARGEST_PENALTY,
+        "from -1e9 to 1e9; above 0 it discourages",
+    ),
+    "presence_penalty": (
+        -LARGEST_PENALTY,
+        LARGEST_PENALTY,
+        "from -1e9 to 1e9; above 0 it discourages",
+    ),
+    "length_penalty": (
+        -LARGEST_POWER,
+        LARGEST_POWER,
+        "from -40 to 40; above 0 it favours long texts",
+    ),
     "penalty_alpha": (0.0, 1.0, "from 0 (the likeliest) to 1 (the least alike)"),
 }
 """Smallest and largest value of a field, and both in words."""
@@ -81,7 +105,7 @@ class GenerationConfig(Config):
     penalty_alpha: float | None = None
     """Contrastive search: the weight of being unlike what was written, against the probability;
     0.6 in Su et al. 2022."""
-    draft_tokens: int = Field(4, ge=1)
+    draft_tokens: int = Field(4, ge=1, le=MOST_AHEAD)
     """Tokens that the draft model of speculative decoding writes ahead."""
     seed: int = Field(0, ge=0)
     """Of sampling: a sample depends on it, on the prompt's number and on its own."""

@@ -92,10 +92,14 @@ def apply(strategies: Sequence[Strategy], logits_BV: Tensor, texts: Sequence[Tex
 
 def check(scores_BV: Tensor) -> None:
     """Raises UsageError if every token is barred, InputError if a model's logits are no numbers."""
-    worst = scores_BV.amax(-1).amin().item()
-    if math.isnan(worst):
-        raise InputError("the model's logits are not numbers; train it anew")
-    if worst == -math.inf:
+    # Their sum tells of every row whether its best is −∞, ∞ or no number.
+    total = scores_BV.amax(-1).sum().item()
+    if math.isnan(total) or total == math.inf:
+        raise InputError(
+            "the model's logits are not finite numbers: its training went wrong, or its file is "
+            "damaged; copy it again, or train it anew"
+        )
+    if total == -math.inf:
         raise UsageError(
             "no token is left that may come; loosen no_repeat_ngram_size, bad_words or "
             "min_new_tokens"

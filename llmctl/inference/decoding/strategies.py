@@ -22,6 +22,8 @@ from torch import Tensor
 NUCLEUS = 512
 """Tokens among which a share of the probability is looked for before all are sorted, which in a
 large vocabulary takes ten times as long."""
+LEAST_DIVIDED, MOST_DIVIDED = 1e-6, 1e6
+"""Temperatures by which logits are divided as they are: fp32 holds what comes out."""
 
 
 class Text(NamedTuple):
@@ -105,8 +107,16 @@ def _without(logits_BV: Tensor, barred: Sequence[Collection[int]]) -> Tensor:
 
 
 def temperature(logits_BV: Tensor, texts: Sequence[Text], value: float) -> Tensor:
-    """Below 1 the likely tokens become likelier (Ackley et al. 1985)."""
-    return logits_BV / value
+    """Below 1 the likely tokens become likelier (Ackley et al. 1985).
+
+    At the ends of what can be said: the likeliest alone, or all that may come alike.
+    """
+    if LEAST_DIVIDED <= value <= MOST_DIVIDED:
+        return logits_BV / value
+    # From their maximum, which is then 0: no quotient is infinity, and none 0 / 0.
+    finite = torch.finfo(logits_BV.dtype)
+    highest_B1 = logits_BV.amax(-1, keepdim=True)
+    return (logits_BV - highest_B1) / min(max(value, finite.tiny), finite.max)
 
 
 def top_k(logits_BV: Tensor, texts: Sequence[Text], count: int) -> Tensor:
@@ -148,7 +158,8 @@ def _share(logits_BV: Tensor, oddness_BV: Tensor, share: float) -> Tensor:
             break
     before_BK = mass_BK.roll(1, -1)
     before_BK[:, 0] = 0.0
-    last_B1 = (before_BK < share).sum(-1, keepdim=True) - 1
+    # One is kept whatever the share, which fp32 may take for 0.
+    last_B1 = ((before_BK < share).sum(-1, keepdim=True) - 1).clamp(min=0)
     return logits_BV.masked_fill(oddness_BV > odd_BK.gather(-1, last_B1), -math.inf)
 
 
