@@ -10,6 +10,7 @@ from typing import Any
 from llmctl.parsing import read_json
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, open_subject
 from llmctl.stages.evaluate_inputs import COMPARED, Files, Measure, choose
+from llmctl.stages.learned import weak_start
 from llmctl.stages.reporter import Reporter
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
@@ -66,6 +67,10 @@ def evaluate_model(
     # Before the work: a report that can't be kept is not worth its minutes.
     workspace.prepare("report")
     report = {"model": start, **resolved.measure(resolved.given, config, reporter)}
+    weak = weak_start(workspace, resolved.given.subject.run)
+    if weak is not None:
+        reporter.note(weak)
+        report["notes"] = [*report["notes"], weak]
     if world.is_main:
         with workspace.publish(manifest) as (target, summary):
             write_json(target / "report.json", report)

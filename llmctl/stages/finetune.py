@@ -19,6 +19,7 @@ from llmctl.stages.finetune_instruct import InstructConfig, InstructTask
 from llmctl.stages.finetune_seq2seq import Seq2SeqConfig, Seq2SeqTask
 from llmctl.stages.finetune_task import FinetuneConfig, Task, check_layers
 from llmctl.stages.inputs import data_record, newest_pretrained, open_model
+from llmctl.stages.learned import weak_start
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import ADAPTER, Machine, StopFlag, run_training
 from llmctl.training.checkpoints import CheckpointStore
@@ -87,6 +88,10 @@ def finetune(
     task = given.task(data, reporter)
     config = task.config
     reporter.note(task.describe())
+    started = None if given.scratch else given.inputs[0].artefact
+    weak = weak_start(workspace, workspace.get(*started)) if started else None
+    if weak is not None:
+        reporter.note(weak)
     manifest = new_manifest(
         "run",
         given.name,

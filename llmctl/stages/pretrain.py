@@ -22,6 +22,7 @@ from llmctl.objectives import PRETRAINING
 from llmctl.objectives.pretraining import VALIDATION_SEED, Batches, DataConfig, Pretraining
 from llmctl.stages.budget import LEAST_SECONDS, Choice, choose, left_open
 from llmctl.stages.inputs import choose_shards, find_pretraining, pretraining_identity
+from llmctl.stages.learned import judged, said_of
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, StopFlag, rehearsal_folder, run_training
 from llmctl.training.checkpoints import CheckpointStore
@@ -255,7 +256,10 @@ def pretrain(
         reporter=reporter,
         profile=profile,
         expected_seconds=seconds,
+        judge=partial(judged, pretraining),
     )
+    if (said := said_of(artefact.manifest)) is not None:
+        reporter.note(said)
     return artefact, False
 
 

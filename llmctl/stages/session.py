@@ -145,13 +145,14 @@ def run_training(
     reporter: Reporter,
     profile: bool = False,
     expected_seconds: Callable[[Machine], float | None] = lambda machine: None,
+    judge: Callable[[dict[str, Any]], dict[str, Any]] = lambda summary: {},
 ) -> Artefact:
     """Train a run to its end: start it, or go on from its newest whole checkpoint.
 
     prepare: builds the trainer. export: writes the folder of a model and returns figures for the
     manifest's summary. profile: trace some steps. expected_seconds: of the training where it is not
-    compiled; None where its shapes are no good to compile for. Raises Interrupted after the
-    checkpoint that a signal asks for.
+    compiled; None where its shapes are no good to compile for. judge: returns what the figures
+    mean, to be kept with them. Raises Interrupted after the checkpoint that a signal asks for.
 
     A run of the same name that is to be replaced stays until the new one is ready to train.
     """
@@ -203,7 +204,7 @@ def run_training(
             if profile and world.is_main:
                 trainer.profiler = StepProfiler(folder / PROFILE, reporter.note)
             try:
-                _train(folder, manifest, trainer, store, recorder, stop, export, reporter)
+                _train(folder, manifest, trainer, store, recorder, stop, export, judge, reporter)
             finally:
                 trainer.close()
         except BaseException as error:
@@ -230,6 +231,7 @@ def _train(
     recorder: RunRecorder,
     stop: StopFlag,
     export: Callable[[nn.Module, Progress, Path], dict[str, Any]],
+    judge: Callable[[dict[str, Any]], dict[str, Any]],
     reporter: Reporter,
 ) -> None:
     world = trainer.world
@@ -270,6 +272,11 @@ def _train(
                 f"go on with: {resume_command(manifest)}",
                 number,
             )
+    if trainer.total_steps is None and trainer.progress.step == 1 and trainer.config.warmup:
+        reporter.note(
+            "the time was over after one step, at whose beginning the learning rate was still 0: "
+            "the weights are as they were; give a longer training.time_limit"
+        )
     last = _validation(folder)
     if not math.isfinite(last.get("loss", 0.0)):
         raise DivergedError(
@@ -297,6 +304,7 @@ def _train(
         **({"validation": kept} if kept else {}),
         **figures,
     }
+    summary |= judge(summary)
     recorder.update(state="finished", step=trainer.progress.step, share_done=1.0)
     # Last, as nobody tidies up behind a finished run.
     write_manifest(
