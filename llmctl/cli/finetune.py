@@ -176,8 +176,12 @@ def command(
         return
     last = summary.get("validation", {})
     figures = f", validation loss {figure(last.get('loss'), '.4f')}" if last else ""
+    if "accuracy" in last:
+        figures += f" and accuracy {last['accuracy']:.1%}"
     if summary["best_step"]:
-        figures += f" at step {summary['best_step']}, the best"
+        # Another step may have had a lower loss.
+        judged = "accuracy" if "accuracy" in last else "loss"
+        figures += f" at step {summary['best_step']}, the best by {judged}"
     out().print(
         f"run {artefact.manifest.name}: {summary['train_examples']:,} examples, "
         f"{summary['steps']:,} steps in {summary['seconds']:.0f} s{figures}; "

@@ -244,9 +244,9 @@ class Trainer:
                 with record_function("batch"):
                     work = upcoming.result()
                 upcoming = background.submit(self._work, progress.step + 1)
-                share = share_of_peak(
-                    self.share_done(), config.warmup, config.schedule, config.decay
-                )
+                # A step that is all there is has the peak: the warm-up begins with 0.
+                done = config.warmup if self.total_steps == 1 else self.share_done()
+                share = share_of_peak(done, config.warmup, config.schedule, config.decay)
                 sums, norm, taken = self._step(work, share)
                 if self.profiler is not None:
                     self.profiler.step()

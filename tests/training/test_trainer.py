@@ -311,3 +311,14 @@ def test_stopped_again_in_the_validation_that_is_made_up_for(tmp_path: Path):
     assert checkpoint is not None
     second.restore(checkpoint)
     assert list(second.run()) == [Record("stopped", 6)]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_shortest_training_changes_the_weights(tmp_path: Path, steps: int):
+    """The warm-up begins with a rate of 0, which would be all that a step alone has."""
+    trainer = make_trainer(tmp_path, steps)
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    rates = [r.values["learning_rate"] for r in trainer.run() if r.kind == "train"]
+    assert rates[-1] > 0
+    after = list(trainer.model.parameters())
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
