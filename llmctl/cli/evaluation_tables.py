@@ -17,6 +17,28 @@ WAYS = {
 }
 """How ways of choosing are called."""
 
+CLASSES_EXPLAINED = (
+    "macro F1: the mean of the classes' F1, whatever their size; MCC: how labels and predictions "
+    "correlate, 0 by chance, 1 if all are right; ECE: how far probabilities are from the share "
+    "that is right, 0 at best"
+)
+PRETRAINED_EXPLAINED = (
+    "MLM: hidden tokens that are to be found again; NSP: whether one text follows the other, 50% "
+    "by chance; nats: natural logarithms; pseudo-perplexity: among how many tokens it is torn on "
+    "average with both sides known, lower is better"
+)
+PERPLEXITY_EXPLAINED = (
+    "loss: in natural logarithms (nats) a token; perplexity: its exponential, among how many "
+    "tokens the model is torn; bits per byte: the same for each byte, which compares between "
+    "tokenizers; lower is better"
+)
+SEQ2SEQ_EXPLAINED = (
+    "BLEU and chrF (of 100) and ROUGE (R-1, R-2, R-L, of 1): what texts and references have in "
+    "common in words and letters; accuracy and loss (nats): of the references' tokens, each given "
+    "those before it"
+)
+"""A line below each table for what its headings mean."""
+
 
 def print_report(console: Any, report: dict[str, Any]) -> None:
     """Print a report of any kind."""
@@ -69,6 +91,7 @@ def _print_class_rows(console: Any, report: dict[str, Any], title: str) -> None:
             f"{row['expected_calibration_error']:.3f}",
         )
     console.print(table)
+    console.print(CLASSES_EXPLAINED)
 
 
 def _print_accuracies_over(console: Any, report: dict[str, Any], of: str = "") -> None:
@@ -109,6 +132,7 @@ def _print_pretrained(console: Any, report: dict[str, Any]) -> None:
     perplexity = figure(values["pseudo_perplexity"], ".2f")
     table.add_row(f"pseudo-perplexity ({scored:,} tokens)", perplexity)
     console.print(table)
+    console.print(PRETRAINED_EXPLAINED)
 
 
 def _print_perplexity(console: Any, report: dict[str, Any]) -> None:
@@ -147,6 +171,7 @@ def _print_perplexity(console: Any, report: dict[str, Any]) -> None:
                 figure(blocks["bits_per_byte"], ".4f"),
             )
     console.print(table)
+    console.print(PERPLEXITY_EXPLAINED)
     if len({row["tokens"] for row in report["results"].values()}) > 1:
         console.print("tokens differ: perplexities don't compare, bits per byte do")
     for name, difference in report["differences"].items():
@@ -178,6 +203,7 @@ def _print_seq2seq(console: Any, report: dict[str, Any]) -> None:
             figure(row.get("loss"), ".4f"),
         )
     console.print(table)
+    console.print(SEQ2SEQ_EXPLAINED)
     model = report["results"]["model"]
     console.print(f"BLEU {model['bleu_signature']}; chrF {model['chrf_signature']}")
     for name, difference in report["differences"].items():

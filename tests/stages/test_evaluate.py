@@ -112,11 +112,13 @@ def test_the_plan_and_a_second_time(
     ("words", "says"),
     [
         ([], ["gpt on the validation part of shards/stories", "window 48, stride 24",
-              "blocks of 48 as in training", "grams, 4-gram", "bits per byte over grams"]),
+              "blocks of 48 as in training", "grams, 4-gram", "bits per byte over grams",
+              "perplexity: its exponential"]),
         (["--data", "{pairs}", "--compare", "grams"], ["blimp on 3 questions", "chance", "50.0%"]),
         (["--data", "{asked}", "--template", "{template}", "--examples", "{solved}", "--shots",
           "0,1", "--compare", "subjects"],
          ["gpt, 0 shots", "gpt, 1 shot", "subjects", "by byte", "majority class", "chance 33.3%",
+          "ECE: how far",
           "accuracy of gpt, 1 shot over subjects"]),
     ],
 )  # fmt: skip
