@@ -35,7 +35,7 @@ RANGES = {
     "repetition_penalty": (
         1 / LARGEST_PENALTY,
         LARGEST_PENALTY,
-        "from 1e-9 to 1e9; above 1 it discourages",
+        "more than 0, from 1e-9 to 1e9; above 1 it discourages",
     ),
     "frequency_penalty": (
         -LARGEST_PENALTY,

@@ -96,8 +96,8 @@ def check(scores_BV: Tensor) -> None:
     total = scores_BV.amax(-1).sum().item()
     if math.isnan(total) or total == math.inf:
         raise InputError(
-            "the model's logits are not finite numbers: its training went wrong, or its file is "
-            "damaged; copy it again, or train it anew"
+            "the model's logits are not numbers, or infinite: its training went wrong, or its file "
+            "is damaged; copy it again, or train it anew"
         )
     if total == -math.inf:
         raise UsageError(
