@@ -30,7 +30,6 @@ from typing import Any
 import jinja2
 import numpy as np
 from jinja2.meta import find_undeclared_variables
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
 from llmctl.config import Config, build
@@ -46,6 +45,7 @@ from llmctl.data.tables import (
 )
 from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
 from llmctl.parsing import Malformed, parse_toml
+from llmctl.tokenizers.sandbox import BoundedEnvironment
 
 TEXT, TEXT_PAIR, LABEL = "text", "text_pair", "label"
 DRAWN_BESIDE = 8
@@ -98,7 +98,7 @@ class PromptTemplate:
     def __init__(self, file: TemplateFile, path: Path) -> None:
         """Raises InputError for what is not Jinja2."""
         self.path, self.file = path, file
-        self._environment = ImmutableSandboxedEnvironment(
+        self._environment = BoundedEnvironment(
             undefined=jinja2.StrictUndefined,
             keep_trailing_newline=True,
             # A cell without a value is an empty text, as it is wherever tables are read.
@@ -166,6 +166,7 @@ class PromptTemplate:
         values = dict(row.values)
         if label is not None:
             values[LABEL] = self._written(label, row)
+        self._environment.begin()
         try:
             return template.render(values)
         except jinja2.UndefinedError as error:

@@ -185,11 +185,19 @@ class Seq2SeqTask(Task):
                 else f"{data} has no pair of two texts that are not empty"
             )
         self._lead_words = max(1, round(what["words"] / (what["read"] - what["empty"])))
-        for name, limit in (("source", self._max_source), ("target", self._max_target)):
+        most = self.base.config.max_positions
+        for name, limit, other in (
+            ("source", self._max_source, self._max_target),
+            ("target", self._max_target, self._max_source),
+        ):
+            # With --style prefix both share the context: one grows as far as the other is cut.
+            shared = f" together with data.max_{'target' if name == 'source' else 'source'}"
+            shared = shared if self._options.style == "prefix" and limit + other >= most else ""
+            more = f"--set data.max_{name}=… reads more, up to {most}{shared}"
             if what[name]:
                 reporter.note(
                     f"{what[name]:,} of {what['read']:,} {name}s are longer than {limit} tokens "
-                    "and were cut"
+                    f"and were cut; {more if limit < most else 'more the network does not take'}"
                 )
 
     def _encoded(self, source: str, target: str, what: Counter[str]) -> Pair:

@@ -24,12 +24,12 @@ import numpy as np
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 
 from llmctl.errors import InputError
 from llmctl.tokenizers.base import TRANSFORMERS_ROLES, Tokenizer
 from llmctl.tokenizers.chat import CHATML
+from llmctl.tokenizers.sandbox import BoundedEnvironment
 
 PLAIN = (
     "{{ bos_token }}"
@@ -98,7 +98,8 @@ class ChatTemplate:
             for role in TRANSFORMERS_ROLES
         }
         try:
-            self._template = _environment().from_string(source)
+            self._environment = _environment()
+            self._template = self._environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise InputError(
                 f"the chat template is no Jinja template: line {error.lineno}: {error.message}; "
@@ -107,6 +108,7 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """A conversation as text. Raises InputError with what the template has to say."""
+        self._environment.begin()
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
@@ -291,8 +293,8 @@ class _Missing(jinja2.Undefined):
     __str__ = __iter__ = __len__ = jinja2.Undefined._fail_with_undefined_error
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=_Missing,
