@@ -58,10 +58,10 @@ def render_newest(document: dict[str, Any], width: int, height: int) -> Renderab
     if len(runs) + others + tables * TABLE_LINES < height:
         return render_overview(document, width)
     room = max(1, height - TABLE_LINES - 1)
-    alive = [run for run in runs if run["state"] in ("running", "stalled")]
-    rest = [run for run in runs if run not in alive]
-    shown = alive[-room:]
-    shown = [run for run in runs if run in shown or run in rest[len(rest) - room + len(shown) :]]
+    alive = [run["state"] in ("running", "stalled") for run in runs]
+    # The sort is stable: those alive behind the others, of equals the newest last.
+    by_weight = sorted(range(len(runs)), key=lambda number: alive[number])
+    shown = [runs[number] for number in sorted(by_weight[-room:])]
     left_out = (
         f"{len(runs) - len(shown):,} older runs and {others:,} other artefacts: llmctl status"
     )
