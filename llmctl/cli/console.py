@@ -9,6 +9,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,11 +22,14 @@ from rich.progress import (
 from rich.table import Column
 
 from llmctl.cli.launch import speaks
-from llmctl.reporting.units import figure
+from llmctl.reporting.units import duration, figure
 from llmctl.stages.reporter import Reporter
 
 LINES_APART = 15.0
 """Seconds between lines of progress where no bar can be drawn (a file, a pipe)."""
+
+WIDE = 100
+"""Columns from which on a bar has room beside its figures."""
 
 TRAIN_FIGURES = (
     ("loss", "loss {}", ".4f"),
@@ -67,6 +71,23 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def wrapped(text: str, width: int) -> str:
+    """Text in lines no wider than a terminal, broken between words only: a terminal breaks them in
+    the middle of a number. A word that is wider stays whole; indentation is kept."""
+    lines = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip(" "))]
+        now = ""
+        for number, word in enumerate(line.split(" ")):
+            if now.strip() and cell_len(now) + 1 + cell_len(word) > width:
+                lines.append(now.rstrip(" "))
+                now = indent + word
+            else:
+                now += (" " if number else "") + word
+        lines.append(now)
+    return "\n".join(lines)
+
+
 class TerminalReporter(Reporter):
     """Draws bars on a terminal, and lines now and then elsewhere."""
 
@@ -78,7 +99,7 @@ class TerminalReporter(Reporter):
         self._drawn = self._console.is_terminal and not quiet
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=20 if self._console.width >= WIDE else 8),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
@@ -110,6 +131,8 @@ class TerminalReporter(Reporter):
         self._progress.stop()
 
     def note(self, text: str) -> None:
+        if self._console.is_terminal:
+            text = wrapped(text, self._console.width)
         self._console.print(text, soft_wrap=True)
 
     def progress(self, task: str, done: float, total: float | None, detail: str = "") -> None:
@@ -122,7 +145,15 @@ class TerminalReporter(Reporter):
             self._progress.remove_task(self._tasks.pop(task))
             self._said.pop(task, None)
 
-    def metrics(self, kind: str, step: int, total: int | None, values: dict[str, Any]) -> None:
+    def metrics(
+        self,
+        kind: str,
+        step: int,
+        total: int | None,
+        values: dict[str, Any],
+        *,
+        seconds: float | None = None,
+    ) -> None:
         figures = ", ".join(
             text.format(figure(values[name], form))
             for name, text, form in TRAIN_FIGURES
@@ -131,11 +162,18 @@ class TerminalReporter(Reporter):
         if kind == "validation":
             self.note(f"step {step:>6}  validation: {figures}")
         elif kind == "train":
-            self.progress("training", step, total, figures)
+            # Whichever limit comes first, as the trainer has it.
+            elapsed = values.get("elapsed", 0.0)
+            shares = [step / total if total else 0.0, elapsed / seconds if seconds else 0.0]
+            at = f"step {step:,}" + (f" of {total:,}" if total else "")
+            if seconds and shares[1] >= shares[0]:
+                at += f", {duration(elapsed)} of {duration(seconds)}"
+            done = min(1.0, max(shares))
+            self.progress("training", done, 1.0 if total or seconds else None, f"{at}, {figures}")
 
     def _line(self, task: str, done: float, total: float | None, detail: str) -> None:
         now = time.monotonic()
         if now - self._said.setdefault(task, now) >= LINES_APART:
             self._said[task] = now
-            share = f" {done / total:.0%}" if total else f" {done:,.0f}"
+            share = f" {done / total:.0%}" if total else f" {done:,.0f}" if done else ""
             self.note(f"{task}{share}  {detail}")

@@ -14,5 +14,14 @@ class Reporter:
     def progress(self, task: str, done: float, total: float | None, detail: str = "") -> None:
         """How far a task is; it is over when ``done`` reaches ``total``."""
 
-    def metrics(self, kind: str, step: int, total: int | None, values: dict[str, Any]) -> None:
-        """A record of a training."""
+    def metrics(
+        self,
+        kind: str,
+        step: int,
+        total: int | None,
+        values: dict[str, Any],
+        *,
+        seconds: float | None = None,
+    ) -> None:
+        """A record of a training. total: its steps, if they are limited; seconds: its time, if that
+        is."""

@@ -247,7 +247,13 @@ def _train(
     for record in trainer.run():
         if record.kind in ("train", "validation", "skipped"):
             recorder.record({"kind": record.kind, "step": record.step, **record.values})
-            reporter.metrics(record.kind, record.step, trainer.total_steps, record.values)
+            reporter.metrics(
+                record.kind,
+                record.step,
+                trainer.total_steps,
+                record.values,
+                seconds=trainer.config.time_limit,
+            )
         if record.kind == "skipped":
             norm = record.values["gradient_norm"]
             spike = math.isfinite(norm)
