@@ -63,6 +63,7 @@ def command(
             show_default="fp32",
         ),
     ] = None,
+    threads: options.ThreadsOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
     recipe: options.RecipeOption = None,
     set_: options.SetOption = [],  # noqa: B006

@@ -10,6 +10,7 @@ import typer
 from llmctl.cli import artefact_names, options
 from llmctl.cli.launch import divided
 from llmctl.cli.options import guarded
+from llmctl.cli.threads import note_others
 
 EXAMPLE = "Example: llmctl eval --from reviews --data test.csv"
 
@@ -134,6 +135,7 @@ def command(
     device: options.DeviceOption = None,
     seed: options.SeedOption = None,
     name: options.NameOption = None,
+    threads: options.ThreadsOption = None,
     nproc: options.NprocOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
     recipe: options.RecipeOption = None,
@@ -178,6 +180,7 @@ def command(
     place, files = options.open_workspace(workspace), Files(data, template, examples, target)
     how: dict[str, Any] = {"compare": compare, "name": name, "force": force}
     with divided(nproc, reads_stdin=False), TerminalReporter(quiet=quiet) as reporter:
+        note_others(reporter)
         if dry_run:
             print_json(plan(place, start, files, config, reporter=reporter, **how))
             return

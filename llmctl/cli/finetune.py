@@ -10,6 +10,7 @@ import typer
 from llmctl.cli import artefact_names, options
 from llmctl.cli.launch import run_together
 from llmctl.cli.options import guarded
+from llmctl.cli.threads import note_others
 
 EXAMPLE = "Example: llmctl finetune --from bert-docs --task classify --data reviews.csv"
 
@@ -96,6 +97,7 @@ def command(
     force: options.ForceOption = False,
     dry_run: options.DryRunOption = False,
     profile: options.ProfileOption = False,
+    threads: options.ThreadsOption = None,
     nproc: options.NprocOption = None,
     max_restarts: options.MaxRestartsOption = 0,
     json: options.JsonOption = False,
@@ -162,6 +164,7 @@ def command(
     place = options.open_workspace(workspace)
     how: dict[str, Any] = {"like": like, "name": name, "force": force}
     with TerminalReporter(quiet=quiet) as reporter:
+        note_others(reporter)
         if dry_run:
             print_json(plan(place, start, data, config, reporter=reporter, **how))
             return

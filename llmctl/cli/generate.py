@@ -149,6 +149,7 @@ def command(
             show_default="fp32",
         ),
     ] = None,
+    threads: options.ThreadsOption = None,
     nproc: options.NprocOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
     recipe: options.RecipeOption = None,

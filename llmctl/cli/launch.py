@@ -77,8 +77,6 @@ def _launch(nproc: int, max_restarts: int) -> NoReturn:
     started = time.perf_counter()
     from llmctl.training.supervisor import Supervisor
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // nproc)))
     told = {LAUNCHER: str(os.getpid()), BEGUN: repr(started)}
     command = [sys.executable, "-m", "llmctl", *sys.argv[1:]]
     code = Supervisor(command, nproc, told).run(max_restarts)

@@ -20,6 +20,7 @@ import typer
 
 from llmctl.cli import artefact_names
 from llmctl.cli.launch import first_on_machine, speaks
+from llmctl.cli.threads import settle_threads
 from llmctl.errors import NO_ACCESS, NO_MEMORY_SIGNS, NO_SPACE, LlmctlError, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ SILENT_SECONDS = 3.0
 """For the process that tells to come to the same error."""
 LAST_RESORT_SECONDS = 8.0
 """For a process to end after SIGTERM: less than the ten that whoever sends it waits."""
+
+COMPUTES = {"threads", "workers"}
+"""Options by which a command is known for one that computes."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,6 +82,16 @@ NprocOption = Annotated[
         min=1,
         help="Processes on this machine that work together; for several machines use torchrun.",
         show_default="1",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Threads of each process that compute. Fewer leave cores to others, and are faster "
+        "where others keep those cores; results differ in the last bits.",
+        show_default="a core's each",
     ),
 ]
 MaxRestartsOption = Annotated[
@@ -182,6 +196,10 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         if not speaks():
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         try:
+            if COMPUTES & kwargs.keys():
+                settle_threads(
+                    cast(int | None, kwargs.get("threads")), cast(int | None, kwargs.get("nproc"))
+                )
             result = command(*args, **kwargs)
             sys.stdout.flush()
             return result

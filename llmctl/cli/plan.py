@@ -10,6 +10,7 @@ import typer
 from llmctl.cli import artefact_names, launch, options
 from llmctl.cli.options import guarded
 from llmctl.cli.pretrain import plan_of, resolved
+from llmctl.cli.threads import note_others
 
 EXAMPLE = "Example: llmctl plan recipes/gpt.toml --price-per-hour 2.5"
 
@@ -55,6 +56,7 @@ def command(
         float | None,
         typer.Option(min=0.0, help="What an hour on this machine costs, in any currency."),
     ] = None,
+    threads: options.ThreadsOption = None,
     nproc: options.NprocOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
     set_: options.SetOption = [],  # noqa: B006
@@ -74,6 +76,7 @@ def command(
     file: dict[str, Any] = read_recipe(recipe, stage) if recipe else {}
     place = options.open_workspace(workspace)
     with TerminalReporter(quiet=quiet) as reporter:
+        note_others(reporter)
         if stage == "finetune":
             for option, value in {"--arch": arch, "--preset": preset, "--budget": budget,
                                   "--shards": shards}.items():  # fmt: skip

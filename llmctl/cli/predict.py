@@ -42,6 +42,7 @@ def command(
     encoding_errors: options.EncodingErrorsOption = None,
     top: Annotated[int, typer.Option(min=1, help="Classes or candidates shown.")] = 5,
     device: options.DeviceOption = None,
+    threads: options.ThreadsOption = None,
     nproc: options.NprocOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,

@@ -10,6 +10,7 @@ import typer
 
 from llmctl.cli import launch, options
 from llmctl.cli.options import guarded
+from llmctl.cli.threads import note_others
 
 EXAMPLE = "Example: llmctl pretrain --arch gpt --preset mini --set training.max_steps=2000"
 
@@ -49,6 +50,7 @@ def command(
     force: options.ForceOption = False,
     dry_run: options.DryRunOption = False,
     profile: options.ProfileOption = False,
+    threads: options.ThreadsOption = None,
     nproc: options.NprocOption = None,
     max_restarts: options.MaxRestartsOption = 0,
     json: options.JsonOption = False,
@@ -76,6 +78,7 @@ def command(
         raise UsageError("--profile is not for --arch ngram, which counts; leave it out")
     place = options.open_workspace(workspace)
     with TerminalReporter(quiet=quiet) as reporter:
+        note_others(reporter)
         if dry_run:
             print_json(plan_of(arch)(place, config, shards, reporter, begun=begun))
             return

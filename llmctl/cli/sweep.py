@@ -11,6 +11,7 @@ import typer
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.options import guarded
+from llmctl.cli.threads import note_others
 
 EXAMPLE = "Example: llmctl sweep recipe.toml --grid training.lr=1e-4,3e-4,1e-3 --halving"
 
@@ -94,6 +95,7 @@ def command(
             show_default="the recipe's name and the stage",
         ),
     ] = None,
+    threads: options.ThreadsOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
     set_: options.SetOption = [],  # noqa: B006
     force: Annotated[
@@ -144,6 +146,7 @@ def command(
     ladder = rungs(len(grid_points), factor or DEFAULT_FACTOR) if halving else []
     place = options.open_workspace(workspace)
     with TerminalReporter(quiet=quiet) as reporter:
+        note_others(reporter)
         if chosen:
             reporter.note(f"stage: {stage}, the one that {recipe} has a table for")
         trainings = Trainings(place, recipe, [table, given, assigned], reporter)

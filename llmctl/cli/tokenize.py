@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.options import guarded
+from llmctl.cli.threads import note_others
 from llmctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def command(
         return
     place, missing = options.open_workspace(workspace), None
     with TerminalReporter(quiet=quiet) as reporter:
+        note_others(reporter, "fewer --workers leave them more")
         how: dict[str, Any] = {"force": force, "reporter": reporter}
         if chosen is not None:
             assert name is not None

@@ -23,6 +23,7 @@ from llmctl.stages.reporter import Reporter
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.distributed import ALONE, World, joined, lost_process
+from llmctl.training.machine import THREADS_OPEN, cores
 from llmctl.training.precision import (
     choose_compile,
     choose_device,
@@ -165,6 +166,7 @@ def run_training(
         store,
         stop_on_signals() as stop,
         torch.random.fork_rng(devices=[]),
+        _threads_of_its_own(),
     ):
         # Before anything is written, so that all have found the same.
         _check_all_see(folder, existing, world)
@@ -362,6 +364,7 @@ def _same_machine(manifest: Manifest, world: World, reporter: Reporter) -> Machi
             f"run {manifest.name} was begun on {begun_on}, which this machine does not have; go on "
             "where it was begun, or begin again with --force"
         ) from None
+    _take_threads_of(manifest, world, reporter)
     here = {
         "processes": world.size,
         "threads": torch.get_num_threads(),
@@ -383,3 +386,26 @@ def _same_machine(manifest: Manifest, world: World, reporter: Reporter) -> Machi
         )
     compiled = choose_compile("on", device, None) if manifest.summary.get("compiled") else False
     return Machine(device, manifest.summary["precision"], compiled, world)
+
+
+def _take_threads_of(manifest: Manifest, world: World, reporter: Reporter) -> None:
+    """Compute with as many threads as the run was begun with, where the user has left that open
+    and there are cores for them: its results are the same to the last bit then."""
+    begun_with = manifest.summary.get("threads", 0)
+    fits = 1 <= begun_with <= max(1, cores() // world.local_size)
+    if THREADS_OPEN in os.environ and fits and begun_with != torch.get_num_threads():
+        torch.set_num_threads(begun_with)
+        reporter.note(
+            f"{manifest.name} was begun with --threads {begun_with} and goes on with as many"
+        )
+
+
+@contextlib.contextmanager
+def _threads_of_its_own() -> Iterator[None]:
+    """What a run sets its number of threads to ends with it."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)

@@ -19,16 +19,19 @@ PROC, CONTROL_GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 BUSY_CORES = 0.5
 """Cores that others use, on average, from which on a machine is called busy. What a desktop or a
 system does beside is less."""
-SHORTEST_WATCH = 0.25
+THREADS_OPEN = "LLMCTL_THREADS_OPEN"
+"""In the environment where the user has left to us how many threads compute."""
+SHORTEST_WATCH = 0.15
 """Seconds by which what others use can be told: processor time is counted in hundredths."""
 
 
 def cores() -> int:
     """Cores that this process may use: a container or a batch job seldom has all."""
-    return max(1, math.ceil(min(len(_allowed()), _quota())))
+    return max(1, math.ceil(min(len(allowed_cores()), _quota())))
 
 
-def _allowed() -> set[int]:
+def allowed_cores() -> set[int]:
+    """The cores that this process may run on, by number."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
@@ -40,7 +43,7 @@ def quota_cores() -> int | None:
     Libraries don't look at it, and threads beyond it wait for most of each tenth of a second.
     """
     granted = cores()
-    return granted if granted < len(_allowed()) else None
+    return granted if granted < len(allowed_cores()) else None
 
 
 def _quota() -> float:
@@ -59,7 +62,7 @@ def free_memory() -> int:
     """Bytes that the machine, or the containers around this process, have left; sys.maxsize where
     that can't be told."""
     free = sys.maxsize
-    for line in _lines(PROC / "meminfo"):
+    for line in read_lines(PROC / "meminfo"):
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
     for limit, used in _memory_limits():
@@ -96,7 +99,7 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
             if limit and used and limit[0].isdigit() and used[0].isdigit():
                 cached = sum(
                     int(line.split()[1])
-                    for line in _lines(folder / "memory.stat")
+                    for line in read_lines(folder / "memory.stat")
                     if line.startswith(f"{inactive} ")
                 )
                 yield int(limit[0]), max(0, int(used[0]) - cached)
@@ -104,7 +107,7 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
 
 def _groups(controller: str) -> Iterator[Path]:
     """Folders of the control groups around this process for a controller, the innermost first."""
-    for line in _lines(PROC / "self" / "cgroup"):
+    for line in read_lines(PROC / "self" / "cgroup"):
         _, controllers, inside = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
@@ -120,7 +123,8 @@ def _groups(controller: str) -> Iterator[Path]:
             group = group.parent
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """Lines of a file of the system; none where it isn't there."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -128,7 +132,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _words(path: Path) -> list[str]:
-    return " ".join(_lines(path)).split()
+    return " ".join(read_lines(path)).split()
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ class Watch:
             return 0.0
         seconds = max(self.seconds, 1e-9)
         own = processes * (_own_seconds() - self.own)
-        return min(float(len(_allowed())), max(0.0, (used - self.used - own) / seconds))
+        return min(float(len(allowed_cores())), max(0.0, (used - self.used - own) / seconds))
 
 
 def _own_seconds() -> float:
@@ -180,8 +184,8 @@ def _own_seconds() -> float:
 def _used_seconds() -> float | None:
     """Processor seconds of the cores that this process may use; what a host machine takes from a
     virtual one (steal) is others' use as well."""
-    allowed, ticks = _allowed(), 0
-    for line in _lines(PROC / "stat"):
+    allowed, ticks = allowed_cores(), 0
+    for line in read_lines(PROC / "stat"):
         name, *counts = line.split() or [""]
         if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in allowed:
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(
@@ -191,6 +195,15 @@ def _used_seconds() -> float | None:
     if not ticks:
         return None
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def others_now(seconds: float = SHORTEST_WATCH) -> float:
+    """Cores that others use, on average over so many seconds of waiting."""
+    watch = Watch.begin()
+    if watch is None:
+        return 0.0
+    time.sleep(seconds)
+    return watch.others()
 
 
 def is_busy(others: float) -> bool:

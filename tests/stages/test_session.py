@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
 from llmctl.errors import DivergedError, InputError, UsageError
 from llmctl.stages import session
 from llmctl.stages.finetune import finetune
 from llmctl.stages.finetune import resolve as resolve_finetune
 from llmctl.stages.pretrain import pretrain, resolve
+from llmctl.stages.reporter import Reporter
 from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.machine import THREADS_OPEN
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.manifests import write_manifest
@@ -270,3 +273,49 @@ def test_a_full_disk_names_the_path_and_leaves_what_goes_on(
     # A checkpoint that would call lost weights the best isn't written.
     assert (store.load_newest(pytest.fail) is None) == ("best-" in named)
     assert train("again").manifest.files == whole.manifest.files
+
+
+class Notes(Reporter):
+    """What was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("left_open", [True, False])
+def test_a_run_goes_on_with_the_threads_that_it_was_begun_with(
+    workspace: Workspace, labelled_file: Path, monkeypatch: pytest.MonkeyPatch, left_open: bool
+):
+    """Where the user says nothing of threads; whoever says another number is told of it."""
+    before = torch.get_num_threads()
+    begun_with = before + 1
+    unfinish(workspace, "subjects")
+    run = workspace.get("run", "subjects")
+    summary = {**run.manifest.summary, "threads": begun_with}
+    write_manifest(run.folder, run.manifest.model_copy(update={"summary": summary}))
+    monkeypatch.setattr(session, "cores", lambda: begun_with)
+    monkeypatch.delenv(THREADS_OPEN, raising=False)
+    if left_open:
+        monkeypatch.setenv(THREADS_OPEN, "1")
+    used: list[int] = []
+    plain = Trainer.run
+
+    def watched(trainer: Trainer) -> Any:
+        used.append(torch.get_num_threads())
+        return plain(trainer)
+
+    monkeypatch.setattr(Trainer, "run", watched)
+    notes = Notes()
+    config = resolve_finetune("classify", {"training": {"epochs": 3, "precision": "fp32"}})
+    finetune(workspace, "tiny", labelled_file, config, name="subjects", reporter=notes)
+    said = "\n".join(notes.said)
+    if left_open:
+        assert used == [begun_with]
+        assert f"was begun with --threads {begun_with}" in said
+    else:
+        assert used == [before]
+        assert f"threads {begun_with}, now {before}" in said
+    assert torch.get_num_threads() == before

@@ -22,7 +22,7 @@ class Files:
         self.proc, self.groups = folder / "proc", folder / "cgroup"
         monkeypatch.setattr(machine, "PROC", self.proc)
         monkeypatch.setattr(machine, "CONTROL_GROUPS", self.groups)
-        monkeypatch.setattr(machine, "_allowed", lambda: {0, 1, 2, 3})
+        monkeypatch.setattr(machine, "allowed_cores", lambda: {0, 1, 2, 3})
         self.write(self.proc / "meminfo", MEMINFO)
 
     def write(self, path: Path, text: str) -> None:
@@ -120,6 +120,7 @@ def test_a_process_beside_is_seen():
             pass
         assert machine.is_busy(watch.others())
         assert 0.1 < watch.own_cores < 1.2
+        assert machine.is_busy(machine.others_now())
     finally:
         loop.kill()
         loop.wait()
