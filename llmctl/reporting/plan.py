@@ -54,7 +54,13 @@ def render_plan(plan: dict[str, Any]) -> RenderableType:
         _table(f"{plan['stage']}: {plan.get('shards') or plan.get('data')}", work),
         _table(
             f"time: {duration(plan['expected_seconds'])}",
-            ((f"{name}{_times(name, plan)}", duration(value)) for name, value in seconds.items()),
+            [
+                *(
+                    (f"{name}{_times(name, plan)}", duration(value))
+                    for name, value in seconds.items()
+                ),
+                *_others(plan),
+            ],
         ),
         _table(
             f"memory{' of each process' if several else ''}: {size(plan['memory_bytes'])}",
@@ -66,6 +72,20 @@ def render_plan(plan: dict[str, Any]) -> RenderableType:
         ),
     ]
     return Group(*tables)
+
+
+def _others(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """That others computed on the machine while it was timed, and what that may have cost."""
+    rows = []
+    if "quiet_seconds_at_least" in plan:
+        least = duration(plan["quiet_seconds_at_least"])
+        rows.append(("on a quiet machine, at the least", least))
+    if "quiet_steps_at_most" in plan:
+        most = f"{plan['quiet_steps_at_most']:,} steps"
+        rows.append(("on a quiet machine, at the most", most))
+    if rows:
+        rows.insert(0, ("others used meanwhile", f"{plan['others_cores']:.1f} cores"))
+    return rows
 
 
 def _cost(plan: dict[str, Any]) -> list[tuple[str, str]]:

@@ -30,6 +30,7 @@ from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, agreed
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.distributed import ALONE, World
+from llmctl.training.machine import is_busy
 from llmctl.training.memory import free_bytes
 from llmctl.training.plan import multiplied_weights, process_seconds
 from llmctl.training.precision import (
@@ -132,6 +133,8 @@ class Choice:
     training_seconds: float
     calibration_seconds: float
     """All that went before the training."""
+    others_cores: float
+    """That other processes used while the chosen shape was timed."""
     candidates: list[Candidate]
     """The shapes that were timed, the chosen one first."""
 
@@ -444,6 +447,7 @@ def choose(
         tokens=tokens,
         training_seconds=limit,
         calibration_seconds=spent,
+        others_cores=round(trial.others_cores, 2),
         candidates=[
             replace(c, predicted_loss=chooser.predicted_loss(r, c.tokens, c.tokens / c.steps))
             for r, c in candidates
@@ -472,6 +476,12 @@ def table(choice: Choice) -> list[str]:
         f"{duration(choice.training_seconds)}; predicted loss {choice.predicted_loss:.2f} "
         f"({low:.2f}–{high:.2f})"
     )
+    if is_busy(choice.others_cores):
+        lines.append(
+            f"other processes used about {choice.others_cores:.1f} cores while models were timed: "
+            "the budget's time is kept, but it holds fewer steps than on a quiet machine, and "
+            "maybe a smaller model"
+        )
     return lines
 
 

@@ -113,6 +113,7 @@ def plan_pretraining(
         processes=world.size,
         logits_bytes=4 * vocab_size * rows_at_a_time(device, vocab_size),
         fragments=FRAGMENTS.get(device.type, 0.0),
+        threads=torch.get_num_threads() if device.type == "cpu" else 0,
         mapped_bytes=sum(path.stat().st_size for path in shards.folder.glob("train-*.arrow")),
     )
     return {
@@ -178,6 +179,7 @@ def plan_finetuning(
         matrix_flops=world.total([machine.matrix_flops])[0],
         processes=world.size,
         fragments=FRAGMENTS.get(device.type, 0.0),
+        threads=torch.get_num_threads() if device.type == "cpu" else 0,
     )
     return {
         "config": task.config.model_dump(mode="json"),

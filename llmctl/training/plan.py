@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from llmctl.training.config import TrainingConfig
+from llmctl.training.machine import is_busy
 from llmctl.training.rehearsal import Rehearsal
 
 PARTS = ("embeddings", "attention", "feed-forward", "norms", "heads")
@@ -95,6 +96,8 @@ class Plan:
     """That train together. Memory is each one's, the rest is theirs together."""
     fragments: float = 0.0
     """By which share memory grows after the rehearsal: see ``memory.FRAGMENTS``."""
+    threads: int = 0
+    """Of each process, where the processor computes; 0 where an accelerator does."""
     mapped_bytes: int = 0
     """Of the shards: what is read of them counts as the process's memory."""
 
@@ -141,6 +144,27 @@ class Plan:
     def seconds(self) -> float:
         return sum(self.seconds_by_part().values())
 
+    @property
+    def quiet_share(self) -> float | None:
+        """Of the time of a step, what a quiet machine takes at the least, where others computed on
+        this one while it was timed: as if all threads had a core each and none waited, the
+        processor time that it was seen to take. None where others did not, or it isn't known."""
+        r = self.rehearsal
+        if not (is_busy(r.others_cores) and self.threads and r.own_cores):
+            return None
+        return min(1.0, r.own_cores / self.threads)
+
+    def quiet(self) -> dict[str, float]:
+        """How long all of it takes on a quiet machine at the least, or where the time is limited,
+        how many steps it holds at the most."""
+        if (share := self.quiet_share) is None:
+            return {}
+        if self.training.time_limit is not None:
+            return {"quiet_steps_at_most": round(self.schedule().steps / share)}
+        parts = self.seconds_by_part()
+        lost = (1 - share) * (parts["steps"] + parts["validations"])
+        return {"quiet_seconds_at_least": self.seconds - lost}
+
     def memory_by_kind(self) -> dict[str, int]:
         """Bytes at the fullest moment."""
         memory = self.rehearsal.memory
@@ -185,6 +209,8 @@ class Plan:
             "seconds_per_step": r.seconds_per_step,
             "expected_seconds": self.seconds,
             "seconds_by_part": self.seconds_by_part(),
+            "others_cores": round(r.others_cores, 2),
+            **self.quiet(),
             **cost(self.seconds, price),
         }
 

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.distributed import World, local
+from llmctl.training.machine import Watch
 from llmctl.training.memory import peak_bytes, resident_bytes, saved_bytes
 from llmctl.training.trainer import Progress, Record, Trainer
 from llmctl.workspace.files import published_folder
@@ -74,6 +75,10 @@ class Rehearsal:
     checkpoint_seconds: float = 0.0
     export_seconds: float = 0.0
     memory: Memory | None = None
+    others_cores: float = 0.0
+    """Cores that other processes used meanwhile, on average, and …"""
+    own_cores: float = 0.0
+    """… those that this one did; 0 where it isn't known."""
 
     @property
     def seconds_per_step(self) -> float:
@@ -152,6 +157,7 @@ def rehearse(
     built = time.perf_counter() - begun
     found = Rehearsal(build_seconds=built)
     counted = 0
+    watch = Watch.begin()
     begun = time.perf_counter()
     records = _records(trainer, found)
     while True:
@@ -168,6 +174,9 @@ def rehearse(
             enough = spent >= seconds and (spent >= longest or found.is_steady)
             if any(trainer.world.of_main([enough])):
                 trainer.total_steps = trainer.progress.step + 1
+    if watch is not None:
+        found.own_cores = watch.own_cores
+        found.others_cores = watch.others(trainer.world.local_size)
     memory = _memory(trainer, before, counted)
     begun = time.perf_counter()
     model = trainer.whole_model()

@@ -258,3 +258,22 @@ def test_shapes_that_are_given_are_kept(decoder_workspace: Path):
     assert shapes(None, num_heads=3) == thirds
     with pytest.raises(ConfigError, match=r"model\.\*"):
         shapes(None, "llama", num_heads=9)
+
+
+@pytest.mark.parametrize(("others", "said"), [(0.2, False), (1.26, True)])
+def test_a_budget_says_that_others_used_the_machine(others: float, said: bool):
+    shape = budget.Candidate(2, 128, 1_000_000, 16, 0.1, 600, 1e6, 1.0, 6.5)
+    choice = budget.Choice(
+        budget_seconds=60.0,
+        predicted_loss=6.5,
+        predicted_range=(6.0, 7.0),
+        steps=600,
+        tokens=1e6,
+        training_seconds=50.0,
+        calibration_seconds=8.0,
+        others_cores=others,
+        candidates=[shape],
+    )
+    sentence = "other processes used about 1.3 cores while models were timed"
+    assert any(sentence in line for line in budget.table(choice)) == said
+    assert choice.document()["others_cores"] == others

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from llmctl.errors import UsageError
 from llmctl.models import ARCHITECTURES
@@ -16,6 +18,7 @@ from llmctl.objectives.causal_lm import CausalLM
 from llmctl.objectives.masked_lm import MaskedLM, MaskedLMConfig
 from llmctl.objectives.masked_pretraining import MaskedPretraining
 from llmctl.objectives.pretraining import DataConfig
+from llmctl.reporting.plan import render_plan
 from llmctl.tokenizers import learn
 from llmctl.training import precision
 from llmctl.training.config import TrainingConfig
@@ -112,6 +115,33 @@ def test_time_is_the_sum_of_what_is_done():
     assert document["flops"] == 6e6 * 1e6
     assert document["flops_utilisation"] == pytest.approx(6e9 / 0.1 / 1.2e11)
     assert document["memory_bytes"] == 100 + 10 + 10 + 20 + 50 + 10 + 1_000_000
+
+
+def beside(plan: Plan, others: float, own: float) -> Plan:
+    """A plan of two threads that was timed while others used so many cores, and it so many."""
+    found = replace(plan.rehearsal, others_cores=others, own_cores=own)
+    return replace(plan, rehearsal=found, threads=2)
+
+
+def test_what_a_quiet_machine_would_do():
+    """A step of 0.1 s in which two threads had one core together takes 0.05 s with two."""
+    plan = beside(make_plan(1000, max_steps=1000), others=1.0, own=1.0)
+    document = plan.document()
+    assert document["others_cores"] == 1.0
+    # 100 s of steps and 8 s of validations were timed.
+    assert document["quiet_seconds_at_least"] == pytest.approx(plan.seconds - 50 - 4)
+    limited = beside(make_plan(None, time_limit=200), others=1.0, own=1.0)
+    assert limited.quiet() == {"quiet_steps_at_most": 2 * limited.schedule().steps}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render_plan({**document, "compiled": False, "device": "cpu", "precision": "fp32",
+                               "stage": "pretrain", "shards": "docs"}))  # fmt: skip
+    assert "others used meanwhile" in (page := console.export_text())
+    assert "on a quiet machine, at the least" in page
+
+
+@pytest.mark.parametrize(("others", "own"), [(0.2, 1.0), (1.0, 0.0)])
+def test_of_a_quiet_machine_nothing_is_said_where_nothing_is_known(others: float, own: float):
+    assert beside(make_plan(1000, max_steps=1000), others, own).quiet() == {}
 
 
 def test_a_last_validation_that_is_not_due_comes_all_the_same():
