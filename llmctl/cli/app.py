@@ -13,6 +13,7 @@ import typer
 from llmctl import __version__
 from llmctl.cli import (
     chat,
+    doctor,
     evaluate,
     finetune,
     generate,
@@ -45,6 +46,7 @@ COMMANDS = {
     "eval": evaluate,
     "chat": chat,
     "status": status,
+    "doctor": doctor,
 }
 
 for _name, _module in COMMANDS.items():

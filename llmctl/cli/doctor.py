@@ -1,0 +1,33 @@
+"""``llmctl doctor``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from llmctl.cli import options
+from llmctl.cli.options import guarded
+
+EXAMPLE = "Example: llmctl doctor, or llmctl doctor --json > machine.json to report a fault"
+
+
+@guarded
+def command(
+    workspace: options.WorkspaceOption = Path("workspace"),
+    json: options.JsonOption = False,
+) -> None:
+    """Look whether this machine has what llmctl needs and how fast it is: versions, processor,
+    threads, memory, disk and locks of the workspace. Ends with 3 where something is broken."""
+    from llmctl.cli.console import out, print_json
+    from llmctl.errors import InputError
+    from llmctl.stages.doctor import examine
+
+    found = examine(workspace)
+    if json:
+        print_json(found)
+    else:
+        from llmctl.reporting.doctor import render_doctor
+
+        out().print(render_doctor(found))
+    if found["broken"]:
+        sys.exit(InputError.exit_code)
