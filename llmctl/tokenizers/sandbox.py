@@ -14,9 +14,13 @@ from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 MOST_ROUNDS = 1_000_000
-"""Rounds of loops and calls in one rendering: a few hundred messages take some thousands."""
+"""Rounds of loops in one rendering: a few hundred messages take some thousands."""
+A_CALL = 20
+"""Rounds that take as long as a call."""
 LONGEST = 10_000_000
-"""Characters that a sum or a product may have, entries, or bits of a number."""
+"""Characters that a sum or a product may have, or entries."""
+LARGEST = 1_000
+"""Bits of a whole number: more is not reckoned with for a text, and soon takes long."""
 
 _COUNTED = "llmctl_counted"
 
@@ -32,7 +36,15 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._left = MOST_ROUNDS
-        self.filters[_COUNTED] = jinja2.pass_context(self._counted)
+
+        # With the context, so that the rounds are counted while rendering, not while compiling.
+        @jinja2.pass_context
+        def counted(context: object, values: Iterable[Any]) -> Iterator[Any]:
+            for value in values:
+                self._count()
+                yield value
+
+        self.filters[_COUNTED] = counted
 
     def begin(self) -> None:
         """Allow a rendering its rounds."""
@@ -45,39 +57,24 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
         return tree
 
-    def _counted(self, context: object, values: Iterable[Any]) -> Iterator[Any]:
-        for value in values:
-            self._count()
-            yield value
-
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        __self._count()
+        __self._count(A_CALL)
         return super().call(__context, __obj, *args, **kwargs)
 
-    def _count(self) -> None:
-        self._left -= 1
+    def _count(self, rounds: int = 1) -> None:
+        self._left -= rounds
         if self._left < 0:
             raise SecurityError(f"it takes more than {MOST_ROUNDS:,} rounds, and may never end")
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """A sum, a product or a power, unless it is huge."""
-        sizes = [_size(value) for value in (left, right)]
-        if operator == "+":
-            size = sum(sizes)
-        elif operator == "**":
-            size = sizes[0] * abs(right) if isinstance(right, int) else 0
-        elif isinstance(left, int) and isinstance(right, int):
-            size = sum(sizes)
-        else:  # a text or a list, and how often
-            times = [value for value in (left, right) if isinstance(value, int)]
-            size = max(sizes) * max([1, *times])
-        if size > LONGEST:
+        numbers = [value for value in (left, right) if isinstance(value, int)]
+        sizes = [len(value) for value in (left, right) if hasattr(value, "__len__")]
+        if len(numbers) == 2:
+            bits = [number.bit_length() for number in numbers]
+            size = bits[0] * abs(right) if operator == "**" else sum(bits)
+            if size > LARGEST:
+                raise SecurityError(f"{operator} would give a number of more than {LARGEST:,} bits")
+        elif sizes and sum(sizes) * max([1, *numbers]) > LONGEST:
             raise SecurityError(f"{operator} would give more than {LONGEST:,} characters")
         return super().call_binop(context, operator, left, right)
-
-
-def _size(value: Any) -> int:
-    """Characters of a text, entries of a list, bits of a whole number."""
-    if isinstance(value, int):
-        return value.bit_length()
-    return len(value) if hasattr(value, "__len__") else 0

@@ -30,11 +30,11 @@ def render(source: str, **values: Any) -> str:
         ("{% for c in text %}{% for d in text %}{% endfor %}{% endfor %}", "rounds"),
         ("{{ 'a' * 10 ** 10 }}", "characters"),
         ("{{ ['a'] * 10 ** 10 }}", "characters"),
-        ("{{ 2 ** 10 ** 10 }}", "characters"),
+        ("{{ 2 ** (10 ** 10) }}", "bits"),
         ("{% set n = namespace(s='ab') %}{% for i in range(99) %}{% set n.s = n.s + n.s %}"
          "{% endfor %}", "characters"),
         ("{% set n = namespace(s=3) %}{% for i in range(99) %}{% set n.s = n.s * n.s %}"
-         "{% endfor %}", "characters"),
+         "{% endfor %}", "bits"),
     ],
 )  # fmt: skip
 def test_what_may_never_end_is_ended(source: str, says: str):
