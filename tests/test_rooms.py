@@ -155,14 +155,20 @@ def test_no_torch_on_import(room: str):
 
 
 def test_no_pickle():
-    """Not in files that others made, nor in ours: neither by name nor through torch or NumPy."""
+    """Not in files that others made, nor in ours: neither by name nor through torch or NumPy. What
+    older models of others have for weights is read in one place, as tensors alone."""
     picklers = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     for path in MODULES:
         assert not outside(path) & picklers, path
+        careful = []
         for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and path.match("interop/weights.py"):
+                only = [ast.unparse(k.value) for k in node.keywords if k.arg == "weights_only"]
+                careful += [node.func] if only == ["True"] else []
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 call = f"{node.value.id}.{node.attr}"
-                assert call not in {"torch.load", "torch.save", "np.load", "np.save"}, path
+                assert call not in {"torch.save", "np.load", "np.save"}, path
+                assert call != "torch.load" or node in careful, path
             if isinstance(node, ast.keyword):
                 assert node.arg != "allow_pickle", path
 

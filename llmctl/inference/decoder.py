@@ -5,6 +5,7 @@ B rows, T new tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from llmctl.models.cache import KeyValueCache
 from llmctl.models.cross_attention import Source
 from llmctl.objectives.causal_lm import CausalLM
 from llmctl.objectives.seq2seq import Seq2Seq
+from llmctl.tokenizers import Tokenizer
 
 
 class NextToken(Protocol):
@@ -66,12 +68,16 @@ class CausalDecoder:
         *,
         longest: int | None = None,
         head: Callable[[Tensor], Tensor] | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         """longest: tokens that the model was trained to read at once; by default its positions.
-        head: hidden states to logits, where it isn't the model's own; see ``prepare``."""
+        head: hidden states to logits, where it isn't the model's own; see ``prepare``. tokenizer:
+        what it has no piece for never follows, as the rows that fill a vocabulary up."""
         self.model = model.eval()
         self.head = head
-        self.vocab_size = model.body.config.vocab_size
+        rows = model.body.config.vocab_size
+        self.vocab_size = rows if tokenizer is None else min(rows, tokenizer.vocab_size)
+        self._holes = [] if tokenizer is None else tokenizer.holes
         positions = model.body.config.max_positions
         self.max_positions: int | None = positions if longest is None else min(longest, positions)
         self.device = model.output_weight.device
@@ -108,9 +114,16 @@ class CausalDecoder:
         return self.model.body(ids_BT, cache=self.cache)
 
     def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits (…, V) over the tokenizer's pieces."""
         if self.head is None:
-            return self.model.logits(hidden)
-        return self.model.capped(self.head(hidden))
+            logits = self.model.logits(hidden)
+        else:
+            logits = self.model.capped(self.head(hidden))
+        if logits.shape[-1] > self.vocab_size:
+            logits = logits[..., : self.vocab_size].contiguous()
+        if self._holes:
+            logits[..., self._holes] = -math.inf
+        return logits
 
 
 class SourceDecoder(CausalDecoder):
@@ -123,9 +136,10 @@ class SourceDecoder(CausalDecoder):
         start: int,
         longest: int | None = None,
         head: Callable[[Tensor], Tensor] | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         """start: the token that a target begins with; the others as ``CausalDecoder``'s."""
-        super().__init__(model.eval().decoder, longest=longest, head=head)
+        super().__init__(model.eval().decoder, longest=longest, head=head, tokenizer=tokenizer)
         self.reader, self.start = model, start
         self.source: Source
 

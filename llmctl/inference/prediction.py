@@ -68,12 +68,14 @@ def fill_masks(
 
     Raises InputError, naming where the text is from, if it has no mask or is too long.
     """
+    if "mask" not in tokenizer.special:
+        raise InputError(
+            "the tokenizer has no token for a mask, so there is none to fill; take a model with one"
+        )
     mask = tokenizer.special["mask"]
-    ids = [
-        tokenizer.special["cls"],
-        *tokenizer.encode(example.text, allow_special=True),
-        tokenizer.special["sep"],
-    ]
+    layout = tokenizer.layout
+    text = tokenizer.encode(example.text, allow_special=True)
+    ids = [*layout.before, *text, *layout.after]
     places = [place for place, number in enumerate(ids) if number == mask]
     if not places:
         raise InputError(
@@ -88,8 +90,9 @@ def fill_masks(
     device = next(model.parameters()).device
     hidden_1TD = model.body(torch.tensor([ids], device=device))
     probabilities_MV = torch.softmax(model.token_logits(hidden_1TD[0, places]).double(), dim=-1)
-    # A special token is never the word that is missing.
-    probabilities_MV[:, list(tokenizer.special_ids)] = 0.0
+    # A special token is never the word that is missing, nor is a row that no piece has.
+    probabilities_MV = probabilities_MV[:, : tokenizer.vocab_size]
+    probabilities_MV[:, [*tokenizer.special_ids, *tokenizer.holes]] = 0.0
     best = torch.topk(probabilities_MV, min(top, probabilities_MV.shape[1]))
     return [
         [

@@ -113,7 +113,8 @@ def fitted(query: Query, longest: int | None) -> tuple[Query, int]:
 def encode_query(
     tokenizer: Tokenizer, context: str, continuations: Sequence[str], *, source: str = "a text"
 ) -> Query:
-    """Texts as a query: the start token, then context and continuation encoded as one text.
+    """Texts as a query: what the tokenizer puts before a text, then context and continuation
+    encoded as one. A context without any token is the start token.
 
     A piece that reaches from the context into a continuation is scored with it. Raises InputError
     for a continuation without tokens.
@@ -136,9 +137,13 @@ def encode_query(
     for text, ids in zip(continuations, encoded, strict=True):
         if len(ids) <= length:
             raise InputError(f"{source}: {text!r} has no tokens to score; write a word or more")
-    start = np.array([start_token(tokenizer)])
+    before = list(tokenizer.layout.before)
+    if not before and not length:
+        before = [start_token(tokenizer)]
     return Query(
-        np.concatenate((start, encoded[0][:length])), [ids[length:] for ids in encoded], source
+        np.concatenate((np.array(before, dtype=np.int64), encoded[0][:length])),
+        [ids[length:] for ids in encoded],
+        source,
     )
 
 

@@ -17,21 +17,24 @@ from torch import Tensor, nn
 
 from llmctl import tokenizers
 from llmctl.errors import InputError, did_you_mean
+from llmctl.interop.purposes import (
+    CLASS_HEADS,
+    HEADS,
+    TASK,
+    Purpose,
+    PurposeError,
+    names_of_labels,
+    purpose_of,
+)
+from llmctl.interop.weights import AGAIN, WEIGHTS, check_body, check_sizes, weights_of
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE, Architecture
 from llmctl.models.bert import Bert
-from llmctl.models.config_json import FieldError
+from llmctl.models.config_json import FieldError, shown
 from llmctl.objectives import causal_lm, classify, masked_lm, seq2seq
 from llmctl.parsing import read_json_object
 from llmctl.tokenizers import Tokenizer
-from llmctl.workspace.tensors import read_tensors, write_tensors
+from llmctl.workspace.tensors import write_tensors
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-"""In large models of others: which file holds which tensor."""
-AGAIN = "copy it again from where it was made"
-"""What to do about a damaged file of a model's folder."""
-CLASS_HEADS = ("classifier.weight", "score.weight")
-"""The last layer of an encoder's and of a decoder's classifier."""
 MAX_LENGTH, TOKENIZER, CHAT = "llmctl_max_length", "llmctl_tokenizer", "llmctl_chat"
 """Fields of config.json that only llmctl writes: tokens trained on, the tokenizer's digest, and
 whether the model has learned to answer."""
@@ -57,14 +60,21 @@ class ModelFolder:
     """Our configuration of the body."""
     tensors: dict[str, Tensor]
     tokenizer: Tokenizer
+    """What it puts around a text is what the model was trained on."""
+    purpose: Purpose
 
     @property
     def kind(self) -> str:
         """What the model does: ``classify``, ``seq2seq`` with a decoder attached, or as its
-        pretraining, ``masked_lm`` or ``causal_lm``."""
-        if self.fields.get("model_type") == SEQ2SEQ:
-            return "seq2seq"
-        return "classify" if self._class_head() else self.architecture.objective
+        pretraining, ``masked_lm`` or ``causal_lm``.
+
+        Raises InputError where it is nothing of these, and is of use to a finetuning alone."""
+        if self.purpose.kind is None:
+            raise InputError(
+                f"{self.path} can't be used as it is: {self.purpose.reason}; finetune it, or take "
+                "another"
+            )
+        return self.purpose.kind
 
     @property
     def writes_from_source(self) -> str | None:
@@ -72,19 +82,16 @@ class ModelFolder:
         style = self.fields.get(STYLE)
         return str(style) if style in ("decoder", "prefix") else None
 
-    def _class_head(self) -> str | None:
-        return next((name for name in CLASS_HEADS if name in self.tensors), None)
-
     @property
     def labels(self) -> list[str] | None:
         """Names of the classes by number, if this is a classifier."""
-        head = self._class_head()
-        if head is None:
+        if self.kind != "classify":
             return None
-        count = len(self.tensors[head])
-        names = self.fields.get("id2label")
-        known = names if isinstance(names, dict) else {}
-        return [str(known.get(str(number), f"LABEL_{number}")) for number in range(count)]
+        count = next(len(self.tensors[name]) for name in CLASS_HEADS if name in self.tensors)
+        try:
+            return names_of_labels(self.fields, count)
+        except PurposeError as error:
+            raise InputError(f"{self.path / 'config.json'}: {error}") from None
 
     @property
     def max_length(self) -> int:
@@ -92,6 +99,13 @@ class ModelFolder:
         most = int(self.config.max_positions)
         given = self.fields.get(MAX_LENGTH)
         return min(given, most) if isinstance(given, int) else most
+
+    @property
+    def end_padding(self) -> int | None:
+        """The token that a decoder's classifier takes for padding at a text's end: it looks at the
+        last one before. None: at the last one, whatever it is."""
+        pad = self.fields.get("pad_token_id")
+        return pad if self.architecture.objective == "causal_lm" and type(pad) is int else None
 
     @property
     def boundaries(self) -> tuple[int, int]:
@@ -154,6 +168,8 @@ class ModelFolder:
             shape = seq2seq.Seq2SeqShape(
                 decoder_layers=decoder["num_layers"], cross_attention=decoder["cross_attention"]
             )
+            if shape.decoder_layers > len(self.tensors):
+                raise ValueError(f"a decoder of {shape.decoder_layers:,} blocks")
             model = seq2seq.build(
                 self.config_with(dropout), shape, self.architecture, smoothing=smoothing
             )
@@ -162,7 +178,7 @@ class ModelFolder:
 
     def masked_lm(self) -> masked_lm.MaskedLM:
         """The model with the heads of pretraining. Raises InputError if it has none."""
-        if self.architecture.objective != "masked_lm":
+        if self.architecture.objective != "masked_lm" or not self.kind:
             raise InputError(
                 f"{self.path} is no masked language model but a {self.architecture.name}; give a "
                 "pretrained BERT"
@@ -208,11 +224,7 @@ class ModelFolder:
         except (RuntimeError, KeyError, ValueError) as error:
             if isinstance(error, RuntimeError) and "memory" in str(error):
                 raise
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{self.path / WEIGHTS} is not the model that config.json describes ({reason}); "
-                "copy the whole folder again from where it was made"
-            ) from None
+            raise _not_the_model(self.path / WEIGHTS, " ".join(str(error).split())) from None
 
 
 def write_model_folder(
@@ -229,16 +241,18 @@ def write_model_folder(
     fields = architecture.to_hugging_face(config)
     beginning = architecture.classes[fields["model_type"]]
     if isinstance(model, classify.Classifier):
-        class_name = "ForSequenceClassification"
+        task, class_name = "classify", "ForSequenceClassification"
         tensors = classify.to_hugging_face(model, architecture)
     elif isinstance(model, causal_lm.CausalLM):
+        task = "causal_lm"
         class_name = "LMHeadModel" if beginning == "GPT2" else "ForCausalLM"
         tensors = causal_lm.to_hugging_face(model, architecture)
     elif isinstance(model, masked_lm.MaskedLM):
+        task = "masked_lm"
         class_name = "ForPreTraining" if model.next_sentence is not None else "ForMaskedLM"
         tensors = masked_lm.to_hugging_face(model)
     elif isinstance(model, seq2seq.Seq2Seq):
-        beginning, class_name = "Llmctl", "Seq2Seq"
+        task, beginning, class_name = "seq2seq", "Llmctl", "Seq2Seq"
         tensors = seq2seq.to_tensors(model, architecture)
         decoder = {
             "num_layers": model.decoder.body.config.num_layers,
@@ -257,6 +271,7 @@ def write_model_folder(
         "dtype": "float32",
         **fields,
         **ids,
+        TASK: task,
         TOKENIZER: tokenizer.digest(),
         **extra,
     }
@@ -264,6 +279,7 @@ def write_model_folder(
     (folder / "config.json").write_text(text, encoding="utf-8")
     if isinstance(model, causal_lm.CausalLM | seq2seq.Seq2Seq):
         ends = [tokenizer.special[r] for r in ("eos", "turn_end") if r in tokenizer.special]
+        ends += sorted(tokenizer.further_ends.difference(ends))
         generation = {**ids, "eos_token_id": ends}
         text = json.dumps(generation, indent=2) + "\n"
         (folder / "generation_config.json").write_text(text, encoding="utf-8")
@@ -291,30 +307,57 @@ def read_model_folder(path: Path) -> ModelFolder:
             f"known: {', '.join(BY_MODEL_TYPE)}"
         )
     architecture = BY_MODEL_TYPE[kind]
+    weights = weights_of(path)
     try:
         config = architecture.from_hugging_face(described)
-    except FieldError as error:
+        purpose = Purpose("seq2seq")
+        if fields is described:
+            purpose = purpose_of(fields, architecture, weights.shapes)
+        _check_lengths(fields)
+    except (FieldError, PurposeError) as error:
         raise InputError(f"{config_path}: {error}") from None
     tokenizer = tokenizers.load(path)
     _check_tokenizer(path, tokenizer, config.vocab_size, fields)
-    tensors = {_current_name(k): v for k, v in _read_weights(path).items()}
-    return ModelFolder(path, fields, architecture, config, tensors, tokenizer)
+    try:
+        check_sizes(config, weights.shapes)
+        if fields is described and purpose.kind is not None:
+            heads = HEADS[architecture.objective][purpose.kind]
+            check_body(architecture, config, weights.shapes, heads)
+    except ValueError as error:
+        raise _not_the_model(weights.files[0], error) from None
+    tokenizer = _as_trained(tokenizer, fields, architecture, purpose)
+    return ModelFolder(path, fields, architecture, config, weights.read(), tokenizer, purpose)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, or of those that an index names."""
-    if (path / WEIGHTS).exists() or not (path / INDEX).is_file():
-        return read_tensors(path / WEIGHTS)
-    files = read_json_object(path / INDEX, AGAIN).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise InputError(f"{path / INDEX} is damaged: it has no weight_map; {AGAIN}")
-    names = set(files.values())
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(names):
-        if Path(str(name)).name != name:  # an index may not reach out of its folder
-            raise InputError(f"{path / INDEX} names the file {name!r}, which is no plain name")
-        tensors |= read_tensors(path / name)
-    return tensors
+def _as_trained(
+    tokenizer: Tokenizer, fields: Mapping[str, Any], architecture: Architecture, purpose: Purpose
+) -> Tokenizer:
+    """A tokenizer that puts around a text what the model was trained on.
+
+    Its own files say it, but for those that can't and for folders of llmctl from before they did.
+    """
+    if tokenizer.keeps_layout and (TASK in fields or TOKENIZER not in fields):
+        return tokenizer
+    if architecture.objective == "masked_lm":
+        return tokenizer.for_encoder()
+    if TOKENIZER not in fields or not {"bos", "eos"} <= tokenizer.special.keys():
+        return tokenizer
+    return tokenizer.for_decoder(pairs=purpose.kind == "classify")
+
+
+def _not_the_model(file: Path, reason: object) -> InputError:
+    return InputError(
+        f"{file} is not the model that config.json describes ({reason}); copy the whole folder "
+        "again from where it was made"
+    )
+
+
+def _check_lengths(fields: Mapping[str, Any]) -> None:
+    """Raises FieldError unless the lengths that only llmctl writes are some."""
+    for name in (MAX_LENGTH, MAX_SOURCE, MAX_TARGET):
+        value = fields.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise FieldError(f"{name} is {shown(value)}, not a number of tokens; {AGAIN}")
 
 
 def _check_tokenizer(
@@ -322,10 +365,10 @@ def _check_tokenizer(
 ) -> None:
     """Raises InputError if the model was trained with another tokenizer, as far as can be told.
 
-    Others pad their vocabularies, so a model of theirs may have more rows than pieces; ours don't.
+    Others pad their vocabularies, so a model of theirs may have more rows than pieces, and so has
+    what is finetuned from it.
     """
-    ours, pieces = MAX_LENGTH in fields, tokenizer.vocab_size
-    if pieces > vocab_size or (ours and pieces != vocab_size):
+    if (pieces := tokenizer.vocab_size) > vocab_size:
         raise InputError(
             f"{path}: the tokenizer has {pieces} pieces and the model {vocab_size}; they don't "
             "belong together: copy the tokenizer again from where the model was made"
@@ -336,9 +379,3 @@ def _check_tokenizer(
             "differs from config.json's); they don't belong together: copy it again from where "
             "the model was made"
         )
-
-
-def _current_name(name: str) -> str:
-    """The first BERTs' files say gamma and beta, as TensorFlow does."""
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-    return name.replace("LayerNorm.beta", "LayerNorm.bias")

@@ -105,6 +105,8 @@ def read_ngram_folder(path: Path) -> NgramFolder:
         raise InputError(
             f"{path / WEIGHTS} is not the model that config.json describes ({error}); {AGAIN}"
         ) from None
+    if "bos" in tokenizer.special:  # every document has begun so
+        tokenizer = tokenizer.for_decoder()
     return NgramFolder(path, fields, config, model, tokenizer)
 
 

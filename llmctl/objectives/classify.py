@@ -26,7 +26,7 @@ from llmctl.models import Architecture
 from llmctl.models.decoder import DecoderConfig
 from llmctl.models.layers import initialise
 from llmctl.objectives.base import LossParts, Ratio, TensorBatch, rounded_up
-from llmctl.tokenizers import Tokenizer
+from llmctl.tokenizers import Layout, Tokenizer
 
 LENGTH_STEP = 8
 """The longest example of a batch is padded too, to a multiple of this: see ``rounded_up``."""
@@ -139,60 +139,54 @@ def collate(examples: Sequence[EncodedExample], pad: int) -> ExampleBatch:
     )
 
 
-def with_special_tokens(
+def laid_out(
     first: Sequence[int],
     second: Sequence[int] | None,
+    layout: Layout,
     *,
-    cls: int,
-    sep: int,
     max_length: int,
     label: int = 0,
+    pad: int | None = None,
 ) -> EncodedExample:
-    """A BERT's [CLS] first [SEP] second [SEP], cut to ``max_length``: the longer text loses first.
+    """A text, or two, with the special tokens around, cut to ``max_length``: see ``fitted``.
 
+    pad: at the end of a decoder's text this token is padding, as transformers sees it.
     Raises ValueError if not even the special tokens fit.
     """
-    special = 2 if second is None else 3
-    a, b = _fitted(len(first), 0 if second is None else len(second), max_length, special)
-    head = [cls, *first[:a], sep]
-    tail = [*second[:b], sep] if second is not None else []
+    before, between, after = layout.before, layout.between, layout.after
+    if second is None:
+        between = ()
+    else:
+        before, after = layout.pair_before, layout.pair_after
+    special = len(before) + len(between) + len(after)
+    a, b = fitted(len(first), len(second or ()), max_length - special)
+    head = [*before, *first[:a], *between]
+    ids = [*head, *(second or ())[:b], *after]
+    begin = len(ids)
+    if second is not None and layout.first_segment is not None:
+        begin = len(head) - len(between) + layout.first_segment
+    while pad is not None and len(ids) > 1 and ids[-1] == pad:
+        ids.pop()
     cut = a < len(first) or b < len(second or ())
-    return EncodedExample(np.asarray([*head, *tail], dtype=np.int64), len(head), label, cut)
+    return EncodedExample(np.asarray(ids, dtype=np.int64), begin, label, cut)
 
 
-def between_documents(
-    first: Sequence[int],
-    second: Sequence[int] | None,
-    *,
-    start: int,
-    end: int,
-    max_length: int,
-    label: int = 0,
-) -> EncodedExample:
-    """A decoder's [BOS] first, or [BOS] first [EOS] second, cut likewise.
+def fitted(a: int, b: int, room: int) -> tuple[int, int]:
+    """The lengths of two texts cut to fit into a room together as the `tokenizers` library does it
+    (``longest_first``): the longer loses until both are as long; what is odd then stays with the
+    longer one, or the second.
 
-    No special token comes last: where padding is the same token as the end, what is padding would
-    not be known.
+    Raises ValueError if there is no room at all.
     """
-    paired = second is not None and len(second) > 0
-    a, b = _fitted(len(first), len(second or ()), max_length, 2 if paired else 1)
-    head = [start, *first[:a], *([end] if paired else [])]
-    tail = second[:b] if second is not None else []
-    cut = a < len(first) or b < len(second or ())
-    return EncodedExample(np.asarray([*head, *tail], dtype=np.int64), len(head), label, cut)
-
-
-def _fitted(a: int, b: int, max_length: int, special: int) -> tuple[int, int]:
-    """The lengths of two texts cut to fit beside their special tokens."""
-    if max_length < special:
-        raise ValueError(f"max_length {max_length} has no room for {special} special tokens")
-    excess = a + b + special - max_length
-    while excess > 0:
-        if a >= b:
-            a, excess = a - 1, excess - 1
-        else:
-            b, excess = b - 1, excess - 1
-    return a, b
+    if room < 0:
+        raise ValueError(f"the special tokens alone are longer than max_length by {-room}")
+    if a + b <= room:
+        return a, b
+    short, long = min(a, b), max(a, b)
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room - room // 2
+    return (long, short) if a > b else (short, long)
 
 
 def encode_examples(
@@ -201,37 +195,32 @@ def encode_examples(
     max_length: int,
     number_of: dict[str, int] | None = None,
     *,
-    causal: bool,
+    pad: int | None = None,
 ) -> list[EncodedExample]:
-    """Examples as ids with special tokens; their labels by number where the names are given.
+    """Examples as ids with the special tokens that the tokenizer puts around them; their labels by
+    number where the names are given.
 
-    causal: for a decoder, not for a BERT. Raises InputError if the tokenizer lacks what it needs.
+    pad: see ``laid_out``. Raises InputError for a text of which nothing is left to look at.
     """
-    needed = ("bos", "eos") if causal else ("cls", "sep")
-    if missing := [role for role in needed if role not in tokenizer.special]:
-        raise InputError(
-            f"the tokenizer has no token for {' and '.join(missing)}, which stand around a text to "
-            "be classified; use a model that has one"
-        )
-    first_token, between = (tokenizer.special[role] for role in needed)
     texts = [example.text for example in examples]
     pairs = [example.text_pair or "" for example in examples]
     ids, lengths = tokenizer.encode_batch([*texts, *pairs])
     parts: list[list[int]] = [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
     encoded = []
     for row, example in enumerate(examples):
-        second = parts[row + len(examples)] if example.text_pair is not None else None
-        label = number_of[example.label or ""] if number_of else 0
-        if causal:
-            one = between_documents(
-                parts[row], second, start=first_token, end=between,
-                max_length=max_length, label=label,
-            )  # fmt: skip
-        else:
-            one = with_special_tokens(
-                parts[row], second, cls=first_token, sep=between,
-                max_length=max_length, label=label,
-            )  # fmt: skip
+        one = laid_out(
+            parts[row],
+            parts[row + len(examples)] if example.text_pair is not None else None,
+            tokenizer.layout,
+            max_length=max_length,
+            label=number_of[example.label or ""] if number_of else 0,
+            pad=pad,
+        )
+        if not len(one.ids):
+            raise InputError(
+                f"{example.source} is empty, and the tokenizer puts no token around a text that "
+                "could be looked at instead; leave it out"
+            )
         encoded.append(one)
     return encoded
 

@@ -68,7 +68,7 @@ def open_chat(
             "--task instruct --data FILE"
         )
     head = prepare(model, config.dtype, rows=1)
-    decoder = CausalDecoder(model, longest=folder.max_length, head=head)
+    decoder = CausalDecoder(model, longest=folder.max_length, head=head, tokenizer=folder.tokenizer)
     template = ChatTemplate(folder.tokenizer.chat_template, folder.tokenizer)
     session = ChatSession(decoder, folder.tokenizer, template, config)
     if system is not None:

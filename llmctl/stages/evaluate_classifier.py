@@ -197,7 +197,7 @@ def probabilities(
             "compared with; compare classifiers of one task"
         )
     model = folder.classifier().to(choose_device(device))
-    encoded = encode_examples(folder.tokenizer, examples, folder.max_length, causal=model.causal)
+    encoded = encode_examples(folder.tokenizer, examples, folder.max_length, pad=folder.end_padding)
     if cut := sum(example.cut for example in encoded):
         notes.append(f"{subject.name}: {cut_in_use(cut, len(encoded), folder)}")
     pad = pad_token(folder.tokenizer)

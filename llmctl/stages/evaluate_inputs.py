@@ -127,13 +127,17 @@ def _choose_other(
             f"--compare is for classifiers and language models, and {subject.name} is a pretrained "
             "encoder"
         )
+    if subject.run is None:
+        raise InputError(
+            f"{subject.name} is the folder of a pretrained encoder, whose losses are measured on "
+            "the shards that llmctl trained it on, and these are not known; finetune it and "
+            "evaluate what comes of it, or give a run's name"
+        )
     if files.data is not None:
         raise UsageError(
             f"{subject.name} is a pretrained encoder: it is measured on the validation part of its "
             "shards; leave out --data, or give --from a classifier"
         )
-    if subject.run is None:
-        raise InputError(f"{subject.name} is a folder: its shards are not known; give a run's name")
     shards = _shards_of(workspace, subject.run.manifest)
     return Given(subject, others, None, shards=shards), masked_report, None
 

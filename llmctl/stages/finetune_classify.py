@@ -109,6 +109,16 @@ class ClassifyTask(Task):
             )
         self._max_length = min(config.data.max_length or base.max_length, base.config.max_positions)
         self._pad = pad_token(base.tokenizer)
+        tokenizer = base.tokenizer
+        if not self._causal and not {"cls", "sep"} <= tokenizer.special.keys():
+            raise InputError(
+                "the tokenizer has no tokens for cls and sep, which stand around a text to be "
+                "classified; use a model that has them"
+            )
+        # What the folder says to transformers, texts are given here.
+        self._tokenizer = (
+            tokenizer.for_decoder(pairs=True) if self._causal else tokenizer.for_encoder()
+        )
         self._train, self._held_out = self._encoded(examples)
         self._tell_cut(reporter)
         if not self._train:
@@ -122,11 +132,11 @@ class ClassifyTask(Task):
     ) -> tuple[list[EncodedExample], list[EncodedExample]]:
         """The examples to train on, and those held out."""
         encoded = encode_examples(
-            self.base.tokenizer,
+            self._tokenizer,
             examples,
             self._max_length,
             {label: number for number, label in enumerate(self.labels)},
-            causal=self._causal,
+            pad=self._pad if self._causal else None,
         )
         share = self._options.data.validation
         held = [is_held_out(example, share) for example in examples]
@@ -230,7 +240,7 @@ class ClassifyTask(Task):
             MAX_LENGTH: self._max_length,
             COLUMNS: labelled_record(self._columns),
         }
-        write_model_folder(folder, model, self.base.tokenizer, extra)
+        write_model_folder(folder, model, self._tokenizer, extra)
 
     def heads(self, model: nn.Module) -> dict[str, Tensor]:
         assert isinstance(model, Classifier)

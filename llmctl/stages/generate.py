@@ -239,8 +239,9 @@ class Generation:
     def _encode(self, prompt: Prompt) -> list[int]:
         if self.from_sources:
             return self._encode_source(prompt)
-        ids = [] if self._start is None else [self._start]
-        ids += self.tokenizer.encode(prompt.text)
+        ids = [*self.tokenizer.layout.before, *self.tokenizer.encode(prompt.text)]
+        if not ids and self._start is not None:
+            ids = [self._start]
         if not ids:
             raise InputError(
                 f"{prompt.source} is empty, and the tokenizer has no token for a document's start "
@@ -294,10 +295,12 @@ def _decoder(model: Opened, config: GenerateConfig, rows: int) -> NextToken:
         pair = folder.seq2seq().to(device)
         head = prepare(pair.decoder, config.dtype, rows=rows, reader=pair.reader)
         start, _ = folder.boundaries
-        return SourceDecoder(pair, start=start, longest=folder.max_length, head=head)
+        return SourceDecoder(
+            pair, start=start, longest=folder.max_length, head=head, tokenizer=folder.tokenizer
+        )
     lm = folder.causal_lm().to(device)
     head = prepare(lm, config.dtype, rows=rows)
-    return CausalDecoder(lm, longest=folder.max_length, head=head)
+    return CausalDecoder(lm, longest=folder.max_length, head=head, tokenizer=folder.tokenizer)
 
 
 def read_prompts(path: Path) -> Iterator[Prompt]:

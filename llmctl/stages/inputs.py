@@ -13,6 +13,7 @@ from llmctl.data.tables import Columns, Example, read_examples, resolve_columns
 from llmctl.errors import InputError, did_you_mean
 from llmctl.interop.model_folder import ModelFolder, read_model_folder
 from llmctl.interop.ngram_folder import NgramFolder, is_ngram_folder, read_ngram_folder
+from llmctl.interop.weights import weights_of
 from llmctl.stages.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -163,9 +164,9 @@ def newest_pretrained(runs: Sequence[Artefact]) -> Artefact | None:
 
 def _digest_of(folder: ModelFolder | NgramFolder) -> str:
     """Of all that decides what the model of a folder answers."""
-    weights = sorted(path.name for path in folder.path.glob("*.safetensors"))
-    files = [sha256_file(folder.path / name) for name in ("config.json", *weights)]
-    return sha256_json([*files, folder.tokenizer.digest()])
+    weights = sorted(folder.path.glob("*.safetensors")) or weights_of(folder.path).files
+    files = [sha256_file(path) for path in (folder.path / "config.json", *weights)]
+    return sha256_json([*files, folder.tokenizer.digest(), *folder.tokenizer.said_beside()])
 
 
 def data_record(data: Path, option: str = "data") -> InputRecord:

@@ -123,7 +123,7 @@ class Predictor:
         def classified(part: Iterable[Example], first: int) -> Iterator[tuple[Prediction, bool]]:
             for block in in_blocks(part):
                 encoded = encode_examples(
-                    folder.tokenizer, block, folder.max_length, causal=classifier.causal
+                    folder.tokenizer, block, folder.max_length, pad=folder.end_padding
                 )
                 pad = pad_token(folder.tokenizer)
                 probabilities_BC = class_probabilities(classifier, encoded, pad)

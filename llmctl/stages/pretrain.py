@@ -19,6 +19,7 @@ from llmctl.errors import ConfigError, UsageError, did_you_mean
 from llmctl.interop.model_folder import MAX_LENGTH, write_model_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.objectives import PRETRAINING
+from llmctl.objectives.causal_lm import CausalLM
 from llmctl.objectives.pretraining import VALIDATION_SEED, Batches, DataConfig, Pretraining
 from llmctl.stages.budget import LEAST_SECONDS, Choice, choose, left_open
 from llmctl.stages.inputs import choose_shards, find_pretraining, pretraining_identity
@@ -346,7 +347,10 @@ def export_model(
 ) -> dict[str, Any]:
     """Write the model folder; returns figures for the summary."""
     extra = {MAX_LENGTH: config.data.sequence_length}
-    write_model_folder(folder, model, pretraining.tokenizer, extra)
+    tokenizer = pretraining.tokenizer
+    if isinstance(model, CausalLM):  # every document has begun so
+        tokenizer = tokenizer.for_decoder()
+    write_model_folder(folder, model, tokenizer, extra)
     return {"parameters": sum(p.numel() for p in model.parameters())}
 
 

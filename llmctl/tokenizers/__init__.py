@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from llmctl.errors import InputError, UsageError, did_you_mean
-from llmctl.tokenizers.base import Tokenizer, count_words
+from llmctl.tokenizers.base import Layout, Tokenizer, count_words
 from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.tokenizers.characters import learn_characters
 from llmctl.tokenizers.chat import CHATML
@@ -63,4 +63,4 @@ def learn(
     return learned
 
 
-__all__ = ["LEARNERS", "Tokenizer", "count_words", "learn", "load"]
+__all__ = ["LEARNERS", "Layout", "Tokenizer", "count_words", "learn", "load"]

@@ -13,6 +13,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,19 @@ def roomy(needed: int) -> int:
     return -(-3 * needed // 2)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """The special tokens that are put around a text, and around two."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    pair_before: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    pair_after: tuple[int, ...] = ()
+    first_segment: int | None = None
+    """How many of ``between`` belong to a BERT's first segment; None: everything does."""
+
+
 BOUNDARIES = (("bos", "eos"), ("cls", "sep"))
 """The tokens around a document, by role: a language model's, or those of BERT's tokenizers."""
 
@@ -105,6 +119,15 @@ class Tokenizer(ABC):
     sentencewise = False
     """Whether the ids of a text are those of its sentences end to end. Elsewhere a start of text
     may get a piece of its own (``▁``), so a text must be encoded whole."""
+    further_ends: frozenset[int] = frozenset()
+    """Ids that end a text besides those of the roles; see ``read_companions``."""
+    adds: tuple[bool, bool] | None = None
+    """Whether bos stands before each text and eos behind it, where tokenizer_config.json says it of
+    a tokenizer whose own file can't."""
+    keeps_layout = False
+    """Whether the tokenizer's own file says what is put around a text."""
+    _laid_out: Layout | None = None
+    """Where it doesn't: what is."""
     _strips_first = False
     """Whether decoding takes away the space that encoding puts before a text."""
 
@@ -156,9 +179,55 @@ class Tokenizer(ABC):
     def for_encoder(self) -> Tokenizer:
         """This tokenizer as a BERT's folder has it: transformers puts cls and sep around a text.
 
-        The same object where it does so already, or where the files can't say it.
+        The same object where it does so already, or has no such tokens.
         """
-        return self
+        if not {"cls", "sep"} <= self.special.keys():
+            return self
+        cls, sep = self.special["cls"], self.special["sep"]
+        return self._with(Layout((cls,), (sep,), (cls,), (sep,), (sep,), 1))
+
+    def _with(self, layout: Layout) -> Tokenizer:
+        laid_out = copy.copy(self)
+        laid_out._laid_out = layout
+        return laid_out
+
+    @property
+    def layout(self) -> Layout:
+        """What transformers puts around a text that it is given with this tokenizer's files."""
+        if self._laid_out is not None:
+            return self._laid_out
+        adds_bos, adds_eos = self.adds or (True, False)
+        before = (self.special["bos"],) if adds_bos and "bos" in self.special else ()
+        after = (self.special["eos"],) if adds_eos and "eos" in self.special else ()
+        return Layout(before, after, before, (*after, *before), after, len(after))
+
+    def for_decoder(self, *, pairs: bool = False) -> Tokenizer:
+        """This tokenizer as a language model's folder has it: bos stands before a text, as before
+        every document in training, and with ``pairs`` eos between two.
+
+        Nothing goes behind: a prompt goes on. The same object where it is so already. Raises
+        InputError if there are no such tokens.
+        """
+        bos, between = self._decoder_tokens(pairs=pairs)
+        return self._with(Layout((bos,), (), (bos,), (between,)))
+
+    def _decoder_tokens(self, *, pairs: bool) -> tuple[int, int]:
+        needed = ("bos", "eos") if pairs else ("bos",)
+        if missing := [role for role in needed if role not in self.special]:
+            raise InputError(
+                f"the tokenizer has no token for {' and '.join(missing)}, which stand around a "
+                "text; use a model that has one"
+            )
+        return self.special["bos"], self.special["eos" if pairs else "bos"]
+
+    @cached_property
+    def holes(self) -> list[int]:
+        """Ids below ``vocab_size`` that no piece has."""
+        return []
+
+    def said_beside(self) -> list[Any]:
+        """What the files beside the tokenizer's own say that decides what a model answers."""
+        return [part for part in (self.adds, sorted(self.further_ends)) if part]
 
     @abstractmethod
     def _bytes_of_pieces(self) -> list[bytes]:
@@ -227,6 +296,8 @@ def roles_in(token_to_id: Any) -> dict[str, int]:
 class FastTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` library."""
 
+    keeps_layout = True
+
     def __init__(self, kind: str, rust: RustTokenizer) -> None:
         self.kind = kind
         self._rust = rust
@@ -290,8 +361,56 @@ class FastTokenizer(Tokenizer):
         )
         rust.encode_special_tokens = True
         wrapped = copy.copy(self)
+        wrapped.__dict__.pop("_own_layout", None)
         wrapped._rust = rust
         return wrapped
+
+    @property
+    def layout(self) -> Layout:
+        if self.adds is not None:
+            return super().layout
+        return self._own_layout
+
+    @cached_property
+    def _own_layout(self) -> Layout:
+        """What the post-processor puts around texts, found by giving it some."""
+        for text in ("a", "1", *map(self.id_to_token, self.ordinary[:PROBES])):
+            one = self._rust.encode(text, add_special_tokens=True)
+            if one.ids and 0 in one.sequence_ids:
+                break
+        else:
+            return Layout()
+        two = self._rust.encode(text, text, add_special_tokens=True)
+        before, after = _around(one.ids, one.sequence_ids, 0)
+        first, rest = _around(two.ids, two.sequence_ids, 0)
+        second_at = two.sequence_ids.index(1)
+        between = tuple(two.ids[len(two.ids) - len(rest) : second_at])
+        _, last = _around(two.ids, two.sequence_ids, 1)
+        types = two.type_ids[second_at - len(between) : second_at]
+        first_segment = types.count(0) if two.type_ids[second_at] == 1 else None
+        return Layout(before, after, first, between, last, first_segment)
+
+    def for_decoder(self, *, pairs: bool = False) -> Tokenizer:
+        bos, between = self._decoder_tokens(pairs=pairs)
+        layout = self.layout
+        single = self.adds is None and layout.before == (bos,) and not layout.after
+        if single and (
+            not pairs
+            or (layout.pair_before, layout.between, layout.pair_after) == ((bos,), (between,), ())
+        ):
+            return self
+        rust = RustTokenizer.from_str(self._rust.to_str())
+        begin_with(rust, self.id_to_token(bos), self.id_to_token(between))
+        rust.encode_special_tokens = True
+        wrapped = copy.copy(self)
+        wrapped.__dict__.pop("_own_layout", None)
+        wrapped._rust, wrapped.adds = rust, None
+        return wrapped
+
+    @cached_property
+    def holes(self) -> list[int]:
+        taken = set(self._rust.get_vocab().values())
+        return [number for number in range(self.vocab_size) if number not in taken]
 
     def _bytes_of_pieces(self) -> list[bytes]:
         tokens = [self.id_to_token(number) for number in range(self.vocab_size)]
@@ -325,16 +444,30 @@ class FastTokenizer(Tokenizer):
         return {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
-def begin_with(rust: RustTokenizer, token: str) -> None:
+PROBES = 300
+"""Pieces that are tried until one of them, as a text, has an id."""
+
+
+def _around(
+    ids: Sequence[int], sequences: Sequence[int | None], number: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids before and behind those of the text of a number."""
+    places = [place for place, sequence in enumerate(sequences) if sequence == number]
+    return tuple(ids[: places[0]]), tuple(ids[places[-1] + 1 :])
+
+
+def begin_with(rust: RustTokenizer, token: str, between: str | None = None) -> None:
     """Have transformers put a token before each text, as Llama has it.
 
     Every document begins so in training and every prompt of ours does, so a text that
     ``transformers`` tokenizes is met as the model knows it. Nothing goes behind: a prompt goes on.
+    between: the token before the second of two texts, if it is another.
     """
+    between = between or token
     rust.post_processor = processors.TemplateProcessing(
         single=[f"{token}:0", "$A:0"],
-        pair=[f"{token}:0", "$A:0", f"{token}:1", "$B:1"],
-        special_tokens=[(token, rust.token_to_id(token))],
+        pair=[f"{token}:0", "$A:0", f"{between}:1", "$B:1"],
+        special_tokens=[(one, rust.token_to_id(one)) for one in dict.fromkeys((token, between))],
     )
 
 

@@ -18,7 +18,8 @@ def read_companions(tokenizer: Tokenizer, folder: Path) -> None:
 
     What tokenizer_config.json says goes before special_tokens_map.json, and that before
     generation_config.json; what none names is known by its usual spelling. What the vocabulary
-    lacks is passed over. Raises InputError for a malformed file.
+    lacks is passed over. All that generation_config.json's eos_token_id lists ends a text, or where
+    there is none config.json's does. Raises InputError for a malformed file.
     """
     config = read_object(folder / CONFIG)
     named = {
@@ -27,6 +28,12 @@ def read_companions(tokenizer: Tokenizer, folder: Path) -> None:
         **_tokens_in(folder / CONFIG, tokenizer.token_to_id),
     }
     tokenizer.special = {**tokenizer.special, **named}
+    for name in ("generation_config.json", "config.json"):
+        if ends := _ends_in(folder / name, tokenizer.vocab_size):
+            tokenizer.further_ends = ends
+            break
+    if not (folder / "tokenizer.json").is_file():  # which says itself what it adds
+        tokenizer.adds = _additions(folder / CONFIG, config)
     tokenizer.chat_template = _template(folder, config)
 
 
@@ -74,11 +81,36 @@ def _tokens_in(path: Path, token_to_id: Callable[[str], int | None]) -> dict[str
     return found
 
 
+def _ends_in(path: Path, vocab_size: int) -> frozenset[int]:
+    """The ids that end a text."""
+    value = read_object(path).get("eos_token_id")
+    ends = value if isinstance(value, list) else [] if value is None else [value]
+    for number in ends:
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise InputError(f"{path}: eos_token_id has {number!r}, not an id; mend the file")
+    return frozenset(number for number in ends if 0 <= number < vocab_size)
+
+
+def _additions(path: Path, config: dict[str, Any]) -> tuple[bool, bool] | None:
+    """Whether bos stands before each text and eos behind, if the file says something of it."""
+    said = {name: config.get(name) for name in ("add_bos_token", "add_eos_token")}
+    for name, value in said.items():
+        if value is not None and not isinstance(value, bool):
+            raise InputError(f"{path}: {name} is {value!r}, not true or false; mend the file")
+    if all(value is None for value in said.values()):
+        return None
+    without = {
+        role for role in ("bos", "eos") if f"{role}_token" in config and not config[f"{role}_token"]
+    }
+    bos, eos = (bool(value) for value in said.values())
+    return bos and "bos" not in without, eos and "eos" not in without
+
+
 def _ids_in(path: Path, vocab_size: int) -> dict[str, int]:
     fields, found = read_object(path), {}
     for role in ("bos", "eos", "pad"):
         value = fields.get(f"{role}_token_id")
-        number = value[0] if isinstance(value, list) and value else value
+        number = next(iter(value), None) if isinstance(value, list) else value
         if number is None:
             continue
         if not isinstance(number, int):

@@ -10,8 +10,9 @@ from llmctl.data.tables import Example
 from llmctl.errors import InputError
 from llmctl.inference.prediction import BATCH, class_probabilities, fill_masks, in_blocks
 from llmctl.models.bert import Bert, BertConfig
-from llmctl.objectives.classify import Classifier, with_special_tokens
+from llmctl.objectives.classify import Classifier, laid_out
 from llmctl.objectives.masked_lm import MaskedLM
+from llmctl.tokenizers import Layout
 from llmctl.tokenizers.wordpiece import SPECIAL, build_wordpiece
 
 WORDS = ["the", "sea", "is", "wide", "ship"]
@@ -35,9 +36,9 @@ def test_probabilities_are_those_of_each_text_alone():
     model = Classifier(Bert(CONFIG), 3).eval()
     generator = np.random.default_rng(0)
     examples = [
-        with_special_tokens(
+        laid_out(
             generator.integers(5, 10, size=generator.integers(1, 12)).tolist(), None,
-            cls=2, sep=3, max_length=16,
+            Layout(before=(2,), after=(3,)), max_length=16,
         )
         for _ in range(BATCH + 7)
     ]  # fmt: skip

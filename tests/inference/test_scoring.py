@@ -16,7 +16,7 @@ from llmctl.inference import scoring
 from llmctl.inference.scoring import CausalScorer, Query, encode_query, fitted
 from llmctl.models import ARCHITECTURES
 from llmctl.objectives.causal_lm import CausalLM, to_hugging_face
-from llmctl.tokenizers import Tokenizer
+from llmctl.tokenizers import Layout, Tokenizer
 
 VOCABULARY = 30
 POSITIONS = 24
@@ -242,7 +242,7 @@ def test_choices_share_what_is_alike_before_them():
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     rust.decoder = decoders.ByteLevel()
     rust.add_special_tokens(["<s>"])
-    tokenizer = FastTokenizer("bpe", rust)
+    tokenizer = FastTokenizer("bpe", rust).for_decoder()
     # "xa" + "b" makes the piece "ab", which reaches back into the context.
     query = encode_query(tokenizer, "xa", ["b", "c"])
     shown = [
@@ -256,6 +256,12 @@ def test_what_has_no_tokens_or_no_start_is_refused(tmp_path: Path):
     tokenizer = tokenizers.load(tmp_path)
     with pytest.raises(InputError, match=r"x:1.*no tokens"):
         encode_query(tokenizer, "The ship", [" sails", ""], source="x:1")
+    # A tokenizer that puts nothing before a text: only what has no context needs a start.
+    tokenizer.__dict__["_own_layout"] = Layout()
+    tokens = tokenizer.encode("The ship sails")
+    query = encode_query(tokenizer, "The ship", [" sails"])
+    assert [*query.context, *query.continuations[0]] == tokens
+    assert encode_query(tokenizer, "", ["The"]).context.tolist() == [tokenizer.special["bos"]]
     tokenizer.special = {}
     with pytest.raises(InputError, match="no token for a document's start"):
-        encode_query(tokenizer, "The ship", [" sails"])
+        encode_query(tokenizer, "", ["The ship"])

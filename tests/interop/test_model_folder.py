@@ -61,7 +61,7 @@ def drop_a_piece(vocabulary: dict[str, int]) -> None:
         ({"hidden_size": 64}, r"model\.safetensors is not the model"),
         ({"num_attention_heads": 5}, "num_heads 5"),
         ({"hidden_size": "x"}, "hidden_size"),
-        ({"vocab_size": 500}, "don't belong together"),
+        ({"vocab_size": 500}, "is 120 × 32, not 500 × 32"),
         ({"vocab_size": None}, "vocab_size"),
         ({"model_type": ["bert"]}, "model_type"),
     ],
@@ -88,9 +88,21 @@ def test_another_tokenizer_is_refused(folder: Path, edit: Callable[[dict[str, in
         read_model_folder(folder)
 
 
-def test_a_vocabulary_may_be_padded_in_the_models_of_others(folder: Path):
-    made_elsewhere(folder, vocab_size=128)
-    assert read_model_folder(folder).config.vocab_size == 128
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_vocabulary_may_be_padded(folder: Path, ours: bool):
+    """In the models of others, and so in what is finetuned from them."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias"):
+        tensors[name] = torch.cat((tensors[name], torch.zeros_like(tensors[name][:8])))
+    save_file(tensors, folder / "model.safetensors")
+    if ours:
+        change(folder / "config.json", vocab_size=128)
+    else:
+        made_elsewhere(folder, vocab_size=128)
+    assert read_model_folder(folder).masked_lm().body.config.vocab_size == 128
+    change(folder / "config.json", vocab_size=119)
+    with pytest.raises(InputError, match="has 120 pieces and the model 119"):
+        read_model_folder(folder)
 
 
 def test_the_tokenizer_counts_in_the_digest_of_a_folder(folder: Path, tmp_path: Path):

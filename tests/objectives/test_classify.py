@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from llmctl.data.tables import Example
 from llmctl.errors import InputError
@@ -23,23 +24,26 @@ from llmctl.objectives.classify import (
     Classifier,
     EncodedExample,
     ExampleBatch,
-    between_documents,
     collate,
     encode_examples,
+    fitted,
     from_hugging_face,
+    laid_out,
     pad_token,
     start_from,
     to_hugging_face,
-    with_special_tokens,
 )
 from llmctl.objectives.masked_lm import MaskedLM
 from llmctl.objectives.masked_lm import to_hugging_face as masked_lm_tensors
+from llmctl.tokenizers import Layout
 from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.tokenizers.wordpiece import SPECIAL as WORDPIECE_SPECIAL
 from llmctl.tokenizers.wordpiece import build_wordpiece
 
 PAD, CLS, SEP = 0, 2, 3
 EOS = 4
+ENCODER = Layout((CLS,), (SEP,), (CLS,), (SEP,), (SEP,), 1)
+DECODER = Layout((EOS,), (), (EOS,), (EOS,))
 V, CLASSES = 50, 3
 BERT = ARCHITECTURES["bert"]
 
@@ -101,9 +105,9 @@ def examples(count: int, seed: int = 0, *, causal: bool = False) -> list[Encoded
         first, second = text(), text() if number % 2 else None
         label = int(generator.integers(CLASSES))
         made.append(
-            between_documents(first, second, start=EOS, end=EOS, max_length=32, label=label)
+            laid_out(first, second, DECODER, max_length=32, label=label)
             if causal
-            else with_special_tokens(first, second, cls=CLS, sep=SEP, max_length=32, label=label)
+            else laid_out(first, second, ENCODER, max_length=32, label=label)
         )
     return made
 
@@ -122,7 +126,7 @@ def numpy_nll(model: Classifier, batch: ExampleBatch) -> tuple[NDArray[np.float6
 def test_truncation_takes_from_the_longer_text(
     first: list[int], second: list[int] | None, max_length: int
 ):
-    example = with_special_tokens(first, second, cls=CLS, sep=SEP, max_length=max_length)
+    example = laid_out(first, second, ENCODER, max_length=max_length)
     ids = example.ids.tolist()
     room = max_length - (2 if second is None else 3)
     assert ids[0] == CLS
@@ -145,11 +149,26 @@ def test_truncation_takes_from_the_longer_text(
         assert len(b) >= len(a) - 1
 
 
+def test_truncation_is_that_of_the_tokenizers_library():
+    """For all lengths and rooms, with and without special tokens, and a pair of an empty text."""
+    tokenizer = build_wordpiece([*WORDPIECE_SPECIAL, "sea"], cased=False)
+    rust = Tokenizer.from_str(tokenizer._rust.to_str())
+    texts = ["sea " * length for length in range(13)]
+    for room in range(20):
+        rust.enable_truncation(room + 3, strategy="longest_first")
+        for a, first in enumerate(texts):
+            for b, second in enumerate(texts):
+                sequences = rust.encode(first, second).sequence_ids
+                assert fitted(a, b, room) == (sequences.count(0), sequences.count(1)), (a, b, room)
+    with pytest.raises(ValueError, match="longer than max_length by 2"):
+        fitted(1, 1, -2)
+
+
 def test_special_tokens_by_hand():
-    example = with_special_tokens([5, 6, 7, 8, 9], [10, 11], cls=CLS, sep=SEP, max_length=8)
+    example = laid_out([5, 6, 7, 8, 9], [10, 11], ENCODER, max_length=8)
     assert example.ids.tolist() == [CLS, 5, 6, 7, SEP, 10, 11, SEP]
     assert example.second == 5
-    single = with_special_tokens([5, 6, 7], None, cls=CLS, sep=SEP, max_length=4, label=2)
+    single = laid_out([5, 6, 7], None, ENCODER, max_length=4, label=2)
     assert single.ids.tolist() == [CLS, 5, 6, SEP]
     assert single.label == 2
 
@@ -286,7 +305,7 @@ def test_a_decoder_reads_up_to_a_token_of_the_text(
     first: list[int], second: list[int] | None, max_length: int
 ):
     """The last token is never padding's, by which transformers would take the one before it."""
-    ids = between_documents(first, second, start=EOS, end=EOS, max_length=max_length).ids.tolist()
+    ids = laid_out(first, second, DECODER, max_length=max_length, pad=EOS).ids.tolist()
     assert ids[0] == EOS
     assert len(ids) <= max_length
     if second:
@@ -296,18 +315,18 @@ def test_a_decoder_reads_up_to_a_token_of_the_text(
         assert b
         assert len(ids) == min(len(first) + len(second) + 2, max_length)
     else:
-        assert ids[1:] == first[: max_length - 1]
+        assert ids[1:] == first[: max_length - (1 if second is None else 2)]
 
 
 def test_decoders_are_given_a_text_between_the_documents_tokens():
     tokenizer = learn_bpe(["a ship sails the sea"] * 3, 280, exact=False)
     single = Example("a ship", None, "x", "test")
     paired = Example("a ship", "the sea", "x", "test")
-    one, two = encode_examples(tokenizer, [single, paired], 32, {"x": 1}, causal=True)
+    one, two = encode_examples(tokenizer, [single, paired], 32, {"x": 1})
+    assert tokenizer.for_decoder(pairs=True) is tokenizer
     end = tokenizer.special["eos"]
     assert one.ids.tolist() == [end, *tokenizer.encode("a ship")]
     assert two.ids.tolist() == [*one.ids, end, *tokenizer.encode("the sea")]
-    assert two.second == len(one.ids) + 1
     assert (one.label, two.label) == (1, 1)
 
 
@@ -317,7 +336,7 @@ def test_a_tokenizer_without_padding_pads_with_the_end_of_a_document():
     tokenizer.special = {"eos": 7}
     assert pad_token(tokenizer) == 7
     with pytest.raises(InputError, match="no token for bos"):
-        encode_examples(tokenizer, [Example("sea", None, None, "test")], 16, causal=True)
+        tokenizer.for_decoder(pairs=True)
     tokenizer.special = {}
     with pytest.raises(InputError, match="no token for padding"):
         pad_token(tokenizer)
@@ -344,7 +363,7 @@ def test_transformers_has_the_same_logits(tmp_path: Path, name: str, kind: str):
     write_model_folder(tmp_path, model, tokenizer, extra)
     theirs = getattr(transformers, kind).from_pretrained(tmp_path).eval()
     made = [
-        between_documents(first, second, start=EOS, end=EOS, max_length=32)
+        laid_out(first, second, DECODER, max_length=32, pad=EOS)
         for first, second in [
             ([5, 6, 7, 8, 9], None),
             ([5], None),

@@ -56,7 +56,7 @@ class Rules:
 
     def __init__(self, config: GenerationConfig, tokenizer: Tokenizer) -> None:
         self.config, self.tokenizer = config, tokenizer
-        self.ends = frozenset(
+        self.ends = tokenizer.further_ends.union(
             tokenizer.special[role] for role in END_ROLES if role in tokenizer.special
         )
         values: Mapping[str, Any] = {

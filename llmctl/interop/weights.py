@@ -1,0 +1,237 @@
+"""The weights of a model folder: one file of tensors, or several that an index names.
+
+Safetensors, or the pickled files of older models, of which nothing but tensors is read. Names,
+types and shapes are compared with what config.json describes before anything is computed with
+them, and before anything of such a size is made: a description may say what it likes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zipfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmctl.errors import InputError
+from llmctl.models import Architecture
+from llmctl.parsing import read_json_object
+from llmctl.workspace.tensors import read_tensors
+
+WEIGHTS = "model.safetensors"
+PICKLED = "pytorch_model.bin"
+"""The name of older models' files, with numbers where there are several."""
+INDEX = ".index.json"
+"""Behind the name of the one file: which of several holds which tensor."""
+AGAIN = "copy it again from where it was made"
+
+SIZES = ("vocab_size", "hidden_size", "intermediate_size")
+"""Fields of every configuration that some tensor has as a side."""
+ROTARY_BYTES = 1 << 30
+"""Of the tables of rotary angles at most: half a million positions of heads 128 wide."""
+
+_BUFFERS = re.compile(
+    r"(^|\.)(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq|position_ids|token_type_ids)$"
+)
+"""What classes of transformers once kept beside their weights, and make anew."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of a model's tensors."""
+
+    files: tuple[Path, ...]
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name, read from the files' heads; buffers left out.
+
+        Raises InputError for a tensor that holds no floating-point numbers.
+        """
+        found = {}
+        for path in self.files:
+            for name, (dtype, shape) in _head(path).items():
+                name = current_name(name)
+                if _BUFFERS.search(name):
+                    continue
+                if dtype not in FLOATS:
+                    raise InputError(
+                        f"{path}: the tensor {name} is of type {dtype.lower()}, and weights are "
+                        "fp64, fp32, fp16 or bf16; take the model in one of these"
+                    )
+                found[name] = shape
+        return found
+
+    def read(self) -> dict[str, Tensor]:
+        """The tensors by name. Raises InputError for one whose numbers are not finite."""
+        tensors = {}
+        for path in self.files:
+            for name, tensor in _tensors(path).items():
+                name = current_name(name)
+                if _BUFFERS.search(name):
+                    continue
+                if not is_finite(tensor):
+                    raise InputError(
+                        f"{path}: the tensor {name} has numbers that are not finite; the model "
+                        "diverged, or its file is damaged: take another"
+                    )
+                tensors[name] = tensor
+        return tensors
+
+
+def weights_of(folder: Path) -> Weights:
+    """The weights of a folder. Raises InputError if there are none, or an index is damaged."""
+    for name in (WEIGHTS, PICKLED):
+        if (folder / name).exists():
+            return Weights((folder / name,))
+        index = folder / f"{name}{INDEX}"
+        if index.is_file():
+            return Weights(tuple(folder / file for file in _named_in(index)))
+    raise InputError(f"{folder / WEIGHTS} is missing; {AGAIN}")
+
+
+def _named_in(index: Path) -> list[str]:
+    files = read_json_object(index, AGAIN).get("weight_map")
+    if not isinstance(files, dict):
+        raise InputError(f"{index} is damaged: it has no weight_map; {AGAIN}")
+    for name in files.values():
+        # An index may not reach out of its folder.
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(f"{index} names the file {name!r}, which is no plain name")
+    return sorted(set(files.values()))
+
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""As safetensors calls them."""
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+
+
+def _head(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each tensor of a file."""
+    if path.suffix == ".bin":
+        return {
+            name: (_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+            for name, tensor in _unpickled(path).items()
+        }
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (p.get_dtype(), tuple(p.get_shape())) for name, p in parts.items()}
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; {AGAIN}") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} can't be read as safetensors: {error}") from None
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    return _unpickled(path) if path.suffix == ".bin" else read_tensors(path)
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickled file, which can hold a program: whatever isn't a tensor or a plain
+    value is refused unread. Raises InputError."""
+    try:
+        # Mapped, tensors are read when they are looked at; files of before 2020 can't be.
+        value = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; {AGAIN}") from None
+    except Exception as error:  # a damaged file fails in any of a dozen ways
+        if type(error).__name__ == "UnpicklingError":
+            raise InputError(
+                f"{path} is damaged, or holds more than tensors, which is not read; take the model "
+                "as safetensors"
+            ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} can't be read as a file of PyTorch: {reason}; {AGAIN}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no tensors by name; {AGAIN}")
+    for name, tensor in value.items():
+        if (
+            not isinstance(name, str)
+            or not isinstance(tensor, Tensor)
+            or (tensor.layout != torch.strided)
+        ):
+            raise InputError(f"{path} holds something at {name!r} that is no tensor; {AGAIN}")
+    return dict(value)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all of a tensor's numbers are finite."""
+    # Their sum is not if one is not; where it overflows each is asked.
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return math.isfinite(tensor.sum(dtype=wide).item()) or bool(torch.isfinite(tensor).all())
+
+
+def current_name(name: str) -> str:
+    """The first BERTs' files say gamma and beta, as TensorFlow does."""
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+    return name.replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def check_sizes(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError for a size that no tensor has, before a network of such a size is made."""
+    sides = [side for shape in shapes.values() for side in shape]
+    largest = max(sides, default=0)
+    if config.num_layers > len(shapes):
+        raise ValueError(f"{config.num_layers:,} blocks, and {len(shapes):,} tensors")
+    sizes = {name: getattr(config, name) for name in SIZES}
+    head = getattr(config, "head_size", 0) or config.hidden_size // config.num_heads
+    sizes["num_heads times head_size"] = config.num_heads * head
+    rotary = hasattr(config, "rope_theta")
+    if not rotary:
+        sizes["max_positions"] = config.max_positions
+    for name, size in sizes.items():
+        if size > largest:
+            raise ValueError(f"{name} {size:,}, and the largest side of a tensor is {largest:,}")
+    table = 4 * config.max_positions * head
+    if rotary and table > ROTARY_BYTES:
+        raise ValueError(
+            f"{config.max_positions:,} positions, whose rotary angles alone take "
+            f"{table / 2**30:,.0f} GB; write the longest text that is needed in its place"
+        )
+
+
+def check_body(
+    architecture: Architecture,
+    config: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    heads: Collection[str],
+) -> None:
+    """Compare the tensors of a network's body with what a configuration describes.
+
+    heads: names of tensors that may stand beside the body. Raises ValueError for a tensor that is
+    missing, has another shape, or is one too many.
+    """
+    with torch.device("meta"):
+        body = architecture.model(config)
+    expected = architecture.export_tensors(body.state_dict(), config)
+    prefix = next(iter(expected)).partition(".")[0] + "."
+    found = {name if name in expected else prefix + name: name for name in shapes}
+    for name, tensor in expected.items():
+        if name not in found:
+            raise ValueError(f"there is no tensor {name}")
+        shape = shapes[found[name]]
+        if shape != tuple(tensor.shape):
+            raise ValueError(f"{name} is {_sides(shape)}, not {_sides(tuple(tensor.shape))}")
+    for canonical, name in found.items():
+        if canonical not in expected and not {name, canonical} & set(heads):
+            raise ValueError(f"the tensor {name} has no place in it")
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape)) or "a number"

@@ -1,0 +1,80 @@
+"""What tests of others' models share: small ones that transformers made, with the tokenizers that
+such models have."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import processors
+
+from llmctl.tokenizers import Tokenizer, learn
+
+TEXTS = [
+    "the ship sails over the wide sea", "waves rise and fall", "the captain watches the stars",
+    "the farmer feeds the cows", "hens lay eggs in the barn", "wheat grows tall",
+    "the tram stops at the square", "people hurry to work", "a",
+]  # fmt: skip
+SHAPE = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+    "max_position_embeddings": 64, "initializer_range": 0.3,
+}  # fmt: skip
+
+
+@cache
+def learned(kind: str) -> Tokenizer:
+    return learn(kind, TEXTS * 3, 290 if kind != "wordpiece" else 60, exact=False)
+
+
+def save_tokenizer(folder: Path, like: str, **config: Any) -> None:
+    """The files of a tokenizer. like: ``bert``, ``gpt2`` and ``qwen`` (nothing is put around a
+    text), ``llama`` (bos before it), ``ours`` and ``unigram`` as llmctl makes them.
+
+    config: fields of tokenizer_config.json.
+    """
+    kinds = {"bert": "wordpiece", "unigram": "unigram", "llama": "unigram"}
+    tokenizer = learned(kinds.get(like, "bpe"))
+    tokenizer.save(folder, max_length=64)
+    path = folder / "tokenizer_config.json"
+    if like in ("gpt2", "qwen"):
+        rust = RustTokenizer.from_file(str(folder / "tokenizer.json"))
+        rust.post_processor = processors.ByteLevel(trim_offsets=False)
+        rust.save(str(folder / "tokenizer.json"))
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+    if like == "qwen":
+        config = {"bos_token": None, "add_bos_token": False, **config}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+
+
+def save_model(folder: Path, kind: str, *, like: str, padding: int = 0, **fields: Any) -> Any:
+    """A model of transformers with random weights in a folder, with its tokenizer; returns it.
+
+    kind: its class. padding: rows beyond the tokenizer's pieces. fields: of its configuration.
+    """
+    import transformers
+
+    tokenizers = {"bert": "wordpiece", "unigram": "unigram", "llama": "unigram"}
+    tokenizer = learned(tokenizers.get(like, "bpe"))
+    kinds = ("Bert", "GPT2", "Llama", "Qwen3")
+    beginning = next(name for name in kinds if kind.startswith(name))
+    shape: dict[str, Any] = {**SHAPE}
+    if beginning == "GPT2":
+        shape["n_inner"] = shape.pop("intermediate_size")
+    if beginning in ("Llama", "Qwen3"):
+        shape |= {"num_key_value_heads": 1, "head_dim": 8}
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.special.get("eos"), "pad_token_id": None}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{beginning}Config")(
+        **{"vocab_size": tokenizer.vocab_size + padding, **shape, **ids, **fields}
+    )
+    model = getattr(transformers, kind)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    save_tokenizer(folder, like)
+    return model
