@@ -12,9 +12,12 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmctl.errors import NO_ACCESS, InputError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 MAX_DEPTH = 100
 """Levels of nesting; tokenizers and configurations have fewer than ten."""
@@ -106,6 +109,14 @@ def read_json_object(path: Path, remedy: str = OURS) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} is damaged: it holds no table of fields; {remedy}")
     return value
+
+
+def first_fault(error: ValidationError) -> str:
+    """What is wrong with a value that was parsed, and where in it."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {reason}" if where else reason
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llmctl.config import parse_value, read_tables
 from llmctl.errors import InputError
 from llmctl.parsing import MAX_DEPTH, Malformed, parse_json, parse_toml, read_json
-from llmctl.workspace.runs import read_metrics
+from llmctl.workspace.metrics import read_metrics
 
 DEEP = "nested more than 100 levels"
 LONG = "more than 4,300 digits"

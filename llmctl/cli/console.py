@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import time
 from types import TracebackType
@@ -24,6 +22,7 @@ from rich.table import Column
 from llmctl.cli.launch import speaks
 from llmctl.reporting.units import duration, figure
 from llmctl.stages.reporter import Reporter
+from llmctl.workspace.files import to_json
 
 LINES_APART = 15.0
 """Seconds between lines of progress where no bar can be drawn (a file, a pipe)."""
@@ -58,17 +57,7 @@ def out() -> Console:
 
 def print_json(value: object) -> None:
     """One JSON document on stdout; numbers that aren't finite become null."""
-    print(json.dumps(_finite(value), ensure_ascii=False))  # noqa: T201
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return value
+    print(to_json(value))  # noqa: T201
 
 
 def wrapped(text: str, width: int) -> str:

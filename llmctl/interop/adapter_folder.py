@@ -7,7 +7,6 @@ it is cut exactly: the parts share A, and each has its rows of B.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llmctl.models import Architecture
+from llmctl.workspace.files import to_json
 from llmctl.workspace.tensors import write_tensors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -74,7 +74,7 @@ def write_adapter_folder(
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, tensors)
-    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    text = to_json(fields, indent=2) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 

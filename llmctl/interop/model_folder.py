@@ -7,7 +7,6 @@ model made elsewhere can be given wherever a run is.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from llmctl.models.config_json import FieldError, shown
 from llmctl.objectives import causal_lm, classify, masked_lm, seq2seq
 from llmctl.parsing import read_json_object
 from llmctl.tokenizers import Tokenizer
+from llmctl.workspace.files import to_json
 from llmctl.workspace.tensors import write_tensors
 
 MAX_LENGTH, TOKENIZER, CHAT = "llmctl_max_length", "llmctl_tokenizer", "llmctl_chat"
@@ -275,13 +275,13 @@ def write_model_folder(
         TOKENIZER: tokenizer.digest(),
         **extra,
     }
-    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    text = to_json(fields, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     if isinstance(model, causal_lm.CausalLM | seq2seq.Seq2Seq):
         ends = [tokenizer.special[r] for r in ("eos", "turn_end") if r in tokenizer.special]
         ends += sorted(tokenizer.further_ends.difference(ends))
         generation = {**ids, "eos_token_id": ends}
-        text = json.dumps(generation, indent=2) + "\n"
+        text = to_json(generation, indent=2) + "\n"
         (folder / "generation_config.json").write_text(text, encoding="utf-8")
     write_tensors(folder / WEIGHTS, tensors)
     tokenizer.save(folder, max_length=config.max_positions)

@@ -10,7 +10,6 @@ llmctl/models/ngram_model.py has them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from llmctl.models.ngram import NgramConfig
 from llmctl.models.ngram_model import NgramModel, Table
 from llmctl.parsing import read_json_object
 from llmctl.tokenizers import Tokenizer
+from llmctl.workspace.files import to_json
 from llmctl.workspace.tensors import read_tensors, write_tensors
 
 MODEL_TYPE = "llmctl_ngram"
@@ -68,7 +68,7 @@ def write_ngram_folder(
         **config.model_dump(),
         TOKENIZER: tokenizer.digest(),
     }
-    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    text = to_json(fields, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     arrays = {"1.probability": model.unigram}
     for order, table in enumerate(model.tables, 2):

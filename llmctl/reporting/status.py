@@ -217,7 +217,9 @@ def render_detail(document: dict[str, Any]) -> RenderableType:
         if document["validations"]:
             last = document["validations"][-1]
             figures = "  ".join(
-                f"{k} {figure(v, '.4f')}" for k, v in last.items() if isinstance(v, float)
+                f"{k} {figure(v, '.4f')}"
+                for k, v in last.items()
+                if v is None or isinstance(v, float)
             )
             table.add_row("validation", f"step {last['step']}: {figures}")
         if document["checkpoints"]:

@@ -12,7 +12,8 @@ from llmctl.config import flat
 from llmctl.errors import UsageError
 from llmctl.stages.status import run_line
 from llmctl.workspace.artefacts import Artefact, Workspace
-from llmctl.workspace.runs import read_metrics
+from llmctl.workspace.metrics import glance
+from llmctl.workspace.runs import METRICS
 
 SCHEMA_VERSION = 1
 """Of the document that ``llmctl status --compare … --json`` prints."""
@@ -33,7 +34,7 @@ def compare(workspace: Workspace, names: Sequence[str]) -> dict[str, Any]:
             f"--compare takes two runs or more: llmctl status --compare {' '.join(names)} OTHER"
         )
     runs = [workspace.get("run", name) for name in names]
-    logs = [read_metrics(run.folder / "metrics.jsonl") for run in runs]
+    logs = [_log(run) for run in runs]
     tokens_known = all(map(_knows_tokens, logs))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -50,6 +51,12 @@ def compare(workspace: Workspace, names: Sequence[str]) -> dict[str, Any]:
         ],
         "caution": _caution(runs),
     }
+
+
+def _log(run: Artefact) -> list[Mapping[str, Any]]:
+    """What was recorded of a run, in the order of its steps."""
+    seen = glance(run.folder / METRICS)
+    return sorted([*seen.train, *seen.validations], key=lambda record: record["step"])
 
 
 def described(run: Artefact) -> dict[str, Any]:

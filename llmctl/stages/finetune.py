@@ -25,7 +25,8 @@ from llmctl.stages.session import ADAPTER, Machine, StopFlag, run_training
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.lora import additions, merge
 from llmctl.training.precision import choose_device
-from llmctl.training.trainer import Progress, Trainer
+from llmctl.training.progress import Progress
+from llmctl.training.trainer import Trainer
 from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import published_folder
@@ -386,7 +387,12 @@ def _network(
         return start
     if like is not None:
         return like
-    newest = newest_pretrained([run for run in workspace.list("run") if _could_learn(run, task)])
+
+    def pass_over(name: str, error: InputError) -> None:
+        reporter.note(f"run {name} is passed over: {error}")
+
+    runs = [run for run in workspace.list("run", pass_over) if _could_learn(run, task)]
+    newest = newest_pretrained(runs)
     if newest is None:
         raise InputError(
             "--from scratch needs a pretrained run to take the network and the tokenizer from; "

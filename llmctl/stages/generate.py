@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from llmctl.tokenizers import Tokenizer
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact, Workspace
-from llmctl.workspace.files import write_atomic
+from llmctl.workspace.files import to_json, write_atomic
 from llmctl.workspace.manifests import InputRecord
 
 PROMPT_FIELD = "prompt"
@@ -389,5 +388,5 @@ def as_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """Write a JSON object a line, all or nothing."""
-    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    lines = (to_json(record) + "\n" for record in records)
     write_atomic(path, "".join(lines))

@@ -7,7 +7,6 @@ that were sorted by length together, so the result has the same bits as if it ha
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -20,7 +19,7 @@ from llmctl.stages.columns import pair_columns
 from llmctl.stages.generate import Answer, Generation, Prompt, as_record
 from llmctl.stages.reporter import Reporter
 from llmctl.training.distributed import current
-from llmctl.workspace.files import sha256_file, sha256_json
+from llmctl.workspace.files import sha256_file, sha256_json, to_json
 
 AS_RECORDS = (".jsonl", ".json")
 """Outputs that get an object a line, instead of the text."""
@@ -92,7 +91,7 @@ def _line(answer: Answer, generation: Generation, *, as_records: bool) -> str:
         record: dict[str, Any] = as_record(answer, generation.tokenizer)
         best = record["completions"][0]["text"]
         line = {"source": record.pop("prompt"), "text": "" if blank else best.strip()}
-        return json.dumps({**line, "at": record.pop("source"), **record}, ensure_ascii=False) + "\n"
+        return to_json({**line, "at": record.pop("source"), **record}) + "\n"
     text = "" if blank else answer.completions[0].text
     return " ".join(text.split()) + "\n"
 

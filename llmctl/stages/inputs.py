@@ -101,7 +101,12 @@ def choose_shards(
     if name is not None:
         shards = workspace.get("shards", name)
     else:
-        candidates = [shards for shards in workspace.list("shards") if _suits(shards, suits)]
+
+        def pass_over(name: str, error: InputError) -> None:
+            reporter.note(f"shards {name} are passed over: {error}")
+
+        there = workspace.list("shards", pass_over)
+        candidates = [shards for shards in there if _suits(shards, suits)]
         if not candidates:
             raise InputError(
                 f"workspace {workspace.root} has no shards that suit {wanted}; make some: "

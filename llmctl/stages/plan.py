@@ -40,8 +40,9 @@ from llmctl.training.precision import (
     choose_device,
     choose_precision,
 )
+from llmctl.training.progress import Progress
 from llmctl.training.rehearsal import Rehearsal, count_flops, rehearse
-from llmctl.training.trainer import Progress, Trainer
+from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
 
 REHEARSAL_SECONDS, LONGEST_REHEARSAL = 3.0, 10.0

@@ -29,8 +29,9 @@ from llmctl.stages.session import Machine, StopFlag, rehearsal_folder, run_train
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.distributed import World, current, joined
+from llmctl.training.progress import Progress
 from llmctl.training.rehearsal import time_steps
-from llmctl.training.trainer import Progress, Trainer
+from llmctl.training.trainer import Trainer
 from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.manifests import new_manifest

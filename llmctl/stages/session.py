@@ -31,8 +31,9 @@ from llmctl.training.precision import (
     matrix_rate,
 )
 from llmctl.training.profile import StepProfiler
+from llmctl.training.progress import Progress
 from llmctl.training.signals import signals_handled_by
-from llmctl.training.trainer import NOT_FINITE, Progress, Trainer
+from llmctl.training.trainer import NOT_FINITE, Trainer
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import (
     clear_leftovers,
@@ -41,7 +42,8 @@ from llmctl.workspace.files import (
 )
 from llmctl.workspace.locks import lock_path, writer_lock
 from llmctl.workspace.manifests import Manifest, describe_files, now, write_manifest
-from llmctl.workspace.runs import RunRecorder, SilentRecorder, read_metrics, resume_command
+from llmctl.workspace.metrics import Metrics, metric_lines
+from llmctl.workspace.runs import METRICS, RunRecorder, SilentRecorder, resume_command
 
 MODEL, ADAPTER, PROFILE = "model", "adapter", "profile"
 """Folders of a run: what was trained, what LoRA added to it, and where the time of a step went."""
@@ -286,9 +288,10 @@ def _train(
             "the weights are as they were; give a longer training.time_limit"
         )
     last = _validation(folder)
-    if not math.isfinite(last.get("loss", 0.0)):
+    loss = last.get("loss", 0.0)
+    if loss is None or not math.isfinite(loss):
         raise DivergedError(
-            f"run {manifest.name} ended with a validation loss of {last['loss']}, so no model is "
+            f"run {manifest.name} ended with a validation loss that is not finite, so no model is "
             "written; train again with --force and a lower training.learning_rate"
         )
     model = trainer.whole_model()
@@ -322,15 +325,14 @@ def _train(
     world.wait()
 
 
-def _validation(folder: Path, step: int | None = None) -> dict[str, float]:
+def _validation(folder: Path, step: int | None = None) -> dict[str, float | None]:
     """The last look, or that at a step, from the log: a run that goes on at its very end measures
     nothing more."""
-    looks = [
-        record
-        for record in read_metrics(folder / "metrics.jsonl")
-        if record.get("kind") == "validation" and (not step or record["step"] == step)
-    ]
-    return {k: v for k, v in looks[-1].items() if k not in ("kind", "step")} if looks else {}
+    last: Metrics = {}
+    for _, record in metric_lines(folder / METRICS):
+        if record.get("kind") == "validation" and (not step or record["step"] == step):
+            last = record
+    return {k: v for k, v in last.items() if k not in ("kind", "step")}
 
 
 def _check_all_see(folder: Path, existing: Artefact | None, world: World) -> None:

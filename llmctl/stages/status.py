@@ -11,10 +11,11 @@ from typing import Any
 from llmctl.errors import InputError, did_you_mean
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import folder_size
-from llmctl.workspace.manifests import FOLDERS, InputRecord, Kind, Manifest
+from llmctl.workspace.manifests import FOLDERS, MANIFEST, InputRecord, Kind, Manifest
+from llmctl.workspace.metrics import Glance, glance
 from llmctl.workspace.runs import (
+    METRICS,
     has_diverged,
-    read_metrics,
     read_progress,
     resume_command,
     run_state,
@@ -38,6 +39,9 @@ def overview(workspace: Workspace) -> dict[str, Any]:
                 made.append(line(artefact))
             except InputError as error:
                 note(artefact.manifest.name, error)
+            except OSError as error:
+                reason = f"{artefact.folder} can't be read: {error.strerror}"
+                note(artefact.manifest.name, InputError(reason))
         return made
 
     return {
@@ -51,14 +55,13 @@ def overview(workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def run_line(artefact: Artefact) -> dict[str, Any]:
-    """A run in short: state, progress, expected time left, losses, speed."""
+def run_line(artefact: Artefact, log: Glance | None = None) -> dict[str, Any]:
+    """A run in short: state, progress, expected time left, losses, speed. log: if it was read."""
     manifest = artefact.manifest
     progress = read_progress(artefact.folder)
-    metrics = read_metrics(artefact.folder / "metrics.jsonl")
-    trained = [record for record in metrics if record.get("kind") == "train"]
+    log = log or glance(artefact.folder / METRICS)
+    trained, looks = log.train, log.validations
     losses = [record["loss"] for record in trained if record.get("loss") is not None]
-    looks = [record for record in metrics if record.get("kind") == "validation"]
     state = run_state(artefact, progress)
     share = float(progress.get("share_done", 0.0))
     elapsed = float(progress.get("elapsed", 0.0))
@@ -127,17 +130,15 @@ def detail(workspace: Workspace, name: str) -> dict[str, Any]:
         "finished": manifest.finished,
     }
     if manifest.kind == "run":
-        document["run"] = run_line(artefact)
+        log = glance(artefact.folder / METRICS)
+        document["run"] = run_line(artefact, log)
         over = artefact.finished or has_diverged(artefact)
         document["resume"] = None if over else resume_command(manifest)
         document["checkpoints"] = sorted(
             path.name for path in (artefact.folder / "checkpoints").glob("step-*")
         )
-        metrics = read_metrics(artefact.folder / "metrics.jsonl")
-        document["validations"] = [r for r in metrics if r.get("kind") == "validation"]
-        document["last_record"] = next(
-            (r for r in reversed(metrics) if r.get("kind") == "train"), None
-        )
+        document["validations"] = log.validations
+        document["last_record"] = log.train[-1] if log.train else None
     return document
 
 
@@ -162,15 +163,28 @@ def _present(record: InputRecord, parent: Manifest | None) -> bool | None:
     return parent is not None if record.artefact else None
 
 
+SHOWN: dict[str, tuple[str, ...]] = {
+    "tokenizer": ("kind", "vocab_size"),
+    "shards": ("tokenizer", "vocab_size", "documents", "tokens", "validation_tokens"),
+}
+"""What the summary of an artefact has to tell to be shown."""
+
+
 def _short(artefact: Artefact) -> dict[str, Any]:
     manifest = artefact.manifest
-    return {
+    for name in SHOWN.get(manifest.kind, ()):
+        if manifest.summary.get(name) is None:
+            raise InputError(
+                f"{artefact.folder / MANIFEST} is damaged: its summary has no {name}; make the "
+                "artefact again with --force"
+            )
+    line = {
         "name": manifest.name,
         "created": manifest.created,
         "age_seconds": max(0.0, time.time() - _seconds(manifest.finished or manifest.created)),
         "bytes": folder_size(artefact.folder),
-        **manifest.summary,
     }
+    return {**line, **{k: v for k, v in manifest.summary.items() if k not in line}}
 
 
 def _seconds(moment: str) -> float:

@@ -326,10 +326,19 @@ def optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dic
 def restore_optimiser(
     model: nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """The inverse of ``optimiser_tensors``."""
+    """The inverse of ``optimiser_tensors``. Raises ValueError for the state of another training."""
     parameters = dict(model.named_parameters())
+    found: dict[str, set[str]] = {}
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition("/")
-        parameter = parameters[parameter_name]
+        parameter = parameters.get(parameter_name)
+        if parameter is None or not parameter.requires_grad or not value.is_floating_point():
+            raise ValueError(f"nothing is trained that the optimiser's {name} belongs to")
+        if value.shape != (() if key == "step" else parameter.shape):
+            raise ValueError(f"the optimiser's {name} has the shape {tuple(value.shape)}")
+        found.setdefault(parameter_name, set()).add(key)
         # A fused optimiser wants its step counter where the parameter is.
         optimiser.state[parameter][key] = value.to(parameter.device)
+    for name, keys in found.items():
+        if keys not in ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"}):
+            raise ValueError(f"the optimiser has {', '.join(sorted(keys))} alone of {name}")

@@ -23,7 +23,8 @@ from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.distributed import World, local
 from llmctl.training.machine import Watch
 from llmctl.training.memory import peak_bytes, resident_bytes, saved_bytes
-from llmctl.training.trainer import Progress, Record, Trainer
+from llmctl.training.progress import Progress
+from llmctl.training.trainer import Record, Trainer
 from llmctl.workspace.files import published_folder
 from llmctl.workspace.manifests import describe_files
 

@@ -27,7 +27,7 @@ from torch.profiler import record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmctl.data.keyed import key_of
-from llmctl.errors import DivergedError, ResourceError
+from llmctl.errors import DivergedError, InputError, ResourceError
 from llmctl.models.layers import use_kernels_of
 from llmctl.objectives.base import Objective, TensorBatch
 from llmctl.objectives.cross_entropy import compiled_cross_entropy
@@ -51,6 +51,7 @@ from llmctl.training.memory import largest_part, out_of_memory, peak_bytes
 from llmctl.training.optimiser import build_optimiser, set_learning_rate
 from llmctl.training.precision import autocast
 from llmctl.training.profile import StepProfiler
+from llmctl.training.progress import Progress, progress_of
 from llmctl.training.schedules import share_of_peak
 from llmctl.training.validation import LookStopped, batched_pairs
 
@@ -73,32 +74,6 @@ class Record:
     """``train``, ``validation``, ``checkpoint``, ``skipped``, ``stopped`` or ``finished``."""
     step: int
     values: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class Progress:
-    """The part of training's state that is numbers; kept in checkpoints."""
-
-    step: int = 0
-    elapsed: float = 0.0
-    """Seconds of wall clock, over all sessions."""
-    tokens: int = 0
-    window: dict[str, list[float]] = field(default_factory=dict)
-    """Sums and counts since the last logged step."""
-    best: float = math.inf
-    """Lowest validation criterion so far (the loss, or what ``validate`` calls ``criterion``) …"""
-    best_step: int = 0
-    """… and the step it was measured at."""
-    lowest_loss: float = math.inf
-    """Of the validations so far."""
-    improved_step: int = 0
-    """Step of the last validation with a new lowest criterion or loss, for early stopping."""
-    usual_norm: float = 0.0
-    """Running mean of the gradients' norms before clipping, to tell a spike by."""
-    look_due: bool = False
-    """Whether the validation at this step is still to come, as a stop cut it short."""
-    ended: bool = False
-    """Whether training came to its end, which may be before its last step."""
 
 
 @dataclass(frozen=True)
@@ -211,12 +186,20 @@ class Trainer:
         gc.collect()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint. Raises InputError for one that is of something else."""
         weights, moments = checkpoint.tensors(self.model.state_dict())
-        self.model.load_state_dict(weights)
-        restore_optimiser(self.model, self.optimiser, moments)
-        known = Progress.__dataclass_fields__
-        self.progress = Progress(**{k: v for k, v in checkpoint.state.items() if k in known})
+        try:
+            self.progress = progress_of(checkpoint.state)
+            self.model.load_state_dict(weights)
+            restore_optimiser(self.model, self.optimiser, moments)
+        except (ValueError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{checkpoint.folder} is no checkpoint of this training ({reason}); remove it, or "
+                "start again with --force"
+            ) from None
 
     def run(self) -> Iterator[Record]:
         """Train to the end, or until ``should_stop``; yields what happens.

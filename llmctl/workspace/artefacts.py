@@ -59,6 +59,22 @@ class Artefact:
         return InputRecord(role=role, name=self.manifest.reference, digest=self.manifest.digest)
 
 
+def _manifest_in(folder: Path, kind: Kind) -> Manifest:
+    """The manifest of a folder. Raises InputError, saying what to do, where it can't be had."""
+    remedy = "move it away, choose another --name, or replace it with --force"
+    # Unlike Path's these are false for what one may not look at.
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder} is not the folder of a {kind}; {remedy}")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise InputError(f"{folder} can't be read; change its permissions")
+    if not os.path.lexists(folder / MANIFEST):
+        raise InputError(f"{folder} has no {MANIFEST}, so it is no {kind}; {remedy}")
+    manifest = read_manifest(folder)
+    if manifest.kind != kind:
+        raise InputError(f"{folder / MANIFEST} is of a {manifest.kind}, not of a {kind}; {remedy}")
+    return manifest
+
+
 class Workspace:
     """A folder of artefacts."""
 
@@ -103,11 +119,12 @@ class Workspace:
         return self.root / FOLDERS[kind] / name
 
     def names(self, kind: Kind) -> list[str]:
-        """Names of the artefacts of a kind, in alphabetical order."""
+        """Names of the artefacts of a kind, in alphabetical order; of damaged ones too, and of what
+        lies in an artefact's place and is none."""
         folder = self.root / FOLDERS[kind]
         if not folder.is_dir():
             return []
-        return sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file())
+        return sorted(path.name for path in folder.iterdir() if is_name(path.name))
 
     def list(
         self, kind: Kind, damaged: Callable[[str, InputError], None] = lambda name, error: None
@@ -122,10 +139,10 @@ class Workspace:
         return sorted(artefacts, key=lambda artefact: artefact.manifest.created)
 
     def get(self, kind: Kind, name: str) -> Artefact:
-        """An artefact by name. Raises InputError if there is none or its manifest is bad."""
+        """An artefact by name. Raises InputError if there is none, or it is damaged."""
         name = unicodedata.normalize("NFC", name)
         folder = self.root / FOLDERS[kind] / name
-        if not is_name(name) or not (folder / MANIFEST).is_file():
+        if not is_name(name) or not os.path.lexists(folder):
             names = self.names(kind)
             known = (
                 f"; there are: {', '.join(names)}"
@@ -136,7 +153,9 @@ class Workspace:
                 f"no {kind} named {name!r} in workspace {self.root}"
                 f"{did_you_mean(name, names) or known}"
             )
-        return Artefact(folder, read_manifest(folder))
+        manifest = _manifest_in(folder, kind)
+        # A folder may have been copied under another name.
+        return Artefact(folder, manifest.model_copy(update={"name": name}))
 
     def match(
         self,
@@ -157,7 +176,7 @@ class Workspace:
         """
         if requested is not None:
             folder = self.path(kind, requested)
-            if not (folder / MANIFEST).is_file() or force:
+            if not os.path.lexists(folder) or force:
                 return requested, None
             existing = self.get(kind, requested)
             if identity.made(existing.manifest):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 PARTIAL, REPLACED = ".partial", ".replaced"
 """Endings of hidden names: of what is being written, and of what another takes the place of."""
@@ -84,9 +86,25 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None
             raise
 
 
+def to_json(value: object, indent: int | None = None) -> str:
+    """A value as JSON that every reader takes: a number that isn't finite, which JSON doesn't have,
+    is null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
+
+
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     """Write JSON in one step, indented so that a person can read it."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
+    write_atomic(path, to_json(value, indent=2) + "\n", durable=durable)
 
 
 @contextlib.contextmanager
@@ -123,7 +141,7 @@ def published_folder(target: Path) -> Iterator[Path]:
             for path in sorted(hidden.rglob("*")):
                 fsync_path(path)
             fsync_path(hidden)
-            if target.exists():
+            if os.path.lexists(target):
                 target.rename(replaced_sibling(target))
             hidden.rename(target)
             fsync_path(target.parent)
@@ -150,10 +168,7 @@ def clear_leftovers(
     for leftover in folder.glob(f".*{PARTIAL}"):
         if being_written(_target(leftover, PARTIAL)):
             continue
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        _delete(leftover)
     for leftover in folder.glob(f".*{REPLACED}"):
         target = _target(leftover, REPLACED)
         if target.exists() or not being_written(target):
@@ -163,10 +178,18 @@ def clear_leftovers(
 def restore_replaced(target: Path) -> None:
     """Put a folder back whose replacement stopped between its two renames; drop it otherwise."""
     old = replaced_sibling(target)
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-    elif old.exists():
+    if os.path.lexists(target):
+        _delete(old)
+    elif os.path.lexists(old):
         old.rename(target)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder, or what lies in the place of one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def hidden_sibling(target: Path) -> Path:

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from llmctl import __version__
 from llmctl.errors import InputError, UsageError
-from llmctl.parsing import read_json
+from llmctl.parsing import first_fault, read_json
 from llmctl.workspace.files import (
     crc32_file,
     sha256_file,
@@ -95,6 +95,35 @@ class QuickRecord(Frozen):
         return cls(size=path.stat().st_size, crc32=crc32_file(path))
 
 
+def _moment(text: str) -> str:
+    try:
+        datetime.fromisoformat(text).timestamp()
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+FIGURES = frozenset(
+    {
+        "bytes", "documents", "epochs", "parameters", "seconds", "steps", "tokens",
+        "trainable_parameters", "validation_tokens", "vocab_size",
+    }
+)  # fmt: skip
+"""Entries of a summary that are numbers wherever they are."""
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, Any]:
+    for name in FIGURES & summary.keys():
+        value = summary[name]
+        if value is not None and type(value) not in (int, float):
+            raise ValueError(f"{name} is no number")
+    return summary
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+"""A time, as ``now`` gives it."""
+
+
 class Manifest(Frozen):
     """What made an artefact, and what lies in it."""
 
@@ -117,10 +146,10 @@ class Manifest(Frozen):
     llmctl_version: str = __version__
     torch_version: str | None = None
     python_version: str = ".".join(map(str, sys.version_info[:3]))
-    created: str
-    finished: str | None = None
+    created: Moment
+    finished: Moment | None = None
     """None while a run is being trained."""
-    summary: dict[str, Any] = {}
+    summary: Annotated[dict[str, Any], AfterValidator(_figures)] = {}
     """The stage's own figures: documents, tokens, losses, …"""
     files: dict[str, FileRecord] = {}
 
@@ -254,10 +283,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"{path} is damaged ({field}: {first['msg']}); make the artefact again with --force"
+            f"{path} is damaged ({first_fault(error)}); make the artefact again with --force"
         ) from None
 
 

@@ -7,7 +7,6 @@ that grows. Whether the process lives is told by the writer's lock, never by a t
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import socket
@@ -15,14 +14,19 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from llmctl.errors import DivergedError, InputError
-from llmctl.parsing import Malformed, parse_json, read_json
+from llmctl.parsing import first_fault, read_json_object
 from llmctl.workspace.artefacts import Artefact
-from llmctl.workspace.files import errors_naming, write_atomic, write_json
+from llmctl.workspace.files import errors_naming, to_json, write_atomic, write_json
 from llmctl.workspace.locks import is_locked
 from llmctl.workspace.manifests import InputRecord, Manifest
+from llmctl.workspace.metrics import metric_lines
 
 State = Literal["running", "stalled", "interrupted", "failed", "finished"]
+
+PROGRESS, METRICS = "progress.json", "metrics.jsonl"
 
 STALLED_FLOOR_SECONDS = 60.0
 """A living run without a sign of life is not called stalled before this, whatever its speed."""
@@ -48,7 +52,7 @@ class RunRecorder:
     def start(self, *, step: int, total_steps: int | None, look_due: bool = False) -> None:
         """Begin after ``step``: records of what is done again, as it was lost in a crash, are
         dropped. look_due: so is the validation at ``step`` itself."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS
 
         def is_done(record: dict[str, Any]) -> bool:
             at = record.get("step", 0)
@@ -57,14 +61,14 @@ class RunRecorder:
             )
 
         if path.exists():
-            kept = [json.dumps(record) for record in read_metrics(path) if is_done(record)]
-            write_atomic(path, "".join(line + "\n" for line in kept))
+            kept = (line for line, record in metric_lines(path) if is_done(record))
+            write_atomic(path, b"".join(kept))
         self.update(state="running", step=step, total_steps=total_steps, message=None)
 
     def record(self, metrics: dict[str, Any]) -> None:
         """Append one line to the metrics log."""
-        line = json.dumps(metrics) + "\n"
-        path = self.folder / "metrics.jsonl"
+        line = to_json(metrics) + "\n"
+        path = self.folder / METRICS
         with errors_naming(path), path.open("a", encoding="utf-8") as stream:
             stream.write(line)
 
@@ -72,7 +76,7 @@ class RunRecorder:
         """Set fields of the progress and sign that the run is alive."""
         self._progress.update(fields, updated=time.time())
         # A sign of life is worth nothing after a power cut: no need to wait for the disk.
-        write_json(self.folder / "progress.json", self._progress, durable=False)
+        write_json(self.folder / PROGRESS, self._progress, durable=False)
 
 
 class SilentRecorder(RunRecorder):
@@ -88,37 +92,36 @@ class SilentRecorder(RunRecorder):
         """Nothing."""
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics log; a last line cut short by a crash is left out."""
-    if not path.exists():
-        return []
-    records: list[dict[str, Any]] = []
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line)
-        except Malformed:
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        elif number < len(lines) - 1:
-            raise InputError(
-                f"{path}:{number} is no JSON object; remove that line, or begin again with --force"
-            )
-    return records
+class _Progress(BaseModel):
+    """What others go by in a progress; it may say more."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
+
+    state: str | None = None
+    message: str | None = None
+    step: int = Field(0, ge=0)
+    total_steps: int | None = None
+    share_done: float = Field(0.0, ge=0, le=1)
+    elapsed: float = Field(0.0, ge=0)
+    updated: float = 0.0
+    seconds_per_step: float = Field(0.0, ge=0)
+    exit_code: int | None = None
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """How far a run is; empty before its first sign of life, and if it can't be read: the next
-    sign of life writes it anew."""
-    path = folder / "progress.json"
-    try:
-        value = read_json(path) if path.exists() else {}
-    except InputError:
+    """How far a run is; empty before its first sign of life. Of what can't be read there is a
+    ``message``: the next sign of life writes it anew."""
+    path = folder / PROGRESS
+    if not os.path.lexists(path):
         return {}
-    return value if isinstance(value, dict) else {}
+    try:
+        value = read_json_object(path)
+        _Progress.model_validate(value)
+    except InputError as error:
+        return {"message": str(error)}
+    except ValidationError as error:
+        return {"message": f"{path} is damaged ({first_fault(error)})"}
+    return value
 
 
 def resume_command(manifest: Manifest) -> str:

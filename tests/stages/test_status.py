@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -125,3 +126,40 @@ def test_a_watched_terminal_keeps_what_runs_and_what_is_newest(workspace: Worksp
     assert all(f" {name} " in text for name in names), text
     assert "older runs" in text
     assert "older runs" not in str(shown(document))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"updated": "now"}, {"share_done": 2.0}, {"step": "3"}, {"elapsed": -1}, {"message": []},
+     {"seconds_per_step": None}],
+)  # fmt: skip
+def test_a_progress_of_something_else_is_told_and_breaks_nothing(
+    workspace: Workspace, fields: dict[str, object]
+):
+    path = workspace.root / "runs" / "tiny" / "progress.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    document = overview(workspace)
+    assert {run["name"]: run["state"] for run in document["runs"]} == {
+        "tiny": "finished",
+        "subjects": "finished",
+    }
+    assert f"progress.json is damaged ({next(iter(fields))}" in shown(
+        detail(workspace, "tiny"), 400
+    )
+
+
+def test_a_progress_that_is_a_pipe_is_not_waited_for(workspace: Workspace):
+    path = workspace.root / "runs" / "tiny" / "progress.json"
+    path.unlink()
+    os.mkfifo(path)
+    assert len(overview(workspace)["runs"]) == 2
+
+
+def test_shards_that_do_not_say_what_they_are(workspace: Workspace):
+    path = workspace.root / "shards" / "stories" / "manifest.json"
+    value = json.loads(path.read_text())
+    del value["summary"]["vocab_size"]
+    path.write_text(json.dumps(value))
+    document = overview(workspace)
+    assert [entry["name"] for entry in document["damaged"]] == ["stories"]
+    assert "no vocab_size" in shown(document)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llmctl.errors import DivergedError, InputError, Interrupted
 from llmctl.training import checkpoints
-from llmctl.training.checkpoints import CheckpointStore, optimiser_tensors
+from llmctl.training.checkpoints import CheckpointStore, optimiser_tensors, restore_optimiser
 from llmctl.workspace.tensors import write_tensors
 
 
@@ -248,3 +248,26 @@ def test_an_old_checkpoint_goes_in_one_step(
     assert (store.folder / ".step-00000005.partial").is_dir()
     store.clear_leftovers()
     assert [path.name for path in store.folder.iterdir()] == ["step-00000010"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors | {"other/exp_avg": torch.zeros(2)},
+        lambda tensors: tensors | {"weight/exp_avg": torch.zeros(4)},
+        lambda tensors: tensors | {"weight/exp_avg": torch.zeros(2, 2, dtype=torch.int64)},
+        lambda tensors: tensors | {"weight/step": torch.zeros(2)},
+        lambda tensors: {k: v for k, v in tensors.items() if k != "bias/step"},
+        lambda tensors: tensors | {"weight/max_exp_avg_sq": torch.zeros(2, 2)},
+    ],
+)
+def test_the_optimiser_takes_up_nothing_but_its_own_state(change: Any):
+    """Taken up unseen it would fail steps later, or begin anew for some weights."""
+    model = nn.Linear(2, 2)
+    optimiser = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimiser.step()
+    saved = optimiser_tensors(model, optimiser)
+    restore_optimiser(model, torch.optim.AdamW(model.parameters()), saved)
+    with pytest.raises(ValueError, match="optimiser"):
+        restore_optimiser(model, torch.optim.AdamW(model.parameters()), change(saved))

@@ -15,6 +15,7 @@ from llmctl.objectives.base import LossParts, Ratio, TensorBatch
 from llmctl.training import rehearsal
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
+from llmctl.training.progress import Progress
 from llmctl.training.rehearsal import (
     WARM_UP,
     Rehearsal,
@@ -23,7 +24,7 @@ from llmctl.training.rehearsal import (
     rehearse,
     time_steps,
 )
-from llmctl.training.trainer import Progress, Trainer
+from llmctl.training.trainer import Trainer
 
 WIDTH, ROWS = 256, 64
 

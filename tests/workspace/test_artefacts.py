@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -497,3 +500,105 @@ def test_a_workspace_that_can_not_be_written(workspace: Workspace, monkeypatch: 
     workspace.prepare("run")
     with pytest.raises(InputError, match=r"reports can't be written"):
         workspace.prepare("report")
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without root's right to read everything."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def unreadable(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0)
+
+
+def unreadable_manifest(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    (folder / "manifest.json").chmod(0)
+
+
+def of_another_kind(folder: Path) -> None:
+    folder.mkdir()
+    made = manifest(folder.name, kind="report")
+    (folder / "manifest.json").write_text(json.dumps(made.model_dump(mode="json")))
+
+
+def with_a_time(text: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        folder.mkdir()
+        value = manifest(folder.name).model_dump(mode="json")
+        (folder / "manifest.json").write_text(json.dumps({**value, "created": text}))
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a file": lambda folder: folder.write_text("mine"),
+    "a pipe": os.mkfifo,
+    "a broken link": lambda folder: folder.symlink_to("nowhere"),
+    "an empty folder": Path.mkdir,
+    "a folder for the manifest": lambda folder: (folder / "manifest.json").mkdir(parents=True),
+    "an unreadable folder": unreadable,
+    "an unreadable manifest": unreadable_manifest,
+    "a manifest of another kind": of_another_kind,
+    "a time that is none": with_a_time("now"),
+    "a time before all calendars": with_a_time("0001-01-01"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_what_is_damaged_keeps_its_name_and_leaves_the_others_in_peace(
+    tmp_path_factory: pytest.TempPathFactory, what: str
+):
+    """Nothing that lies there is replaced unless it is said, and no other name is lost."""
+    root = tmp_path_factory.mktemp("work", numbered=True)
+    for folder in (root, *root.parents[:2]):
+        folder.chmod(0o755)  # pytest's are its user's alone
+    workspace = Workspace(root)
+    publish(workspace, "good")
+    bad = root / "shards" / "bad"
+    DAMAGES[what](bad)
+    told: dict[str, str] = {}
+    with as_nobody():
+        found = workspace.list("shards", lambda name, error: told.update({name: str(error)}))
+        assert [artefact.manifest.name for artefact in found] == ["good"]
+        assert list(told) == ["bad"]
+        assert str(bad) in told["bad"]
+        assert workspace.names("shards") == ["bad", "good"]
+        assert workspace.get("shards", "good").finished
+        for ask in (
+            lambda: workspace.get("shards", "bad"),
+            lambda: workspace.match("shards", "bad", "x", asked(2), force=False),
+        ):
+            with pytest.raises(InputError, match="bad"):
+                ask()
+        assert workspace.match("shards", None, "bad", asked(2), force=False) == ("bad-2", None)
+    if bad.is_dir():
+        bad.chmod(0o755)
+    assert workspace.match("shards", "bad", "x", asked(2), force=True) == ("bad", None)
+    publish(workspace, "bad")
+    assert workspace.get("shards", "bad").finished
+    assert not [path for path in (root / "shards").iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_copied_under_another_name_is_an_artefact_of_that_name(workspace: Workspace):
+    shutil.copytree(publish(workspace, "one").folder, workspace.root / "shards" / "two")
+    assert [a.manifest.name for a in workspace.list("shards")] == ["one", "two"]
+    workspace.get("shards", "two").verify()
+
+
+@pytest.mark.parametrize("summary", [{"tokens": "many"}, {"seconds": [1]}, {"parameters": True}])
+def test_figures_are_numbers(workspace: Workspace, summary: dict[str, object]):
+    folder = publish(workspace, "one").folder
+    value = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**value, "summary": summary}))
+    with pytest.raises(InputError, match=f"summary: {next(iter(summary))} is no number"):
+        workspace.get("shards", "one")

@@ -17,12 +17,12 @@ from llmctl.workspace.files import write_json
 from llmctl.workspace.identity import Identity
 from llmctl.workspace.locks import writer_lock
 from llmctl.workspace.manifests import InputRecord, new_manifest, write_manifest
+from llmctl.workspace.metrics import read_metrics
 from llmctl.workspace.runs import (
     STALLED_FLOOR_SECONDS,
     STALLED_STEPS,
     RunRecorder,
     has_diverged,
-    read_metrics,
     read_progress,
     resume_command,
     run_state,
