@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator
 from pydantic_core import PydanticUndefined
 
 from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
@@ -42,6 +42,9 @@ ColumnName = Annotated[str, BeforeValidator(_column)]
 """A column of a table by its name, or by its number: ``text_column = 2`` in a recipe."""
 
 
+LARGEST_COUNT = (1 << 63) - 1
+
+
 class Config(BaseModel):
     """Base of every configuration."""
 
@@ -52,6 +55,22 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
+
+    SIZES: ClassVar[tuple[float, float]] = (1e-37, 1e38)
+    """Of the numbers that are computed with in 32 bits."""
+
+    @field_validator("*")
+    @classmethod
+    def _is_held(cls, value: Any) -> Any:
+        """Numbers that only Python holds would fail where they are used, or be 0 or infinite."""
+        smallest, largest = cls.SIZES
+        if type(value) is float and value and not smallest <= abs(value) <= largest:
+            raise ValueError(
+                f"Input should be 0, or from {smallest} to {largest} in size, as numbers of 32 bits"
+            )
+        if type(value) is int and abs(value) > LARGEST_COUNT:
+            raise ValueError("Input should be a number of 63 bits at most")
+        return value
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide what a stage makes, as JSON values."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic.fields import FieldInfo
 
+import llmctl
 from llmctl.config import (
+    Config,
     Recipe,
     as_assignments,
     build,
@@ -19,6 +25,7 @@ from llmctl.config import (
     take,
 )
 from llmctl.errors import ConfigError, InputError, UsageError
+from llmctl.stages.chat import ChatConfig
 from llmctl.stages.pretrain import config_for, resolve
 from llmctl.stages.tokenize import TokenizeConfig
 from llmctl.training.config import TrainingConfig
@@ -247,3 +254,68 @@ def test_errors_have_the_documented_exit_codes():
     assert errors.Interrupted("", 2).exit_code == 130
     assert errors.Interrupted("", 15).exit_code == 143
     assert issubclass(InputError, errors.LlmctlError)
+
+
+def all_configs() -> list[type[Config]]:
+    """Every configuration of the package."""
+    for module in pkgutil.walk_packages(llmctl.__path__, "llmctl."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found: list[type[Config]] = [Config]
+    for kind in found:
+        found += [below for below in kind.__subclasses__() if below not in found]
+    return found[1:]
+
+
+def bounds(field: FieldInfo) -> dict[str, float]:
+    """The limits of a field, also of the alternatives that it may be."""
+    limits: dict[str, float] = {}
+    pending = [*field.metadata, field.annotation]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, FieldInfo):
+            pending += part.metadata
+        elif get_args(part):
+            pending += get_args(part)
+        else:
+            for name in ("gt", "ge", "lt", "le", "min_length", "max_length", "multiple_of"):
+                if getattr(part, name, None) is not None:
+                    limits[name] = getattr(part, name)
+    return limits
+
+
+def test_a_field_that_is_overridden_keeps_the_bounds_that_it_had():
+    """Another default, written without them, let 0 and -1 through."""
+    compared = 0
+    for kind in all_configs():
+        for name, field in kind.model_fields.items():
+            for above in kind.__mro__[1:]:
+                inherited = getattr(above, "model_fields", {}).get(name)
+                if inherited is not None:
+                    compared += 1
+                    lost = bounds(inherited).keys() - bounds(field).keys()
+                    assert not lost, f"{kind.__name__}.{name} has lost {lost} of {above.__name__}"
+    assert compared > 20
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    ["data.sequence_length=0", "data.sequence_length=-1", "training.muon_learning_rate=1e300",
+     "training.learning_rate=1e-300", "training.epsilon=1e-320", "training.clip_norm=1e200",
+     "seed=99999999999999999999", "training.max_steps=1" + "0" * 30,
+     "training.weight_decay=1e20"],
+)  # fmt: skip
+def test_numbers_that_no_training_can_take(assignment: str):
+    key = assignment.partition("=")[0]
+    with pytest.raises(ConfigError, match=key):
+        resolve("gpt", "nano", parse_assignments([assignment]))
+
+
+def test_a_vocabulary_that_no_model_has():
+    with pytest.raises(ConfigError, match="vocab_size"):
+        build(TokenizeConfig, {"vocab_size": 10**20})
+
+
+def test_a_chat_writes_something():
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        build(ChatConfig, {"max_new_tokens": 0})

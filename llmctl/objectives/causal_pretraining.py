@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from llmctl.data.windows import TokenStream, WindowBatches
@@ -18,7 +19,7 @@ from llmctl.tokenizers import Tokenizer
 class CausalData(DataConfig):
     """How documents become rows of next tokens."""
 
-    sequence_length: int = 256
+    sequence_length: int = Field(256, ge=8)
     """Tokens in a row."""
     document_mask: bool = False
     """Keep attention inside a document and start positions anew in each; otherwise a row's

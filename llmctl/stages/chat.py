@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from llmctl.errors import InputError
 from llmctl.inference.chat import ChatSession
@@ -21,7 +21,7 @@ from llmctl.workspace.artefacts import Workspace
 class ChatConfig(GenerationConfig):
     """How answers are chosen: as in generation, for one answer at a time."""
 
-    max_new_tokens: int = 256
+    max_new_tokens: int = Field(256, ge=1)
     """Tokens of an answer at most."""
     temperature: float | None = 0.7
     """Logits are divided by it: below 1 sharper, above 1 flatter; 0: the likeliest token always."""

@@ -45,7 +45,7 @@ class TokenizeConfig(Config):
     """A kind to learn (wordpiece, bpe, unigram, sentencepiece-bpe, characters), or an existing one:
     a name in the workspace, a folder, a tokenizer.json, GPT-2's vocab.json, a .model, a .tiktoken,
     a vocab.txt."""
-    vocab_size: int | None = Field(None, ge=8)
+    vocab_size: int | None = Field(None, ge=8, le=1 << 24)
     """Unset: by the size of the corpus; characters are as many as it has."""
     cased: bool | None = None
     """Keep capitals and accents. Unset: a WordPiece to learn drops them, a vocab.txt tells."""

@@ -11,6 +11,10 @@ from llmctl.config import NOT_IDENTITY, Config, Seconds
 Precision = Literal["auto", "fp32", "bf16", "fp8"]
 
 
+HIGHEST = 1e6
+"""No rate is of use beyond it, and the product of some would be no number of 32 bits."""
+
+
 class TrainingConfig(Config):
     """How long, how fast, and how often to look."""
 
@@ -30,11 +34,11 @@ class TrainingConfig(Config):
     less memory, and the same but for what dropout draws. 0: all at once; auto: as many as fit."""
     optimiser: Literal["adamw", "muon"] = "adamw"
     """muon: for the blocks' matrices, with AdamW for the rest."""
-    learning_rate: float = Field(0.0, ge=0)
+    learning_rate: float = Field(0.0, ge=0, le=HIGHEST)
     """AdamW's at its peak, after the warm-up. 0: by the stage and the model's width."""
-    embedding_rate: float = Field(1.0, gt=0)
+    embedding_rate: float = Field(1.0, gt=0, le=HIGHEST)
     """Factor of the learning rate for token embeddings."""
-    muon_learning_rate: float = Field(0.04, gt=0)
+    muon_learning_rate: float = Field(0.04, gt=0, le=HIGHEST)
     """Muon's at its peak: the size of a step in each direction, whatever the gradient's."""
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     """Muon's decay of the gradient's mean."""
@@ -45,7 +49,7 @@ class TrainingConfig(Config):
     """Share of the training during which the learning rate rises from zero."""
     decay: float = Field(0.2, gt=0, le=1)
     """Share of the training during which wsd's learning rate falls."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=HIGHEST)
     """Of matrices; biases, norms and embeddings' norms are left alone."""
     beta_1: float = Field(0.9, ge=0, lt=1)
     """AdamW's decay of the gradient's mean."""

@@ -80,10 +80,18 @@ def add_lora(model: nn.Module, config: LoraConfig, *, new: tuple[str, ...] = ())
     """Freeze a model and give its blocks' chosen layers an addition, in place.
 
     new: names of the model's parts that are trained too, as they start from nothing.
-    Raises ConfigError for a target that the blocks don't have.
+    Raises ConfigError for a target that the blocks don't have, or a rank beyond their layers'.
     """
     body: Any = model.body
     chosen = _chosen(body.blocks[0], config.targets)
+    for path in chosen:
+        layer = body.blocks[0].get_submodule(path)
+        most = min(layer.in_features, layer.out_features)
+        if config.rank > most:
+            raise ConfigError(
+                f"lora.rank {config.rank}: {path} has no more than {most} inputs or outputs, and "
+                "such an addition would be larger than the layer; lower it"
+            )
     model.requires_grad_(False)
     for name in new:
         model.get_submodule(name).requires_grad_(True)

@@ -118,3 +118,11 @@ def test_an_unknown_target_changes_nothing():
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(ConfigError, match="name one layer at least"):
         build(LoraConfig, {"targets": []})
+
+
+def test_a_rank_beyond_the_layer_changes_nothing():
+    model = tiny("gpt", classify=True)
+    with pytest.raises(ConfigError, match=r"lora\.rank 100000: attention\.query_key_value has"):
+        add_lora(model, LoraConfig(rank=100_000))
+    assert not additions(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -62,6 +62,9 @@ class GenerationConfig(Config):
 
     Greedy, unless a field that is about sampling is set or several samples are asked for.
     """
+
+    SIZES: ClassVar[tuple[float, float]] = (0.0, math.inf)
+    """Each field has a range of its own, and logits are divided so that any number will do."""
 
     max_new_tokens: int = Field(100, ge=1)
     """Tokens that are added at most."""
