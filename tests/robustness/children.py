@@ -8,6 +8,7 @@ seen from outside; the next child goes on behind the input that did it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -284,11 +285,16 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
 
 
 def base_files(reader: Reader) -> dict[str, bytes]:
-    """The sound files of a reader, made in a child."""
+    """The sound files of a reader, made in a child; once for all readers that have the same."""
+    return _made(reader.make)
+
+
+@functools.cache
+def _made(make: Callable[[Path], None]) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory(prefix="robustness-") as scratch:
         folder = Path(scratch) / "base"
         folder.mkdir()
-        in_child(lambda: reader.make(folder))
+        in_child(lambda: make(folder))
         return {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in sorted(folder.rglob("*"))

@@ -391,7 +391,6 @@ document = "line"
 text_column = 1
 
 [pretrain]
-preset = "mini"
 [pretrain.model]
 num_layers = 2
 hidden_size = 32

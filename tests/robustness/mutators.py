@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 BY_HYPOTHESIS = 4
 """Every fourth input is hypothesis's …"""
-DRAWN_TOGETHER = 32
+DRAWN_TOGETHER = 16
 """… drawn so many at a time."""
 LONGEST = 4 << 20
 """Bytes of an input."""

@@ -42,8 +42,8 @@ def _corpus(folder: Path) -> Path:
     return path
 
 
-def _config(**training: Any) -> Any:
-    layers = {"model": SHAPE, "data": {"sequence_length": 32}, "training": {**TRAINING, **training}}
+def _config(seed: int = 0) -> Any:
+    layers = {"model": SHAPE, "data": {"sequence_length": 32}, "training": TRAINING, "seed": seed}
     return pretrain.resolve("gpt", "nano", layers)
 
 
@@ -51,7 +51,7 @@ def _workspace(folder: Path, *, trained: bool = True) -> Workspace:
     place = Workspace(folder / "workspace")
     tokenize(place, [str(_corpus(folder))], LINES, name="shards")
     for name in ("one", "two") if trained else ():
-        config = _config(seed=len(name))
+        config = _config(seed=ord(name[0]))
         pretrain.pretrain(place, config, shards_name="shards", name=name)
     if trained:
         config = EvaluateConfig(baselines=False, max_tokens=200, device="cpu")
@@ -140,7 +140,7 @@ def _interrupted(folder: Path) -> None:
     """A run with checkpoints of steps 2 and 4, of 6."""
     place = Workspace(folder / "workspace")
     tokenize(place, [str(_corpus(folder))], LINES, name="shards")
-    config = _config(checkpoint_every=2)
+    config = _config()
     artefact, _ = pretrain.pretrain(place, config, shards_name="shards", name="one")
     # As it would be had it been killed before its end.
     open_ = artefact.manifest.model_copy(update={"finished": None, "files": {}})
@@ -163,7 +163,7 @@ def _sealed_checkpoint(folder: Path) -> None:
 
 def _resumed(folder: Path) -> Any:
     place = Workspace(folder / "workspace")
-    config = _config(checkpoint_every=2)
+    config = _config()
     artefact, _ = pretrain.pretrain(place, config, shards_name="shards", name="one")
     return artefact.manifest
 
