@@ -11,7 +11,8 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MOST_ROUNDS = 1_000_000
 """Rounds of loops in one rendering: a few hundred messages take some thousands."""

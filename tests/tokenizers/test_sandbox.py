@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 import pytest
-from jinja2.sandbox import SecurityError
+from jinja2.exceptions import SecurityError
 
 from llmctl.tokenizers.sandbox import MOST_ROUNDS, BoundedEnvironment
 
