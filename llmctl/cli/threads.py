@@ -40,10 +40,10 @@ def settle_threads(threads: int | None, nproc: int | None) -> None:
     if threads is not None:
         most = max(1, cores() // processes)
         if threads > most:
-            of_each = f" for each of {processes} processes" if processes > 1 else ""
+            each = f" for each of {processes} processes" if processes > 1 else ""
             raise UsageError(
-                f"--threads {threads} is more than the {cores()} cores that this command may use "
-                f"have room for{of_each}; give at most {most}"
+                f"--threads {threads}{each} is more than the {cores()} cores that this command may "
+                f"use; give at most {most}"
             )
         os.environ.pop(THREADS_OPEN, None)
         os.environ.update(dict.fromkeys(COUNTING, str(threads)))

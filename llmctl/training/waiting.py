@@ -15,6 +15,7 @@ does.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -43,7 +44,7 @@ class WaitingThread(threading.Thread):
 
     def run(self) -> None:
         """Look, for ever."""
-        while "torch" not in sys.modules:
+        while not _is_loaded("torch"):
             time.sleep(UNTIL_LOADED)
         while True:
             self.heed(self._watch.others(self._processes))
@@ -59,11 +60,18 @@ class WaitingThread(threading.Thread):
 
             self._extra = [ExtraThread() for _ in range(extra_threads(torch.get_num_threads()))]
             for thread in self._extra:
-                thread.start()
+                with contextlib.suppress(RuntimeError):  # the process is about to end
+                    thread.start()
         elif not is_busy(others):
             for thread in self._extra:
                 thread.leave()
             self._extra = []
+
+
+def _is_loaded(name: str) -> bool:
+    """Whether a module is loaded to its end, which may fail, or be interrupted."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return spec is not None and not getattr(spec, "_initializing", False)
 
 
 def extra_threads(threads: int) -> int:
@@ -90,4 +98,5 @@ class ExtraThread(threading.Thread):
     def leave(self) -> None:
         """End it; the library takes down its team."""
         self._left.set()
-        self.join()
+        if self.is_alive():
+            self.join()

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +41,18 @@ def test_extra_threads_come_and_go_with_the_others(monkeypatch: pytest.MonkeyPat
     assert threading.active_count() == before + 2
     thread.heed(0.1)
     assert threading.active_count() == before
+
+
+def test_a_module_that_is_being_loaded_is_not_loaded(tmp_path: Path, monkeypatch: Any):
+    (tmp_path / "half.py").write_text(
+        "from llmctl.training.waiting import _is_loaded\nduring = _is_loaded('half')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not waiting._is_loaded("half")
+    import half  # type: ignore[import-not-found]
+
+    assert half.during is False
+    assert waiting._is_loaded("half")
 
 
 SCRIPT = """
