@@ -11,12 +11,14 @@ import multiprocessing
 import os
 import signal
 import threading
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.sentences import sentence_starts
+from llmctl.data.sentences import each_start
 from llmctl.errors import ResourceError
 from llmctl.tokenizers import Tokenizer, count_words, load
 
 BATCH_CHARACTERS = 1 << 18
 """Text in a unit of work: enough to hide the cost of handing it over."""
+TOGETHER = 1 << 20
+"""Characters of sentences encoded in one call: more than a batch, unless a document is long."""
 IN_FLIGHT = 2
 """Batches under way for each worker: one being worked on, one waiting."""
 
@@ -70,14 +74,23 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> EncodedBatch
     make = _by_sentences if tokenizer.sentencewise else _by_offsets
     ids, token_counts, starts, start_counts = make(tokenizer, texts)
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    unknown = np.concatenate([[0], np.cumsum(ids == tokenizer.special.get("unk", -1))])
+    unknown, ends = tokenizer.special.get("unk", -1), np.cumsum(token_counts)
     return EncodedBatch(
         tokens=ids.astype(dtype),
         token_counts=token_counts,
         starts=starts.astype(np.int32),
         start_counts=start_counts,
         word_counts=np.array([count_words(text) for text in texts], dtype=np.int64),
-        unknown_counts=np.diff(unknown[np.concatenate([[0], np.cumsum(token_counts)])]),
+        unknown_counts=np.array(
+            [np.count_nonzero(part == unknown) for part in np.split(ids, ends[:-1])], np.int64
+        ),
+    )
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> NDArray[np.uint32]:
+    """The ids of a text of any length."""
+    return np.concatenate(
+        [tokenizer.encode_batch([text[a:b]])[0] for a, b in tokenizer.stretches(text)]
     )
 
 
@@ -86,44 +99,77 @@ _Encoded = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64], NDArray[np.
 
 
 def _by_sentences(tokenizer: Tokenizer, texts: Sequence[str]) -> _Encoded:
-    sentences: list[str] = []
+    """Sentences one by one, a very long one in parts; so many at a time."""
+    ids: list[NDArray[np.uint32]] = []
+    lengths: list[NDArray[np.int64]] = []
     counts = []
+    parts: list[str] = []
+    size = 0
+    first_part: list[int] = []
+    """Of each sentence in ``parts``."""
+
+    def encode() -> None:
+        if parts:
+            of_parts, part_lengths = tokenizer.encode_batch(parts)
+            ids.append(of_parts)
+            lengths.append(np.add.reduceat(part_lengths, first_part))
+            parts.clear()
+            first_part.clear()
+
     for text in texts:
         cuts = _cuts(text)
-        sentences += [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
         counts.append(len(cuts))
-    ids, lengths = tokenizer.encode_batch(sentences)
+        cuts.append(len(text))
+        for begin, end in pairwise(cuts):
+            first_part.append(len(parts))
+            for a, b in tokenizer.stretches(text[begin:end]):
+                parts.append(text[begin + a : begin + b])
+            size += end - begin
+            if size >= TOGETHER:
+                encode()
+                size = 0
+    encode()
+    sentence_lengths = np.concatenate(lengths)
     first_sentence = np.concatenate([[0], np.cumsum(counts)])
-    ends = np.concatenate([[0], np.cumsum(lengths)])
+    ends = np.concatenate([[0], np.cumsum(sentence_lengths)])
     document_of = np.repeat(np.arange(len(texts)), counts)
     starts = ends[:-1] - ends[first_sentence[document_of]]
     # A sentence without tokens (control characters alone) is none.
-    kept = lengths > 0
+    kept = sentence_lengths > 0
     start_counts = np.bincount(document_of[kept], minlength=len(texts))
-    return ids, np.diff(ends[first_sentence]), starts[kept], start_counts
+    return np.concatenate(ids), np.diff(ends[first_sentence]), starts[kept], start_counts
 
 
 def _by_offsets(tokenizer: Tokenizer, texts: Sequence[str]) -> _Encoded:
-    ids, starts = [], []
+    ids: list[NDArray[np.uint32]] = []
+    token_counts, starts = [], []
     for text in texts:
-        of_text, begins = tokenizer.encode_offsets(text)
-        first = np.searchsorted(begins, _cuts(text))
+        cuts = np.asarray(_cuts(text))
+        done = 0
+        firsts = []
+        for begin, end in tokenizer.stretches(text):
+            of_part, begins = tokenizer.encode_offsets(text[begin:end])
+            ids.append(of_part)
+            within = cuts[np.searchsorted(cuts, begin) : np.searchsorted(cuts, end)]
+            firsts.append(done + np.searchsorted(begins, within - begin))
+            done += len(of_part)
+        first = np.concatenate(firsts)
         if len(first):
             first[0] = 0
-        ids.append(of_text)
+        token_counts.append(done)
         # A sentence without tokens has the start of the next.
-        starts.append(np.unique(first[first < len(of_text)]))
+        starts.append(np.unique(first[first < done]))
     return (
         np.concatenate(ids),
-        np.array([len(part) for part in ids]),
+        np.array(token_counts),
         np.concatenate(starts),
         np.array([len(part) for part in starts]),
     )
 
 
-def _cuts(text: str) -> list[int]:
+def _cuts(text: str) -> array[int]:
     """Where sentences start, each with the spaces before it: byte-level pieces begin with one."""
-    starts = sentence_starts(text)
+    starts = array("q", each_start(text))
     for number in range(1, len(starts)):
         place = starts[number]
         while place and text[place - 1].isspace():
@@ -155,7 +201,8 @@ def encode_in_order(
         under_way: deque[Future[EncodedBatch]] = deque()
         try:
             for batch in batches:
-                under_way.append(pool.submit(_work, list(batch)))
+                with _spared_of_interrupts():
+                    under_way.append(pool.submit(_work, list(batch)))
                 if len(under_way) >= IN_FLIGHT * workers:
                     yield under_way.popleft().result()
             while under_way:
@@ -181,6 +228,20 @@ def _one_thread_each() -> Iterator[None]:
             del os.environ["RAYON_NUM_THREADS"]
         else:
             os.environ["RAYON_NUM_THREADS"] = before
+
+
+@contextmanager
+def _spared_of_interrupts() -> Iterator[None]:
+    """What is started here never sees a Ctrl-C, which reaches the whole group: it would end a
+    worker in the middle of its imports, with a traceback. Here it comes at the end of the block."""
+    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _worker_tokenizer: Tokenizer

@@ -9,6 +9,7 @@ sentence.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 CLOSING = "\"'”’»)\\]」』）》】"
 _OPENING = "[\"'“‘«(\\[「『（《*`]*"
@@ -72,22 +73,32 @@ def sentence_starts(text: str) -> list[int]:
     >>> sentence_starts("Dr. Lee came. She left.")
     [0, 14]
     """
-    starts: list[int] = []
-    place = 0
+    return list(each_start(text))
+
+
+def each_start(text: str) -> Iterator[int]:
+    """The offsets of ``sentence_starts`` one after another: of a long text there are many."""
+    place, found = 0, False
     for heading in _HEADING.finditer(text) if "#" in text else ():
-        starts += [*_starts_in(text, place, heading.start("mark")), heading.start("mark")]
-        place = heading.end()
-    return [*starts, *_starts_in(text, place, len(text))] or [0]
+        yield from _starts_in(text, place, heading.start("mark"))
+        yield heading.start("mark")
+        place, found = heading.end(), True
+    yield from _starts_in(text, place, len(text))
+    if not found and not text:
+        yield 0
 
 
-def _starts_in(text: str, begin: int, end: int) -> list[int]:
+def _starts_in(text: str, begin: int, end: int) -> Iterator[int]:
     """Starts of the sentences of a part without headings; none if it is empty."""
-    starts = [begin] if begin < end else []
+    if begin >= end:
+        return
+    yield begin
+    last = begin
     for match in _BOUNDARY.finditer(text, begin, end):
         place = match.end()
-        if place < end and not (match["more"] == "" and _continues(text, match, starts[-1])):
-            starts.append(place)
-    return starts
+        if place < end and not (match["more"] == "" and _continues(text, match, last)):
+            yield place
+            last = place
 
 
 def _continues(text: str, match: re.Match[str], sentence: int) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from llmctl.data.documents import Corpus
+from llmctl.data.encoding import encode_text
 from llmctl.data.shards import ShardReader
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.perplexity import (
@@ -179,7 +180,7 @@ def _of_shards(
 def _of_corpus(corpus: Corpus, tokenizer: Tokenizer) -> Callable[[], Iterator[_Document]]:
     def read() -> Iterator[_Document]:
         for document in corpus:
-            ids, _ = tokenizer.encode_batch([document.text])
+            ids = encode_text(tokenizer, document.text)
             size = len(document.text.encode())
             yield _Document(ids.astype(np.int64), document.text, size, document.source)
 

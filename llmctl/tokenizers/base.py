@@ -12,7 +12,8 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import processors
 
 from llmctl.errors import InputError
+from llmctl.tokenizers.cuts import LONG, NoPlace, Rule, rule_of, stretches
 from llmctl.tokenizers.pieces import SPACE_MARK, piece_reader
 
 ROLES: dict[str, tuple[str, ...]] = {
@@ -56,7 +58,32 @@ _WORD = re.compile(f"[{CJK}]|[^\\s{CJK}]+")
 
 def count_words(text: str) -> int:
     """Words between spaces; each Chinese character counts as one."""
-    return len(text.split()) if text.isascii() else sum(1 for _ in _WORD.finditer(text))
+    if not text.isascii():
+        return sum(1 for _ in _WORD.finditer(text))
+    if len(text) <= LONG:
+        return len(text.split())
+    count = 0
+    for begin in range(0, len(text), LONG):
+        count += len(text[begin : begin + LONG].split())
+        if begin and not text[begin - 1].isspace() and not text[begin].isspace():
+            count -= 1  # counted on both sides
+    return count
+
+
+@contextmanager
+def panics_told() -> Iterator[None]:
+    """Turns a panic of the library, which isn't even an Exception, into an InputError: a regular
+    expression of a foreign tokenizer may take for ever on some text, and is stopped so."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"the tokenizer failed on a text ({reason[:200]}); leave that text out, or take "
+            "another tokenizer"
+        ) from None
 
 
 class VocabularyError(InputError):
@@ -150,6 +177,30 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of some ids."""
+
+    def stretches(self, text: str) -> Iterator[tuple[int, int]]:
+        """Begin and end of the parts of a text whose ids, end to end, are the text's.
+
+        A text of common length is one part. Raises InputError for a very long one that has no
+        place to cut.
+        """
+        try:
+            yield from stretches(text, self._cut_rule if len(text) > LONG else None)
+        except NoPlace as error:
+            raise InputError(
+                f"a text with {text[error.begin : error.begin + 30]!r} in it goes on for "
+                f"{error.length:,} characters without a place where {self.kind} can cut it (a "
+                "space behind a letter, say), too long to be encoded whole; divide it into lines "
+                "or documents, or leave it out"
+            ) from None
+
+    @cached_property
+    def _cut_rule(self) -> Rule | None:
+        return None
+
+    def normalized(self, text: str) -> str:
+        """A text as it is before it is cut into pieces: in lower case, say."""
+        return text
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The UTF-8 bytes of some ids, special tokens left out.
@@ -310,15 +361,25 @@ class FastTokenizer(Tokenizer):
         self._reader = piece_reader(rust.decoder)
         self._strips_first = self._reader.strips_first
 
+    @cached_property
+    def _cut_rule(self) -> Rule | None:
+        return rule_of(self._rust)
+
+    def normalized(self, text: str) -> str:
+        normalizer = self._rust.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
+
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         self._rust.encode_special_tokens = not allow_special
         try:
-            return list(self._rust.encode(text, add_special_tokens=False).ids)
+            with panics_told():
+                return list(self._rust.encode(text, add_special_tokens=False).ids)
         finally:
             self._rust.encode_special_tokens = True
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
+        with panics_told():
+            encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
         parts = [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
         lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
         return (np.concatenate(parts) if parts else np.empty(0, np.uint32)), lengths
@@ -332,7 +393,8 @@ class FastTokenizer(Tokenizer):
             if len(ids) and ends[-1] == len(data):
                 starts_character = (data & 0xC0) != 0x80
                 return ids, np.cumsum(starts_character)[np.append(0, ends[:-1])] - 1
-        encoding = self._rust.encode(text, add_special_tokens=False)
+        with panics_told():
+            encoding = self._rust.encode(text, add_special_tokens=False)
         begins = np.fromiter((begin for begin, _ in encoding.offsets), dtype=np.int64)
         return np.asarray(encoding.ids, dtype=np.uint32), np.maximum.accumulate(begins)
 

@@ -14,7 +14,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from llmctl.errors import InputError
-from llmctl.tokenizers.base import FastTokenizer, VocabularyError, begin_with
+from llmctl.tokenizers.base import FastTokenizer, VocabularyError, begin_with, panics_told
+from llmctl.tokenizers.cuts import in_parts
 from llmctl.tokenizers.patterns import DEFAULT, LEARNABLE, byte_level
 
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|im_start|>", "<|im_end|>")
@@ -41,7 +42,7 @@ def learn_bpe(
     if vocab_size < smallest:
         raise InputError(
             f"--vocab-size {vocab_size}: the 256 bytes and {len(SPECIAL)} special tokens need "
-            f"{smallest}; use --vocab-size {4 * smallest} or more"
+            f"{smallest}; use --vocab-size {smallest} or more"
         )
     trainer = BpeTrainer(
         vocab_size=vocab_size,
@@ -50,7 +51,8 @@ def learn_bpe(
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    rust.train_from_iterator(iter(texts), trainer)
+    with panics_told():
+        rust.train_from_iterator(in_parts(texts), trainer)
     size = rust.get_vocab_size()
     if exact and size < vocab_size:
         raise VocabularyError(vocab_size, size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tokenizers.models import WordLevel
 
 from llmctl.tokenizers.base import FastTokenizer, begin_with
 from llmctl.tokenizers.bpe import SPECIAL as BPE_SPECIAL
+from llmctl.tokenizers.cuts import Rule
 
 UNKNOWN = "<unk>"
 SPECIAL = (*BPE_SPECIAL, UNKNOWN)
@@ -38,6 +40,10 @@ class CharacterTokenizer(FastTokenizer):
         for token, number in rust.get_vocab().items():
             if len(token) == 1:
                 self._id_of[ord(token)] = number
+
+    @cached_property
+    def _cut_rule(self) -> Rule | None:
+        return lambda text, place: True
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         if allow_special:

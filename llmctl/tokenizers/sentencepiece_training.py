@@ -13,18 +13,17 @@ import re
 from collections.abc import Iterable, Iterator
 
 import sentencepiece
-from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
+from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as RustTokenizer
 
 from llmctl.errors import InputError
 from llmctl.tokenizers.base import AlphabetError, VocabularyError, begin_with, roomy
+from llmctl.tokenizers.patterns import by_words
 from llmctl.tokenizers.pieces import SPACE_MARK
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>", "<|im_start|>", "<|im_end|>")
 """The ids 0 to 6; the 256 bytes follow. Sentencepiece must have ``<unk>``, which never comes."""
 BYTES = 256
-WORD = " *[^ ]+| +"
-"""A word with the spaces before it: no piece crosses to the next, in learning and in encoding."""
 MAX_SENTENCES = 2_000_000
 """Sentencepiece holds its sample in memory; this many parts are several gigabytes."""
 LONGEST_PART = 4192
@@ -96,14 +95,7 @@ def learn_pieces(texts: Iterable[str], model_type: str, vocab_size: int, *, exac
 
 def finish(rust: RustTokenizer, *, also_cut: str | None = None) -> None:
     """The rules around a model of learned pieces. also_cut: a pattern behind which text is cut."""
-    words = pre_tokenizers.Split(Regex(WORD), "isolated")
-    rust.pre_tokenizer = (
-        words
-        if also_cut is None
-        else pre_tokenizers.Sequence(
-            [words, pre_tokenizers.Split(Regex(also_cut), "merged_with_previous")]
-        )
-    )
+    rust.pre_tokenizer = by_words(also_cut)
     rust.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     rust.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     begin_with(rust, "<s>")

@@ -25,7 +25,15 @@ from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
 
 from llmctl.errors import InputError
-from llmctl.tokenizers.base import CJK, AlphabetError, FastTokenizer, VocabularyError, roomy
+from llmctl.tokenizers.base import (
+    CJK,
+    AlphabetError,
+    FastTokenizer,
+    VocabularyError,
+    panics_told,
+    roomy,
+)
+from llmctl.tokenizers.cuts import in_parts
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD = 100
@@ -93,7 +101,10 @@ class WordPieceTokenizer(FastTokenizer):
         """The ids of each word by BERT's rules."""
         groups = [words[i : i + GROUP_WORDS] for i in range(0, len(words), GROUP_WORDS)]
         # Not encode_batch_fast: it doesn't say which word an id is of.
-        encodings = self._rust.encode_batch(groups, is_pretokenized=True, add_special_tokens=False)
+        with panics_told():
+            encodings = self._rust.encode_batch(
+                groups, is_pretokenized=True, add_special_tokens=False
+            )
         for group, encoding in zip(groups, encodings, strict=True):
             word_of_id = np.asarray(encoding.word_ids, dtype=np.int64)
             ends = np.cumsum(np.bincount(word_of_id, minlength=len(group))).tolist()
@@ -172,7 +183,8 @@ def learn_wordpiece(
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    rust.train_from_iterator(iter(texts), trainer)
+    with panics_told():
+        rust.train_from_iterator(in_parts(texts), trainer)
     learned = rust.get_vocab()
     in_merge_order = sorted(learned, key=learned.__getitem__)
     fixed = set(base)

@@ -232,6 +232,15 @@ def test_workers_give_the_same_in_the_same_order(
     assert sum(batch.words for batch in results[1]) == 4 * len(LETTERS) * len(batches)
 
 
+def hides_from_ctrl_c(pid: int | None) -> bool:
+    """Whether SIGINT was kept from a process from its start on, its imports included."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        return True
+    blocked = next(line for line in status.read_text().splitlines() if line.startswith("SigBlk"))
+    return bool(int(blocked.split()[1], 16) & 1 << signal.SIGINT - 1)
+
+
 def test_workers_take_no_more_batches_than_they_can_hold(
     wordpiece: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -247,5 +256,8 @@ def test_workers_take_no_more_batches_than_they_can_hold(
     results = encode_in_order((count() for _ in range(100)), tmp_path, 2)
     next(results)
     assert taken <= 4
+    for worker in multiprocessing.active_children():
+        assert hides_from_ctrl_c(worker.pid)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     results.close()  # type: ignore[attr-defined]
     assert "RAYON_NUM_THREADS" not in os.environ
