@@ -126,8 +126,18 @@ def _template(folder: Path, config: dict[str, Any]) -> str | None:
         return read_text(path, "a template is")
     value = config.get("chat_template")
     if isinstance(value, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in value}
-        value = named.get("default")
+        if not all(isinstance(entry, dict) for entry in value):
+            raise InputError(
+                f"{folder / CONFIG}: chat_template lists what are no templates; mend the file"
+            )
+        value = {str(entry.get("name")): entry.get("template") for entry in value}
+    if isinstance(value, dict):
+        if "default" not in value:
+            raise InputError(
+                f"{folder / CONFIG}: of the chat templates {', '.join(value)} none is called "
+                "default; call the one to take so"
+            )
+        value = value["default"]
     if value is not None and not isinstance(value, str):
         raise InputError(f"{folder / CONFIG}: chat_template is no text; mend the file")
     return value

@@ -8,8 +8,10 @@ from pathlib import Path
 from tokenizers import Tokenizer as RustTokenizer
 
 from llmctl.errors import InputError, UsageError
-from llmctl.tokenizers.base import FastTokenizer, Tokenizer
+from llmctl.parsing import Malformed, parse_json
+from llmctl.tokenizers.base import FastTokenizer, Tokenizer, panics_told
 from llmctl.tokenizers.characters import CharacterTokenizer, takes_characters
+from llmctl.tokenizers.checking import check_settings
 from llmctl.tokenizers.companions import CONFIG, read_companions, read_object, read_text
 from llmctl.tokenizers.merges import MERGES_OF, load_merges
 from llmctl.tokenizers.ranks import holds_ranks, load_ranks
@@ -78,12 +80,22 @@ def _load_file(path: Path, cased: bool | None) -> Tokenizer:
 
 def _load_json(path: Path) -> Tokenizer:
     try:
-        rust = RustTokenizer.from_str(path.read_text(encoding="utf-8"))
-        value = json.loads(rust.to_str())  # older files don't name the model's type
+        settings = parse_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from None
+    except Malformed as error:
+        where = f"line {error.line}: " if error.line else ""
+        raise InputError(f"{path} is not a tokenizer.json: {where}{error}") from None
+    check_settings(path, settings)
+    try:
+        with panics_told():
+            rust = RustTokenizer.from_str(json.dumps(settings, ensure_ascii=False))
     except Exception as error:  # the library raises plain Exception
         raise InputError(f"{path} is not a tokenizer.json: {error}") from None
-    model = value.get("model", {}).get("type", "")
-    normalizer, splitter = value.get("normalizer") or {}, value.get("pre_tokenizer") or {}
+    if not settings["model"].get("type"):  # older files don't name it
+        settings = json.loads(rust.to_str())
+    model = settings["model"]["type"]
+    normalizer, splitter = settings.get("normalizer") or {}, settings.get("pre_tokenizer") or {}
     if model == "WordPiece":
         if normalizer.get("type") == "BertNormalizer" and splitter.get("type") == (
             "BertPreTokenizer"
@@ -92,11 +104,11 @@ def _load_json(path: Path) -> Tokenizer:
         return FastTokenizer("wordpiece", rust)
     if model == "BPE":
         return FastTokenizer(
-            "sentencepiece-bpe" if value["model"]["byte_fallback"] else "bpe", rust
+            "sentencepiece-bpe" if settings["model"].get("byte_fallback") else "bpe", rust
         )
     if model == "Unigram":
         return FastTokenizer("unigram", rust)
-    if model == "WordLevel" and takes_characters(value):
+    if model == "WordLevel" and takes_characters(json.loads(rust.to_str())):
         return CharacterTokenizer(rust)
     raise InputError(
         f"{path} holds a {model or 'nameless'} model; WordPiece, BPE, Unigram and WordLevel of "
@@ -114,6 +126,10 @@ def _load_model(path: Path) -> Tokenizer:
         return SentencePieceTokenizer(model)
     except (RuntimeError, OSError) as error:
         raise InputError(f"{path} is not a sentencepiece model: {error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: a piece is not UTF-8 ({error.object!r}); take the tokenizer's own file"
+        ) from None
 
 
 def _load_vocabulary(path: Path, cased: bool | None) -> Tokenizer:
@@ -123,6 +139,11 @@ def _load_vocabulary(path: Path, cased: bool | None) -> Tokenizer:
     vocabulary = [line.rstrip("\r") for line in lines]
     rules_path = path.with_name(CONFIG)
     rules = read_object(rules_path)
+    for rule in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
+        if not isinstance(rules.get(rule), bool | None):
+            raise InputError(
+                f"{rules_path}: {rule} is {rules[rule]!r}, not true, false or null; mend the file"
+            )
     lower = rules.get("do_lower_case")
     if lower is not None and cased is not None and cased == bool(lower):
         raise UsageError(
@@ -136,7 +157,7 @@ def _load_vocabulary(path: Path, cased: bool | None) -> Tokenizer:
             vocabulary,
             cased=cased,
             strip_accents=rules.get("strip_accents"),
-            split_chinese=bool(rules.get("tokenize_chinese_chars", True)),
+            split_chinese=rules.get("tokenize_chinese_chars") is not False,
         )
     except ValueError as error:
         raise InputError(f"{path}: {error}; give the vocab.txt of a BERT") from None

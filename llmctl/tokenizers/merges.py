@@ -13,6 +13,7 @@ from tokenizers.models import BPE
 
 from llmctl.errors import InputError
 from llmctl.tokenizers.base import ROLES, FastTokenizer
+from llmctl.tokenizers.checking import check_ids
 from llmctl.tokenizers.companions import CONFIG, read_object, read_text
 from llmctl.tokenizers.patterns import GPT2, QWEN, byte_level
 from llmctl.tokenizers.pieces import CHARACTER_OF
@@ -55,15 +56,7 @@ def load_merges(vocabulary_path: Path) -> FastTokenizer:
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
     vocabulary = read_object(path)
-    numbers: set[int] = set()
-    for token, number in vocabulary.items():
-        if type(number) is not int or number < 0:
-            raise InputError(f"{path}: {token!r} has {number!r}, not an id; take GPT-2's own file")
-        if number in numbers:
-            raise InputError(
-                f"{path}: {token!r} has id {number}, which another piece has; take GPT-2's own file"
-            )
-        numbers.add(number)
+    check_ids(path, vocabulary.items(), remedy="take GPT-2's own file")
     missing = [character for character in CHARACTER_OF.values() if character not in vocabulary]
     if missing:
         raise InputError(

@@ -21,6 +21,7 @@ from tokenizers.models import BPE
 
 from llmctl.errors import InputError
 from llmctl.tokenizers.base import FastTokenizer
+from llmctl.tokenizers.checking import check_ids
 from llmctl.tokenizers.patterns import GPT2, GPT4, GPT4O, QWEN, byte_level
 from llmctl.tokenizers.pieces import spelled
 
@@ -139,6 +140,7 @@ def _read(path: Path) -> dict[bytes, int]:
             raise InputError(f"{path}:{number} has {what} again; take the file anew")
         ranks[piece] = rank
         taken.add(rank)
+    check_ids(path, ((repr(piece), rank) for piece, rank in ranks.items()), remedy="take it anew")
     for byte in range(256):
         if bytes([byte]) not in ranks:
             raise InputError(f"{path} has no rank for the byte 0x{byte:02x}; take the file anew")

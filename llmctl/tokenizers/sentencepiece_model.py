@@ -25,6 +25,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.get_piece_size()
+        for number in range(self.vocab_size):  # raises UnicodeDecodeError at one that isn't UTF-8
+            self._processor.id_to_piece(number)
         self.special = roles_in(self.token_to_id)
         # Decoding takes away the space that encoding put before the text, or all that are there.
         left = len(self._processor.decode([SPACE_MARK, SPACE_MARK]))

@@ -100,6 +100,7 @@ def test_usual_spellings_are_known(
         {**value["added_tokens"][0], "id": number, "content": token}
         for number, token in enumerate(spelled, 300)
     ]
+    value["model"]["vocab"].update((token, 300 + n) for n, token in enumerate(spelled))
     value["post_processor"] = None
     path.write_text(json.dumps(value), encoding="utf-8")
     tokenizer = load(path)
