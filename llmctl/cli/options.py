@@ -26,6 +26,8 @@ from llmctl.errors import NO_ACCESS, NO_MEMORY_SIGNS, NO_SPACE, LlmctlError, Usa
 if TYPE_CHECKING:
     from llmctl.workspace.artefacts import Workspace
 
+TRAINING = ("pretrain", "finetune", "sweep")
+"""Commands that have a batch size."""
 NO_MEMORY = "out of memory; use a smaller batch or model, or a machine with more"
 OUT_OF_MEMORY = (
     *NO_MEMORY_SIGNS, "out of memory", "cannot allocate memory", "failed to map segment",
@@ -248,8 +250,10 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             _bug(error)
         except Exception as error:
             if any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
+                trains = command.__module__.rpartition(".")[2] in TRAINING
+                remedy = "lower training.batch_size" if trains else "give it less at a time"
                 _fail(
-                    f"out of memory: {str(error).splitlines()[0]}; lower training.batch_size",
+                    f"out of memory: {str(error).splitlines()[0]}; {remedy}",
                     5,
                     told_by_all=True,
                 )

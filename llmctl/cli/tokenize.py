@@ -168,11 +168,14 @@ def command(
         shards = {"name": artefact.manifest.name, "folder": str(artefact.folder)}
         print_json({**shards, **parts, **summary})
         return
+    words = summary["tokens"] / max(summary["tokens_per_word"], 1e-9)
+    # Where words are short, most are Chinese characters.
+    per = "word" if summary["characters"] > 2.5 * words else "word (a Chinese character is one)"
     duplicates = f", {summary['duplicates']:,} duplicates dropped" if summary["duplicates"] else ""
     out().print(
         f"shards {artefact.manifest.name}: {summary['documents']:,} documents"
         f" ({summary['validation_documents']:,} for validation{duplicates}), "
-        f"{summary['tokens']:,} tokens, {summary['tokens_per_word']:.2f} tokens per word, "
+        f"{summary['tokens']:,} tokens, {summary['tokens_per_word']:.2f} tokens per {per}, "
         f"{summary['unknown_share']:.3%} unknown, {summary['megabytes_per_second']:.1f} MB/s"
     )
 

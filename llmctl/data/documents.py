@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 from textwrap import shorten
+from unicodedata import category
 
 from llmctl.data.files import (
     RowReader,
@@ -28,6 +29,7 @@ from llmctl.data.files import (
 )
 from llmctl.data.kinds import look_at
 from llmctl.data.python_corpora import python_code, python_docs
+from llmctl.data.sentences import sentence_starts
 from llmctl.data.sources import find, is_stream
 from llmctl.errors import InputError, UsageError, did_you_mean
 from llmctl.workspace.files import sha256_file
@@ -40,6 +42,9 @@ LONG_FILE = 1 << 16
 PIECE = 1 << 14
 """… and a longer one (a book, a dump) is cut into documents of about this, so that there is
 something to split into training and validation."""
+
+LONGEST = 1 << 27
+"""Characters in a document, which is held whole."""
 
 TEXT_COLUMNS = (
     "text", "content", "document", "body", "article", "sentence", "review", "abstract",
@@ -60,6 +65,47 @@ class Document:
     """Its file, with the line where that tells more; for messages."""
     position: int
     """Bytes of the corpus read once this document is; compressed bytes of compressed files."""
+
+
+@dataclass
+class PlainText:
+    """What files of plain text were taken for, where the unit is ``auto``."""
+
+    documents: int = 0
+    paragraphs: int = 0
+    """Parts between blank lines."""
+    whole: int = 0
+    """Files that are a document each."""
+    cut: int = 0
+    """Files that were cut into several."""
+
+    def add(self, number: int, text: str) -> None:
+        """Count the ``number``-th piece of a file."""
+        paragraphs = sum(1 for part in text.split("\n\n") if part.strip())
+        if paragraphs:
+            self.documents += 1
+            self.paragraphs += paragraphs
+        self.whole += number == 1
+        if number == 2:
+            self.whole, self.cut = self.whole - 1, self.cut + 1
+
+    def __str__(self) -> str:
+        """What the user is told; empty where there is nothing to choose."""
+        if self.paragraphs <= self.documents:
+            return ""
+        cut = f"each piece of about {PIECE:,} characters of {_files(self.cut, 'long')}"
+        whole = f"each of {_files(self.whole, 'short')}" if self.whole > 1 else "the whole file"
+        if self.cut and self.whole:
+            whole = f"each of {_files(self.whole, 'short')}"
+        what = " and ".join([cut] * bool(self.cut) + [whole] * bool(self.whole))
+        return (
+            f"of plain text {what} is a document ({self.documents:,} in all): with --document "
+            f"paragraph each of its {self.paragraphs:,} parts between blank lines would be one"
+        )
+
+
+def _files(count: int, kind: str) -> str:
+    return f"{count:,} {kind} file{'s' * (count != 1)}"
 
 
 class Corpus:
@@ -99,6 +145,8 @@ class Corpus:
         """The corpus's bytes before each file, and after the last."""
         self.total_bytes = self.begins[-1]
         self._digests: dict[int, tuple[str, bytes]] = {}
+        self.plain = PlainText()
+        """What became of plain text; known once the corpus has been iterated."""
 
     @property
     def suggested_name(self) -> str:
@@ -115,6 +163,7 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Document]:
         found = False
+        self.plain = PlainText()
         for number in range(len(self._files)):
             for document in self.of_file(number):
                 if document.text:
@@ -131,6 +180,7 @@ class Corpus:
         begin, size = self.begins[number], self.sizes[number]
         try:
             for text, source, position in self._read(self._files[number], after):
+                _refuse_longer(len(text), source)
                 stripped = text.strip()
                 kept = text if stripped and self._keep_ends else stripped
                 yield Document(kept, self._shown(source), begin + min(max(position, 1), size))
@@ -273,11 +323,19 @@ class Corpus:
             for number, (line, position) in enumerate(text_lines(file, self._errors), 1):
                 yield line, f"{file}:{number}", position
         elif self._unit == "file":
-            blocks = list(text_blocks(file, self._errors))
-            yield "".join(block for block, _ in blocks), str(file), self._size(file)
+            blocks, size = [], 0
+            for block, _ in text_blocks(file, self._errors):
+                blocks.append(block)
+                size += len(block)
+                _refuse_longer(size, str(file))
+            yield "".join(blocks), str(file), self._size(file)
+        elif self._unit == "paragraph":
+            yield from _pieces(file, self._errors, 0, 0)
         else:
-            smallest, longest = (0, 0) if self._unit == "paragraph" else (PIECE, LONG_FILE)
-            yield from _pieces(file, self._errors, smallest, longest)
+            pieces = _pieces(file, self._errors, PIECE, LONG_FILE)
+            for number, piece in enumerate(pieces, 1):
+                self.plain.add(number, piece[0])
+                yield piece
 
 
 class CorpusPart:
@@ -329,6 +387,15 @@ def _named(file: Path) -> Iterator[None]:
         raise InputError(f"{file} can't be read: {error.strerror}") from None
 
 
+def _refuse_longer(characters: int, source: str) -> None:
+    """Raises InputError for a document that would take more memory than a machine need have."""
+    if characters > LONGEST:
+        raise InputError(
+            f"{source}: a document has more than {LONGEST:,} characters; divide it (plain text by "
+            "--document auto or line)"
+        )
+
+
 def _clean(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
@@ -341,6 +408,7 @@ def _pieces(file: Path, errors: str, smallest: int, longest: int) -> Iterator[tu
         pending += block
         if whole and len(pending) <= longest:
             continue
+        _refuse_longer(len(pending), str(file))
         whole = False
         start = 0
         while True:
@@ -369,5 +437,31 @@ def _cut(text: str, start: int, smallest: int) -> int | None:
         return blank + 2
     if smallest and len(text) > limit:
         line = text.rfind("\n", from_, limit)
-        return line + 1 if line != -1 else limit
+        return line + 1 if line != -1 else _within_line(text, from_, limit)
     return None
+
+
+def _within_line(text: str, begin: int, end: int) -> int:
+    """Where to cut a stretch without line ends: where its last sentence starts, else before its
+    last space, behind its last mark of punctuation, between two letters of a script without
+    spaces. One that has none of these is no text, and is cut at its end."""
+    sentence = begin + sentence_starts(text[begin:end])[-1]
+    if sentence > begin:
+        return sentence
+    for fits in (_before_space, _behind_mark, _between_letters):
+        for place in range(end, begin, -1):
+            if fits(text[place - 1], text[place]):
+                return place
+    return end
+
+
+def _before_space(before: str, after: str) -> bool:
+    return after.isspace() and not before.isspace()
+
+
+def _behind_mark(before: str, after: str) -> bool:
+    return before in ",;:，、；：" and not after.isspace()
+
+
+def _between_letters(before: str, after: str) -> bool:
+    return category(before) == category(after) == "Lo"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,9 +23,11 @@ from llmctl.stages.tokenize_shards import (
     FromText,
     Vocabulary,
     count_characters,
+    note_split,
     write_shards,
 )
 from llmctl.tokenizers.base import Tokenizer
+from llmctl.tokenizers.marks import marks_taken, takes_marks
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import InputRecord, new_manifest
@@ -32,6 +35,8 @@ from llmctl.workspace.parts import PartsFolder
 
 LEARN_BYTES = 1 << 29
 """A larger corpus is sampled, document by document, to learn the vocabulary from."""
+MARKS_SAMPLE = 1 << 20
+"""Characters looked at for marks that a tokenizer takes away."""
 VOCABULARY_STEPS = ((1 << 20, 4000), (1 << 23, 8000), (1 << 27, 16000))
 """Corpus bytes up to which a vocabulary of this size is the default …"""
 LARGEST_VOCABULARY = 30000
@@ -111,6 +116,10 @@ def tokenize(
         )
         source = FromText(order, target / "tokenizer", config.workers, corpus.total_bytes)
         summary.update(write_shards(source, target, vocabulary, config.validation, reporter))
+    if str(corpus.plain):
+        reporter.note(str(corpus.plain))
+    if config.split == "hash":
+        note_split(summary, config.validation, reporter)
     PartsFolder(workspace, shards_name).remove_if_idle()
     return workspace.get("shards", shards_name), False
 
@@ -154,10 +163,25 @@ def tokenizer_for(
     """The tokenizer, learned if it is to be, and what the shards' manifest says they are from."""
     if existing is None:
         artefact = _learn(workspace, corpus, config, inputs, shards_name, force, reporter)
-        return tokenizers.load(artefact.folder), [*inputs, artefact.as_input("tokenizer")]
-    for note in existing[0].notes:
+        tokenizer = tokenizers.load(artefact.folder)
+        made_from = [*inputs, artefact.as_input("tokenizer")]
+    else:
+        tokenizer, made_from = existing[0], list(inputs)
+    for note in tokenizer.notes:
         reporter.note(note)
-    return existing[0], list(inputs)
+    if takes_marks(tokenizer) and (note := marks_taken(tokenizer, _common_characters(corpus))):
+        reporter.note(note)
+    return tokenizer, made_from
+
+
+def _common_characters(corpus: Corpus) -> Counter[str]:
+    """The characters of the corpus's beginning."""
+    counts: Counter[str] = Counter()
+    for document in corpus:
+        counts.update(document.text[:MARKS_SAMPLE])
+        if counts.total() >= MARKS_SAMPLE:
+            break
+    return counts
 
 
 def existing_tokenizer(workspace: Workspace, config: TokenizeConfig) -> Existing | None:

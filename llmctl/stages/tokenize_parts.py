@@ -39,6 +39,7 @@ from llmctl.stages.tokenize_shards import (
     FromText,
     Vocabulary,
     count_characters,
+    note_split,
     write_shards,
 )
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -393,6 +394,8 @@ def put_together(job: Job, plan: Plan) -> tuple[Artefact | None, list[int]]:
                 megabytes_per_second=source.text_bytes / 1e6 / seconds,
             )
         job.parts.remove()
+    if plan.characters is None:
+        note_split(summary, job.config.validation, job.reporter)
     return job.workspace.get("shards", job.name), []
 
 

@@ -189,6 +189,17 @@ def write_shards(
     return _one_pass(source, target, vocabulary, limit, reporter)[0]
 
 
+def note_split(summary: dict[str, Any], share: float, reporter: Reporter) -> None:
+    """Tell of a split by documents that says little: validation on a single one, or on none."""
+    documents, held_out = summary["documents"], summary["validation_documents"]
+    if share and held_out < 2:
+        number = "no document" if not held_out else f"1 of {documents:,} documents"
+        reporter.note(
+            f"{number} is held out to validate on, so a validation loss will say little: give more "
+            "text, smaller documents (--document paragraph or line), or --split tail"
+        )
+
+
 def _one_pass(
     source: Source, target: Path, vocabulary: Vocabulary, limit: int, reporter: Reporter
 ) -> tuple[dict[str, Any], int, int]:

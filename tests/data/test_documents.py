@@ -438,6 +438,69 @@ def test_a_name_is_suggested_from_the_first_source(
     assert Corpus([str(path), str(other)]).suggested_name == suggested
 
 
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("some words without end " * 20_000, ("some", "words", "without", "end")),
+        ("Some words. Some more words in it! " * 10_000, ("words.", "it!")),
+        ("这个电影很好看，我很喜欢。" * 20_000, ("。",)),
+        ("这个电影很好看，我很喜欢，" * 20_000, ("，",)),
+        ("这个电影很好看" * 40_000, tuple("这个电影很好看")),
+        ("a-b_c/d" * 40_000, tuple("abcd-_/")),
+    ],
+)
+@pytest.mark.parametrize("keep_ends", [True, False])
+def test_a_long_line_is_cut_between_words(
+    tmp_path: Path, text: str, ends: tuple[str, ...], keep_ends: bool
+) -> None:
+    path = write(tmp_path / "x.txt", text)
+    pieces = [d.text for d in Corpus([str(path)], keep_ends=keep_ends)]
+    assert len(pieces) > 2
+    assert max(map(len, pieces)) <= 4 * PIECE
+    assert all(piece.rstrip().endswith(ends) for piece in pieces)
+    joined = "".join(pieces)
+    assert joined == text if keep_ends else joined.replace(" ", "") == text.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [("x.txt", "file"), ("x.txt", "paragraph"), ("x.txt", "line"), ("x.jsonl", "auto")],
+)
+def test_a_document_too_long_to_be_held_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, unit: str
+) -> None:
+    monkeypatch.setattr(documents, "LONGEST", 100)
+    for size in (90, 101):
+        text = "x" * size
+        path = write(tmp_path / name, json.dumps({"text": text}) if ".json" in name else text)
+        if size < 100:
+            assert texts(path, unit=unit) == [text]
+    with pytest.raises(InputError, match=rf"{name}.*: a document has more than 100 characters"):
+        texts(path, unit=unit)
+
+
+def test_what_plain_text_was_taken_for_is_told(tmp_path: Path) -> None:
+    review = "A review of a line or so.\n\n"
+    long = write(tmp_path / "long.txt", review * 6265)
+    one = write(tmp_path / "one.txt", review * 30)
+    write(tmp_path / "two.txt", review * 3)
+    table = write(tmp_path / "t.jsonl", '{"text": "a\\n\\nb"}')
+
+    def told(*paths: Path, unit: str = "auto") -> str:
+        corpus = Corpus([str(path) for path in paths], unit=unit)
+        documents = list(corpus)
+        assert documents == list(corpus)
+        return str(corpus.plain)
+
+    assert told(long) == (
+        "of plain text each piece of about 16,384 characters of 1 long file is a document (11 in "
+        "all): with --document paragraph each of its 6,265 parts between blank lines would be one"
+    )
+    assert told(one).startswith("of plain text the whole file is a document (1 in all): with")
+    assert "of 1 long file and each of 2 short files is a document (13 in all)" in told(tmp_path)
+    assert told(table) == told(long, unit="paragraph") == told(long, unit="file") == ""
+
+
 def test_a_document_says_where_it_is_from(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", '\n{"text": " a "}\n')
     assert list(Corpus([str(path)])) == [Document("a", f"{path}:2", path.stat().st_size)]

@@ -272,3 +272,48 @@ def test_a_tokenizer_that_is_no_name_is_refused_by_name(tmp_path: Path, corpus: 
     for given in ("wordpeice", "x" * 5000, "a\0b"):
         with pytest.raises(InputError, match="is neither a kind nor a tokenizer"):
             make(tmp_path / "w", corpus, tokenizer=given)
+
+
+class Notes(Reporter):
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+
+def notes_of(root: Path, *sources: Path, **fields: Any) -> str:
+    reporter = Notes()
+    config = TokenizeConfig.model_validate({"tokenizer": "characters", **fields})
+    tokenize(Workspace(root), [str(s) for s in sources], config, reporter=reporter)
+    return "\n".join(reporter.told)
+
+
+def test_what_was_left_out_and_what_a_document_is_are_told(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    write_lines(tmp_path / "in" / "x.txt", ["a line\n"] * 40)
+    (tmp_path / "in" / "README").write_text("not read")
+    told = notes_of(tmp_path / "w", tmp_path / "in")
+    assert "1 file of another kind was not read (no suffix 1): name it to read it" in told
+    assert (
+        "the whole file is a document (1 in all): with --document paragraph each of its 40" in told
+    )
+    assert "no document is held out to validate on" in told
+    told = notes_of(tmp_path / "w", tmp_path / "in" / "x.txt", document="paragraph")
+    assert "is a document" not in told
+    assert "no document is held out" in told  # all are one text
+    lines = write_lines(tmp_path / "lines.txt", sentences(200))
+    assert "held out" not in notes_of(tmp_path / "w", lines, document="line")
+    assert "held out" not in notes_of(tmp_path / "w", lines, split="tail")
+
+
+def test_marks_that_a_vocabulary_takes_away_are_told(tmp_path: Path):
+    path = write_lines(tmp_path / "ja.txt", ["がくせい です。 パン"] * 3)
+    assert "lose marks that are no accents" in notes_of(tmp_path / "w", path, tokenizer="wordpiece")
+    told = notes_of(tmp_path / "w", path, tokenizer="wordpiece", cased=True)
+    assert "lose marks" not in told
+
+
+def test_a_vocabulary_of_any_size_is_refused_by_its_field(tmp_path: Path):
+    with pytest.raises(ValueError, match="vocab_size"):
+        TokenizeConfig.model_validate({"vocab_size": 10**20})
