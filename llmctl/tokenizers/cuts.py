@@ -122,7 +122,13 @@ class NoPlace(Exception):
 
 
 def _state(part: Any) -> Any:
-    return None if part is None else json.loads(part.__getstate__())
+    """A part's settings, but for trimmed offsets, which decide no ids."""
+    if part is None:
+        return None
+    settings = json.loads(part.__getstate__())
+    for step in (settings, *settings.get("pretokenizers", ())):
+        step.pop("trim_offsets", None)
+    return settings
 
 
 _BYTE_LEVEL = [

@@ -303,7 +303,7 @@ def test_what_was_left_out_and_what_a_document_is_are_told(tmp_path: Path):
     assert "is a document" not in told
     assert "no document is held out" in told  # all are one text
     lines = write_lines(tmp_path / "lines.txt", sentences(200))
-    assert "held out" not in notes_of(tmp_path / "w", lines, document="line")
+    assert "held out" not in notes_of(tmp_path / "w", lines, document="line", validation=0.2)
     assert "held out" not in notes_of(tmp_path / "w", lines, split="tail")
 
 

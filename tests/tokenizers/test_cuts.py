@@ -141,6 +141,20 @@ def test_unknown_settings_allow_no_cut(
     assert rule_of(rust) is None
 
 
+def test_settings_that_decide_no_ids_are_passed_over() -> None:
+    """Qwen's and GPT-2's tokenizer.json differ from ours in trimmed offsets."""
+    rust = RustTokenizer(BPE())
+    rust.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+        ]
+    )
+    assert rule_of(rust) is cuts.between_words
+    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    assert rule_of(rust) is cuts.between_words
+
+
 def test_pieces_across_words_need_bytes_for_what_is_in_none() -> None:
     rust = RustTokenizer(BPE({"a": 0, "<unk>": 1}, [], unk_token="<unk>", fuse_unk=True))
     rust.pre_tokenizer = by_words()
