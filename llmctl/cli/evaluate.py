@@ -103,7 +103,9 @@ def command(
     text_column: options.TextColumnOption = None,
     text_pair_column: options.TextPairColumnOption = None,
     label_column: options.LabelColumnOption = None,
+    encoding: options.EncodingOption = None,
     encoding_errors: options.EncodingErrorsOption = None,
+    header: options.HeaderOption = None,
     document: Annotated[
         str | None,
         typer.Option(
@@ -160,7 +162,9 @@ def command(
         "target_column": target_column,
         "num_beams": num_beams,
         "max_new_tokens": max_new_tokens,
+        "encoding": encoding,
         "encoding_errors": encoding_errors,
+        "header": header,
         "document": document,
         "stride": stride,
         "shots": shots,

@@ -77,7 +77,9 @@ def command(
             show_default="decoder",
         ),
     ] = None,
+    encoding: options.EncodingOption = None,
     encoding_errors: options.EncodingErrorsOption = None,
+    header: options.HeaderOption = None,
     freeze_encoder: Annotated[
         bool,
         typer.Option("--freeze-encoder", help="Of seq2seq: keep the GPT as it is."),
@@ -143,7 +145,9 @@ def command(
                 option = key.replace("_", "-")
                 raise UsageError(f"--{option} goes with --task {owner}; leave it out")
     table = {
+        "encoding": encoding,
         "encoding_errors": encoding_errors,
+        "header": header,
         **data_options["classify"],
         **data_options["seq2seq"],
     }

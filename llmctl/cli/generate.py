@@ -14,6 +14,7 @@ from llmctl.cli.launch import divided, speaks
 from llmctl.cli.options import guarded
 
 if TYPE_CHECKING:
+    from llmctl.data.decoding import ReadOptions
     from llmctl.stages.generate import Answer, Prompt
 
 EXAMPLE = 'Example: llmctl generate --from gpt-docs --prompt "def main(" --top-p 0.9'
@@ -133,6 +134,9 @@ def command(
         ),
     ] = None,
     source_column: options.SourceColumnOption = None,
+    encoding: options.EncodingOption = None,
+    encoding_errors: options.EncodingErrorsOption = None,
+    header: options.HeaderOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -223,6 +227,7 @@ def command(
     place = options.open_workspace(workspace)
     reads_stdin = not chosen or str(prompt_file) == "-"
     with divided(nproc, reads_stdin=reads_stdin), TerminalReporter(quiet=quiet) as reporter:
+        reading = options.read_options(encoding, encoding_errors, header, reporter.note)
         generation = Generation(
             open_to_write(place, start),
             config,
@@ -237,7 +242,12 @@ def command(
                     "give its prompts with --prompt-file"
                 )
             count = write_from_file(
-                generation, source, output, source_column=source_column, reporter=reporter
+                generation,
+                source,
+                output,
+                source_column=source_column,
+                reading=reading,
+                reporter=reporter,
             )
             reporter.note(f"{count:,} texts in {output}")
             if json:
@@ -245,10 +255,10 @@ def command(
             return
         if template and data:
             prompts: Iterable[Prompt] = generation.templated(
-                Templated(template, data, examples, shots)
+                Templated(template, data, examples, shots, reading)
             )
         else:
-            prompts = _prompts(prompt, prompt_file)
+            prompts = _prompts(prompt, prompt_file, reading)
         if json or output:
             records = []
             for answer in generation.answers(prompts):
@@ -268,9 +278,11 @@ def command(
             _print(answer, first=number == 0, alone=generation.from_sources)
 
 
-def _prompts(texts: list[str], path: Path | None) -> list[Prompt] | Iterator[Prompt]:
+def _prompts(
+    texts: list[str], path: Path | None, reading: ReadOptions
+) -> list[Prompt] | Iterator[Prompt]:
     from llmctl.errors import UsageError
-    from llmctl.stages.generate import Prompt, read_prompts, read_stream
+    from llmctl.stages.generate import Prompt, read_prompts
 
     for number, text in enumerate(texts, 1):
         # The shell hands over any bytes; what is not UTF-8 comes as lone surrogates.
@@ -280,9 +292,7 @@ def _prompts(texts: list[str], path: Path | None) -> list[Prompt] | Iterator[Pro
             )
     if texts:
         return [Prompt(text, f"--prompt {number}") for number, text in enumerate(texts, 1)]
-    if path is not None and str(path) != "-":
-        return read_prompts(path)
-    return read_stream(sys.stdin.buffer)
+    return read_prompts(path or Path("-"), reading)
 
 
 def _write(text: str) -> None:

@@ -24,6 +24,7 @@ from llmctl.cli.threads import settle_threads
 from llmctl.errors import NO_ACCESS, NO_MEMORY_SIGNS, NO_SPACE, LlmctlError, UsageError
 
 if TYPE_CHECKING:
+    from llmctl.data.decoding import ReadOptions
     from llmctl.workspace.artefacts import Workspace
 
 TRAINING = ("pretrain", "finetune", "sweep")
@@ -130,12 +131,31 @@ SeedOption = Annotated[int | None, typer.Option("--seed", help="Of every random 
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda or mps.", show_default="auto")
 ]
+EncodingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--encoding",
+        help="Of text files, by any name that Python knows: gb18030 reads GBK and all Chinese, "
+        "cp1252 what Windows writes in Western Europe. UTF-16 and UTF-32 are known by their "
+        "byte-order mark.",
+        show_default="utf-8",
+    ),
+]
 EncodingErrorsOption = Annotated[
     str | None,
     typer.Option(
         "--encoding-errors",
-        help="strict or replace: what a byte that is not UTF-8 does.",
+        help="strict or replace: what a byte that is not in the encoding does.",
         show_default="strict",
+    ),
+]
+HeaderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--header",
+        help="Whether a CSV's or TSV's first row names its columns: yes, no or auto (by what "
+        "stands in it; a guess that is not certain is said, and this overrules it).",
+        show_default="auto",
     ),
 ]
 TextColumnOption = Annotated[
@@ -154,6 +174,18 @@ TargetColumnOption = Annotated[
 LabelColumnOption = Annotated[
     str | None, typer.Option("--label-column", help="The label's column.")
 ]
+
+
+def read_options(
+    encoding: str | None, errors: str | None, header: str | None, note: Callable[[str], None]
+) -> ReadOptions:
+    """How files are read, where no configuration has it. Raises ConfigError for what can't be."""
+    from llmctl.config import build
+    from llmctl.data.decoding import ReadConfig
+
+    given = {"encoding": encoding, "encoding_errors": errors, "header": header}
+    config = build(ReadConfig, {key: value for key, value in given.items() if value is not None})
+    return config.read_options(note)
 
 
 def needed(option: str, value: T | None) -> T:

@@ -39,7 +39,9 @@ def command(
     ] = None,
     text_column: options.TextColumnOption = None,
     text_pair_column: options.TextPairColumnOption = None,
+    encoding: options.EncodingOption = None,
     encoding_errors: options.EncodingErrorsOption = None,
+    header: options.HeaderOption = None,
     top: Annotated[int, typer.Option(min=1, help="Classes or candidates shown.")] = 5,
     device: options.DeviceOption = None,
     threads: options.ThreadsOption = None,
@@ -49,6 +51,7 @@ def command(
 ) -> None:
     """Classify texts, or fill the [MASK]s of a text with a pretrained model."""
     from llmctl.cli.console import TerminalReporter
+    from llmctl.config import build
     from llmctl.errors import InputError, UsageError
     from llmctl.stages.inputs import LabelledColumns
     from llmctl.stages.predict import Predictor
@@ -57,9 +60,6 @@ def command(
         raise UsageError("give texts or --data, not both")
     if not texts and data is None and sys.stdin.isatty():
         raise UsageError('give texts, --data FILE or standard input: llmctl predict "a text"')
-    errors = encoding_errors or "strict"
-    if errors not in ("strict", "replace"):
-        raise UsageError(f"--encoding-errors {errors!r} is not known; choose strict or replace")
     if texts:
         _check_text(texts)
         columns = {"--text-column": text_column, "--text-pair-column": text_pair_column}
@@ -69,9 +69,14 @@ def command(
     path = data or Path("-")
     if path.is_dir():
         raise InputError(f"--data {path} is a folder; give a file of it")
-    given = LabelledColumns(
-        text_column=text_column, text_pair_column=text_pair_column, encoding_errors=errors
-    )
+    asked = {
+        "text_column": text_column,
+        "text_pair_column": text_pair_column,
+        "encoding": encoding,
+        "encoding_errors": encoding_errors,
+        "header": header,
+    }
+    given = build(LabelledColumns, {k: value for k, value in asked.items() if value is not None})
     place, reporter = options.open_workspace(workspace), TerminalReporter()
     found = False
     with divided(nproc, reads_stdin=not texts and str(path) == "-"):

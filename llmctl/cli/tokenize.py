@@ -73,10 +73,9 @@ def command(
             show_default="hash",
         ),
     ] = None,
-    encoding_errors: Annotated[
-        str | None,
-        typer.Option(help="strict or replace: what a byte that is not UTF-8 does."),
-    ] = None,
+    encoding: options.EncodingOption = None,
+    encoding_errors: options.EncodingErrorsOption = None,
+    header: options.HeaderOption = None,
     workers: Annotated[int | None, typer.Option(help="Processes; 0: one a core.")] = None,
     part: Annotated[
         str | None,
@@ -117,7 +116,9 @@ def command(
         "document": document,
         "validation": validation,
         "split": split,
+        "encoding": encoding,
         "encoding_errors": encoding_errors,
+        "header": header,
         "workers": workers,
     }
     config = build(

@@ -13,22 +13,16 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from textwrap import shorten
 from unicodedata import category
 
-from llmctl.data.files import (
-    RowReader,
-    format_of,
-    is_readable,
-    split_columns,
-    text_blocks,
-    text_lines,
-)
+from llmctl.data.decoding import DEFAULT, ReadOptions, text_blocks, text_lines
+from llmctl.data.files import format_of, is_readable, split_columns
 from llmctl.data.kinds import look_at
 from llmctl.data.python_corpora import python_code, python_docs
+from llmctl.data.rows import RowReader
 from llmctl.data.sentences import sentence_starts
 from llmctl.data.sources import find, is_stream
 from llmctl.errors import InputError, UsageError, did_you_mean
@@ -116,7 +110,7 @@ class Corpus:
         sources: Sequence[str],
         *,
         text_column: str | None = None,
-        encoding_errors: str = "strict",
+        reading: ReadOptions = DEFAULT,
         unit: str = "auto",
         keep_ends: bool = False,
     ) -> None:
@@ -130,7 +124,8 @@ class Corpus:
                 f"choose one of {', '.join(UNITS)}"
             )
         self._columns = split_columns(text_column)
-        self._errors, self._unit, self._keep_ends = encoding_errors, unit, keep_ends
+        self._reading = replace(reading, note=lambda said: reading.say(self._shown(said)))
+        self._unit, self._keep_ends = unit, keep_ends
         self._sources = list(sources)
         self._spools: dict[str, tempfile._TemporaryFileWrapper[bytes]] = {}
         """What could be read once only, by its source."""
@@ -252,7 +247,7 @@ class Corpus:
             files.append(file)
             if not is_readable(file):
                 unknown.append(file)
-        if self._errors == "strict":
+        if self._reading.errors == "strict":
             self.notes += look_at(unknown)
         return files
 
@@ -289,25 +284,24 @@ class Corpus:
             file,
             requested=self._columns,
             known=frozenset(TEXT_COLUMNS) | {"label", "class"},
-            errors=self._errors,
+            reading=self._reading,
         )
-        lower = {name.lower(): name for name in reversed(reader.columns)}
-        columns = self._columns or next(
-            ((lower[name],) for name in TEXT_COLUMNS if name in lower), ()
-        )
-        if not columns and not reader.has_header:
-            cells = ", ".join(shorten(cell, 24, placeholder="…") for cell in reader.first_row[:4])
+        if not reader.columns:
+            return
+        lower = {name.lower(): name for name in reversed(reader.names)}
+        guessed = next((lower[name] for name in TEXT_COLUMNS if name in lower), "")
+        if not self._columns and not guessed and not reader.has_header:
             raise InputError(
-                f"{file} has no header that names its text (its first row is {cells}): choose "
-                "with --text-column, by name or by number from 1"
+                f"{file} has no header that names its text (its first row is "
+                f"{reader.shown_first_row()}): choose with --text-column, by name or by number "
+                "from 1"
             )
-        missing = [name for name in columns if name not in reader.columns]
-        if reader.columns and (missing or not columns):
-            wanted = missing[0] if missing else "text"
+        if not self._columns and not guessed:
             raise InputError(
-                f"{file} has no column {wanted!r}{did_you_mean(wanted, reader.columns)}; it has "
-                f"{', '.join(reader.columns)}: choose with --text-column"
+                f"{file} has no column 'text'{did_you_mean('text', reader.columns)}; it has "
+                f"{reader.listed()}: choose with --text-column"
             )
+        columns = [reader.column("--text-column", name) for name in self._columns or (guessed,)]
         for row in reader.rows(columns, after):
             values = [row.values.get(name) for name in columns]
             for name, value in zip(columns, values, strict=True):
@@ -320,19 +314,19 @@ class Corpus:
 
     def _read_text(self, file: Path) -> Iterator[tuple[str, str, int]]:
         if self._unit == "line":
-            for number, (line, position) in enumerate(text_lines(file, self._errors), 1):
-                yield line, f"{file}:{number}", position
+            for number, (line, position) in enumerate(text_lines(file, self._reading), 1):
+                yield _clean(line), f"{file}:{number}", position
         elif self._unit == "file":
             blocks, size = [], 0
-            for block, _ in text_blocks(file, self._errors):
+            for block, _ in text_blocks(file, self._reading):
                 blocks.append(block)
                 size += len(block)
                 _refuse_longer(size, str(file))
             yield "".join(blocks), str(file), self._size(file)
         elif self._unit == "paragraph":
-            yield from _pieces(file, self._errors, 0, 0)
+            yield from _pieces(file, self._reading, 0, 0)
         else:
-            pieces = _pieces(file, self._errors, PIECE, LONG_FILE)
+            pieces = _pieces(file, self._reading, PIECE, LONG_FILE)
             for number, piece in enumerate(pieces, 1):
                 self.plain.add(number, piece[0])
                 yield piece
@@ -400,11 +394,13 @@ def _clean(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def _pieces(file: Path, errors: str, smallest: int, longest: int) -> Iterator[tuple[str, str, int]]:
+def _pieces(
+    file: Path, reading: ReadOptions, smallest: int, longest: int
+) -> Iterator[tuple[str, str, int]]:
     """A file up to ``longest`` whole; a longer one cut at the first blank line after ``smallest``
     characters, else at a line end once a piece is four times as long, else there."""
     pending, position, whole = "", 0, longest > 0
-    for block, position in text_blocks(file, errors):
+    for block, position in text_blocks(file, reading):
         pending += block
         if whole and len(pending) <= longest:
             continue

@@ -13,9 +13,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NoReturn
 
-from llmctl.data.files import ROW_SUFFIXES, Row, RowReader, format_of
+from llmctl.data.decoding import DEFAULT, ReadOptions
+from llmctl.data.files import ROW_SUFFIXES, format_of, named
+from llmctl.data.rows import Row, RowReader
 from llmctl.data.tables import Columns, Example, read_examples
-from llmctl.errors import InputError, UsageError, did_you_mean
+from llmctl.errors import InputError, UsageError
 
 PAIR_NAMES = (
     ("source", "target"), ("src", "tgt"), ("source_text", "target_text"),
@@ -61,7 +63,7 @@ def resolve_pair_columns(
     source_column: str | None = None,
     target_column: str | None = None,
     need_target: bool = True,
-    encoding_errors: str = "strict",
+    reading: ReadOptions = DEFAULT,
 ) -> PairColumns | None:
     """Choose the columns of a table, the target's only if it is needed or named; None for text.
 
@@ -78,17 +80,12 @@ def resolve_pair_columns(
                     f"{option} {given!r} is for tables, and {path} is plain text; leave it out"
                 )
         return None
-    reader = _reader(path, source_column, target_column, encoding_errors)
+    reader = _reader(path, source_column, target_column, reading)
     names = reader.columns
     if not names:
         raise InputError(f"{path} has no rows; give a file with pairs")
-    for option, wanted in (("--source-column", source_column), ("--target-column", target_column)):
-        if wanted is not None and wanted not in names:
-            what = "columns" if reader.has_header else "columns, numbered as it has no header,"
-            raise InputError(
-                f"{option} {wanted!r}: {path} has no such column{did_you_mean(wanted, names)}; "
-                f"it has the {what} {', '.join(names)}"
-            )
+    source_column = source_column and reader.column("--source-column", source_column)
+    target_column = target_column and reader.column("--target-column", target_column)
     if source_column is not None and source_column == target_column:
         raise UsageError(
             f"--source-column and --target-column are both {source_column!r}; name two columns"
@@ -105,13 +102,13 @@ def resolve_pair_columns(
 
 
 def pair_column_names(
-    path: Path, wanted: Sequence[str], encoding_errors: str = "strict"
+    path: Path, wanted: Sequence[str], reading: ReadOptions = DEFAULT
 ) -> list[str]:
     """The columns of a table, their names or their positions, as it is read when those wanted are
     asked for; none for plain text."""
     if not _is_table(path):
         return []
-    return RowReader(path, requested=tuple(wanted), known=KNOWN, errors=encoding_errors).columns
+    return RowReader(path, requested=tuple(wanted), known=KNOWN, reading=reading).columns
 
 
 def read_pairs(
@@ -121,7 +118,7 @@ def read_pairs(
     source_column: str | None = None,
     target_column: str | None = None,
     need_target: bool = True,
-    encoding_errors: str = "strict",
+    reading: ReadOptions = DEFAULT,
 ) -> Iterator[Pair]:
     """A pair for every row of a table, or for every line of plain text.
 
@@ -135,7 +132,7 @@ def read_pairs(
         source_column=source_column,
         target_column=target_column,
         need_target=need_target,
-        encoding_errors=encoding_errors,
+        reading=reading,
     )
     if columns is not None:
         if target_file is not None:
@@ -143,36 +140,36 @@ def read_pairs(
                 f"--target {target_file} goes with plain text, and {data} is a table; choose its "
                 "column with --target-column"
             )
-        return _rows(data, columns, encoding_errors)
+        return _rows(data, columns, reading)
     if target_file is None:
         if need_target:
             raise InputError(
                 f"{data} is plain text and has no targets; give --target FILE with a target a "
                 "line, or a table with source and target"
             )
-        return _sources(data, encoding_errors)
+        return _sources(data, reading)
     if _is_table(target_file):
         raise InputError(
             f"--target {target_file} is a table, and {data} is plain text; give a text file with "
             "a target a line, or one table with source and target"
         )
-    return _aligned(data, target_file, encoding_errors)
+    return _aligned(data, target_file, reading)
 
 
 def _is_table(path: Path) -> bool:
     return format_of(path) in ROW_SUFFIXES
 
 
-def _reader(path: Path, source: str | None, target: str | None, errors: str) -> RowReader:
+def _reader(path: Path, source: str | None, target: str | None, reading: ReadOptions) -> RowReader:
     requested = tuple(name for name in (source, target) if name is not None)
-    return RowReader(path, requested=requested, known=KNOWN, errors=errors)
+    return RowReader(path, requested=requested, known=KNOWN, reading=reading)
 
 
 def _chosen(
     reader: RowReader, source: str | None, target: str | None, need_target: bool
 ) -> tuple[str | None, str | None]:
     """The columns given, and what is obvious of those that aren't."""
-    names = reader.columns
+    names = reader.named
     if source is None and target is None:
         if not reader.has_header:
             # A third column may as well stand before the source as behind the target.
@@ -220,7 +217,8 @@ def _ask(reader: RowReader, source: str | None, target: str | None, need_target:
         example = "--source-column 1" + (" --target-column 2" if need_target else "")
         raise UsageError(
             f"{path} has {len(names)} columns and no header that names them: say which is which, "
-            f"for example {example}"
+            f"for example {example}; or give --header yes if its first row "
+            f"({reader.shown_first_row()}) names them"
         )
     missing = []
     if source is None:
@@ -230,10 +228,10 @@ def _ask(reader: RowReader, source: str | None, target: str | None, need_target:
     raise UsageError(f"{path} has the columns {', '.join(names)}: choose {' and '.join(missing)}")
 
 
-def _rows(path: Path, columns: PairColumns, errors: str) -> Iterator[Pair]:
+def _rows(path: Path, columns: PairColumns, reading: ReadOptions) -> Iterator[Pair]:
     named = [name for name in (columns.source, columns.target) if name is not None]
     row = None
-    for row in _reader(path, columns.source, columns.target, errors).rows(named):
+    for row in _reader(path, columns.source, columns.target, reading).rows(named):
         source, target = _text(row, columns.source, "--source-column"), None
         if columns.target is not None:
             target = _text(row, columns.target, "--target-column")
@@ -256,20 +254,20 @@ def _text(row: Row, column: str, option: str) -> str:
     return value.strip()
 
 
-def _lines(path: Path, errors: str) -> Iterator[Example]:
-    return read_examples(path, _LINES, encoding_errors=errors)
+def _lines(path: Path, reading: ReadOptions) -> Iterator[Example]:
+    return read_examples(path, _LINES, reading=reading)
 
 
-def _sources(path: Path, errors: str) -> Iterator[Pair]:
+def _sources(path: Path, reading: ReadOptions) -> Iterator[Pair]:
     line = None
-    for line in _lines(path, errors):
+    for line in _lines(path, reading):
         yield Pair(line.text, None, line.source)
     if line is None:
-        raise InputError(f"{path} has no lines; give a file with a text a line")
+        raise InputError(f"{named(path)} has no lines; give a file with a text a line")
 
 
-def _aligned(data: Path, target_file: Path, errors: str) -> Iterator[Pair]:
-    lines = zip_longest(_lines(data, errors), _lines(target_file, errors))
+def _aligned(data: Path, target_file: Path, reading: ReadOptions) -> Iterator[Pair]:
+    lines = zip_longest(_lines(data, reading), _lines(target_file, reading))
     number = 0
     for number, (source, target) in enumerate(lines, 1):
         if source is None or target is None:

@@ -1,20 +1,21 @@
 """Labelled texts: the rows of a table as examples for classification.
 
-Columns are named, or numbered from 1 where a CSV has no header. Where the choice is obvious it is
-made; where it isn't, the error says which options to give.
+Columns are named, or numbered from 1. Where the choice is obvious it is made; where it isn't, the
+error says which options to give.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from llmctl.data.files import Row, RowReader, format_of, split_columns, text_lines
+from llmctl.data.decoding import DEFAULT, ReadOptions, text_lines
+from llmctl.data.files import STDIN, format_of, named, split_columns
+from llmctl.data.rows import Row, RowReader
 from llmctl.errors import InputError, UsageError, did_you_mean
 
 LABEL_NAMES = (
@@ -75,71 +76,77 @@ def resolve_columns(
     text_pair_column: str | None = None,
     label_column: str | None = None,
     need_label: bool,
-    encoding_errors: str = "strict",
+    reading: ReadOptions = DEFAULT,
 ) -> Columns:
     """Choose the columns of a file; the label's only if it is needed or named.
 
-    Raises InputError if a named column isn't there, UsageError where several would do.
+    Raises InputError if a named column isn't there or there are two of the name, UsageError where
+    several would do.
     """
     text = split_columns(text_column)
     if _is_lines(path):
         if need_label:
             raise InputError(
-                f"{path} is plain text and has no labels; give a CSV, TSV, JSONL or Parquet file"
+                f"{named(path)} is plain text and has no labels; give a CSV, TSV, JSONL or Parquet "
+                "file"
             )
         return Columns(("text",), None, None)
-    reader = _reader(path, (*text, text_pair_column, label_column), encoding_errors)
-    names = reader.columns
-    if not names:
+    reader = _reader(path, (*text, text_pair_column, label_column), reading)
+    if not reader.columns:
         raise InputError(f"{path} has no rows; give a file with examples")
-    for option, wanted in (
-        ("--label-column", label_column),
-        *(("--text-column", name) for name in text),
-        ("--text-pair-column", text_pair_column),
-    ):
-        if wanted is not None and wanted not in names:
-            _refuse_column(path, option, wanted, reader)
-    label = label_column
+    # 1. What is named.
+    text = tuple(reader.column("--text-column", name) for name in text)
+    pair = text_pair_column and reader.column("--text-pair-column", text_pair_column)
+    label = label_column and reader.column("--label-column", label_column)
+    # A column without a name is an index that some writers put first.
+    names = reader.named
+    chosen = label is not None
+    # 2. The label, by its name, else by what stands in the columns.
     if label is None:
-        label = _first(LABEL_NAMES, [n for n in names if n not in (*text, text_pair_column)])
-    if not reader.has_header and label is None and len(names) == 2 and (need_label or not text):
-        label, guessed = _guess(reader)
-        text = text or (guessed,)
+        label = _first(LABEL_NAMES, reader, "--label-column", (*text, pair))
+    if label is None and len(names) == 2 and (need_label or not text):
+        known = None if text else _first(TEXT_NAMES, reader, "--text-column", ())
+        if known is None or not reader.has_header:
+            label, guessed = _guess(reader, names)
+            if label is not None or not reader.has_header:
+                text = text or (guessed,)
     if label is None and need_label:
         if reader.has_header:
             raise InputError(
                 f"{path} has no label column{did_you_mean('label', names)}; it has "
-                f"{', '.join(names)}: choose with --label-column"
+                f"{reader.listed()}: choose with --label-column"
             )
-        _ask(path, names)
-    pair = text_pair_column
+        _ask(reader)
+    # 3. The text, or both.
     if not text:
         rest = [name for name in names if name not in (label, pair)]
-        lower = {name.lower(): name for name in rest}
-        known = next((p for p in PAIR_NAMES if p[0] in lower and p[1] in lower), None)
-        if known and pair is None:
-            text, pair = (lower[known[0]],), lower[known[1]]
-        elif (found := _first(TEXT_NAMES, rest)) is not None:
+        lower = {name.lower(): name for name in reversed(rest)}
+        obvious = next((p for p in PAIR_NAMES if p[0] in lower and p[1] in lower), None)
+        if obvious and pair is None:
+            for name in obvious:
+                reader.check_single("--text-column", name, any_case=True)
+            text, pair = (lower[obvious[0]],), lower[obvious[1]]
+        elif (found := _first(TEXT_NAMES, reader, "--text-column", (label, pair))) is not None:
             text = (found,)
         elif len(rest) == 1:
             text = (rest[0],)
         elif reader.has_header:
             raise UsageError(
-                f"{path} has the columns {', '.join(names)}: choose the text with --text-column"
+                f"{path} has the columns {reader.listed()}: choose the text with --text-column"
             )
         else:
-            _ask(path, names)
-    return Columns(text, pair, label if need_label else label_column)
+            _ask(reader)
+    return Columns(text, pair, label if need_label or chosen else None)
 
 
-def column_names(path: Path, wanted: Sequence[str], encoding_errors: str = "strict") -> list[str]:
+def column_names(path: Path, wanted: Sequence[str], reading: ReadOptions = DEFAULT) -> list[str]:
     """The columns of a table, their names or their positions, as it is read when those wanted are
     asked for; none for plain text."""
-    return [] if _is_lines(path) else _reader(path, tuple(wanted), encoding_errors).columns
+    return [] if _is_lines(path) else _reader(path, tuple(wanted), reading).columns
 
 
 def read_examples(
-    path: Path, columns: Columns, *, encoding_errors: str = "strict"
+    path: Path, columns: Columns, *, reading: ReadOptions = DEFAULT
 ) -> Iterator[Example]:
     """An example for every row of a file, or every line of plain text.
 
@@ -147,13 +154,18 @@ def read_examples(
     text is given with an empty one, so that the caller can count it or answer row by row.
     """
     if _is_lines(path):
-        for source, line in _lines(path, encoding_errors):
-            yield Example(line.strip(), None, None, source)
+        for number, (line, _) in enumerate(text_lines(path, reading), 1):
+            yield Example(line.strip(), None, None, f"{named(path)}:{number}")
         return
-    wanted = (*columns.text, columns.text_pair, columns.label)
-    named = [name for name in wanted if name]
-    for row in _reader(path, wanted, encoding_errors).rows(named):
-        yield example_of(row, columns)
+    reader = _reader(path, (*columns.text, columns.text_pair, columns.label), reading)
+    wanted = Columns(
+        tuple(reader.column("--text-column", name) for name in columns.text),
+        columns.text_pair and reader.column("--text-pair-column", columns.text_pair),
+        columns.label and reader.column("--label-column", columns.label),
+    )
+    keys = [key for key in (*wanted.text, wanted.text_pair, wanted.label) if key]
+    for row in reader.rows(keys):
+        yield example_of(row, wanted)
 
 
 def example_of(row: Row, columns: Columns) -> Example:
@@ -169,40 +181,41 @@ def example_of(row: Row, columns: Columns) -> Example:
 
 
 def _is_lines(path: Path) -> bool:
-    return str(path) == "-" or format_of(path) == ".txt"
+    return path == STDIN or format_of(path) == ".txt"
 
 
-def _lines(path: Path, errors: str) -> Iterator[tuple[str, str]]:
-    if str(path) == "-":
-        for number, raw in enumerate(sys.stdin.buffer, 1):
-            try:
-                yield f"standard input:{number}", raw.decode("utf-8", errors)
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"standard input:{number}: byte 0x{raw[error.start]:02x} is not UTF-8; "
-                    "convert it, or go on with --encoding-errors replace"
-                ) from None
-    else:
-        for number, (line, _) in enumerate(text_lines(path, errors), 1):
-            yield f"{path}:{number}", line
-
-
-def _reader(path: Path, wanted: tuple[str | None, ...], errors: str) -> RowReader:
+def _reader(path: Path, wanted: tuple[str | None, ...], reading: ReadOptions) -> RowReader:
     requested = tuple(name for name in wanted if name)
-    return RowReader(path, requested=requested, known=KNOWN, errors=errors)
+    return RowReader(path, requested=requested, known=KNOWN, reading=reading)
 
 
-def _first(candidates: tuple[str, ...], names: list[str]) -> str | None:
-    lower = {name.lower(): name for name in reversed(names)}
-    return next((lower[name] for name in candidates if name in lower), None)
+def _first(
+    candidates: tuple[str, ...], reader: RowReader, option: str, taken: tuple[str | None, ...]
+) -> str | None:
+    """The column of the first candidate that is there and not taken. Raises InputError where two
+    have its name."""
+    if not reader.has_header:
+        return None
+    free = [name.lower() for name, key in zip(reader.names, reader.columns, strict=True)
+            if key not in taken]  # fmt: skip
+    found = next((name for name in candidates if name in free), None)
+    if found is None:
+        return None
+    keys = [key for name, key in zip(reader.names, reader.columns, strict=True)
+            if name.lower() == found and key not in taken]  # fmt: skip
+    if len(keys) > 1:
+        reader.check_single(option, found, any_case=True)
+    return keys[0]
 
 
-def _guess(reader: RowReader) -> tuple[str | None, str]:
-    """Of two nameless columns, the label's and the text's; no label if it isn't plain."""
-    rows = list(islice(reader, SAMPLE_ROWS))
-    distinct = {name: len({row.values[name] for row in rows}) for name in reader.columns}
-    length = {name: sum(len(row.values[name]) for row in rows) for name in reader.columns}
-    few, many = sorted(reader.columns, key=lambda name: (distinct[name], length[name]))
+def _guess(reader: RowReader, names: list[str]) -> tuple[str | None, str]:
+    """Of two columns, the label's and the text's by what stands in them; no label if it isn't
+    plain."""
+    rows = [row.values for row in islice(reader.rows(names), SAMPLE_ROWS)]
+    cells = {name: [str(row.get(name, "")) for row in rows] for name in names}
+    distinct = {name: len(set(cells[name])) for name in names}
+    length = {name: sum(map(len, cells[name])) for name in names}
+    few, many = sorted(names, key=lambda name: (distinct[name], length[name]))
     # A handful of rows can't tell by share: then a much shorter column is the label's.
     plain = distinct[few] < distinct[many] and (
         distinct[few] <= max(1, FEW * distinct[many]) or length[few] * 3 < length[many]
@@ -210,19 +223,12 @@ def _guess(reader: RowReader) -> tuple[str | None, str]:
     return (few if plain else None), many
 
 
-def _refuse_column(path: Path, option: str, wanted: str, reader: RowReader) -> None:
-    known = ", ".join(reader.columns)
-    what = "columns" if reader.has_header else "columns, numbered as it has no header,"
-    raise InputError(
-        f"{option} {wanted!r}: {path} has no such column"
-        f"{did_you_mean(wanted, reader.columns)}; it has the {what} {known}"
-    )
-
-
-def _ask(path: Path, names: list[str]) -> None:
+def _ask(reader: RowReader) -> NoReturn:
+    columns = reader.columns
     raise UsageError(
-        f"{path} has {len(names)} columns and no header that names them: say which is which, for "
-        f"example --label-column 1 --text-column {','.join(names[1:]) or '1'}"
+        f"{reader.path} has {len(columns)} columns and no header that names them: say which is "
+        f"which, for example --label-column 1 --text-column {','.join(columns[1:]) or '1'}; or "
+        f"give --header yes if its first row ({reader.shown_first_row()}) names them"
     )
 
 
@@ -237,7 +243,8 @@ def _text(value: Any, source: str) -> str:
 
 
 def _label(value: Any, source: str, column: str) -> str:
-    """A label's name: the same for 1, 1.0 and "1.0", which formats make of one another."""
+    """A label's name: the same for 1, 1.0 and "1.0", and for true, True and TRUE, which formats
+    make of one another."""
     if isinstance(value, list | dict | tuple | bytes):
         raise InputError(
             f"{source}: {column} is {type(value).__name__}, and an example has one label; give "
@@ -246,6 +253,8 @@ def _label(value: Any, source: str, column: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     name = "" if value is None or value != value else str(value).strip()
+    if name.lower() in ("true", "false"):  # as Python writes what JSON and R write otherwise
+        name = name.capitalize()
     if not name:
         raise InputError(f"{source} has no {column}; fill it in or remove it")
     return name.removesuffix(".0") if _WHOLE_FLOAT.fullmatch(name) else name

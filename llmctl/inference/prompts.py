@@ -33,8 +33,10 @@ from jinja2.meta import find_undeclared_variables
 from pydantic import Field
 
 from llmctl.config import Config, build
-from llmctl.data.files import RowReader, format_of
+from llmctl.data.decoding import DEFAULT, ReadOptions
+from llmctl.data.files import STDIN, format_of
 from llmctl.data.keyed import key_of, permute
+from llmctl.data.rows import RowReader
 from llmctl.data.tables import (
     KNOWN,
     LABEL_NAMES,
@@ -207,7 +209,7 @@ def find_columns(
     text_pair_column: str | None = None,
     label_column: str | None = None,
     need_label: bool,
-    encoding_errors: str = "strict",
+    reading: ReadOptions = DEFAULT,
 ) -> Columns:
     """The columns that hold what a template calls ``text``, ``text_pair`` and ``label``: those
     given, and those that it asks for and a file has under other names.
@@ -217,7 +219,7 @@ def find_columns(
     names: list[str] = []
     if not _is_lines(path):
         requested = [name for name in (text_column, text_pair_column, label_column) if name]
-        names = _reader(path, template, requested, encoding_errors).columns
+        names = _reader(path, template, requested, reading).columns
     label = label_column or next((name for name in names if name.lower() in LABEL_NAMES), None)
     given = text_column or text_pair_column
     unnamed = template.fields & {TEXT, TEXT_PAIR} - set(names)
@@ -228,21 +230,21 @@ def find_columns(
             text_pair_column=text_pair_column,
             label_column=label_column,
             need_label=need_label,
-            encoding_errors=encoding_errors,
+            reading=reading,
         )
     return Columns((), None, label if need_label else None)
 
 
 def read_rows(
-    path: Path, template: PromptTemplate, columns: Columns, *, encoding_errors: str = "strict"
+    path: Path, template: PromptTemplate, columns: Columns, *, reading: ReadOptions = DEFAULT
 ) -> Iterator[PromptRow]:
     """The rows of a table, or the lines of a text, for a template."""
     if _is_lines(path):
-        for example in read_examples(path, columns, encoding_errors=encoding_errors):
+        for example in read_examples(path, columns, reading=reading):
             yield PromptRow({TEXT: example.text}, None, example.source)
         return
     wanted = [*columns.text, columns.text_pair, columns.label]
-    reader = _reader(path, template, [name for name in wanted if name], encoding_errors)
+    reader = _reader(path, template, [name for name in wanted if name], reading)
     for row in reader:
         example = example_of(row, columns)
         # Numbers are no names that a template could ask for.
@@ -302,11 +304,11 @@ def write_prompts(
 
 
 def _is_lines(path: Path) -> bool:
-    return str(path) == "-" or format_of(path) == ".txt"
+    return path == STDIN or format_of(path) == ".txt"
 
 
 def _reader(
-    path: Path, template: PromptTemplate, requested: Sequence[str], errors: str
+    path: Path, template: PromptTemplate, requested: Sequence[str], reading: ReadOptions
 ) -> RowReader:
     known = KNOWN | {field.lower() for field in template.fields}
-    return RowReader(path, requested=requested, known=known, errors=errors)
+    return RowReader(path, requested=requested, known=known, reading=reading)

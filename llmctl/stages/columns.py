@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmctl.data.decoding import DEFAULT, ReadConfig, ReadOptions
 from llmctl.data.files import split_columns
 from llmctl.data.source_target import (
     PairColumns,
@@ -45,9 +46,10 @@ class Finetuned:
         return self.run.manifest.config.get("data", {}) if self.run else {}
 
     @property
-    def encoding_errors(self) -> str:
-        """What a byte that is not UTF-8 did in the finetuning."""
-        return str(self.options.get("encoding_errors", "strict"))
+    def read_config(self) -> ReadConfig:
+        """How the finetuning read its data."""
+        fields = ReadConfig.model_fields
+        return ReadConfig(**{name: self.options[name] for name in fields if name in self.options})
 
     @property
     def labelled(self) -> Columns | None:
@@ -103,6 +105,7 @@ def labelled_columns(
     given: LabelledColumns,
     *,
     need_label: bool,
+    reading: ReadOptions = DEFAULT,
     note: Note,
 ) -> Columns:
     """The columns that a classifier reads a file by.
@@ -117,7 +120,7 @@ def labelled_columns(
     names = []
     if trained is not None:
         wanted = (*text, pair, label, *trained.text, trained.text_pair, trained.label)
-        names = column_names(path, [name for name in wanted if name], given.encoding_errors)
+        names = column_names(path, [name for name in wanted if name], reading)
     if trained is not None and names:  # plain text has no columns
         needed = () if text else trained.text
         second = trained.text_pair if pair is None else None
@@ -132,7 +135,7 @@ def labelled_columns(
         text_pair_column=pair,
         label_column=label,
         need_label=need_label,
-        encoding_errors=given.encoding_errors,
+        reading=reading,
     )
     if trained is not None:
         _check_pair(model.name, path, columns, trained, given)
@@ -196,7 +199,7 @@ def pair_columns(
     source_column: str | None = None,
     target_column: str | None = None,
     need_target: bool = True,
-    encoding_errors: str = "strict",
+    reading: ReadOptions = DEFAULT,
     note: Note,
 ) -> PairColumns | None:
     """The columns that a model which writes from sources reads a table by; None for plain text.
@@ -207,7 +210,7 @@ def pair_columns(
     trained, missing = model.pair, list[str]()
     source, target = source_column, target_column
     wanted = [source, target, *((trained.source, trained.target) if trained else ())]
-    names = pair_column_names(path, [name for name in wanted if name], encoding_errors)
+    names = pair_column_names(path, [name for name in wanted if name], reading)
     if trained is not None and names:
         if source is None and trained.source != target:
             missing += [] if trained.source in names else [trained.source]
@@ -220,7 +223,7 @@ def pair_columns(
         source_column=source,
         target_column=target,
         need_target=need_target,
-        encoding_errors=encoding_errors,
+        reading=reading,
     )
     if columns is None:
         return None

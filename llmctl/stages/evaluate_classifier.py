@@ -14,9 +14,9 @@ from llmctl.evaluation import baselines, classification
 from llmctl.evaluation.bootstrap import paired_difference
 from llmctl.inference.prediction import BATCH, class_probabilities
 from llmctl.objectives.classify import encode_examples, pad_token
-from llmctl.stages.columns import Finetuned, labelled_columns, labelled_record
+from llmctl.stages.columns import labelled_columns, labelled_record
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report, Subject
-from llmctl.stages.inputs import LabelledColumns, cut_in_use
+from llmctl.stages.inputs import LabelledColumns, cut_in_use, with_label
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.training_data import (
     is_training_file,
@@ -149,9 +149,9 @@ def _same_rows(
     assert data is not None
     columns: dict[str, Columns] = {}
     read: dict[str, list[Example]] = {}
-    errors = options_for(given.subject.finetuned, config).encoding_errors
+    reading = config.read_config(given.subject.finetuned.options).read_options(reporter.note)
     for name, subject in given.subjects.items():
-        options = options_for(subject.finetuned, config).replace(encoding_errors=errors)
+        options = options_for(config)
         if columns:  # all are measured by the same labels
             options = options.replace(label_column=columns["model"].label)
         before = f"{subject.name}: " if given.others else ""
@@ -160,11 +160,12 @@ def _same_rows(
             data,
             options,
             need_label=True,
+            reading=reading,
             note=lambda text, before=before: reporter.note(before + text),  # type: ignore[misc]
         )
         same = next((n for n, taken in columns.items() if taken == columns[name]), name)
         read[name] = (
-            list(read_examples(data, columns[name], encoding_errors=errors))
+            list(read_examples(data, columns[name], reading=reading))
             if same == name
             else read[same]
         )
@@ -173,6 +174,9 @@ def _same_rows(
     if blank:
         reporter.note(f"left out {len(blank)} rows without text (the first: {blank[0].source})")
     kept = [row for row in rows if all(example.text for example in row)]
+    labelled = with_label([row[0] for row in kept], given.subject.neural.labels or [], reporter)
+    sources = {example.source for example in labelled}
+    kept = [row for row in kept if row[0].source in sources]
     if not kept:
         raise InputError(f"{data} has no labelled texts")
     return dict(zip(read, map(list, zip(*kept, strict=True)), strict=True)), columns
@@ -216,11 +220,10 @@ def joined(example: Example) -> str:
     return f"{example.text} {example.text_pair}" if example.text_pair else example.text
 
 
-def options_for(model: Finetuned, config: EvaluateConfig) -> LabelledColumns:
-    """The columns that were given, and how the finetuning took bytes that are not UTF-8."""
+def options_for(config: EvaluateConfig) -> LabelledColumns:
+    """The columns that were given."""
     return LabelledColumns(
         text_column=config.text_column,
         text_pair_column=config.text_pair_column,
         label_column=config.label_column,
-        encoding_errors=config.encoding_errors or model.encoding_errors,
     )

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from llmctl.config import ColumnName, Config
+from llmctl.data.decoding import Encoding, Header, ReadConfig
 from llmctl.inference.decoding.config import LARGEST_POWER
 from llmctl.inference.ngram_decoder import NgramScorer
 from llmctl.inference.scoring import READ_AHEAD, Answer, CausalScorer, Query, Scorer
@@ -52,8 +53,12 @@ class EvaluateConfig(Config):
     """Likewise, of a model that writes from sources."""
     target_column: ColumnName | None = None
     """Likewise."""
+    encoding: Encoding | None = None
+    """Of text files. Unset: as in training."""
     encoding_errors: Literal["strict", "replace"] | None = None
     """Unset: as in training."""
+    header: Header | None = None
+    """Whether a CSV's first row names its columns. Unset: as in training."""
     document: Literal["auto", "file", "paragraph", "line"] = "auto"
     """What a document is in plain text whose perplexity is measured; auto: a file, or pieces of a
     long one."""
@@ -86,6 +91,18 @@ class EvaluateConfig(Config):
     """auto: the accelerator if there is one."""
     seed: int = Field(0, ge=0)
     """Of the bootstrap, of the baselines, and of the examples in prompts."""
+
+    def read_config(self, trained: Mapping[str, Any] | None = None) -> ReadConfig:
+        """How data is read: as given, else as in a training whose ``data`` options are given."""
+        values = {name: getattr(self, name) for name in ReadConfig.model_fields}
+        return ReadConfig(
+            **{
+                name: (trained or {}).get(name, field.default)
+                if values[name] is None
+                else values[name]
+                for name, field in ReadConfig.model_fields.items()
+            }
+        )
 
     @model_validator(mode="after")
     def _check_search(self) -> Self:

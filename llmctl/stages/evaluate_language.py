@@ -151,7 +151,7 @@ def _text(
         corpus = Corpus(
             [str(given.data)],
             text_column=config.text_column,
-            encoding_errors=config.encoding_errors or "strict",
+            reading=config.read_config().read_options(reporter.note),
             unit=config.document,
         )
         for note in corpus.notes:

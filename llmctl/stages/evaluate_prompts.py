@@ -104,7 +104,7 @@ def _rows(
     path: Path, template: PromptTemplate, config: EvaluateConfig, reporter: Reporter
 ) -> tuple[list[PromptRow], Columns]:
     """The labelled rows of a file. Raises InputError if there are none."""
-    errors = config.encoding_errors or "strict"
+    reading = config.read_config().read_options(reporter.note)
     columns = find_columns(
         path,
         template,
@@ -112,10 +112,10 @@ def _rows(
         text_pair_column=config.text_pair_column,
         label_column=config.label_column,
         need_label=True,
-        encoding_errors=errors,
+        reading=reading,
     )
     reporter.note(f"{path.name}: {columns.describe()}")
-    rows = list(read_rows(path, template, columns, encoding_errors=errors))
+    rows = list(read_rows(path, template, columns, reading=reading))
     if not rows:
         raise InputError(f"{path} has no rows; give a file with examples")
     return rows, columns
@@ -237,15 +237,17 @@ def _examples(
     """The same rows for a classifier, with the columns of its finetuning. Raises InputError if
     they have other labels there."""
     assert given.data is not None
-    options = options_for(subject.finetuned, config)
+    options = options_for(config)
+    reading = config.read_config(subject.finetuned.options).read_options(reporter.note)
     resolved = labelled_columns(
         subject.finetuned,
         given.data,
         options,
         need_label=True,
+        reading=reading,
         note=lambda text: reporter.note(f"{subject.name}: {text}"),
     )
-    examples = list(read_examples(given.data, resolved, encoding_errors=options.encoding_errors))
+    examples = list(read_examples(given.data, resolved, reading=reading))
     if [example.label for example in examples] != [row.label for row in asked.rows]:
         raise InputError(
             f"{given.data} has other labels by the columns that {subject.name} was finetuned with "

@@ -108,7 +108,7 @@ def _read(
     Raises InputError if no pair is left."""
     data, model = given.data, given.subject.finetuned
     assert data is not None
-    errors = config.encoding_errors or model.encoding_errors
+    reading = config.read_config(model.options).read_options(reporter.note)
     columns: dict[str, PairColumns | None] = {}
     for name, subject in given.subjects.items():
         before = f"{subject.name}: " if given.others else ""
@@ -119,7 +119,7 @@ def _read(
             source_column=config.source_column,
             # All are measured by the same references.
             target_column=first.target if first else config.target_column,
-            encoding_errors=errors,
+            reading=reading,
             note=lambda text, before=before: reporter.note(before + text),  # type: ignore[misc]
         )
     read = [
@@ -128,7 +128,7 @@ def _read(
             target_file=given.target,
             source_column=taken.source if taken else None,
             target_column=taken.target if taken else None,
-            encoding_errors=errors,
+            reading=reading,
         )
         for taken in columns.values()
     ]

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.files import RowReader, format_of, is_readable
+from llmctl.data.files import format_of, is_readable
+from llmctl.data.rows import RowReader
 from llmctl.errors import InputError
 from llmctl.evaluation.bootstrap import paired_difference, percentile_interval, resample_counts
 from llmctl.evaluation.choices import Outcome, Question
@@ -33,7 +34,9 @@ def task_of(data: Path, config: EvaluateConfig) -> str:
     path = data_files(data)[0]
     if format_of(path) == ".txt":
         return "perplexity"
-    found = recognise(RowReader(path, known=KNOWN).columns)
+    found = recognise(
+        RowReader(path, known=KNOWN, reading=config.read_config().read_options()).columns
+    )
     return found.name if found else "perplexity"
 
 
@@ -58,9 +61,9 @@ def task_report(name: str, given: Given, config: EvaluateConfig, reporter: Repor
     """The questions under the model, and under those that it is compared with."""
     assert given.data is not None
     task = TASKS[name]
-    errors = config.encoding_errors or "strict"
+    reading = config.read_config().read_options(reporter.note)
     questions = {
-        path.stem: read_questions(task, path, errors=errors) for path in data_files(given.data)
+        path.stem: read_questions(task, path, reading=reading) for path in data_files(given.data)
     }
     total = sum(map(len, questions.values()))
     notes = list(given.notes)

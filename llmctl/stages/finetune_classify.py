@@ -95,11 +95,10 @@ class ClassifyTask(Task):
         super().__init__(base, config, scratch=scratch)
         self._options = config
         self._causal = base.architecture.objective == "causal_lm"
-        self._columns = resolve_labelled(data, config.data)
+        reading = config.data.read_options(reporter.note)
+        self._columns = resolve_labelled(data, config.data, reading)
         reporter.note(f"{data.name}: {self._columns.describe()}")
-        examples = read_labelled(
-            data, self._columns, reporter, encoding_errors=config.data.encoding_errors
-        )
+        examples = read_labelled(data, self._columns, reporter, reading)
         self._counts = Counter(example.label or "" for example in examples)
         self.labels = _in_order(self._counts)
         if len(self.labels) < 2:

@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from llmctl.config import Config
 from llmctl.data.conversations import Conversation, read_conversations
+from llmctl.data.decoding import ReadConfig
 from llmctl.data.duplicates import is_held_out
 from llmctl.data.keyed import key_of, permute
 from llmctl.data.packing import WINDOW_BATCHES, deal
@@ -37,7 +37,7 @@ from llmctl.training.config import TrainingConfig
 Rows = list[list[InstructExample]]
 
 
-class InstructData(Config):
+class InstructData(ReadConfig):
     """How conversations become rows, and what is held out."""
 
     validation: float = Field(0.05, ge=0, lt=1)
@@ -45,8 +45,6 @@ class InstructData(Config):
     max_length: int = Field(0, ge=0)
     """Tokens of a conversation; longer ones are cut, behind an answer where one fits. 0: as
     pretrained."""
-    encoding_errors: Literal["strict", "replace"] = "strict"
-    """What a byte that is not UTF-8 does: it is refused, or becomes U+FFFD."""
 
 
 class InstructConfig(FinetuneConfig):
@@ -101,7 +99,9 @@ class InstructTask(Task):
         self._train: list[InstructExample] = []
         self._held_out: list[InstructExample] = []
         what = Counter[str]()
-        conversations = read_conversations(data, encoding_errors=self._options.data.encoding_errors)
+        conversations = read_conversations(
+            data, reading=self._options.data.read_options(reporter.note)
+        )
         for conversation in conversations:
             example = self._encoded(conversation, template, what)
             if example is not None:
@@ -136,6 +136,12 @@ class InstructTask(Task):
             chat = template.encode(conversation.messages)
         except InputError as error:
             raise InputError(f"{conversation.source}: {error}") from None
+        answers = [turn for turn in conversation.turns if turn.role == "assistant"]
+        begin = 0
+        for answer, stop in zip(answers, chat.answer_stops, strict=True):
+            if not answer.learned:
+                chat.scored[begin:stop] = False
+            begin = stop
         example = fit(chat, self._max_length)
         what["read"] += 1
         what["left out"] += example is None

@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from llmctl.config import NOT_IDENTITY, ColumnName, Config
+from llmctl.config import NOT_IDENTITY, ColumnName
+from llmctl.data.decoding import ReadConfig
 from llmctl.data.duplicates import is_held_out
 from llmctl.data.keyed import key_of, permute
 from llmctl.data.source_target import read_pairs, resolve_pair_columns
@@ -49,7 +50,7 @@ WINDOW_BATCHES = 256
 """Batches whose pairs are sorted by length among themselves, so that little is padding."""
 
 
-class Seq2SeqData(Config):
+class Seq2SeqData(ReadConfig):
     """Where pairs stand, and what is held out."""
 
     target: Path | None = Field(None, json_schema_extra=NOT_IDENTITY)
@@ -58,8 +59,6 @@ class Seq2SeqData(Config):
     """The source's column in a table. Unset: an obvious one, named on stderr."""
     target_column: ColumnName | None = None
     """The target's."""
-    encoding_errors: Literal["strict", "replace"] = "strict"
-    """What a byte that is not UTF-8 does: it is refused, or becomes U+FFFD."""
     validation: float = Field(0.02, ge=0, lt=1)
     """Share of the pairs, chosen by the source's hash, for early stopping."""
     max_source: int = Field(0, ge=0)
@@ -154,11 +153,12 @@ class Seq2SeqTask(Task):
         self._train: list[Pair] = []
         self._held_out: list[Pair] = []
         options, what = self._options.data, Counter[str]()
+        reading = options.read_options(reporter.note)
         columns = self._columns = resolve_pair_columns(
             data,
             source_column=options.source_column,
             target_column=options.target_column,
-            encoding_errors=options.encoding_errors,
+            reading=reading,
         )
         if columns is not None:
             reporter.note(f"{data.name}: {columns.describe()}")
@@ -167,7 +167,7 @@ class Seq2SeqTask(Task):
             target_file=options.target,
             source_column=options.source_column,
             target_column=options.target_column,
-            encoding_errors=options.encoding_errors,
+            reading=reading,
         ):
             what["read"] += 1
             if not pair.source or not pair.target:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from llmctl.data.files import RowReader, format_of, text_lines
+from llmctl.data.decoding import DEFAULT, ReadOptions, text_lines
+from llmctl.data.files import STDIN, format_of, named
+from llmctl.data.rows import RowReader
 from llmctl.errors import InputError, UsageError
 from llmctl.inference.decoder import CausalDecoder, NextToken, SourceDecoder
 from llmctl.inference.decoding import Completion, GenerationConfig, Rules
@@ -75,6 +77,7 @@ class Templated:
     data: Path
     examples: Path | None
     shots: int
+    reading: ReadOptions = DEFAULT
 
 
 class Opened(NamedTuple):
@@ -180,16 +183,18 @@ class Generation:
     def templated(self, given: Templated) -> Iterator[Prompt]:
         """A prompt for each row of a table."""
         template = read_template(given.template)
-        columns = find_columns(given.data, template, need_label="label" in template.input_fields)
-        rows = read_rows(given.data, template, columns)
+        how: dict[str, Any] = {"reading": given.reading}
+        asks_label = "label" in template.input_fields
+        columns = find_columns(given.data, template, need_label=asks_label, **how)
+        rows = read_rows(given.data, template, columns, **how)
         solved = []
         if given.shots:
             if given.examples is None:
                 raise UsageError(
                     f"--shots {given.shots} needs --examples FILE, a table of solved examples"
                 )
-            columns = find_columns(given.examples, template, need_label=template.tells_label)
-            solved = list(read_rows(given.examples, template, columns))
+            columns = find_columns(given.examples, template, need_label=template.tells_label, **how)
+            solved = list(read_rows(given.examples, template, columns, **how))
         shots = Shots(template, solved, self.config.seed)
 
         def fits(row: object, prompt: str) -> bool:
@@ -302,52 +307,48 @@ def _decoder(model: Opened, config: GenerateConfig, rows: int) -> NextToken:
     return CausalDecoder(lm, longest=folder.max_length, head=head, tokenizer=folder.tokenizer)
 
 
-def read_prompts(path: Path) -> Iterator[Prompt]:
+def read_prompts(path: Path, reading: ReadOptions = DEFAULT) -> Iterator[Prompt]:
     """The prompts of a file: a line each, or of a table (JSONL, CSV, …) the ``prompt`` of each row.
+    Of standard input (``-``) a line each, or JSON objects with a ``prompt`` if the first line is
+    one.
 
     Raises InputError if there are none, or a row has no prompt.
     """
     if path.is_dir():
         raise InputError(f"--prompt-file {path} is a folder; give a file of it")
     found = False
-    if format_of(path) == ".txt":
-        for number, (line, _) in enumerate(text_lines(path), 1):
-            found = True
-            yield Prompt(line.rstrip("\n"), f"{path}:{number}")
+    if path == STDIN:
+        prompts = _of_stream(reading)
+    elif format_of(path) == ".txt":
+        prompts = _of_lines(path, reading)
     else:
-        for row in RowReader(path, known=frozenset([PROMPT_FIELD])):
-            found = True
-            yield _prompt_of(row.values, row.source)
+        rows = RowReader(path, known=frozenset([PROMPT_FIELD]), reading=reading)
+        prompts = (_prompt_of(row.values, row.source) for row in rows)
+    for prompt in prompts:
+        found = True
+        yield prompt
     if not found:
-        raise InputError(f"--prompt-file {path} has no prompts; write one a line")
+        what = named(path) if path == STDIN else f"--prompt-file {path}"
+        raise InputError(f"{what} has no prompts; write one a line")
 
 
-def read_stream(stream: IO[bytes]) -> Iterator[Prompt]:
-    """The prompts of standard input: a line each, or JSON objects with a ``prompt`` if the first
-    line is one.
+def _of_lines(path: Path, reading: ReadOptions) -> Iterator[Prompt]:
+    for number, (line, _) in enumerate(text_lines(path, reading), 1):
+        yield Prompt(line.removesuffix("\n"), f"{named(path)}:{number}")
 
-    Raises InputError as ``read_prompts`` does.
-    """
+
+def _of_stream(reading: ReadOptions) -> Iterator[Prompt]:
     as_json = None
-    for number, raw in enumerate(stream, 1):
-        source = f"standard input:{number}"
-        try:
-            line = raw.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{source}: byte 0x{raw[error.start]:02x} is not UTF-8; convert it"
-            ) from None
-        value = _object_in(line) if as_json is not False else None
+    for line in _of_lines(STDIN, reading):
+        value = _object_in(line.text) if as_json is not False else None
         if as_json is None:
             as_json = value is not None and PROMPT_FIELD in value
         if not as_json:
-            yield Prompt(line, source)
-        elif line.strip():
+            yield line
+        elif line.text.strip():
             if value is None:
-                raise InputError(f"{source} is not a JSON object, as the first line is")
-            yield _prompt_of(value, source)
-    if as_json is None:
-        raise InputError("standard input has no prompts; write one a line")
+                raise InputError(f"{line.source} is not a JSON object, as the first line is")
+            yield _prompt_of(value, line.source)
 
 
 def _object_in(line: str) -> dict[str, Any] | None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from llmctl.data.decoding import DEFAULT, ReadOptions
 from llmctl.data.source_target import read_pairs
 from llmctl.errors import InputError
 from llmctl.stages.columns import pair_columns
@@ -31,6 +33,7 @@ def write_from_file(
     output: Path,
     *,
     source_column: str | None = None,
+    reading: ReadOptions = DEFAULT,
     reporter: Reporter | None = None,
 ) -> int:
     """Write a text for each source into ``output``, in their order; returns how many there are.
@@ -41,21 +44,25 @@ def write_from_file(
     empty text. Raises InputError if there are no sources.
     """
     reporter = reporter or Reporter()
+    if reading.header == "auto":  # one that had to be named once is there in files of the kind
+        reading = replace(reading, header=generation.model.read_config.header)
     columns = pair_columns(
         generation.model,
         sources,
         source_column=source_column,
         need_target=False,
+        reading=reading,
         note=reporter.note,
     )
     column = columns.source if columns else None
-    total = sum(1 for _ in read_sources(sources, column))
+    total = sum(1 for _ in read_sources(sources, column, reading))
     if not total:
         raise InputError(f"--source {sources} has no sources; write one a line")
     made_from = {
         "sources": sha256_file(sources),
         "column": column,
         "suffix": output.suffix,
+        "reading": [reading.encoding, reading.errors, reading.header],
         **generation.identity,
     }
     partial = output.with_name(f".{output.name}.{sha256_json(made_from)[:16]}.partial")
@@ -65,7 +72,7 @@ def write_from_file(
     done = int(world.total([done])[0])
     if done:
         reporter.note(f"{output}: going on behind {done:,} of {total:,} sources")
-    prompts = islice(read_sources(sources, column), done, None)
+    prompts = islice(read_sources(sources, column, reading), done, None)
     # Of several processes one writes; it has the others' texts.
     with (partial if world.is_main else Path(os.devnull)).open("a", encoding="utf-8") as file:
         lines = []
@@ -108,7 +115,9 @@ def _whole_blocks(partial: Path, block: int) -> int:
     return whole
 
 
-def read_sources(path: Path, column: str | None = None) -> Iterator[Prompt]:
+def read_sources(
+    path: Path, column: str | None = None, reading: ReadOptions = DEFAULT
+) -> Iterator[Prompt]:
     """The sources of a file, each with its place. Raises InputError if there is no such file."""
-    for pair in read_pairs(path, source_column=column, need_target=False):
+    for pair in read_pairs(path, source_column=column, need_target=False, reading=reading):
         yield Prompt(pair.source, pair.where)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from llmctl import tokenizers
 from llmctl.config import ColumnName, Config
 from llmctl.data import duplicates
+from llmctl.data.decoding import DEFAULT, ReadConfig, ReadOptions
+from llmctl.data.labels import doubts, without_label
 from llmctl.data.tables import Columns, Example, read_examples, resolve_columns
 from llmctl.errors import InputError, did_you_mean
 from llmctl.interop.model_folder import ModelFolder, read_model_folder
@@ -22,7 +25,7 @@ from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import InputRecord
 
 
-class LabelledColumns(Config):
+class LabelledColumns(ReadConfig):
     """Which columns of a table hold what."""
 
     text_column: ColumnName | None = None
@@ -31,8 +34,6 @@ class LabelledColumns(Config):
     """The second text's, where the task is about two."""
     label_column: ColumnName | None = None
     """The label's."""
-    encoding_errors: Literal["strict", "replace"] = "strict"
-    """What a byte that is not UTF-8 does: it is refused, or becomes U+FFFD."""
 
 
 def open_model(workspace: Workspace, given: str) -> tuple[ModelFolder, InputRecord]:
@@ -190,7 +191,7 @@ def check_data(data: Path, option: str = "data") -> None:
         raise InputError(f"--{option} {data} is a pipe or a device, and is read twice; give a file")
 
 
-def resolve_labelled(data: Path, columns: LabelledColumns) -> Columns:
+def resolve_labelled(data: Path, columns: LabelledColumns, reading: ReadOptions) -> Columns:
     """The columns of a file of labelled texts: those named, and the obvious ones.
 
     Raises InputError for a column that isn't there, UsageError where several would do.
@@ -201,22 +202,42 @@ def resolve_labelled(data: Path, columns: LabelledColumns) -> Columns:
         text_pair_column=columns.text_pair_column,
         label_column=columns.label_column,
         need_label=True,
-        encoding_errors=columns.encoding_errors,
+        reading=reading,
     )
 
 
 def read_labelled(
-    data: Path, columns: Columns, reporter: Reporter, *, encoding_errors: str = "strict"
+    data: Path, columns: Columns, reporter: Reporter, reading: ReadOptions = DEFAULT
 ) -> list[Example]:
     """The labelled examples of a file. Raises InputError if there are none."""
-    examples = list(read_examples(data, columns, encoding_errors=encoding_errors))
+    examples = list(read_examples(data, columns, reading=reading))
     blank = [example for example in examples if not example.text]
     if blank:
         reporter.note(f"left out {len(blank)} rows without text (the first: {blank[0].source})")
-    examples = [example for example in examples if example.text]
+    examples = with_label([example for example in examples if example.text], (), reporter)
     if not examples:
         raise InputError(f"{data} has no labelled texts")
+    for doubt in doubts(Counter(example.label or "" for example in examples)):
+        reporter.note(doubt)
     return examples
+
+
+def with_label(
+    examples: Sequence[Example], known: Collection[str], reporter: Reporter
+) -> list[Example]:
+    """Examples without those whose label says that they have none; how many is told.
+
+    known: classes of the model that they are for, if there is one.
+    """
+    none = without_label({*known, *(example.label or "" for example in examples)})
+    left_out = [example for example in examples if example.label == none and none not in known]
+    if left_out:
+        reporter.note(
+            f"left out {len(left_out):,} of {len(examples):,} rows labelled {none}, which means no "
+            f"label beside the others (the first: {left_out[0].source})"
+        )
+        return [example for example in examples if example.label != none]
+    return list(examples)
 
 
 def cut_in_use(cut: int, total: int, folder: ModelFolder) -> str:

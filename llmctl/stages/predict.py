@@ -70,20 +70,25 @@ class Predictor:
         Raises InputError or UsageError where the file has none that would do.
         """
         note = (reporter or Reporter()).note
+        # A header that had to be named once is there, or not, in files of the kind.
+        header = self._model.read_config.header if given.header == "auto" else given.header
+        reading = given.replace(header=header).read_options(note)
         if self._folder.labels is None:
             columns = resolve_columns(
                 path,
                 text_column=given.text_column,
                 text_pair_column=given.text_pair_column,
                 need_label=False,
-                encoding_errors=given.encoding_errors,
+                reading=reading,
             )
             note(f"{path.name}: {columns.describe()}")
         else:
-            columns = labelled_columns(self._model, path, given, need_label=False, note=note)
+            columns = labelled_columns(
+                self._model, path, given, need_label=False, reading=reading, note=note
+            )
             for seen in [] if str(path) == "-" else seen_in_training(self._model, path):
                 note(seen)
-        return read_examples(path, columns, encoding_errors=given.encoding_errors)
+        return read_examples(path, columns, reading=reading)
 
     def answers(
         self, examples: Iterable[Example], *, top: int = 5, reporter: Reporter | None = None

@@ -12,7 +12,8 @@ from typing import Literal
 from pydantic import Field
 
 from llmctl import tokenizers
-from llmctl.config import NOT_IDENTITY, ColumnName, Config
+from llmctl.config import NOT_IDENTITY, ColumnName
+from llmctl.data.decoding import ReadConfig
 from llmctl.data.documents import Corpus
 from llmctl.data.duplicates import text_hash
 from llmctl.errors import InputError, UsageError
@@ -43,7 +44,7 @@ LARGEST_VOCABULARY = 30000
 """… and the default for all larger: about BERT's."""
 
 
-class TokenizeConfig(Config):
+class TokenizeConfig(ReadConfig):
     """What is made of a corpus."""
 
     tokenizer: str = "wordpiece"
@@ -66,8 +67,6 @@ class TokenizeConfig(Config):
     """What a document is in plain text; auto: a file, or pieces of a long one."""
     text_column: ColumnName | None = None
     """Where a table has its text."""
-    encoding_errors: Literal["strict", "replace"] = "strict"
-    """What a byte that is not UTF-8 does: it is refused, or becomes U+FFFD."""
     workers: int = Field(0, ge=0, json_schema_extra=NOT_IDENTITY)
     """Processes; 0: one for each core, or one alone for a small corpus."""
 
@@ -129,7 +128,7 @@ def open_corpus(sources: Sequence[str], config: TokenizeConfig, reporter: Report
     corpus = Corpus(
         sources,
         text_column=config.text_column,
-        encoding_errors=config.encoding_errors,
+        reading=config.read_options(reporter.note),
         unit=config.document,
         keep_ends=config.split == "tail",
     )

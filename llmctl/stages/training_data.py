@@ -39,10 +39,11 @@ def training_examples(model: Finetuned, notes: list[str]) -> TrainingExamples | 
         return None
     options = run.manifest.config["data"]
     columns: Columns | None = model.labelled
+    reading = model.read_config.read_options()
     if columns is None or columns.label is None:
         given = {key: options[key] for key in LabelledColumns.model_fields if key in options}
-        columns = resolve_labelled(path, LabelledColumns(**given))
-    examples = read_labelled(path, columns, Reporter(), encoding_errors=model.encoding_errors)
+        columns = resolve_labelled(path, LabelledColumns(**given), reading)
+    examples = read_labelled(path, columns, Reporter(), reading)
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
         parts[is_held_out(example, options["validation"])].append(example)

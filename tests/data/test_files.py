@@ -19,8 +19,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmctl.data import files
-from llmctl.data.files import RowReader, format_of, split_columns, text_blocks, text_lines
+from llmctl.data import decoding
+from llmctl.data.decoding import ReadOptions, text_blocks, text_lines
+from llmctl.data.files import format_of, split_columns
+from llmctl.data.rows import RowReader
 from llmctl.errors import InputError, UsageError
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -42,7 +44,7 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def text_of(path: Path, errors: str = "strict") -> str:
-    return "".join(block for block, _ in text_blocks(path, errors))
+    return "".join(block for block, _ in text_blocks(path, ReadOptions(errors=errors)))
 
 
 def first_bad_byte(content: bytes) -> int:
@@ -58,7 +60,7 @@ def first_bad_byte(content: bytes) -> int:
 
 @pytest.fixture(params=[1, 2, 3, 7, 1 << 20])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(files, "BLOCK", request.param)
+    monkeypatch.setattr(decoding, "BLOCK", request.param)
     return int(request.param)
 
 
@@ -75,10 +77,11 @@ def test_text_is_read_whatever_the_blocks(
     # Python's own universal newlines.
     expected = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "BLOCK", size)
+        patch.setattr(decoding, "BLOCK", size)
         assert text_of(path) == expected
         lines = [line for line, _ in text_lines(path)]
-    assert lines == io.StringIO(expected, newline="\n").readlines()
+    rows = content.decode("utf-8-sig").replace("\r\n", "\n")
+    assert lines == io.StringIO(rows, newline="\n").readlines()
 
 
 @settings(max_examples=120, deadline=None)
@@ -97,7 +100,7 @@ def test_a_bad_byte_is_reported_at_its_offset(
     offset = first_bad_byte(content)
     assert offset == len(before.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "BLOCK", size)
+        patch.setattr(decoding, "BLOCK", size)
         with pytest.raises(InputError) as caught:
             text_of(path)
         assert f"{path}: byte 0x{bad[0]:02x} at offset {offset} is not UTF-8" in str(caught.value)
@@ -116,7 +119,7 @@ def test_a_bad_byte_in_rows_is_reported_at_its_offset(
     path = write(tmp_path / (name + suffix), COMPRESS[suffix](content))
     with pytest.raises(InputError, match=f"byte 0xff at offset {content.index(255)} is not UTF-8"):
         list(RowReader(path, requested=["text"]))
-    (row,) = RowReader(path, requested=["text"], errors="replace")
+    (row,) = RowReader(path, requested=["text"], reading=ReadOptions(errors="replace"))
     assert row.values == {"text": "één" * 5 + "\ufffd"}
 
 
@@ -154,7 +157,7 @@ def columns_with_a_bad_text() -> dict[str, pa.Array]:
 def test_a_bad_byte_in_a_column_is_named_or_replaced(
     tmp_path: Path, suffix: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmctl.data.files.BATCH_ROWS", 3)
+    monkeypatch.setattr("llmctl.data.columnar.BATCH_ROWS", 3)
     path = tmp_path / f"x{suffix}"
     numbers = pa.array([1, 2, 3, 4])
     table = pa.table({"id": numbers, "text": columns_with_a_bad_text()[kind]})
@@ -165,8 +168,11 @@ def test_a_bad_byte_in_a_column_is_named_or_replaced(
             file.write_table(table)
     with pytest.raises(InputError, match="row 4: text: byte 0xff at offset 4 of the value"):
         list(RowReader(path))
-    rows = [row.values for row in RowReader(path, errors="replace")]
-    assert [row["text"] for row in rows] == [*TEXTS, BAD.decode(errors="replace")]
+    rows = [row.values for row in RowReader(path, reading=ReadOptions(errors="replace"))]
+    assert [row["text"] for row in rows] == [
+        *TEXTS,
+        BAD.decode(errors="replace"),
+    ]
     assert [row["id"] for row in rows] == [1, 2, 3, 4]
 
 
@@ -240,7 +246,7 @@ def test_csv_rows_are_those_that_the_csv_module_wrote(
     csv.writer(out).writerows([["a", "b"], *rows])
     path = write(folder / "rows.csv", out.getvalue().encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "BLOCK", size)
+        patch.setattr(decoding, "BLOCK", size)
         found = [list(row.values.values()) for row in RowReader(path, requested=["a"])]
     assert found == rows
 
@@ -290,7 +296,8 @@ def test_a_bad_json_line_is_reported_with_its_number(
         ("[" * 100_000, r" can't be read as JSON"),
         ("[" + "1" * 5000 + "]", r" can't be read as JSON"),
         ('[{"text": "\\udc00"}]', r" item 1: text has half of a surrogate pair"),
-        ('{\n"text": "a"\n}', r":1 is not JSON"),
+        ('{\n"text": "a"\n}\n{\n"text": "b"\n}', r":4 is not JSON"),
+        ('"text"', r" is no table"),
     ],
 )
 def test_a_bad_json_list_is_reported(tmp_path: Path, content: str, says: str) -> None:
@@ -302,7 +309,7 @@ def test_a_bad_json_list_is_reported(tmp_path: Path, content: str, says: str) ->
 def test_half_a_surrogate_pair_can_be_replaced(tmp_path: Path) -> None:
     line = rb'{"text": "a\ud83db \ud83d\ude00"}'
     for name, content in (("x.jsonl", line), ("x.json", b"[" + line + b"]")):
-        (row,) = RowReader(write(tmp_path / name, content), errors="replace")
+        (row,) = RowReader(write(tmp_path / name, content), reading=ReadOptions(errors="replace"))
         assert row.values == {"text": "a\ufffdb 😀"}
 
 
@@ -360,7 +367,7 @@ def test_what_is_not_columnar_is_reported(tmp_path: Path, name: str, content: by
 FUZZ = """
 import random, sys
 from pathlib import Path
-from llmctl.data.files import RowReader
+from llmctl.data.rows import RowReader
 from llmctl.errors import InputError
 path, changes = Path(sys.argv[1]), random.Random(int(sys.argv[2]))
 whole = path.read_bytes()
@@ -415,4 +422,4 @@ def peak_of(run: Callable[[], Iterator[object]]) -> int:
 def test_reading_lines_takes_a_few_blocks_of_memory(tmp_path: Path, suffix: str) -> None:
     line = b'{"text": "' + b"word " * 2000 + b'"}\n'
     path = write(tmp_path / f"x.jsonl{suffix}", COMPRESS[suffix](line * 3000))
-    assert peak_of(lambda: iter(RowReader(path))) < 8 * files.BLOCK
+    assert peak_of(lambda: iter(RowReader(path))) < 8 * decoding.BLOCK

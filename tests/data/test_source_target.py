@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmctl.data.decoding import ReadOptions
 from llmctl.data.source_target import (
     PAIR_NAMES,
     Pair,
@@ -301,7 +302,9 @@ def test_three_columns_without_a_header_are_asked_about(tmp_path: Path) -> None:
         UsageError, match=r"has 3 columns and no header.*-column 1 --target-column 2"
     ):
         read_pairs(path)
-    with pytest.raises(UsageError, match=r"has 3 columns and no header.*--source-column 1$"):
+    with pytest.raises(
+        UsageError, match=r"has 3 columns and no header.*--source-column 1; or give --header yes"
+    ):
         read_pairs(path, need_target=False)
 
 
@@ -384,5 +387,5 @@ def test_a_byte_that_is_not_utf8_is_reported_or_replaced(tmp_path: Path) -> None
     target.write_bytes(b"b\xff\n")
     with pytest.raises(InputError, match=r"x\.de: byte 0xff at offset 1 is not UTF-8"):
         list(read_pairs(data, target_file=target))
-    found = read_pairs(data, target_file=target, encoding_errors="replace")
+    found = read_pairs(data, target_file=target, reading=ReadOptions(errors="replace"))
     assert texts(list(found)) == [("a", "b\ufffd")]

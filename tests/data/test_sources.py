@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from llmctl.data.decoding import ReadOptions
 from llmctl.data.documents import Corpus
 from llmctl.errors import InputError
 
@@ -28,7 +29,8 @@ def texts(*sources: object) -> list[str]:
 
 
 def notes(*sources: object, errors: str = "strict") -> list[str]:
-    return Corpus([str(source) for source in sources], encoding_errors=errors).notes
+    reading = ReadOptions(errors=errors)
+    return Corpus([str(source) for source in sources], reading=reading).notes
 
 
 def link(path: Path, to: object) -> None:

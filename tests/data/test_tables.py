@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmctl.data.decoding import ReadOptions
 from llmctl.data.tables import Columns, Example, read_examples, resolve_columns
 from llmctl.errors import InputError, UsageError
 
@@ -345,15 +346,15 @@ def test_standard_input_is_a_text_a_line(monkeypatch: pytest.MonkeyPatch) -> Non
     ]
 
 
-def test_a_bad_byte_on_standard_input_is_reported_at_its_line(
+def test_a_bad_byte_on_standard_input_is_reported_at_its_offset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stdin(monkeypatch, b"one\ntwo \xff\n")
-    with pytest.raises(InputError, match="standard input:2: byte 0xff is not UTF-8"):
+    with pytest.raises(InputError, match="standard input: byte 0xff at offset 8 is not UTF-8"):
         read(Path("-"), need_label=False)
     stdin(monkeypatch, b"one\ntwo \xff\n")
     columns = choose(Path("-"), need_label=False)
-    found = read_examples(Path("-"), columns, encoding_errors="replace")
+    found = read_examples(Path("-"), columns, reading=ReadOptions(errors="replace"))
     assert [e.text for e in found] == ["one", "two \ufffd"]
 
 

@@ -15,7 +15,7 @@ import zstandard
 from llmctl.config import Config, build, parse_assignments, read_recipe
 from llmctl.data.conversations import read_conversations
 from llmctl.data.documents import Corpus, Document
-from llmctl.data.files import RowReader
+from llmctl.data.rows import RowReader
 from llmctl.data.source_target import Pair, read_pairs, resolve_pair_columns
 from llmctl.data.tables import Example, read_examples, resolve_columns
 from llmctl.evaluation.tasks import TASKS, read_questions
@@ -24,7 +24,7 @@ from llmctl.reporting.units import parse_duration
 from llmctl.stages import finetune, pretrain
 from llmctl.stages.chat import ChatConfig
 from llmctl.stages.evaluate import EvaluateConfig
-from llmctl.stages.generate import GenerateConfig, read_prompts, read_stream
+from llmctl.stages.generate import GenerateConfig, read_prompts
 from llmctl.stages.sweep_grid import parse_grid, points
 from llmctl.stages.tokenize import TokenizeConfig
 from llmctl.stages.tokenize_parts import parse_part
@@ -251,11 +251,6 @@ def _prompts(name: str) -> Callable[[Path], list[str]]:
     return lambda folder: [prompt.text for prompt in read_prompts(folder / name)]
 
 
-def _stream(folder: Path) -> list[str]:
-    with (folder / "stream").open("rb") as stream:
-        return [prompt.text for prompt in read_stream(stream)]
-
-
 def _stdin(read: Callable[[], Any]) -> Callable[[Path], Any]:
     """With a file as standard input."""
 
@@ -330,8 +325,8 @@ STREAMS = [
            {"prompts.txt": "text"}, _prompts("prompts.txt"), _unicode),
     Reader("prompts in JSON lines", _write("prompts.jsonl", _json_lines(PROMPTS)),
            {"prompts.jsonl": "jsonl"}, _prompts("prompts.jsonl"), _unicode),
-    Reader("prompts from a pipe", _write("stream", _json_lines(PROMPTS)),
-           {"stream": "jsonl"}, _stream, _unicode),
+    Reader("prompts from a pipe", _write("stdin", _json_lines(PROMPTS)),
+           {"stdin": "jsonl"}, _stdin(lambda: _prompts("-")(Path())), _unicode),
     Reader("texts from a pipe", _write("stdin", "\n".join(TEXTS)),
            {"stdin": "text"}, _stdin(_stdin_examples)),
     Reader("documents from a pipe", _write("stdin", "\n".join(TEXTS)),

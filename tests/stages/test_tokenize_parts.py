@@ -267,7 +267,7 @@ def test_what_one_process_made_meanwhile_ends_the_parts(tmp_path: Path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from llmctl.data import files
+from llmctl.data import columnar, decoding
 from llmctl.stages import tokenize_parts, tokenize_shards
 from llmctl.stages.tokenize import TokenizeConfig
 from llmctl.workspace import parts
@@ -277,7 +277,7 @@ def die(*args, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 root, part, where, config, *sources = sys.argv[1:]
-files.BLOCK, files.BATCH_ROWS, tokenize_shards.BATCH_CHARACTERS = 256, 8, 500
+decoding.BLOCK, columnar.BATCH_ROWS, tokenize_shards.BATCH_CHARACTERS = 256, 8, 500
 if where == "learning":
     tokenize_parts.write_plan = die
 elif where == "encoding":

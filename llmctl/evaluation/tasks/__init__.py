@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmctl.data.files import RowReader
+from llmctl.data.decoding import DEFAULT, ReadOptions
+from llmctl.data.rows import RowReader
 from llmctl.errors import InputError
 from llmctl.evaluation.choices import Question
 from llmctl.evaluation.tasks.base import Task
@@ -24,9 +25,9 @@ def recognise(columns: Sequence[str]) -> Task | None:
     return next((t for t in TASKS.values() if t.obvious and t.layout(columns)), None)
 
 
-def read_questions(task: Task, path: Path, *, errors: str = "strict") -> list[Question]:
+def read_questions(task: Task, path: Path, *, reading: ReadOptions = DEFAULT) -> list[Question]:
     """The questions of a file. Raises InputError if there are none, or a row isn't the task's."""
-    reader = RowReader(path, known=KNOWN, errors=errors)
+    reader = RowReader(path, known=KNOWN, reading=reading)
     if not reader.columns:
         raise InputError(f"{path} has no rows; give a file with questions")
     read = task.layout(reader.columns)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.files import Row
+from llmctl.data.rows import Row
 from llmctl.errors import InputError
 from llmctl.evaluation.choices import SCORES, Outcome, Question, is_right
 from llmctl.evaluation.wilson import wilson_interval

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmctl.data.files import Row
+from llmctl.data.rows import Row
 from llmctl.errors import InputError
 from llmctl.evaluation.choices import Outcome, Question
 from llmctl.evaluation.tasks.base import Bools, Task, text_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmctl.data.files import Row
+from llmctl.data.rows import Row
 from llmctl.evaluation.choices import Outcome, Question
 from llmctl.evaluation.tasks.base import Bools, Task, by_score, text_of
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmctl.data.files import Row
+from llmctl.data.rows import Row
 from llmctl.errors import InputError
 from llmctl.evaluation.choices import Question
 from llmctl.evaluation.tasks.base import Task, by_score, number_of, text_of
