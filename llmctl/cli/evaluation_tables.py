@@ -52,6 +52,8 @@ def print_report(console: Any, report: dict[str, Any]) -> None:
     printers.get(report["task"], _print_task)(console, report)
     for note in report["notes"]:
         console.print(f"note: {note}")
+    if report.get("learned"):  # not in reports of earlier versions
+        console.print(f"note: {report['learned']}")
 
 
 def _print_classes(console: Any, report: dict[str, Any]) -> None:

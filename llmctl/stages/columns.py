@@ -117,10 +117,9 @@ def labelled_columns(
     text = split_columns(given.text_column)
     pair, label = given.text_pair_column, given.label_column
     asked, trained, missing = bool(text or pair), model.labelled, list[str]()
-    names = []
-    if trained is not None:
-        wanted = (*text, pair, label, *trained.text, trained.text_pair, trained.label)
-        names = column_names(path, [name for name in wanted if name], reading)
+    known = (*trained.text, trained.text_pair, trained.label) if trained else ()
+    wanted = [name for name in (*text, pair, label, *known) if name]
+    names = column_names(path, wanted, reading)
     if trained is not None and names:  # plain text has no columns
         needed = () if text else trained.text
         second = trained.text_pair if pair is None else None
@@ -139,6 +138,8 @@ def labelled_columns(
     )
     if trained is not None:
         _check_pair(model.name, path, columns, trained, given)
+    if not names:
+        return columns
     if trained is None:
         note(
             f"{path.name}: {columns.describe()} ({model.name} does not say which columns it was "
@@ -149,7 +150,7 @@ def labelled_columns(
             f"{path.name} has no column {' or '.join(missing)}, which {model.name} was trained on: "
             f"{columns.describe()}"
         )
-    elif names:
+    else:
         same = (columns.text, columns.text_pair) == (trained.text, trained.text_pair)
         note(f"{path.name}: {columns.describe()}{', as in training' if same else ''}")
         if need_label and trained.label and columns.label != trained.label:
@@ -162,10 +163,11 @@ def _check_pair(
 ) -> None:
     """Raises UsageError where a model of pairs would read single texts, or one of single texts
     pairs."""
+    shown = "standard input" if str(path) == "-" else path
     if trained.text_pair and not columns.text_pair:
         raise UsageError(
             f"{name} was trained on pairs of texts ({' + '.join(trained.text)} with "
-            f"{trained.text_pair}), and {path} gives single ones ({columns.describe()}); give a "
+            f"{trained.text_pair}), and {shown} gives single ones ({columns.describe()}); give a "
             "table with both, naming them with --text-column and --text-pair-column"
         )
     if columns.text_pair and not trained.text_pair:
@@ -175,7 +177,7 @@ def _check_pair(
             else "choose one with --text-column"
         )
         raise UsageError(
-            f"{name} was trained on single texts ({' + '.join(trained.text)}), and {path} gives "
+            f"{name} was trained on single texts ({' + '.join(trained.text)}), and {shown} gives "
             f"pairs ({columns.describe()}); {how}, or join columns to one text with --text-column "
             f"{','.join((*columns.text, columns.text_pair))}"
         )

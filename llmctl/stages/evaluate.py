@@ -12,6 +12,7 @@ from llmctl.stages.evaluate_config import EvaluateConfig, Given, open_subject
 from llmctl.stages.evaluate_inputs import COMPARED, Files, Measure, choose
 from llmctl.stages.learned import weak_start
 from llmctl.stages.reporter import Reporter
+from llmctl.stages.training_data import pretrained_on
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -67,10 +68,18 @@ def evaluate_model(
     # Before the work: a report that can't be kept is not worth its minutes.
     workspace.prepare("report")
     report = {"model": start, **resolved.measure(resolved.given, config, reporter)}
-    weak = weak_start(workspace, resolved.given.subject.run)
-    if weak is not None:
-        reporter.note(weak)
-        report["notes"] = [*report["notes"], weak]
+    subject = resolved.given.subject
+    # Beside the report's notes, which are of this measurement.
+    report["learned"] = weak_start(workspace, subject.run)
+    noticed = []
+    if report["task"] == "perplexity" and files.data is not None:
+        known = pretrained_on(workspace, subject.finetuned, files.data)
+        report["training_file"] = bool(known)
+        noticed += known
+    for note in (*noticed, report["learned"]):
+        if note is not None:
+            reporter.note(note)
+    report["notes"] = [*report["notes"], *noticed]
     if world.is_main:
         with workspace.publish(manifest) as (target, summary):
             write_json(target / "report.json", report)

@@ -34,7 +34,7 @@ from llmctl.stages.evaluate_classifier import ClassTable, joined, options_for, p
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report, Subject
 from llmctl.stages.evaluate_tasks import ask
 from llmctl.stages.reporter import Reporter
-from llmctl.stages.training_data import training_examples
+from llmctl.stages.training_data import seen_in_training, training_examples
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ def prompt_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> R
     for name, subject in given.subjects.items():
         if not subject.is_language_model:
             examples = _examples(given, subject, asked, config, reporter)
+            assert given.data is not None
+            notes += seen_in_training(subject.finetuned, given.data)
             table.add(name, probabilities(subject, examples, asked.labels, config.device, notes))
             continue
         scorer = subject.scorer(config.device, config.dtype)

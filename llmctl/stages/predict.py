@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.data.tables import Example, read_examples, resolve_columns
+from llmctl.data.tables import Example, column_names, read_examples, resolve_columns
 from llmctl.errors import InputError
 from llmctl.inference.prediction import (
     BATCH,
@@ -81,7 +81,8 @@ class Predictor:
                 need_label=False,
                 reading=reading,
             )
-            note(f"{path.name}: {columns.describe()}")
+            if column_names(path, columns.text, reading):
+                note(f"{path.name}: {columns.describe()}")
         else:
             columns = labelled_columns(
                 self._model, path, given, need_label=False, reading=reading, note=note

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmctl.data.documents import Corpus
 from llmctl.data.tables import Columns, Example
 from llmctl.stages.columns import Finetuned
 from llmctl.stages.inputs import LabelledColumns, is_held_out, read_labelled, resolve_labelled
 from llmctl.stages.reporter import Reporter
-from llmctl.workspace.artefacts import Artefact
+from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import sha256_file
 from llmctl.workspace.manifests import InputRecord
 
@@ -63,6 +64,20 @@ def seen_in_training(model: Finetuned, path: Path) -> list[str]:
     return [
         f"{path} is the very file that {model.name} was trained on: what it says of these texts "
         "tells little of how it does on others; measure on a file of its own"
+    ]
+
+
+def pretrained_on(workspace: Workspace, model: Finetuned, path: Path) -> list[str]:
+    """A sentence to say so where a text is all that a language model's shards were made of."""
+    if model.run is None or not path.is_file():
+        return []
+    lineage = workspace.lineage(model.run.manifest)
+    corpora = {record.digest for _, record, _ in lineage if record.role == "corpus"}
+    if not corpora or Corpus([str(path)]).digest() not in corpora:
+        return []
+    return [
+        f"{path} is the very text that {model.name} was pretrained on: the figures say little of "
+        "other text; leave out --data to measure on the part that was held out"
     ]
 
 

@@ -44,7 +44,7 @@ def test_a_body_that_learned_nothing_says_so_ever_after(
     finetune(models, barely, labelled_file, config, name="from-barely", reporter=notes)
     assert any(note.startswith(said) for note in notes.notes)
     report = measure(models, "from-barely", labelled_file, baselines=False)
-    assert any(note.startswith(said) for note in report["notes"])
+    assert report["learned"].startswith(said)
     # Random weights have nothing of it.
     assert weak_start(models, models.get("run", "from-barely")) is not None
     assert weak_start(models, None) is None
@@ -91,3 +91,16 @@ def test_no_look_no_word(models: Workspace):
     config = resolve_pretrain("gpt", "nano", {"model": MODEL, "data": DATA})
     pretraining, _ = open_pretraining(models.get("shards", "stories"), config)
     assert judged(pretraining, {}) == {}
+
+
+def test_a_text_that_was_pretrained_on_is_told(
+    models: Workspace, corpus_file: Path, tmp_path: Path
+):
+    report = measure(models, "gpt", corpus_file, max_tokens=50, baselines=False)
+    assert report["training_file"] is True
+    assert any("is the very text that gpt was pretrained on" in note for note in report["notes"])
+    other = tmp_path / "other.txt"
+    other.write_text(corpus_file.read_text() + "more\n")
+    report = measure(models, "gpt", other, max_tokens=50, baselines=False)
+    assert report["training_file"] is False
+    assert not any("pretrained on" in note for note in report["notes"])
