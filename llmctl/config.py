@@ -6,6 +6,7 @@ the defaults, a preset, the stage's table of a recipe (TOML), options and ``--se
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, fi
 from pydantic_core import PydanticUndefined
 
 from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
-from llmctl.parsing import Malformed, parse_toml
+from llmctl.parsing import MAX_DEPTH, Malformed, parse_toml
 from llmctl.reporting.units import parse_duration
 
 # Marks fields that change how a stage runs but not what it makes: left out of fingerprints.
@@ -212,6 +213,8 @@ def as_assignments(tree: Mapping[str, Any]) -> list[str]:
 def put(tree: dict[str, Any], key: str, value: Any, option: str = "--set") -> None:
     """Set a dotted key in a tree. Raises UsageError where a value stands in its way."""
     *parents, leaf = key.split(".")
+    if len(parents) > MAX_DEPTH:
+        raise UsageError(f"{option} {key[:60]}…: no field is nested so deep")
     branch = tree
     for parent in parents:
         branch = branch.setdefault(parent, {})
@@ -222,11 +225,12 @@ def put(tree: dict[str, Any], key: str, value: Any, option: str = "--set") -> No
 
 def parse_value(text: str) -> Any:
     """A value of ``--set``: TOML, else text."""
-    try:
-        return parse_toml(f"value = {text}")["value"]
-    except Malformed:
-        # Python's and shells' spellings that TOML lacks, and words without quotes.
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    with contextlib.suppress(Malformed):
+        table = parse_toml(f"value = {text}")
+        if len(table) == 1:  # a line break could have brought another key
+            return table["value"]
+    # Python's and shells' spellings that TOML lacks, and words without quotes.
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
 def take(layer: Mapping[str, Any], *keys: str) -> tuple[dict[str, str], dict[str, Any]]:

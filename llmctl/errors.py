@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -124,6 +125,23 @@ KINDS: dict[str, type[LlmctlError]] = {
     if isinstance(kind, type) and issubclass(kind, LlmctlError)
 }
 """The errors by their names."""
+
+
+LONGEST_LINE = 3000
+"""Characters of an error: more than anybody reads."""
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(message: str) -> str:
+    r"""A message as a terminal can show it: what it quotes, of files that anybody may have written,
+    breaks no line, moves no cursor and fills no screen.
+
+    >>> one_line("a\tb")
+    'a\\tb'
+    """
+    if len(message) > LONGEST_LINE:
+        message = f"{message[: LONGEST_LINE * 3 // 4]} … {message[-LONGEST_LINE // 4 :]}"
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], message)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

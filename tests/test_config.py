@@ -88,6 +88,16 @@ def test_what_is_not_an_assignment_is_refused(text: str):
             parse_assignments([text])
 
 
+def test_a_key_of_many_parts_is_refused():
+    with pytest.raises(UsageError, match=r"--set a\.a\..*nested so deep"):
+        parse_assignments(["a." * 2000 + "b=1"])
+
+
+def test_a_value_with_a_line_break_is_a_text():
+    """The second line was a key of its own, and gone."""
+    assert parse_assignments(["a=1\nseed = 2"]) == {"a": "1\nseed = 2"}
+
+
 def test_lr_is_the_learning_rate_in_any_layer():
     assert resolve("bert", None, {"training": {"lr": 0.5}}).training.learning_rate == 0.5
     with pytest.raises(ConfigError, match=r"'training\.lrr' \(did you mean 'training\.lr'\?\)"):

@@ -21,7 +21,14 @@ import typer
 from llmctl.cli import artefact_names
 from llmctl.cli.launch import first_on_machine, speaks
 from llmctl.cli.threads import settle_threads
-from llmctl.errors import NO_ACCESS, NO_MEMORY_SIGNS, NO_SPACE, LlmctlError, UsageError
+from llmctl.errors import (
+    NO_ACCESS,
+    NO_MEMORY_SIGNS,
+    NO_SPACE,
+    LlmctlError,
+    UsageError,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from llmctl.data.decoding import ReadOptions
@@ -317,7 +324,7 @@ def _fail(message: str, code: int, *, told_by_all: bool = False) -> NoReturn:
     if debugging():
         traceback.print_exc()
     if told_by_all or first_on_machine():
-        print(f"error: {message}", file=sys.stderr)  # noqa: T201
+        print(f"error: {one_line(message)}", file=sys.stderr)  # noqa: T201
     else:  # an end without a word would have the one that tells of it stopped first
         time.sleep(SILENT_SECONDS)
     sys.exit(code)
@@ -326,9 +333,10 @@ def _fail(message: str, code: int, *, told_by_all: bool = False) -> NoReturn:
 def _bug(error: Exception) -> NoReturn:
     if debugging():
         traceback.print_exc()
+    said = one_line(f"{type(error).__name__}: {error}")
     print(  # noqa: T201
-        f"error: this is a bug in llmctl ({type(error).__name__}: {error}); run the command again "
-        "as `llmctl --debug …` and report what it prints",
+        f"error: this is a bug in llmctl ({said}); run the command again as `llmctl --debug …` and "
+        "report what it prints",
         file=sys.stderr,
     )
     sys.exit(1)
