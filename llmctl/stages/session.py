@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from llmctl.errors import DivergedError, InputError, Interrupted, UsageError
+from llmctl.parsing import first_fault
 from llmctl.stages.reporter import Reporter
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
@@ -356,8 +358,27 @@ def agreed(machine: Machine) -> Machine:
     )
 
 
+class _BegunOn(BaseModel):
+    """What the summary of a run that isn't finished tells of its machine."""
+
+    device: Literal["cpu", "cuda", "mps"]
+    precision: Literal["fp32", "bf16", "fp8"]
+    compiled: bool = False
+    processes: int = 1
+    threads: int = 0
+    cpu: str = ""
+
+
 def _same_machine(manifest: Manifest, world: World, reporter: Reporter) -> Machine:
-    """Where a run goes on: as it was begun. Raises UsageError if that device isn't here."""
+    """Where a run goes on: as it was begun. Raises UsageError if that device isn't here, InputError
+    if the manifest does not tell."""
+    try:
+        _BegunOn.model_validate(manifest.summary)
+    except ValidationError as error:
+        raise InputError(
+            f"the manifest of run {manifest.name} does not tell on what it was begun "
+            f"({first_fault(error)}); begin again with --force"
+        ) from None
     begun_on = manifest.summary["device"]
     try:
         device = choose_device(begun_on)

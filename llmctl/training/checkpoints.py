@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from llmctl.errors import DivergedError, InputError, Interrupted
-from llmctl.parsing import read_json
+from llmctl.parsing import read_json, read_json_object
 from llmctl.training import sharded
 from llmctl.training.background import BackgroundWriter
 from llmctl.training.distributed import local, shared_like
@@ -285,8 +285,12 @@ class CheckpointStore:
             for path in (folder / part).glob(f"*{WHOLE}")
         }
         whole = {f"{part}{WHOLE}" for part in (MODEL, OPTIMISER)}
-        _verify(folder, {*(shares or whole), STATE}, remedy="this checkpoint can't be used")
-        return Checkpoint(step, folder, read_json(folder / STATE))
+        remedy = "this checkpoint can't be used"
+        _verify(folder, {*(shares or whole), STATE}, remedy=remedy)
+        state = read_json_object(folder / STATE, remedy)
+        if state.get("step") != step:
+            raise InputError(f"{folder / STATE} is not of step {step}; {remedy}")
+        return Checkpoint(step, folder, state)
 
     def _path(self, step: int, what: str = "step") -> Path:
         return self.folder / f"{what}-{step:08d}"

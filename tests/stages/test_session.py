@@ -22,6 +22,7 @@ from llmctl.stages.finetune import resolve as resolve_finetune
 from llmctl.stages.pretrain import pretrain, resolve
 from llmctl.stages.reporter import Reporter
 from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.distributed import ALONE
 from llmctl.training.machine import THREADS_OPEN
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
@@ -319,3 +320,14 @@ def test_a_run_goes_on_with_the_threads_that_it_was_begun_with(
         assert used == [before]
         assert f"threads {begun_with}, now {before}" in said
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [{}, {"device": "cpu"}, {"device": "cpu", "precision": "fp64"}, {"device": 1},
+     {"device": "cpu", "precision": "fp32", "threads": "many"}],
+)  # fmt: skip
+def test_a_run_that_does_not_tell_on_what_it_was_begun(workspace: Workspace, summary: dict):
+    manifest = workspace.get("run", "tiny").manifest.model_copy(update={"summary": summary})
+    with pytest.raises(InputError, match="run tiny does not tell on what it was begun"):
+        session._same_machine(manifest, ALONE, Reporter())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llmctl.errors import DivergedError, InputError, Interrupted
 from llmctl.training import checkpoints
 from llmctl.training.checkpoints import CheckpointStore, optimiser_tensors, restore_optimiser
+from llmctl.workspace.manifests import describe_quickly
 from llmctl.workspace.tensors import write_tensors
 
 
@@ -271,3 +272,17 @@ def test_the_optimiser_takes_up_nothing_but_its_own_state(change: Any):
     restore_optimiser(model, torch.optim.AdamW(model.parameters()), saved)
     with pytest.raises(ValueError, match="optimiser"):
         restore_optimiser(model, torch.optim.AdamW(model.parameters()), change(saved))
+
+
+@pytest.mark.parametrize("state", ['{"step": 20}', '{"step": "40"}', "[40]", '"state"', "{}"])
+def test_a_state_of_another_step_is_damage(store: CheckpointStore, state: str):
+    """Its digest fits: whoever can write the one can write the other."""
+    two(store)
+    folder = store.folder / "step-00000040"
+    (folder / "state.json").write_text(state)
+    names = ["model.safetensors", "optimiser.safetensors", "state.json"]
+    records = {name: r.model_dump() for name, r in describe_quickly(folder, names).items()}
+    (folder / "manifest.json").write_text(json.dumps(records))
+    found = store.load_newest(lambda note: None)
+    assert found is not None
+    assert found.step == 20
