@@ -8,6 +8,7 @@ seen from outside; the next child goes on behind the input that did it.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import io
 import json
@@ -66,6 +67,8 @@ class Reader:
     digest."""
     fresh: bool = False
     """Whether reading changes the folder, so that each input needs it anew."""
+    slow: bool = False
+    """Whether it trains: it gets a tenth of the inputs."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ def _child(
         folder = scratch / "work"
         folder.mkdir()
         os.chdir(folder)
+        faulthandler.disable()
         # What the libraries print themselves; llmctl's sentences are caught in Python.
         os.dup2(os.open(scratch / "stderr", os.O_WRONLY | os.O_CREAT), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

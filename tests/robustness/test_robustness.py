@@ -55,7 +55,8 @@ def _refuse(folder: Path) -> None:
 
 
 def _ramble(folder: Path) -> None:
-    raise InputError("the file is none\nmend it")
+    print("error: of another", file=sys.stderr)
+    raise InputError("the file is none")
 
 
 def _memory(folder: Path) -> int:
