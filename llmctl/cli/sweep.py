@@ -123,7 +123,7 @@ def command(
     from llmctl.stages import sweep
     from llmctl.stages.sweep_grid import parse_grid, points
     from llmctl.stages.sweep_halving import DEFAULT_FACTOR, rungs
-    from llmctl.workspace.manifests import command_line
+    from llmctl.workspace.commands import command_line
     from llmctl.workspace.names import slug
 
     if factor is not None and not halving:

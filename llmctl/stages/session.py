@@ -37,6 +37,7 @@ from llmctl.training.progress import Progress
 from llmctl.training.signals import signals_handled_by
 from llmctl.training.trainer import NOT_FINITE, Trainer
 from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.commands import resume_command
 from llmctl.workspace.files import (
     clear_leftovers,
     hidden_sibling,
@@ -45,7 +46,7 @@ from llmctl.workspace.files import (
 from llmctl.workspace.locks import lock_path, writer_lock
 from llmctl.workspace.manifests import Manifest, describe_files, now, write_manifest
 from llmctl.workspace.metrics import Metrics, metric_lines
-from llmctl.workspace.runs import METRICS, RunRecorder, SilentRecorder, resume_command
+from llmctl.workspace.runs import METRICS, RunRecorder, SilentRecorder
 
 MODEL, ADAPTER, PROFILE = "model", "adapter", "profile"
 """Folders of a run: what was trained, what LoRA added to it, and where the time of a step went."""

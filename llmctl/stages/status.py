@@ -10,6 +10,7 @@ from typing import Any
 
 from llmctl.errors import InputError, did_you_mean
 from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.commands import resume_command
 from llmctl.workspace.files import folder_size
 from llmctl.workspace.manifests import FOLDERS, MANIFEST, InputRecord, Kind, Manifest
 from llmctl.workspace.metrics import Glance, glance
@@ -17,7 +18,6 @@ from llmctl.workspace.runs import (
     METRICS,
     has_diverged,
     read_progress,
-    resume_command,
     run_state,
 )
 

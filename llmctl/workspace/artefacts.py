@@ -11,6 +11,7 @@ from typing import Any
 
 from llmctl.errors import InputError, NameTaken, UsageError, did_you_mean
 from llmctl.parsing import read_json
+from llmctl.workspace.commands import resume_command
 from llmctl.workspace.files import (
     clear_leftovers,
     published_folder,
@@ -33,6 +34,9 @@ from llmctl.workspace.manifests import (
     write_manifest,
 )
 from llmctl.workspace.names import RULE, is_name, slug
+
+DIFFERENCES = 6
+"""How many differing options an error names."""
 
 
 class Artefact:
@@ -73,6 +77,20 @@ def _manifest_in(folder: Path, kind: Kind) -> Manifest:
     if manifest.kind != kind:
         raise InputError(f"{folder / MANIFEST} is of a {manifest.kind}, not of a {kind}; {remedy}")
     return manifest
+
+
+def _taken(artefact: Artefact, identity: Identity) -> str:
+    """What to say where a name stands for what was made otherwise."""
+    manifest = artefact.manifest
+    told = [str(difference) for difference in identity.differences(manifest)]
+    if len(told) > DIFFERENCES:
+        told[DIFFERENCES:] = [f"and {len(told) - DIFFERENCES} more"]
+    what = f"{artefact.folder} was made with other options or inputs: {'; '.join(told)}"
+    other = f"choose another --name, or --force to replace it (`llmctl status {manifest.name}` "
+    other += "shows what made it)"
+    if artefact.finished:
+        return f"{what}; {other}"
+    return f"{what}; go on with it as it was begun: {resume_command(manifest)} — or {other}"
 
 
 class Workspace:
@@ -181,11 +199,7 @@ class Workspace:
             existing = self.get(kind, requested)
             if identity.made(existing.manifest):
                 return requested, Artefact(folder, identity.recorded(existing.manifest))
-            told = "; ".join(map(str, identity.differences(existing.manifest)))
-            raise NameTaken(
-                f"{folder} was made with other options or inputs ({told}); choose another --name, "
-                f"or --force to replace it (`llmctl status {requested}` shows what made it)"
-            )
+            raise NameTaken(_taken(existing, identity))
         damaged: list[str] = []
 
         def pass_over(name: str, error: InputError) -> None:

@@ -7,7 +7,6 @@ the content: running the same command again finds the finished artefact by it.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from llmctl import __version__
 from llmctl.errors import InputError, UsageError
 from llmctl.parsing import first_fault, read_json
+from llmctl.workspace.commands import command_line
 from llmctl.workspace.files import (
     crc32_file,
     sha256_file,
@@ -208,21 +208,6 @@ def new_manifest(
         torch_version=_torch_version(),
         created=now(),
     )
-
-
-def command_line() -> list[str]:
-    """The command being run, with the workspace that the environment names written out, and with
-    torchrun before it where that started it."""
-    words = ["llmctl", *sys.argv[1:]]
-    size, local_size = (os.environ.get(name, "1") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    if size != "1" and not any(word.partition("=")[0] == "--nproc" for word in words):
-        nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
-        where = [] if nodes == "1" else ["--nnodes", nodes, "--rdzv-endpoint", "HOST:PORT"]
-        words[:0] = ["torchrun", *where, "--nproc-per-node", local_size, "-m"]
-    given = any(word in ("-w", "--workspace") or word.startswith("--workspace=") for word in words)
-    if "LLMCTL_WORKSPACE" in os.environ and not given:
-        words += ["--workspace", os.environ["LLMCTL_WORKSPACE"]]
-    return words
 
 
 def fingerprint(stage: str, identity: Mapping[str, Any], inputs: Sequence[InputRecord]) -> str:

@@ -8,7 +8,6 @@ that grows. Whether the process lives is told by the writer's lock, never by a t
 from __future__ import annotations
 
 import os
-import shlex
 import socket
 import time
 from pathlib import Path
@@ -21,7 +20,6 @@ from llmctl.parsing import first_fault, read_json_object
 from llmctl.workspace.artefacts import Artefact
 from llmctl.workspace.files import errors_naming, to_json, write_atomic, write_json
 from llmctl.workspace.locks import is_locked
-from llmctl.workspace.manifests import InputRecord, Manifest
 from llmctl.workspace.metrics import metric_lines
 
 State = Literal["running", "stalled", "interrupted", "failed", "finished"]
@@ -122,33 +120,6 @@ def read_progress(folder: Path) -> dict[str, Any]:
     except ValidationError as error:
         return {"message": f"{path} is damaged ({first_fault(error)})"}
     return value
-
-
-def resume_command(manifest: Manifest) -> str:
-    """The command that goes on with a run, from any folder.
-
-    What the command left to be chosen (newest shards, a name) is written out, as the choice
-    could be another by now. Without --force, which would start the run anew.
-    """
-    words = [word for word in manifest.command if word != "--force"]
-    chosen = {"--name": manifest.name}
-    of_role = {record.role: record for record in manifest.inputs}
-    if manifest.stage == "pretrain" and "shards" in of_role:
-        chosen["--shards"] = _given_as(of_role["shards"])
-    if manifest.config.get("from") == "scratch" and "model" in of_role:
-        chosen["--like"] = _given_as(of_role["model"])
-    for option, value in chosen.items():
-        if not any(word == option or word.startswith(f"{option}=") for word in words):
-            words += [option, value]
-    command = shlex.join(words)
-    if manifest.directory and Path(manifest.directory) != Path.cwd():
-        return f"cd {shlex.quote(manifest.directory)} && {command}"
-    return command
-
-
-def _given_as(record: InputRecord) -> str:
-    """What an option takes for an input: an artefact's name, or a path."""
-    return record.artefact[1] if record.artefact else record.name
 
 
 def has_diverged(artefact: Artefact) -> bool:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmctl.errors import BusyError, InputError, UsageError
+from llmctl.errors import BusyError, InputError, NameTaken, UsageError
 from llmctl.workspace import locks
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import hidden_sibling, replaced_sibling
@@ -34,6 +34,7 @@ from llmctl.workspace.manifests import (
     new_manifest,
     read_manifest,
     verify_files,
+    write_manifest,
 )
 from llmctl.workspace.names import is_name
 
@@ -358,6 +359,26 @@ def test_a_requested_name_must_hold_the_same_content(workspace: Workspace):
     ):
         got = workspace.match("shards", requested, "default", print_, force=force)
         assert got == (requested, None)
+
+
+def test_a_taken_name_is_told_with_what_differs(workspace: Workspace):
+    """Old and new value, the inputs by role, and the command that goes on where there is one."""
+    source = InputRecord(role="corpus", name="a.txt", digest="1")
+    publish(workspace, "stories", source, kind="run")
+    other = InputRecord(role="corpus", name="b.txt", digest="2")
+    with pytest.raises(NameTaken) as caught:
+        workspace.match("run", "stories", "x", asked(2, other), force=False)
+    assert "inputs: value 1, now 2; corpus a.txt, now b.txt; choose another" in str(caught.value)
+    assert "go on" not in str(caught.value)
+    folder = workspace.path("run", "begun")
+    folder.mkdir()
+    begun = manifest("begun", kind="run", command=["llmctl", "pretrain", "--name", "begun"])
+    write_manifest(folder, begun)
+    with pytest.raises(NameTaken, match="as it was begun: llmctl pretrain --name begun — or"):
+        workspace.match("run", "begun", "x", asked(2), force=False)
+    many = Identity("tokenize", {f"v{n}": n for n in range(9)}, {}, [])
+    with pytest.raises(NameTaken, match="v5 unset, now 5; and 5 more; choose"):
+        workspace.match("run", "stories", "x", many, force=False)
 
 
 def test_a_fingerprint_depends_on_all_that_determines_the_content_and_no_more():

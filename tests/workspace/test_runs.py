@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmctl.errors import InputError
 from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.commands import resume_command
 from llmctl.workspace.files import write_json
 from llmctl.workspace.identity import Identity
 from llmctl.workspace.locks import writer_lock
@@ -24,7 +25,6 @@ from llmctl.workspace.runs import (
     RunRecorder,
     has_diverged,
     read_progress,
-    resume_command,
     run_state,
 )
 
