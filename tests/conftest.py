@@ -74,7 +74,8 @@ def tiny_workspace(
            "--validation", "0.1")  # fmt: skip
     llmctl(root, "pretrain", *TINY, "--set", "training.max_steps=30", "--name", "tiny")
     llmctl(root, "finetune", "--from", "tiny", "--data", labelled_file, "--name", "subjects",
-           "--set", "training.epochs=3", "--set", "training.precision=fp32")  # fmt: skip
+           "--set", "training.epochs=3", "--set", "training.precision=fp32",
+           "--keep-checkpoints", "last")  # fmt: skip
     return root
 
 

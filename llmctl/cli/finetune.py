@@ -91,6 +91,7 @@ def command(
     class_weights: Annotated[
         str | None, typer.Option(help="none, or balanced: rare classes weigh more.")
     ] = None,
+    keep_checkpoints: options.KeepCheckpointsOption = None,
     seed: options.SeedOption = None,
     name: options.NameOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
@@ -163,6 +164,7 @@ def command(
         task,
         file,
         {key: value for key, value in given.items() if value is not None},
+        options.checkpoints(keep_checkpoints),
         parse_assignments(set_),
     )
     place = options.open_workspace(workspace)

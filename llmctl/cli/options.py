@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar, cast
 
 import typer
 
@@ -127,6 +127,16 @@ BudgetOption = Annotated[
         "are chosen for it, as far as they aren't given.",
     ),
 ]
+KeepCheckpointsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--keep-checkpoints",
+        metavar="N|last|all",
+        help="The newest N stay on disk while training lasts and go once the model stands; last "
+        "keeps one, to train for longer exactly from there, all keeps every one.",
+        show_default="2",
+    ),
+]
 ProfileOption = Annotated[
     bool,
     typer.Option(
@@ -201,6 +211,13 @@ def needed(option: str, value: T | None) -> T:
         key = option.removeprefix("--")
         raise UsageError(f"{option} is missing: give it, or {key} in the recipe's table")
     return value
+
+
+def checkpoints(value: str | None) -> dict[str, dict[str, Any]]:
+    """What ``--keep-checkpoints`` says, as a layer of a configuration."""
+    if value is None:
+        return {}
+    return {"training": {"keep_checkpoints": int(value) if value.isdecimal() else value}}
 
 
 def path(text: str | None) -> Path | None:

@@ -39,9 +39,7 @@ def command(
     ] = None,
     budget: options.BudgetOption = None,
     shards: options.ShardsOption = None,
-    keep_checkpoints: Annotated[
-        int | None, typer.Option(help="Checkpoints kept on disk.", show_default="2")
-    ] = None,
+    keep_checkpoints: options.KeepCheckpointsOption = None,
     seed: options.SeedOption = None,
     name: options.NameOption = None,
     workspace: options.WorkspaceOption = Path("workspace"),
@@ -69,8 +67,7 @@ def command(
         given["model"] = {"order": order}
     if seed is not None:
         given["seed"] = seed
-    if keep_checkpoints is not None:
-        given["training"] = {"keep_checkpoints": keep_checkpoints}
+    given |= options.checkpoints(keep_checkpoints)
     named, file = take(read_recipe(recipe, "pretrain") if recipe else {}, "shards")
     shards = shards or named.get("shards")
     arch, config = resolved(file, arch, preset, budget, given, set_)

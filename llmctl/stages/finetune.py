@@ -14,6 +14,7 @@ from llmctl.errors import InputError, UsageError, did_you_mean
 from llmctl.interop.adapter_folder import write_adapter_folder
 from llmctl.interop.model_folder import ModelFolder
 from llmctl.models import ARCHITECTURES
+from llmctl.stages.extension import find_run
 from llmctl.stages.finetune_classify import ClassifyConfig, ClassifyTask
 from llmctl.stages.finetune_instruct import InstructConfig, InstructTask
 from llmctl.stages.finetune_seq2seq import Seq2SeqConfig, Seq2SeqTask
@@ -31,7 +32,7 @@ from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import published_folder
 from llmctl.workspace.identity import Identity
-from llmctl.workspace.manifests import InputRecord, new_manifest
+from llmctl.workspace.manifests import InputRecord, Manifest, new_manifest
 from llmctl.workspace.names import slug
 
 SCRATCH = "scratch"
@@ -82,9 +83,9 @@ def finetune(
     on with this run, where the one being run does more than that.
     """
     reporter = reporter or Reporter()
-    given = _resolve(workspace, start, data, config, like, name, force, reporter)
+    given = _resolve(workspace, start, data, config, like, name, force, reporter, extend=True)
     base, found = given.base, given.found
-    if found is not None and found.finished:
+    if found is not None and found.finished and given.before is None:
         return found, True
     task = given.task(data, reporter)
     config = task.config
@@ -125,6 +126,7 @@ def finetune(
         export=export,
         reporter=reporter,
         profile=profile,
+        before=given.before,
     )
     return artefact, False
 
@@ -272,7 +274,7 @@ def plan(
 ) -> dict[str, Any]:
     """The resolved configuration, and what ``finetune`` would do."""
     reporter = reporter or Reporter()
-    given = _resolve(workspace, start, data, config, like, name, force, reporter)
+    given = _resolve(workspace, start, data, config, like, name, force, reporter, extend=True)
     task = given.task(data, reporter)
     model = task.build_model()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -281,7 +283,9 @@ def plan(
         "config": task.config.model_dump(mode="json"),
         "plan": {
             "name": given.name,
-            "up_to_date": given.found is not None and given.found.finished,
+            "up_to_date": (
+                given.found is not None and given.found.finished and given.before is None
+            ),
             "from": start,
             "data": str(data),
             "train_examples": task.train_examples,
@@ -312,6 +316,8 @@ class _Given(_Opened):
     identity: Identity
     name: str
     found: Artefact | None
+    before: Manifest | None = None
+    """Of the run that is there where it is to be trained for longer."""
 
     def task(self, data: Path, reporter: Reporter) -> Task:
         """The task with its data, and the learning rate in its configuration."""
@@ -360,17 +366,21 @@ def _resolve(
     name: str | None,
     force: bool,
     reporter: Reporter,
+    *,
+    extend: bool = False,
 ) -> _Given:
+    """extend: a finished run of the name that is the same but shorter is gone on with."""
     opened = _opened(workspace, start, data, config, like, reporter)
     identity = Identity.of("finetune", config, opened.inputs, scratch=opened.scratch)
     suffix = SCRATCH if opened.scratch else Path(opened.inputs[0].name).name
+    default = f"{slug(data.name.partition('.')[0], 'data')}-{suffix}"
+    if extend:
+        run_name, found, before = find_run(
+            workspace, name, default, identity, force=force, note=reporter.note
+        )
+        return _Given(**vars(opened), identity=identity, name=run_name, found=found, before=before)
     run_name, found = workspace.match(
-        "run",
-        name,
-        f"{slug(data.name.partition('.')[0], 'data')}-{suffix}",
-        identity,
-        force=force,
-        note=reporter.note,
+        "run", name, default, identity, force=force, note=reporter.note
     )
     return _Given(**vars(opened), identity=identity, name=run_name, found=found)
 

@@ -71,6 +71,11 @@ def find_model(workspace: Workspace, given: str) -> tuple[Path, Artefact | None]
             f"the runs of workspace {workspace.root}"
         )
     run = workspace.get("run", given)
+    if not run.finished and run.manifest.files:
+        raise InputError(
+            f"run {given} is being trained for longer; run its command again to finish it, or take "
+            f"the model that it had before: {run.folder / 'model'}"
+        )
     if not run.finished:
         raise InputError(
             f"run {given} is not finished; run its command again to finish it "
@@ -144,11 +149,16 @@ def find_pretraining(
     return workspace.match(
         "run",
         name,
-        f"{config.arch}-{shards.manifest.name}",
+        default_name(config, shards),
         pretraining_identity(config, shards),
         force=force,
         note=reporter.note,
     )
+
+
+def default_name(config: Any, shards: Artefact) -> str:
+    """The name of a pretraining's run where none is given."""
+    return f"{config.arch}-{shards.manifest.name}"
 
 
 def pretraining_identity(config: Config, shards: Artefact) -> Identity:

@@ -22,7 +22,8 @@ from llmctl.objectives import PRETRAINING
 from llmctl.objectives.causal_lm import CausalLM
 from llmctl.objectives.pretraining import VALIDATION_SEED, Batches, DataConfig, Pretraining
 from llmctl.stages.budget import LEAST_SECONDS, Choice, choose, left_open
-from llmctl.stages.inputs import choose_shards, find_pretraining, pretraining_identity
+from llmctl.stages.extension import find_run
+from llmctl.stages.inputs import choose_shards, default_name, pretraining_identity
 from llmctl.stages.learned import judged, said_of
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.session import Machine, StopFlag, rehearsal_folder, run_training
@@ -212,10 +213,15 @@ def pretrain(
     shards = shards_of(workspace, config.arch, shards_name, reporter)
     # As it was given: the vocabulary's size follows from the shards.
     identity = pretraining_identity(config, shards)
-    run_name, found = find_pretraining(
-        workspace, config, shards, name, force=force, reporter=reporter
+    run_name, found, before = find_run(
+        workspace,
+        name,
+        default_name(config, shards),
+        identity,
+        force=force,
+        note=reporter.note,
     )
-    if found is not None and found.finished:
+    if found is not None and found.finished and before is None:
         return found, True
     world = current()
     choice = None
@@ -259,6 +265,7 @@ def pretrain(
         profile=profile,
         expected_seconds=seconds,
         judge=partial(judged, pretraining),
+        before=before,
     )
     if (said := said_of(artefact.manifest)) is not None:
         reporter.note(said)

@@ -21,6 +21,7 @@ from torch import nn
 
 from llmctl.errors import DivergedError, InputError, Interrupted, UsageError
 from llmctl.parsing import first_fault
+from llmctl.stages import extension
 from llmctl.stages.reporter import Reporter
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
@@ -152,19 +153,21 @@ def run_training(
     profile: bool = False,
     expected_seconds: Callable[[Machine], float | None] = lambda machine: None,
     judge: Callable[[dict[str, Any]], dict[str, Any]] = lambda summary: {},
+    before: Manifest | None = None,
 ) -> Artefact:
     """Train a run to its end: start it, or go on from its newest whole checkpoint.
 
     prepare: builds the trainer. export: writes the folder of a model and returns figures for the
     manifest's summary. profile: trace some steps. expected_seconds: of the training where it is not
     compiled; None where its shapes are no good to compile for. judge: returns what the figures
-    mean, to be kept with them. Raises Interrupted after the checkpoint that a signal asks for.
+    mean, to be kept with them. before: the manifest of ``existing`` where that is finished and is
+    to be longer now. Raises Interrupted after the checkpoint that a signal asks for.
 
     A run of the same name that is to be replaced stays until the new one is ready to train.
     """
     workspace.prepare(manifest.kind)
     folder = workspace.path(manifest.kind, manifest.name)
-    store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
+    store = CheckpointStore(folder / "checkpoints", config.checkpoints_while_training)
     with (
         joined() as world,
         writer_lock(folder) if world.is_main else contextlib.nullcontext(),
@@ -201,13 +204,15 @@ def run_training(
             if world.is_main:
                 clear_leftovers(folder)
                 store.clear_leftovers()
-            manifest = existing.manifest
+            manifest = extension.longer(manifest, before) if before else existing.manifest
             machine = _same_machine(manifest, world, reporter)
         recorder = RunRecorder(folder) if world.is_main else SilentRecorder(folder)
         try:
             if existing is not None:
                 recorder.update(state="running", message=None)
                 trainer = prepare(machine, store, stop)
+            if before is not None:
+                manifest = extension.begin(folder, manifest, before, trainer, store, reporter.note)
             if profile and world.is_main:
                 trainer.profiler = StepProfiler(folder / PROFILE, reporter.note)
             try:
@@ -224,6 +229,9 @@ def run_training(
                     message=str(cause) or type(cause).__name__,
                     exit_code=getattr(cause, "exit_code", 1),
                 )
+                diverged = isinstance(cause, DivergedError)
+                if diverged and world.is_main and extension.is_extended(folder):
+                    extension.put_back(folder, store, manifest, reporter.note)
             if lost is not None and cause is lost:
                 raise lost from error
             raise
@@ -245,6 +253,10 @@ def _train(
     checkpoint = store.load_newest(reporter.note)
     if checkpoint is not None:
         trainer.restore(checkpoint)
+    if extension.is_extended(folder):
+        step = None if checkpoint is None else checkpoint.step
+        extension.restore(folder, manifest, trainer, store, step)
+    if checkpoint is not None:
         reporter.note(f"going on with {manifest.name} from step {checkpoint.step}")
     recorder.start(
         step=trainer.progress.step,
@@ -325,6 +337,9 @@ def _train(
         folder,
         manifest.model_copy(update={"finished": now(), "files": files, "summary": summary}),
     )
+    (folder / extension.BEFORE).unlink(missing_ok=True)
+    if trainer.config.keep_checkpoints != "all":
+        store.tidy(keep_last=trainer.config.keep_checkpoints == "last")
     world.wait()
 
 

@@ -83,6 +83,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self._keep = folder, keep
         self._damaged: set[int] = set()
+        self._besides: set[int] = set()
         self._writer = BackgroundWriter()
         self._copies: dict[str, Tensor] = {}
         self._together: sharded.Together | None = None
@@ -237,12 +238,34 @@ class CheckpointStore:
     def _delete_old(self, step: int) -> None:
         # Later than where training went on, they would count as the newest for ever.
         whole = [old for old in self.steps() if old == step or old not in self._damaged]
-        kept = whole[-self._keep :]
+        kept = sorted({*whole[-self._keep :], *(self._besides & set(whole))})
         for old in set(self.steps()) - set(kept):
             remove_folder(self._path(old))
         self._damaged.clear()
         for old in set(self._steps("best")) - {self._best_of(checkpoint) for checkpoint in kept}:
             remove_folder(self._path(old, "best"))
+
+    def keep_besides(self, step: int) -> None:
+        """Keep a checkpoint beside the newest ones, if it is there."""
+        self._besides.add(step)
+
+    def remove_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                remove_folder(self._path(later))
+
+    def tidy(self, *, keep_last: bool) -> None:
+        """Delete what a finished run needs no more: everything, or all but the newest checkpoint
+        and the weights that it calls the best."""
+        self.wait()
+        if not keep_last:
+            remove_folder(self.folder)
+        elif steps := self.steps():
+            for old in steps[:-1]:
+                remove_folder(self._path(old))
+            for old in set(self._steps("best")) - {self._best_of(steps[-1])}:
+                remove_folder(self._path(old, "best"))
 
     def load_best(self, step: int) -> dict[str, Tensor]:
         """The weights that were the best at a step. Raises InputError if they aren't whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -86,5 +87,15 @@ class TrainingConfig(Config):
     """Steps between checkpoints; 0: every ``checkpoint_seconds``."""
     checkpoint_seconds: Seconds = Field(60.0, gt=0, json_schema_extra=NOT_IDENTITY)
     """Wall clock between checkpoints where ``checkpoint_every`` is 0."""
-    keep_checkpoints: int = Field(2, ge=1, json_schema_extra=NOT_IDENTITY)
-    """The newest so many stay on disk."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] | Literal["last", "all"] = Field(
+        2, json_schema_extra=NOT_IDENTITY
+    )
+    """The newest so many stay on disk while training lasts, and go once its model stands. last: one
+    stays, so that the run can be extended exactly; all: every one stays, to go back to any."""
+
+    @property
+    def checkpoints_while_training(self) -> int:
+        """How many of the newest stay on disk."""
+        if self.keep_checkpoints == "all":
+            return sys.maxsize
+        return 2 if self.keep_checkpoints == "last" else self.keep_checkpoints

@@ -36,6 +36,8 @@ class Progress:
     """Whether the validation at this step is still to come, as a stop cut it short."""
     ended: bool = False
     """Whether training came to its end, which may be before its last step."""
+    warmed_up_again: float | None = None
+    """Share of the training at which the learning rate began to rise once more."""
 
 
 _UNSET = ("best", "lowest_loss")

@@ -16,7 +16,7 @@ import copy
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
@@ -44,6 +44,7 @@ from llmctl.training.distributed import (
     World,
     distribute,
     recompute_activations,
+    shared_like,
     whole,
 )
 from llmctl.training.float8 import use_float8
@@ -58,6 +59,8 @@ from llmctl.training.validation import LookStopped, batched_pairs
 PATIENCE_NOT_FINITE = 5
 """Steps in a row without a finite gradient before training gives up."""
 NOT_FINITE = "the loss or its gradient was not finite"
+LEAST_WARM_UP = 0.01
+"""Share of what is left of a training that is gone on with, for the learning rate to rise again."""
 USUAL_NORM_DECAY = 0.98
 """Of the running mean of gradient norms, which a spike is told by: about the last fifty steps."""
 STEPS_BEFORE_SPIKES = 50
@@ -201,6 +204,31 @@ class Trainer:
                 "start again with --force"
             ) from None
 
+    def start_from(self, weights: Mapping[str, Tensor], progress: Progress) -> None:
+        """Go on from a finished model's weights, with an optimiser that has seen nothing."""
+        own = self.model.state_dict()
+        placed = {name: shared_like(value, own[name]) for name, value in weights.items()}
+        self.model.load_state_dict(placed)
+        self.progress = progress
+        if self._keep_best and progress.best_step and self.world.is_main:
+            self._store.save_best(progress.best_step, weights)
+
+    def extend(self, *, warm_up: bool) -> None:
+        """Go on where a shorter training of this ended. warm_up: the learning rate rises again."""
+        progress = self.progress
+        progress.ended, progress.improved_step = False, progress.step
+        progress.warmed_up_again = self.share_done() if warm_up else None
+
+    def _share_of_peak(self) -> float:
+        """Of the learning rate, for the next step."""
+        config, begun = self.config, self.progress.warmed_up_again
+        # A step that is all there is has the peak: the warm-up begins with 0.
+        done = config.warmup if self.total_steps == 1 else self.share_done()
+        share = share_of_peak(done, config.warmup, config.schedule, config.decay)
+        if begun is None:
+            return share
+        return share * min(1.0, (done - begun) / (max(config.warmup, LEAST_WARM_UP) * (1 - begun)))
+
     def run(self) -> Iterator[Record]:
         """Train to the end, or until ``should_stop``; yields what happens.
 
@@ -227,9 +255,7 @@ class Trainer:
                 with record_function("batch"):
                     work = upcoming.result()
                 upcoming = background.submit(self._work, progress.step + 1)
-                # A step that is all there is has the peak: the warm-up begins with 0.
-                done = config.warmup if self.total_steps == 1 else self.share_done()
-                share = share_of_peak(done, config.warmup, config.schedule, config.decay)
+                share = self._share_of_peak()
                 sums, norm, taken = self._step(work, share)
                 if self.profiler is not None:
                     self.profiler.step()

@@ -79,6 +79,7 @@ def trainings(steps: int, labelled: Path, *, base: str = "base") -> list[Trainin
         training__max_steps=steps,
         training__log_every=LOG_EVERY,
         training__checkpoint_every=CHECKPOINT_EVERY,
+        training__keep_checkpoints="all",  # to be compared, too
         training__eval_every=50,
         training__precision="fp32",
     )

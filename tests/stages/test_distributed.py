@@ -29,7 +29,8 @@ OPTIONS = [
     "--set", "data.sequence_length=32", "--set", "model.max_positions=32",
     "--set", "training.batch_size=10", "--set", f"training.max_steps={STEPS}",
     "--set", "training.log_every=3", "--set", "training.eval_every=6",
-    "--set", "training.checkpoint_every=4", "--set", "training.precision=fp32",
+    "--set", "training.checkpoint_every=4", "--keep-checkpoints", "last",
+    "--set", "training.precision=fp32",
     "--set", "training.compile=off",
 ]  # fmt: skip
 
