@@ -226,6 +226,8 @@ def render_detail(document: dict[str, Any]) -> RenderableType:
             names = ", ".join(document["checkpoints"])
             table.add_row("checkpoints", f"{names}  ({size(run['checkpoint_bytes'])})")
     table.add_row("folder", f"{document['folder']}  ({size(document['bytes'])})")
+    if document.get("log"):
+        table.add_row("log", document["log"])
     table.add_row("made by", Text(document["command"]))
     if document.get("resume"):
         table.add_row("go on with", Text(document["resume"]))

@@ -22,6 +22,7 @@ from llmctl.stages.finetune_task import FinetuneConfig, Task, check_layers
 from llmctl.stages.inputs import data_record, newest_pretrained, open_model
 from llmctl.stages.learned import weak_start
 from llmctl.stages.reporter import Reporter
+from llmctl.stages.run_log import LoggedReporter
 from llmctl.stages.session import ADAPTER, Machine, StopFlag, run_training
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.lora import additions, merge
@@ -82,7 +83,7 @@ def finetune(
     the newest pretrained run) with random weights. data: the task's examples. command: that goes
     on with this run, where the one being run does more than that.
     """
-    reporter = reporter or Reporter()
+    reporter = LoggedReporter(reporter or Reporter())
     given = _resolve(workspace, start, data, config, like, name, force, reporter, extend=True)
     base, found = given.base, given.found
     if found is not None and found.finished and given.before is None:

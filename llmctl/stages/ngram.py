@@ -24,6 +24,7 @@ from llmctl.models.ngram_counts import Block
 from llmctl.models.ngram_model import NgramModel
 from llmctl.stages.inputs import choose_shards, find_pretraining, pretraining_identity
 from llmctl.stages.reporter import Reporter
+from llmctl.stages.run_log import LoggedReporter
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import published_folder
@@ -131,7 +132,7 @@ def train_ngram(
     command: Sequence[str] | None = None,
 ) -> tuple[Artefact, bool]:
     """Train an n-gram model on shards; returns the run, and whether it was there already."""
-    reporter = reporter or Reporter()
+    reporter = LoggedReporter(reporter or Reporter())
     shards = shards_of(workspace, shards_name, reporter)
     run_name, found = find_pretraining(
         workspace, config, shards, name, force=force, reporter=reporter
@@ -151,6 +152,7 @@ def train_ngram(
     target = workspace.path("run", run_name)
     workspace.prepare("run")
     with writer_lock(target), published_folder(target) as folder:
+        reporter.attach(folder)
         summary = _train(folder, config.model, documents, reporter)
         # A run's identity is its model: the log beside it tells of a process and a time.
         files = {f"model/{k}": v for k, v in describe_files(folder / "model").items()}

@@ -26,6 +26,7 @@ from llmctl.stages.extension import find_run
 from llmctl.stages.inputs import choose_shards, default_name, pretraining_identity
 from llmctl.stages.learned import judged, said_of
 from llmctl.stages.reporter import Reporter
+from llmctl.stages.run_log import LoggedReporter
 from llmctl.stages.session import Machine, StopFlag, rehearsal_folder, run_training
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
@@ -208,7 +209,7 @@ def pretrain(
     profile: trace some steps. command: that goes on with this run, where the one being run does
     more than that.
     """
-    reporter = reporter or Reporter()
+    reporter = LoggedReporter(reporter or Reporter())
     begun = time.perf_counter() if begun is None else begun
     shards = shards_of(workspace, config.arch, shards_name, reporter)
     # As it was given: the vocabulary's size follows from the shards.

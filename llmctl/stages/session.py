@@ -23,6 +23,7 @@ from llmctl.errors import DivergedError, InputError, Interrupted, UsageError
 from llmctl.parsing import first_fault
 from llmctl.stages import extension
 from llmctl.stages.reporter import Reporter
+from llmctl.stages.run_log import LoggedReporter, told
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.distributed import ALONE, World, joined, lost_process
@@ -149,7 +150,7 @@ def run_training(
     *,
     prepare: Callable[[Machine, CheckpointStore, StopFlag], Trainer],
     export: Callable[[nn.Module, Progress, Path], dict[str, Any]],
-    reporter: Reporter,
+    reporter: LoggedReporter,
     profile: bool = False,
     expected_seconds: Callable[[Machine], float | None] = lambda machine: None,
     judge: Callable[[dict[str, Any]], dict[str, Any]] = lambda summary: {},
@@ -207,6 +208,8 @@ def run_training(
             manifest = extension.longer(manifest, before) if before else existing.manifest
             machine = _same_machine(manifest, world, reporter)
         recorder = RunRecorder(folder) if world.is_main else SilentRecorder(folder)
+        if world.is_main:
+            reporter.attach(folder)
         try:
             if existing is not None:
                 recorder.update(state="running", message=None)
@@ -224,6 +227,7 @@ def run_training(
             cause = stop.raised or lost or error
             state = "interrupted" if isinstance(cause, Interrupted) else "failed"
             with contextlib.suppress(OSError):
+                reporter.ended(cause)
                 recorder.update(
                     state=state,
                     message=str(cause) or type(cause).__name__,
@@ -247,7 +251,7 @@ def _train(
     stop: StopFlag,
     export: Callable[[nn.Module, Progress, Path], dict[str, Any]],
     judge: Callable[[dict[str, Any]], dict[str, Any]],
-    reporter: Reporter,
+    reporter: LoggedReporter,
 ) -> None:
     world = trainer.world
     checkpoint = store.load_newest(reporter.note)
@@ -337,6 +341,7 @@ def _train(
         folder,
         manifest.model_copy(update={"finished": now(), "files": files, "summary": summary}),
     )
+    reporter.tell(f"finished after {trainer.progress.step} steps: {told({**summary, **kept})}")
     (folder / extension.BEFORE).unlink(missing_ok=True)
     if trainer.config.keep_checkpoints != "all":
         store.tidy(keep_last=trainer.config.keep_checkpoints == "last")

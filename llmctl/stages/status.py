@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from llmctl.errors import InputError, did_you_mean
+from llmctl.stages.run_log import LOG
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.commands import resume_command
 from llmctl.workspace.files import folder_size
@@ -132,6 +133,8 @@ def detail(workspace: Workspace, name: str) -> dict[str, Any]:
     if manifest.kind == "run":
         log = glance(artefact.folder / METRICS)
         document["run"] = run_line(artefact, log)
+        text_log = artefact.folder / LOG
+        document["log"] = str(text_log) if text_log.exists() else None
         over = artefact.finished or has_diverged(artefact)
         document["resume"] = None if over else resume_command(manifest)
         document["checkpoints"] = sorted(
