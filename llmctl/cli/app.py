@@ -20,6 +20,9 @@ from llmctl.cli import (
     plan,
     predict,
     pretrain,
+    prune,
+    rename,
+    rm,
     status,
     sweep,
     tokenize,
@@ -47,6 +50,9 @@ COMMANDS = {
     "chat": chat,
     "status": status,
     "doctor": doctor,
+    "rm": rm,
+    "rename": rename,
+    "prune": prune,
 }
 
 for _name, _module in COMMANDS.items():

@@ -260,9 +260,9 @@ def verify_files(
             )
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
     """Read a folder's manifest. Raises InputError if it is damaged or of a newer format."""
-    path = folder / MANIFEST
+    path = folder / name
     value = read_json(path)
     refuse_newer(path, value.get("format_version") if isinstance(value, dict) else None)
     try:
