@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from llmctl.config import flat
 from llmctl.reporting.sparkline import sparkline
 from llmctl.reporting.tables import simple_table
 from llmctl.reporting.units import age, count, duration, figure, size
@@ -237,9 +238,7 @@ def render_detail(document: dict[str, Any]) -> RenderableType:
         if document[event]:
             moment = datetime.fromisoformat(document[event])
             table.add_row(event, moment.isoformat(timespec="seconds"))
-    if document["summary"]:
-        table.add_row("figures", Text(json.dumps(document["summary"], ensure_ascii=False)))
-    return Group(table, _lineage(document), _config(document["config"]))
+    return Group(table, _lineage(document), *_figures(document["summary"]), *_config(document))
 
 
 def _lineage(document: dict[str, Any]) -> Tree:
@@ -252,15 +251,45 @@ def _lineage(document: dict[str, Any]) -> Tree:
     return tree
 
 
-def _config(config: dict[str, Any]) -> Tree:
-    tree = Tree(Text("configuration", style="bold"))
-    _add(tree, config)
-    return tree
+def _figures(summary: dict[str, Any]) -> list[RenderableType]:
+    """What a stage has to say of what it made, a line for each."""
+    if not summary:
+        return []
+    return [_values("figures", {key: _shown(value) for key, value in flat(summary).items()})]
 
 
-def _add(tree: Tree, values: dict[str, Any]) -> None:
+def _config(document: dict[str, Any]) -> list[RenderableType]:
+    """What was asked for, and everything else as the defaults, or the stage, had it."""
+    given, config = document["given"], flat(document["config"])
+    if given is None:  # by an earlier version, which kept no record of it
+        return [_values("configuration", {key: _json(value) for key, value in config.items()})]
+    rest = {key: _json(value) for key, value in config.items() if key not in given}
+    asked = {key: _json(config.get(key, value)) for key, value in given.items()}
+    return [
+        _values("asked for", asked),
+        _values("by default, or chosen from the data and the machine", rest),
+    ]
+
+
+def _values(title: str, values: dict[str, str]) -> Table:
+    table = simple_table(title, [("", "left"), ("", "left")])
+    table.show_header = False
+    table.columns[1].no_wrap = False
     for key, value in values.items():
-        if isinstance(value, dict):
-            _add(tree.add(Text(str(key))), value)
-        else:
-            tree.add(Text(f"{key} = {json.dumps(value, ensure_ascii=False)}"))
+        table.add_row(Text(key), Text(value))
+    return table
+
+
+def _shown(value: Any) -> str:
+    """A figure for people."""
+    if isinstance(value, bool) or value is None:
+        return _json(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return value if isinstance(value, str) else _json(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

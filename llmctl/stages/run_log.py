@@ -69,10 +69,18 @@ class LoggedReporter(Reporter):
     def progress(self, task: str, done: float, total: float | None, detail: str = "") -> None:
         self._reporter.progress(task, done, total, detail)
 
-    def metrics(self, kind: str, step: int, total: int | None, values: dict[str, Any]) -> None:
+    def metrics(
+        self,
+        kind: str,
+        step: int,
+        total: int | None,
+        values: dict[str, Any],
+        *,
+        seconds: float | None = None,
+    ) -> None:
         if kind == "validation":
             self.tell(f"step {step}{f' of {total}' if total else ''}: validation {told(values)}")
-        self._reporter.metrics(kind, step, total, values)
+        self._reporter.metrics(kind, step, total, values, seconds=seconds)
 
     def _append(self, *lines: str) -> None:
         assert self._path is not None

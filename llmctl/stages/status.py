@@ -118,6 +118,7 @@ def detail(workspace: Workspace, name: str) -> dict[str, Any]:
         "command": shlex.join(manifest.command),
         "directory": manifest.directory,
         "config": manifest.config,
+        "given": manifest.identity,
         "seed": manifest.seed,
         "summary": manifest.summary,
         "lineage": lineage,

@@ -17,7 +17,8 @@ from llmctl.stages.inputs import find_model
 from llmctl.stages.reporter import Reporter
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Artefact, Workspace
-from llmctl.workspace.runs import read_metrics, run_state
+from llmctl.workspace.metrics import read_metrics
+from llmctl.workspace.runs import run_state
 
 SHAPE: dict[str, Any] = {
     "model": {"hidden_size": 16, "num_heads": 2, "num_layers": 1},

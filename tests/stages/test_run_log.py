@@ -46,7 +46,7 @@ def test_all_sessions_of_a_run_are_in_its_log(
 ):
     config = resolve("bert", "nano", LAYERS)
     errors: list[tuple[int, BaseException]] = [
-        (1, Interrupted("stopped by SIGINT at step 1", 2)),
+        (0, Interrupted("stopped by SIGINT at step 0", 2)),
         (2, DivergedError("step 2: the loss was not finite")),
         (3, ZeroDivisionError("a bug\nof ours")),
     ]
@@ -67,8 +67,9 @@ def test_all_sessions_of_a_run_are_in_its_log(
     starts = [line for line in told if line.startswith("started: llmctl ")]
     assert len(starts) == 4
     kinds = [re.split(":| from| after", line)[0] for line in told]
-    assert kinds == [
-        "started", "interrupted", "started", "going on with run", "step 2 of 4", "failed",
+    known = ("started", "interrupted", "failed", "finished", "step ", "going on")
+    assert [kind for kind in kinds if kind.startswith(known)] == [
+        "started", "interrupted", "started", "step 2 of 4", "failed",
         "started", "going on with run", "failed", "started", "going on with run", "step 4 of 4",
         "finished",
     ]  # fmt: skip

@@ -163,3 +163,19 @@ def test_shards_that_do_not_say_what_they_are(workspace: Workspace):
     document = overview(workspace)
     assert [entry["name"] for entry in document["damaged"]] == ["stories"]
     assert "no vocab_size" in shown(document)
+
+
+def test_one_artefact_shows_first_what_was_asked_for(tiny_workspace: Path):
+    """No line of raw JSON: a figure a line, and what differs from the defaults before the rest."""
+    document = detail(Workspace(tiny_workspace), "tiny")
+    assert document["given"]["training.max_steps"] == 30
+    lines = [line.rstrip() for line in shown(document, 100).splitlines()]
+    asked, rest = (
+        next(n for n, line in enumerate(lines) if line.startswith(title))
+        for title in ("asked for", "by default, or chosen")
+    )
+    steps = next(n for n, line in enumerate(lines) if line.split() == ["training.max_steps", "30"])
+    beta = next(n for n, line in enumerate(lines) if line.split() == ["training.beta_1", "0.9"])
+    assert asked < steps < rest < beta
+    assert ["steps", "30"] in [line.split() for line in lines[:asked]]
+    assert not any("{" in line for line in lines)
