@@ -170,8 +170,9 @@ def main() -> None:
         settle_threads(None, None)
         print(RATES[options.kind](options.workspace, options.table, options.seconds))
         return
-    cores = len(os.sched_getaffinity(0))
-    threads = cores
+    from llmctl.training.machine import cores as cores_here
+
+    cores = threads = cores_here()
     fair = threads / (threads + BUSY) * min(cores, threads + BUSY) / min(cores, threads)
     print(f"{platform.processor() or platform.machine()}, {cores} cores, beside {BUSY} processes;")
     print(f"the fair share is {fair:.2f} of the quiet rate\n")

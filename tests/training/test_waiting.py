@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llmctl.training import waiting
-from llmctl.training.machine import Watch
+from llmctl.training.machine import Watch, allowed_cores
 from llmctl.training.waiting import WaitingThread, extra_threads
 
 
@@ -58,7 +58,7 @@ def test_a_module_that_is_being_loaded_is_not_loaded(tmp_path: Path, monkeypatch
 SCRIPT = """
 import os, time
 import torch
-from llmctl.training.machine import Watch
+from llmctl.training.machine import Watch, allowed_cores
 from llmctl.training.waiting import WaitingThread
 torch.set_num_threads(2)
 numbers = torch.ones(1 << 18)
@@ -79,7 +79,9 @@ print(looking, sleeping, share())
 """
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) != 2, reason="made for two cores")
+@pytest.mark.skipif(
+    sys.platform != "linux" or len(allowed_cores()) != 2, reason="libgomp, and made for two cores"
+)
 def test_the_library_itself_heeds_it():
     """A thread that looks for its fellow uses its core between two pieces of work: half of the time
     where another process keeps the core, as much as a tenth for a moment's work and no look."""
