@@ -323,6 +323,8 @@ def read_model_folder(path: Path) -> ModelFolder:
         if fields is described and purpose.kind is not None:
             heads = HEADS[architecture.objective][purpose.kind]
             check_body(architecture, config, weights.shapes, heads)
+            if purpose.kind == "classify" and not set(CLASS_HEADS) & weights.shapes.keys():
+                raise ValueError("it has no layer that gives classes")
     except ValueError as error:
         raise _not_the_model(weights.files[0], error) from None
     tokenizer = _as_trained(tokenizer, fields, architecture, purpose)

@@ -278,7 +278,7 @@ class Tokenizer(ABC):
 
     def said_beside(self) -> list[Any]:
         """What the files beside the tokenizer's own say that decides what a model answers."""
-        return [part for part in (self.adds, sorted(self.further_ends)) if part]
+        return [part for part in (self.adds, sorted(self.further_ends - self.special_ids)) if part]
 
     @abstractmethod
     def _bytes_of_pieces(self) -> list[bytes]:

@@ -197,3 +197,12 @@ def test_a_decoder_fills_no_masks(tmp_path: Path):
     decoder_folder(tmp_path, "LlamaForCausalLM")
     with pytest.raises(InputError, match="no masked language model but a llama"):
         read_model_folder(tmp_path).masked_lm()
+
+
+def test_a_classifier_without_its_last_layer(tiny_workspace: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(tiny_workspace / "runs" / "subjects" / "model", tmp_path / "m"))
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["classifier.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError, match="it has no layer that gives classes"):
+        read_model_folder(folder)

@@ -51,8 +51,14 @@ def edit(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
     save_file(tensors, path)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (float("nan"), torch.float32),
+        (float("inf"), torch.float16),
+        (-float("inf"), torch.bfloat16),
+    ],
+)
 def test_a_number_that_is_not_finite_is_refused_with_its_tensor(
     tmp_path: Path, value: float, dtype: torch.dtype
 ):
