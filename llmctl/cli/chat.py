@@ -197,16 +197,10 @@ class _Talk:
                 self._reporter.note("\nCtrl-C once more ends the chat")
 
     def _piped_lines(self) -> Iterator[str]:
-        from llmctl.errors import InputError
+        from llmctl.data.decoding import text_lines
+        from llmctl.data.files import STDIN
 
-        for number, raw in enumerate(sys.stdin.buffer, 1):
-            try:
-                yield raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"standard input:{number}: byte 0x{raw[error.start]:02x} is not UTF-8; "
-                    "convert it"
-                ) from None
+        return (line for line, _ in text_lines(STDIN))
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += 1

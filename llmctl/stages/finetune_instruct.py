@@ -31,7 +31,7 @@ from llmctl.stages.finetune_task import (
     by_width,
 )
 from llmctl.stages.reporter import Reporter
-from llmctl.tokenizers.chat_template import ChatTemplate, default_template
+from llmctl.tokenizers.chat_template import ChatTemplate, EncodedChat, default_template
 from llmctl.training.config import TrainingConfig
 
 Rows = list[list[InstructExample]]
@@ -136,12 +136,7 @@ class InstructTask(Task):
             chat = template.encode(conversation.messages)
         except InputError as error:
             raise InputError(f"{conversation.source}: {error}") from None
-        answers = [turn for turn in conversation.turns if turn.role == "assistant"]
-        begin = 0
-        for answer, stop in zip(answers, chat.answer_stops, strict=True):
-            if not answer.learned:
-                chat.scored[begin:stop] = False
-            begin = stop
+        chat = without_context(chat, conversation)
         example = fit(chat, self._max_length)
         what["read"] += 1
         what["left out"] += example is None
@@ -223,3 +218,14 @@ class InstructTask(Task):
 
     def heads(self, model: nn.Module) -> dict[str, Tensor]:
         return {}
+
+
+def without_context(chat: EncodedChat, conversation: Conversation) -> EncodedChat:
+    """A conversation's ids, of which the answers that are context only are not scored."""
+    scored, begin = chat.scored.copy(), 0
+    answers = [turn for turn in conversation.turns if turn.role == "assistant"]
+    for answer, stop in zip(answers, chat.answer_stops, strict=True):
+        if not answer.learned:
+            scored[begin:stop] = False
+        begin = stop
+    return EncodedChat(chat.ids, scored, chat.answer_stops)

@@ -62,7 +62,7 @@ def test_commands_of_a_pipe(decoder_workspace: Path):
 
 def test_what_a_pipe_can_not_say(decoder_workspace: Path):
     result = chat(decoder_workspace, b"caf\xe9\n", code=3)
-    assert "standard input:1: byte 0xe9 is not UTF-8" in result.stderr
+    assert "standard input: byte 0xe9 at offset 3 is not UTF-8" in result.stderr
     result = chat(decoder_workspace, "ship " * 300 + "\n", code=3)
     assert "say less" in result.stderr
     assert result.stdout == ""
