@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from llmctl.data import encoding, files, shards
+from llmctl.data import columnar, decoding, encoding, shards
 from llmctl.errors import BusyError, InputError, UsageError
 from llmctl.stages import tokenize_parts as stage
 from llmctl.stages.reporter import Reporter
@@ -39,8 +39,8 @@ SIZES = {"wordpiece": 90, "bpe": 290, "unigram": 300, "sentencepiece-bpe": 300, 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch):
     """So that a small file is cut between parts, and a part has several batches."""
-    monkeypatch.setattr(files, "BLOCK", 256)
-    monkeypatch.setattr(files, "BATCH_ROWS", 8)
+    monkeypatch.setattr(decoding, "BLOCK", 256)
+    monkeypatch.setattr(columnar, "BATCH_ROWS", 8)
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
     monkeypatch.setattr("llmctl.stages.tokenize_shards.BATCH_CHARACTERS", 500)
 
@@ -617,7 +617,7 @@ def test_parts_that_were_cut_differently_are_not_put_together(
     """A library that reads in other steps would lose or repeat documents at the seam."""
     sources, root = corpus_of(tmp_path / "c", "jsonl", 2), tmp_path / "w"
     part(root, sources, config_of(), "1/2")
-    monkeypatch.setattr(files, "BLOCK", 1 << 20)
+    monkeypatch.setattr(decoding, "BLOCK", 1 << 20)
     with pytest.raises(InputError, match=r"parts 1 and 2 .* disagree where .*1\.jsonl is cut"):
         part(root, sources, config_of(), "2/2")
 
