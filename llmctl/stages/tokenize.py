@@ -14,7 +14,7 @@ from pydantic import Field
 from llmctl import tokenizers
 from llmctl.config import NOT_IDENTITY, ColumnName
 from llmctl.data.decoding import ReadConfig
-from llmctl.data.documents import Corpus
+from llmctl.data.documents import Corpus, CorpusPart
 from llmctl.data.duplicates import text_hash
 from llmctl.errors import InputError, UsageError
 from llmctl.stages.reporter import Reporter
@@ -176,7 +176,7 @@ def tokenizer_for(
 def _common_characters(corpus: Corpus) -> Counter[str]:
     """The characters of the corpus's beginning."""
     counts: Counter[str] = Counter()
-    for document in corpus:
+    for document in CorpusPart(corpus, 1, 1):  # unlike the corpus it may have no text
         counts.update(document.text[:MARKS_SAMPLE])
         if counts.total() >= MARKS_SAMPLE:
             break

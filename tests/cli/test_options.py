@@ -31,17 +31,30 @@ from llmctl.cli.options import guarded
 def test_errors_of_the_system_are_sentences(
     error: Exception, code: int, says: str, capsys: pytest.CaptureFixture[str]
 ):
-    @guarded
     def command() -> None:
         raise error
 
+    command.__module__ = "llmctl.cli.pretrain"
     with pytest.raises(SystemExit) as end:
-        command()
+        guarded(command)()
     assert end.value.code == code
     message = capsys.readouterr().err
     assert message.startswith("error: ")
     assert message.count("\n") == 1
     assert says in message
+
+
+def test_what_has_no_batch_size_is_not_told_to_lower_it(capsys: pytest.CaptureFixture[str]):
+    def command() -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+
+    command.__module__ = "llmctl.cli.tokenize"
+    with pytest.raises(SystemExit) as end:
+        guarded(command)()
+    assert end.value.code == 5
+    message = capsys.readouterr().err
+    assert "batch_size" not in message
+    assert message.endswith("; give it less at a time\n")
 
 
 def test_a_name_that_is_not_utf_8_is_no_bug(capsys: pytest.CaptureFixture[str]):
