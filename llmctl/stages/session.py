@@ -207,15 +207,17 @@ def run_training(
                 store.clear_leftovers()
             manifest = extension.longer(manifest, before) if before else existing.manifest
             machine = _same_machine(manifest, world, reporter)
+            if before is not None:  # before a word is written of what may be refused
+                trainer = prepare(machine, store, stop)
+                manifest = extension.begin(folder, manifest, before, trainer, store, reporter.note)
         recorder = RunRecorder(folder) if world.is_main else SilentRecorder(folder)
         if world.is_main:
             reporter.attach(folder)
         try:
             if existing is not None:
                 recorder.update(state="running", message=None)
+            if existing is not None and before is None:
                 trainer = prepare(machine, store, stop)
-            if before is not None:
-                manifest = extension.begin(folder, manifest, before, trainer, store, reporter.note)
             if profile and world.is_main:
                 trainer.profiler = StepProfiler(folder / PROFILE, reporter.note)
             try:

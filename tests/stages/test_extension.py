@@ -173,8 +173,10 @@ def test_no_more_than_it_has_done_changes_nothing(workspace: Workspace, steps: i
     if steps == 6:
         assert train(workspace, "run", 6)[0].manifest == run.manifest
         return
+    files = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match="after 6 steps, and 3 are asked for: give more"):
         train(workspace, "run", steps)
+    assert files == {path: path.read_bytes() for path in files}
     assert workspace.get("run", "run").manifest == run.manifest
     assert not extension.is_extended(run.folder)
 
