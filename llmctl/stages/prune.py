@@ -71,9 +71,9 @@ def _leftovers(workspace: Workspace) -> Iterator[Waste]:
                 # What was to be replaced comes back where nothing took its place.
                 if not is_locked(target) and (ending == PARTIAL or target.exists()):
                     yield Waste("left half-written", path, _size(path))
-    for folder in sorted((workspace.root / FOLDERS["run"]).glob("[!.]*")):
-        if folder.is_dir() and not is_locked(folder):
-            for path in [*folder.glob(f".*{PARTIAL}"), *folder.glob(f"checkpoints/.*{PARTIAL}")]:
+    for run in sorted((workspace.root / FOLDERS["run"]).glob("[!.]*")):
+        if run.is_dir() and not is_locked(run):
+            for path in [*run.glob(f".*{PARTIAL}"), *run.glob(f"checkpoints/.*{PARTIAL}")]:
                 yield Waste("left half-written", path, _size(path))
 
 
