@@ -83,6 +83,10 @@ NO_MEMORY_SIGNS = ("can't allocate memory", "could not create a primitive")
 """What PyTorch's allocator on a processor, and oneDNN, say where memory has run out."""
 
 
+TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+"""What it answers where a process, or the machine, has as many open files as it may."""
+
+
 NO_ACCESS = frozenset(
     {
         errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT,

@@ -134,7 +134,7 @@ def _become(request: dict, files: Sequence[int]) -> None:
         if request["largest_file"] is not None:
             limit_file_size(request["largest_file"])
         sys.argv = ["llmctl", *request["words"]]
-        from llmctl.cli.app import main
+        from llmctl.cli.streams import main
 
         try:
             main()

@@ -76,8 +76,3 @@ def _top(
 ) -> None:
     if debug:
         os.environ["LLMCTL_DEBUG"] = "1"
-
-
-def main() -> None:
-    """Run the command line."""
-    app()

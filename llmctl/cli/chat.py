@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import typer
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.options import guarded
+from llmctl.reporting.visible import visible
 
 if TYPE_CHECKING:
     from llmctl.inference.chat import ChatSession
@@ -22,6 +24,8 @@ EXAMPLE = "Example: llmctl chat --from alpaca-gpt-docs"
 
 PROMPT = "> "
 HELP = "/reset begins anew, /system TEXT says who answers, /exit ends; Ctrl-C stops an answer"
+COMMAND = re.compile(r"/[a-z]+", re.IGNORECASE)
+"""What looks like a command, and is none of the model's business: no path, and no /3."""
 
 
 @guarded
@@ -130,8 +134,15 @@ class _Talk:
                     self._reporter.note("a new conversation")
                 elif word == "/system":
                     self._session.set_system(rest.strip() or None)
+                elif line == "/help":
+                    self._reporter.note(HELP)
+                elif COMMAND.fullmatch(word):
+                    raise InputError(
+                        f"{visible(line[:40])} is no command of the chat; {HELP}. To say it to the "
+                        "model, write two slashes"
+                    )
                 else:
-                    self._answer(line)
+                    self._answer(line.removeprefix("/") if line.startswith("//") else line)
             except InputError as error:
                 if not self._typed:
                     raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from types import TracebackType
@@ -18,9 +19,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
+from rich.text import Text
 
 from llmctl.cli.launch import speaks
 from llmctl.reporting.units import duration, figure
+from llmctl.reporting.visible import NEW_LINE, visible
 from llmctl.stages.reporter import Reporter
 from llmctl.workspace.files import to_json
 
@@ -46,7 +49,7 @@ TRAIN_FIGURES = (
 def out() -> Console:
     """For results."""
     # Labels and paths are data: brackets and colons in them are no markup.
-    return Console(
+    return _Console(
         file=sys.stdout,
         highlight=False,
         markup=False,
@@ -55,9 +58,27 @@ def out() -> Console:
     )
 
 
+class _Console(Console):
+    """Shows control characters of texts, and leaves the end of a pipe to the command."""
+
+    def render_str(self, text: str, *args: Any, **options: Any) -> Text:
+        """A text as it is shown; cells of tables come here, too."""
+        return super().render_str(visible(text, keep=NEW_LINE), *args, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Raises what rich caught: it would end the process with exit code 1."""
+        raise
+
+
 def print_json(value: object) -> None:
-    """One JSON document on stdout; numbers that aren't finite become null."""
-    print(to_json(value))  # noqa: T201
+    """One JSON document on stdout; numbers that aren't finite become null, and what the stream
+    can't encode is escaped as JSON does it."""
+    text = to_json(value)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text))
+    print(text)  # noqa: T201
 
 
 def wrapped(text: str, width: int) -> str:
@@ -82,7 +103,7 @@ class TerminalReporter(Reporter):
 
     def __init__(self, *, quiet: bool = False) -> None:
         quiet = quiet or not speaks()
-        self._console = Console(
+        self._console = _Console(
             stderr=True, highlight=False, markup=False, emoji=False, quiet=quiet
         )
         self._drawn = self._console.is_terminal and not quiet

@@ -20,22 +20,29 @@ import typer
 
 from llmctl.cli import artefact_names
 from llmctl.cli.launch import first_on_machine, speaks
+from llmctl.cli.streams import (
+    INTERRUPTED,
+    command_begins,
+    drop_output,
+    interrupted,
+    output_is_full,
+)
 from llmctl.cli.threads import settle_threads
 from llmctl.errors import (
     NO_ACCESS,
     NO_MEMORY_SIGNS,
     NO_SPACE,
+    TOO_MANY_FILES,
     LlmctlError,
     UsageError,
     one_line,
 )
+from llmctl.reporting.visible import NEW_LINE, visible
 
 if TYPE_CHECKING:
     from llmctl.data.decoding import ReadOptions
     from llmctl.workspace.artefacts import Workspace
 
-TRAINING = ("pretrain", "finetune", "sweep")
-"""Commands that have a batch size."""
 NO_MEMORY = "out of memory; use a smaller batch or model, or a machine with more"
 OUT_OF_MEMORY = (
     *NO_MEMORY_SIGNS, "out of memory", "cannot allocate memory", "failed to map segment",
@@ -251,6 +258,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         signal.signal(signal.SIGTERM, _terminate)
+        command_begins()
         if not speaks():
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         try:
@@ -262,14 +270,16 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             sys.stdout.flush()
             return result
         except LlmctlError as error:
+            if error.exit_code == 128 + signal.SIGINT:
+                _stop(str(error))
             _fail(str(error), error.exit_code, told_by_all=error.of_one_process)
         except _Terminated as stop:
             _fail("stopped by SIGTERM; nothing half-written was left", cast(int, stop.code))
         except KeyboardInterrupt:
-            _fail("interrupted; nothing half-written was left", 130)
+            _stop(INTERRUPTED)
         except BrokenPipeError:
             # The reader (head, less) has enough: leave quietly, as other tools do.
-            _close_stdout()
+            drop_output()
             sys.exit(141)
         except MemoryError:
             _fail(NO_MEMORY, 5, told_by_all=True)
@@ -277,9 +287,13 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             if error.errno in NO_SPACE:
                 if error.filename:
                     where = os.fsdecode(error.filename)
-                else:  # all that we write ourselves has a name
+                elif output_is_full():
                     where = "standard output"
-                    _close_stdout()
+                    drop_output()
+                else:  # all that we write ourselves has a name
+                    import tempfile
+
+                    where = f"{tempfile.gettempdir()} or /dev/shm, as it is not the workspace"
                 _fail(
                     f"the disk is full ({where}): {os.strerror(error.errno)}; free some space and "
                     "run the command again, it goes on where it was",
@@ -294,6 +308,16 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
                     "check the path and its permissions",
                     3,
                 )
+            if error.errno in TOO_MANY_FILES:
+                _fail(
+                    f"too many files are open ({os.strerror(error.errno)}); allow more (ulimit -n "
+                    "4096), or use fewer processes",
+                    5,
+                    told_by_all=True,
+                )
+            if error.errno == errno.EIO:
+                where = os.fsdecode(error.filename or "a file")
+                _fail(f"{where}: {error.strerror}; the disk may be failing", 5, told_by_all=True)
             _bug(error)
         except UnicodeEncodeError as error:
             if error.reason == "surrogates not allowed":
@@ -306,10 +330,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             _bug(error)
         except Exception as error:
             if any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
-                trains = command.__module__.rpartition(".")[2] in TRAINING
-                remedy = "lower training.batch_size" if trains else "give it less at a time"
                 _fail(
-                    f"out of memory: {str(error).splitlines()[0]}; {remedy}",
+                    f"out of memory: {str(error).splitlines()[0]}; {_less_memory(command)}",
                     5,
                     told_by_all=True,
                 )
@@ -318,9 +340,17 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def _close_stdout() -> None:
-    """What could not be written is not tried again at the exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+LESS_MEMORY = {
+    **dict.fromkeys(("pretrain", "finetune", "sweep", "plan"), "lower training.batch_size"),
+    **dict.fromkeys(("generate", "evaluate"), "lower --set batch_size, or take a smaller model"),
+    "tokenize": "use fewer --workers",
+}
+"""What takes less memory, by the module of a command."""
+
+
+def _less_memory(command: Callable[..., object]) -> str:
+    module = command.__module__.rpartition(".")[2]
+    return LESS_MEMORY.get(module, "take a smaller model, or a machine with more")
 
 
 class _Terminated(SystemExit):
@@ -347,7 +377,18 @@ def _fail(message: str, code: int, *, told_by_all: bool = False) -> NoReturn:
     sys.exit(code)
 
 
+def _stop(message: str) -> NoReturn:
+    """End by Ctrl-C, which is no error."""
+    if speaks():
+        print(visible(message, keep=NEW_LINE), file=sys.stderr)  # noqa: T201
+    else:
+        time.sleep(SILENT_SECONDS)
+    sys.exit(128 + signal.SIGINT)
+
+
 def _bug(error: Exception) -> NoReturn:
+    if interrupted():  # which a library has made something else of
+        _stop(INTERRUPTED)
     if debugging():
         traceback.print_exc()
     said = one_line(f"{type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ import typer
 from llmctl.cli import artefact_names, options
 from llmctl.cli.launch import divided
 from llmctl.cli.options import guarded
+from llmctl.reporting.visible import visible
 
 if TYPE_CHECKING:
     from llmctl.stages.predict import Filling, Prediction
@@ -31,7 +32,7 @@ def command(
     ],
     texts: Annotated[
         list[str] | None,
-        typer.Argument(help="Texts; with none, --data or standard input is read."),
+        typer.Argument(help="Texts; with none, or -, standard input is read."),
     ] = None,
     data: Annotated[
         Path | None,
@@ -56,6 +57,8 @@ def command(
     from llmctl.stages.inputs import LabelledColumns
     from llmctl.stages.predict import Predictor
 
+    if texts == ["-"]:
+        texts, data = None, data or Path("-")
     if texts and data is not None:
         raise UsageError("give texts or --data, not both")
     if not texts and data is None and sys.stdin.isatty():
@@ -114,9 +117,10 @@ def _show(answer: Filling | Prediction, top: int, *, as_json: bool) -> None:
         )
     else:
         best = list(answer.probabilities.items())[:top]
-        ranking = "  ".join(f"{label} {share:.1%}" for label, share in best)
+        ranking = "  ".join(f"{visible(label)} {share:.1%}" for label, share in best)
         shown = answer.text if len(answer.text) <= SHOWN else f"{answer.text[: SHOWN - 1]}…"
-        sys.stdout.write(f"{answer.label}\t{ranking}\t{' '.join(shown.split())}\n")
+        line = f"{visible(answer.label)}\t{ranking}\t{visible(' '.join(shown.split()))}"
+        sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
@@ -134,8 +138,8 @@ def _check_text(texts: list[str]) -> None:
 
 
 def _print_filling(answer: Any) -> None:
-    sys.stdout.write(f"{answer.text}\n")
+    sys.stdout.write(f"{visible(answer.text)}\n")
     for number, mask in enumerate(answer.masks, 1):
-        words = "  ".join(f"{c.token} {c.probability:.1%}" for c in mask)
+        words = "  ".join(f"{visible(c.token)} {c.probability:.1%}" for c in mask)
         prefix = f"  {number}: " if len(answer.masks) > 1 else "  "
         sys.stdout.write(f"{prefix}{words}\n")

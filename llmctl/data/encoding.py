@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from llmctl.data.sentences import each_start
 from llmctl.errors import ResourceError
 from llmctl.tokenizers import Tokenizer, count_words, load
+from llmctl.workspace.files import errors_naming
 
 BATCH_CHARACTERS = 1 << 18
 """Text in a unit of work: enough to hide the cost of handing it over."""
@@ -192,16 +193,15 @@ def encode_in_order(
         return
     # Spawned, not forked: a fork of a process with threads can lock up.
     context = multiprocessing.get_context("spawn")
-    with (
-        _one_thread_each(),
-        ProcessPoolExecutor(
+    with errors_naming(Path("/dev/shm")):
+        executor = ProcessPoolExecutor(
             workers, mp_context=context, initializer=_start_worker, initargs=(folder,)
-        ) as pool,
-    ):
+        )
+    with _one_thread_each(), executor as pool:
         under_way: deque[Future[EncodedBatch]] = deque()
         try:
             for batch in batches:
-                with _spared_of_interrupts():
+                with _spared_of_interrupts(), errors_naming(Path("/dev/shm")):
                     under_way.append(pool.submit(_work, list(batch)))
                 if len(under_way) >= IN_FLIGHT * workers:
                     yield under_way.popleft().result()

@@ -158,3 +158,20 @@ def test_an_interrupt_stops_the_answer_and_not_the_chat(
     assert whole.startswith(first)
     assert first != whole
     assert second
+
+
+def test_what_looks_like_a_command_is_not_said_to_the_model(decoder_workspace: Path):
+    result = chat(decoder_workspace, "/help\n/reset\n")
+    assert result.stdout == ""
+    assert "/system TEXT" in result.stderr
+    refused = chat(decoder_workspace, "/retry\nhello\n", code=3)
+    assert refused.stdout == ""
+    assert "/retry is no command of the chat" in refused.stderr
+    lines = chat(decoder_workspace, "//retry\n/usr/bin\n/3\n", "--json").stdout.splitlines()
+    assert [json.loads(line)["user"] for line in lines] == ["/retry", "/usr/bin", "/3"]
+
+
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_an_answer_of_no_tokens_is_refused(decoder_workspace: Path, value: str):
+    result = chat(decoder_workspace, "hello\n", "--max-new-tokens", value, code=2)
+    assert "max_new_tokens" in result.stderr
