@@ -12,6 +12,7 @@ import typer
 from llmctl.cli import artefact_names, options
 from llmctl.cli.launch import divided, speaks
 from llmctl.cli.options import guarded
+from llmctl.reporting.visible import visible
 
 if TYPE_CHECKING:
     from llmctl.data.decoding import ReadOptions
@@ -141,7 +142,8 @@ def command(
         Path | None,
         typer.Option(
             help="Write the answers here, a JSON object a line; with --source a text a line, "
-            "unless the name ends in .jsonl."
+            "unless the name ends in .jsonl. A file is replaced when all are there; - is standard "
+            "output, and to a pipe or a device they are written."
         ),
     ] = None,
     seed: options.SeedOption = None,
@@ -175,6 +177,7 @@ def command(
         write_records,
     )
     from llmctl.stages.generate_source import write_from_file
+    from llmctl.workspace.outputs import output_at
 
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -224,6 +227,9 @@ def command(
         raise UsageError("--source-column goes with --source FILE, a table")
     if not chosen and sys.stdin.isatty():
         raise UsageError('give a prompt: llmctl generate --from RUN --prompt "Once upon a time"')
+    if output and json and str(output) == "-":
+        raise UsageError("--output - and --json both write to standard output; leave one out")
+    target = output_at(output) if output else None
     place = options.open_workspace(workspace)
     reads_stdin = not chosen or str(prompt_file) == "-"
     with divided(nproc, reads_stdin=reads_stdin), TerminalReporter(quiet=quiet) as reporter:
@@ -235,7 +241,7 @@ def command(
             prompts=len(prompt) or None,
             reporter=reporter,
         )
-        if source and output:
+        if source and target:
             if not generation.from_sources:
                 raise UsageError(
                     f"--source is for models finetuned with --task seq2seq, and {start} is none; "
@@ -244,7 +250,7 @@ def command(
             count = write_from_file(
                 generation,
                 source,
-                output,
+                target,
                 source_column=source_column,
                 reading=reading,
                 reporter=reporter,
@@ -259,13 +265,13 @@ def command(
             )
         else:
             prompts = _prompts(prompt, prompt_file, reading)
-        if json or output:
+        if json or target:
             records = []
             for answer in generation.answers(prompts):
                 records.append(as_record(answer, generation.tokenizer))
                 reporter.progress("writing", len(records), None)
-            if output and speaks():
-                write_records(output, records)
+            if target and speaks():
+                write_records(target, records)
                 reporter.note(f"{len(records)} answers in {output}")
             if json:
                 print_json({"model": start, "answers": records})
@@ -296,7 +302,8 @@ def _prompts(
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    # Into a file or a pipe goes exactly what was written.
+    sys.stdout.write(visible(text, keep="\n\t") if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

@@ -32,8 +32,9 @@ from llmctl.tokenizers import Tokenizer
 from llmctl.training.distributed import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact, Workspace
-from llmctl.workspace.files import to_json, write_atomic
+from llmctl.workspace.files import to_json
 from llmctl.workspace.manifests import InputRecord
+from llmctl.workspace.outputs import Output
 
 PROMPT_FIELD = "prompt"
 
@@ -387,7 +388,7 @@ def as_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write a JSON object a line, all or nothing."""
+def write_records(output: Output, records: Sequence[dict[str, Any]]) -> None:
+    """Write a JSON object a line, into a file all or nothing."""
     lines = (to_json(record) + "\n" for record in records)
-    write_atomic(path, "".join(lines))
+    output.write("".join(lines))

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from llmctl.data.decoding import DEFAULT, ReadOptions
 from llmctl.data.source_target import read_pairs
-from llmctl.errors import InputError
+from llmctl.errors import InputError, LlmctlError, error_of, record_of
 from llmctl.stages.columns import pair_columns
 from llmctl.stages.generate import Answer, Generation, Prompt, as_record
 from llmctl.stages.reporter import Reporter
 from llmctl.training.distributed import current
 from llmctl.workspace.files import sha256_file, sha256_json, to_json
+from llmctl.workspace.outputs import Output
 
 AS_RECORDS = (".jsonl", ".json")
 """Outputs that get an object a line, instead of the text."""
@@ -30,7 +32,7 @@ AS_RECORDS = (".jsonl", ".json")
 def write_from_file(
     generation: Generation,
     sources: Path,
-    output: Path,
+    output: Output,
     *,
     source_column: str | None = None,
     reading: ReadOptions = DEFAULT,
@@ -61,38 +63,54 @@ def write_from_file(
     made_from = {
         "sources": sha256_file(sources),
         "column": column,
-        "suffix": output.suffix,
+        "suffix": output.given.suffix,
         "reading": [reading.encoding, reading.errors, reading.header],
         **generation.identity,
     }
-    partial = output.with_name(f".{output.name}.{sha256_json(made_from)[:16]}.partial")
-    block = generation.block_size
-    world = current()
-    done = _whole_blocks(partial, block) if world.is_main and partial.exists() else 0
-    done = int(world.total([done])[0])
-    if done:
-        reporter.note(f"{output}: going on behind {done:,} of {total:,} sources")
-    prompts = islice(read_sources(sources, column, reading), done, None)
-    # Of several processes one writes; it has the others' texts.
-    with (partial if world.is_main else Path(os.devnull)).open("a", encoding="utf-8") as file:
+    with _opened(output, sha256_json(made_from)[:16]) as file:
+        block = generation.block_size
+        world = current()
+        done = _whole_blocks(file, block) if world.is_main and output.file else 0
+        done = int(world.total([done])[0])
+        if done:
+            reporter.note(f"{output.given}: going on behind {done:,} of {total:,} sources")
+        prompts = islice(read_sources(sources, column, reading), done, None)
         lines = []
         for answer in generation.answers(prompts, first=done):
-            lines.append(_line(answer, generation, as_records=output.suffix in AS_RECORDS))
+            lines.append(_line(answer, generation, output.given.suffix in AS_RECORDS))
             done += 1
             reporter.progress("writing", done, total)
             if done % block == 0 or done == total:
-                file.writelines(lines)
+                file.write("".join(lines).encode())
                 file.flush()
                 lines.clear()
-        if world.is_main:
-            os.fsync(file.fileno())
-    if world.is_main:
-        partial.replace(output)
     world.wait()
     return total
 
 
-def _line(answer: Answer, generation: Generation, *, as_records: bool) -> str:
+@contextmanager
+def _opened(output: Output, made_from: str) -> Iterator[BinaryIO]:
+    """What the texts are written into; of several processes one writes, and has the others' texts.
+    Raises on all processes what it meets at the start."""
+    world, opened = current(), ExitStack()
+    failure: Exception | None = None
+    file: BinaryIO | None = None
+    if world.is_main:
+        try:
+            way = output.stream() if output.file is None else output.partial(made_from)
+            file = opened.enter_context(way)
+        except (LlmctlError, OSError) as error:
+            failure = error
+    told = world.gathered(failure and record_of(failure))[0]
+    if failure is not None:
+        raise failure
+    if told is not None:
+        raise error_of(told)
+    with opened, open(os.devnull, "wb") as nowhere:
+        yield file or nowhere
+
+
+def _line(answer: Answer, generation: Generation, as_records: bool) -> str:
     blank = not answer.prompt.text.strip()
     if as_records:
         record: dict[str, Any] = as_record(answer, generation.tokenizer)
@@ -103,15 +121,15 @@ def _line(answer: Answer, generation: Generation, *, as_records: bool) -> str:
     return " ".join(text.split()) + "\n"
 
 
-def _whole_blocks(partial: Path, block: int) -> int:
+def _whole_blocks(file: BinaryIO, block: int) -> int:
     """Cut a stopped command's texts to whole blocks; returns how many there are."""
-    with partial.open("r+b") as file:
-        ends = [0]
-        for line in file:
-            if line.endswith(b"\n"):
-                ends.append(ends[-1] + len(line))
-        whole = (len(ends) - 1) // block * block
-        file.truncate(ends[whole])
+    file.seek(0)
+    ends = [0]
+    for line in file:
+        if line.endswith(b"\n"):
+            ends.append(ends[-1] + len(line))
+    whole = (len(ends) - 1) // block * block
+    file.truncate(ends[whole])
     return whole
 
 

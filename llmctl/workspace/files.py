@@ -7,8 +7,9 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,25 +66,40 @@ def fsync_path(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None:
-    """Replace a file in one step: readers see the old content or the new, nothing between.
+    """Replace a file in one step: readers see the old content or the new, nothing between. The new
+    has the old one's permissions, a first one what the umask leaves.
 
     durable: flush it to the disk first, which takes milliseconds.
     """
     payload = data.encode() if isinstance(data, str) else data
-    with errors_naming(path):
-        descriptor, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
-        temporary = Path(name)
+    # A short name, as that of the file may be as long as names can be.
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{PARTIAL}")
+    with errors_naming(path, temporary):
         try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(payload)
                 if durable:
                     stream.flush()
                     os.fsync(stream.fileno())
-            temporary.chmod(0o644)
+            take_mode(temporary, path)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def take_mode(new: Path, old: Path) -> None:
+    """Give a file the permissions, and as far as one may the owner, of the one that it replaces;
+    if there is none yet, it keeps what the umask left it."""
+    try:
+        before = old.stat()
+    except FileNotFoundError:
+        return
+    with contextlib.suppress(OSError):
+        if (before.st_uid, before.st_gid) != (new.stat().st_uid, new.stat().st_gid):
+            os.chown(new, before.st_uid, before.st_gid)
+    new.chmod(stat.S_IMODE(before.st_mode))
 
 
 def to_json(value: object, indent: int | None = None) -> str:

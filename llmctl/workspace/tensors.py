@@ -6,11 +6,13 @@ What reads or writes them knows PyTorch; what merely looks into a workspace does
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmctl.errors import InputError
+from llmctl.workspace.files import errors_naming
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +25,10 @@ def write_tensors(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    # The library gives a file to nobody else; it is to be what the umask says.
+    with errors_naming(path):
+        path.touch()
+        mode = stat.S_IMODE(path.stat().st_mode)
     contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     try:
         save_file(contiguous, path, metadata=metadata or {"format": "pt"})
@@ -32,7 +38,7 @@ def write_tensors(
         if number:
             raise OSError(int(number[1]), str(error), str(path)) from None
         raise
-    path.chmod(0o644)
+    path.chmod(mode)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

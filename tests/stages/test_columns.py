@@ -23,6 +23,7 @@ from llmctl.stages.generate_source import write_from_file
 from llmctl.stages.inputs import LabelledColumns, open_any_model
 from llmctl.stages.predict import Predictor, predict
 from llmctl.workspace.artefacts import Workspace
+from llmctl.workspace.outputs import output_at
 from tests.conftest import SUBJECTS
 from tests.language_models import Notes, measure
 
@@ -300,7 +301,7 @@ def test_sources_are_of_the_column_of_the_training(models: Workspace, folder: Pa
     for name, column in (("by itself", None), ("named", "article"), ("other", "text")):
         generation = Generation(open_to_write(models, "s2s"), GenerateConfig(max_new_tokens=3))
         output = tmp_path / f"{name}.jsonl"
-        write_from_file(generation, data, output, source_column=column, reporter=notes)
+        write_from_file(generation, data, output_at(output), source_column=column, reporter=notes)
         written[name] = [json.loads(line)["source"] for line in output.read_text().splitlines()]
     assert written["by itself"] == written["named"] == [row[0] for row in rows("told")]
     assert written["other"] == [row[0] for row in rows("same")]
