@@ -11,9 +11,16 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticUndefined
 
 from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
@@ -56,6 +63,16 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _words(cls, value: Any, info: ValidationInfo) -> Any:
+        """true and false where a field's words are on and off."""
+        if isinstance(value, bool) and info.field_name is not None:
+            known = words_of(cls.model_fields[info.field_name].annotation)
+            if {"on", "off"} <= set(known):
+                return "on" if value else "off"
+        return value
 
     SIZES: ClassVar[tuple[float, float]] = (1e-37, 1e38)
     """Of the numbers that are computed with in 32 bits."""
@@ -281,6 +298,13 @@ def read_tables(path: Path) -> dict[str, Any]:
         raise InputError(f"recipe {path} can't be read: {error}") from None
     except Malformed as error:
         raise InputError(f"recipe {path} is not TOML: {error}") from None
+
+
+def words_of(annotation: Any) -> list[str]:
+    """The words among which a field has one, e.g. auto, on and off."""
+    if get_origin(annotation) is Literal:
+        return [value for value in get_args(annotation) if isinstance(value, str)]
+    return [word for part in get_args(annotation) for word in words_of(part)]
 
 
 def field_names(kind: type[Config], prefix: str = "") -> list[str]:

@@ -308,6 +308,14 @@ def test_a_field_that_is_overridden_keeps_the_bounds_that_it_had():
     assert compared > 20
 
 
+@pytest.mark.parametrize(("given", "word"), [("true", "on"), ("false", "off"), ("auto", "auto")])
+def test_true_and_false_are_on_and_off(given: str, word: str):
+    layer = parse_assignments([f"compile={given}"])
+    assert build(TrainingConfig, layer).compile == word
+    with pytest.raises(ConfigError, match="schedule"):
+        build(TrainingConfig, parse_assignments([f"schedule={given}"]))
+
+
 @pytest.mark.parametrize(
     "assignment",
     ["data.sequence_length=0", "data.sequence_length=-1", "training.muon_learning_rate=1e300",

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from llmctl.cli.app import COMMANDS, app
-from llmctl.config import Config, config_of
+from llmctl.config import Config, config_of, words_of
 
 BEGIN, END = "<!-- reference: generated -->", "<!-- /reference -->"
 
@@ -91,7 +91,9 @@ def _fields(config: Config, prefix: str) -> list[tuple[str, object, str]]:
             rows += _fields(value, f"{prefix}{name}.")
         else:
             shown = field.get_default() if declared else value
-            rows.append((prefix + name, shown, _cell(field.description)))
+            words = words_of(field.annotation)
+            values = f"One of: {', '.join(words)}. " if words else ""
+            rows.append((prefix + name, shown, values + _cell(field.description)))
     return rows
 
 

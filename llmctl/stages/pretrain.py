@@ -79,8 +79,8 @@ def config_for(arch: str) -> type[PretrainConfig[Any, Any, Any]]:
     # A recipe may give any value: lists compare where a dictionary would want a hash.
     if arch not in list(ARCHITECTURES):
         raise UsageError(
-            f"--arch {arch!r} is not known{did_you_mean(str(arch), ARCHITECTURES)}; "
-            f"choose one of {', '.join(ARCHITECTURES)}"
+            f"--arch {arch!r} is not known{did_you_mean(str(arch), [*ARCHITECTURES, 'ngram'])}; "
+            f"choose one of {', '.join(ARCHITECTURES)}, or ngram, which counts"
         )
     architecture = ARCHITECTURES[arch]
     kind = PRETRAINING[architecture.objective]
