@@ -63,6 +63,8 @@ LEAST_WARM_UP = 0.01
 """Share of what is left of a training that is gone on with, for the learning rate to rise again."""
 USUAL_NORM_DECAY = 0.98
 """Of the running mean of gradient norms, which a spike is told by: about the last fifty steps."""
+FILLED = "filled"
+"""In the sums since the last logged step: tokens, and slots for them."""
 STEPS_BEFORE_SPIKES = 50
 """Steps before a spike can be told: at first every norm is unusual."""
 
@@ -105,11 +107,13 @@ class _Speed:
         self._slots += work.slots
         self._seconds += seconds
 
+    @property
+    def filled(self) -> float:
+        """The share of the slots that tokens fill."""
+        return self._tokens / self._slots
+
     def figures(self, flops_per_slot: float | None, peak_flops: float) -> dict[str, float]:
-        figures = {
-            "tokens_per_second": self._tokens / self._seconds,
-            "padding": 1.0 - self._tokens / self._slots,
-        }
+        figures = {"tokens_per_second": self._tokens / self._seconds}
         if flops_per_slot is not None:
             done = flops_per_slot * self._slots / self._seconds
             figures["utilisation"] = done / peak_flops
@@ -190,6 +194,12 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint. Raises InputError for one that is of something else."""
+        kept = checkpoint.state.get("precision", self._precision)
+        if kept != self._precision:  # the manifest's, which nothing else vouches for yet
+            raise InputError(
+                f"{checkpoint.folder} was made in {kept}, and the run's manifest says "
+                f"{self._precision}; put the manifest back as it was, or begin again with --force"
+            )
         weights, moments = checkpoint.tensors(self.model.state_dict())
         try:
             self.progress = progress_of(checkpoint.state)
@@ -267,18 +277,23 @@ class Trainer:
                 last = self._done()
                 if taken:
                     self._skipped = 0
-                    self._accumulate(sums, norm)
+                    # What the record says of the batches is kept over a stop, too.
+                    filled = [float(work.real_tokens), float(work.slots)]
+                    self._accumulate({**sums, FILLED: filled}, norm)
                 elif math.isfinite(norm):
                     yield Record("skipped", progress.step, {"gradient_norm": norm})
                 else:
                     yield self._skip(norm, last)
                 if progress.window and (progress.step % config.log_every == 0 or last):
                     peak = (self._matrix_flops or math.nan) * self.world.size
+                    means = self._drain()
+                    padding = 1.0 - means.pop(FILLED, speed.filled)
                     figures = {
-                        **self._drain(),
+                        **means,
                         "learning_rate": config.learning_rate * share,
                         "tokens": progress.tokens,
                         **speed.figures(flops_per_slot, peak),
+                        "padding": padding,
                         "memory_bytes": float(peak_bytes()),
                         "elapsed": progress.elapsed,
                     }
@@ -349,7 +364,7 @@ class Trainer:
                 self.progress.step,
                 self.model.state_dict(),
                 optimiser_tensors(self.model, self.optimiser),
-                dict(vars(self.progress)),
+                {**vars(self.progress), "precision": self._precision},
                 wait=wait,
             )
 

@@ -28,6 +28,7 @@ from llmctl.workspace.files import (
     hidden_sibling,
     published_folder,
     sha256_file,
+    sha256_json,
     write_json,
 )
 from llmctl.workspace.locks import file_lock, is_held, writer_lock
@@ -64,6 +65,9 @@ class Plan(Frozen):
     characters: list[int] | None = None
     """Characters in each part, where the split goes by them."""
     created: str
+    digest: str | None = None
+    """Of the rest, as ``write_plan`` notes it; parts by a plan that was changed would not be what
+    the plan was made for. None in plans of before."""
     replaces: str | None = None
     """When the artefact of this name was created that the parts will replace."""
 
@@ -104,11 +108,13 @@ class PartsFolder:
         if not path.is_file():
             return None
         try:
-            return Plan.model_validate(read_json(path))
+            value = read_json(path)
+            plan = Plan.model_validate(value)
         except (ValidationError, InputError):
-            raise InputError(
-                f"{path} is damaged; remove {self.folder} and run all parts again"
-            ) from None
+            plan = None
+        if plan is None or plan.digest not in (None, _digest_of(value)):
+            raise InputError(f"{path} is damaged; remove {self.folder} and run all parts again")
+        return plan
 
     def new_plan(self) -> AbstractContextManager[Path]:
         """A hidden folder for what belongs to a plan, to end with ``write_plan``."""
@@ -188,7 +194,12 @@ class PartsFolder:
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    write_json(folder / PLAN, plan.model_dump(mode="json"))
+    value = plan.model_dump(mode="json")
+    write_json(folder / PLAN, {**value, "digest": _digest_of(value)})
+
+
+def _digest_of(plan: dict[str, Any]) -> str:
+    return sha256_json({name: value for name, value in plan.items() if name != "digest"})
 
 
 def write_record(folder: Path, record: PartRecord) -> None:

@@ -622,10 +622,15 @@ def test_parts_that_were_cut_differently_are_not_put_together(
         part(root, sources, config_of(), "2/2")
 
 
-def test_a_damaged_plan_is_told_and_force_begins_anew(tmp_path: Path):
+@pytest.mark.parametrize("field", ["", "vocab_size", "tokenizer_digest", "fingerprint"])
+def test_a_damaged_plan_is_told_and_force_begins_anew(tmp_path: Path, field: str):
     sources, root = corpus_of(tmp_path / "c", "jsonl"), tmp_path / "w"
     part(root, sources, config_of(), "1/2")
-    (root / ".parts" / "docs" / "plan.json").write_text("{")
+    path = root / ".parts" / "docs" / "plan.json"
+    plan = json.loads(path.read_text())
+    if field:
+        plan[field] = plan[field] + 1 if field == "vocab_size" else plan[field][::-1]
+    path.write_text(json.dumps(plan) if field else "{")
     with pytest.raises(InputError, match=r"plan\.json is damaged"):
         part(root, sources, config_of(), "2/2")
     assert part(root, sources, config_of(), "2/2", force=True).missing == [1]

@@ -111,6 +111,40 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path: Path,
         assert torch.equal(ours, theirs)
 
 
+def test_a_record_over_a_stop_tells_of_all_its_batches(tmp_path: Path):
+    """Its padding too, which isn't the same in each of them."""
+
+    def batches(step: int) -> Numbers:
+        batch = numbers(step)
+        return Numbers(tokens_B=batch.tokens_B - (np.arange(8) < step % 5), x=batch.x, y=batch.y)
+
+    def padding(trainer: Trainer) -> dict[int, float]:
+        return {r.step: r.values["padding"] for r in trainer.run() if r.kind == "train"}
+
+    expected = padding(make_trainer(tmp_path / "whole", 12, batches=batches))
+    slots = 3 * numbers(0).slots
+    assert expected[3] == pytest.approx(1 - (3 * 8 - (0 + 1 + 2)) / slots)
+    first = make_trainer(
+        tmp_path / "parts", 12, batches=batches, should_stop=lambda: first.progress.step >= 7
+    )
+    before = padding(first)
+    second = make_trainer(tmp_path / "parts", 12, batches=batches)
+    checkpoint = CheckpointStore(tmp_path / "parts", 2).load_newest(pytest.fail)
+    assert checkpoint is not None
+    second.restore(checkpoint)
+    assert {**before, **padding(second)} == expected
+
+
+def test_a_precision_that_was_changed_in_between_is_refused(tmp_path: Path):
+    first = make_trainer(tmp_path, 12, should_stop=lambda: first.progress.step >= 7)
+    losses(first)
+    second = make_trainer(tmp_path, 12, precision="bf16")
+    checkpoint = CheckpointStore(tmp_path, 2).load_newest(pytest.fail)
+    assert checkpoint is not None
+    with pytest.raises(InputError, match="was made in fp32, and the run's manifest says bf16"):
+        second.restore(checkpoint)
+
+
 def test_muons_momentum_is_gone_on_from_too(tmp_path: Path):
     def make(folder: Path, **changes: object) -> Trainer:
         trainer = make_trainer(folder, 12, optimiser="muon", model=Blocks(), **changes)
