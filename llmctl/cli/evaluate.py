@@ -149,9 +149,9 @@ def command(
 ) -> None:
     """Measure a model on held-out data, with baselines and intervals; keeps a report."""
     from llmctl.cli.console import TerminalReporter, out, print_json
-    from llmctl.cli.evaluation_tables import print_report
+    from llmctl.cli.evaluation_tables import print_kept, print_report
     from llmctl.config import build, parse_assignments, read_recipe
-    from llmctl.stages.evaluate import EvaluateConfig, Files, evaluate_model, plan
+    from llmctl.stages.evaluate import REPORT, EvaluateConfig, Files, evaluate_model, plan
 
     given: dict[str, Any] = {
         "task": task,
@@ -195,4 +195,7 @@ def command(
     if json:
         print_json({"name": artefact.manifest.name, **report})
     else:
-        print_report(out(), report)
+        if there:
+            print_kept(out(), report, artefact.folder / REPORT)
+        else:
+            print_report(out(), report)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from llmctl.errors import InputError
 
 LARGEST_MATRIX = 20
 """Classes; a larger confusion matrix is in the report only."""
@@ -38,6 +41,18 @@ SEQ2SEQ_EXPLAINED = (
     "those before it"
 )
 """A line below each table for what its headings mean."""
+
+
+def print_kept(console: Any, report: Any, path: Path) -> None:
+    """Print a report that was made earlier. Raises InputError where its file, by whoever wrote it,
+    lacks what a report of its kind has."""
+    try:
+        print_report(console, report)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a whole report ({type(error).__name__}: {error}); make it again with "
+            "--force"
+        ) from None
 
 
 def print_report(console: Any, report: dict[str, Any]) -> None:

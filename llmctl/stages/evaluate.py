@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl.parsing import read_json
+from llmctl.parsing import read_json_object
 from llmctl.stages.evaluate_config import EvaluateConfig, Given, open_subject
 from llmctl.stages.evaluate_inputs import COMPARED, Files, Measure, choose
 from llmctl.stages.learned import weak_start
@@ -21,7 +21,9 @@ from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import new_manifest
 from llmctl.workspace.names import slug
 
-__all__ = ["EvaluateConfig", "Files", "evaluate_model", "plan"]
+__all__ = ["REPORT", "EvaluateConfig", "Files", "evaluate_model", "plan"]
+
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def evaluate_model(
     world.wait()  # until all have found the same
     if resolved.found is not None:
         resolved.found.verify()
-        return read_json(resolved.found.folder / "report.json"), resolved.found, True
+        return read_json_object(resolved.found.folder / REPORT), resolved.found, True
     manifest = new_manifest(
         "report",
         resolved.name,
@@ -82,7 +84,7 @@ def evaluate_model(
     report["notes"] = [*report["notes"], *noticed]
     if world.is_main:
         with workspace.publish(manifest) as (target, summary):
-            write_json(target / "report.json", report)
+            write_json(target / REPORT, report)
             summary.update(report["summary"])
     world.wait()
     return report, workspace.get("report", resolved.name), False
