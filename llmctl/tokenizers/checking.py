@@ -67,6 +67,12 @@ def check_settings(path: Path, settings: Any) -> None:
             f"{path}: continuing_subword_prefix {prefix!r} of a WordPiece is not supported, only "
             f"{WORDPIECE_PREFIX}; give a BERT's tokenizer"
         )
+    unknown = model.get("unk_token", "[UNK]")
+    if kind == "WordPiece" and isinstance(vocabulary, dict) and unknown not in list(vocabulary):
+        raise InputError(
+            f"{path}: unk_token {unknown!r} is no piece of the vocabulary, and stands for what no "
+            f"piece has; {OWN_FILE}"
+        )
     if model.get("dropout"):
         raise InputError(
             f"{path}: with dropout {model['dropout']!r} the ids of a text are a matter of chance; "

@@ -6,6 +6,7 @@ macro that calls itself twice, would still never end, and ``'a' * 10 ** 10`` wou
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -24,6 +25,17 @@ LARGEST = 1_000
 """Bits of a whole number: more is not reckoned with for a text, and soon takes long."""
 
 _COUNTED = "llmctl_counted"
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What a template is too deep or too long for is a mistake in it."""
+    try:
+        yield
+    except RecursionError:
+        raise jinja2.TemplateSyntaxError("it is nested too deep", 1) from None
+    except (SyntaxError, ValueError, OverflowError) as error:
+        raise jinja2.TemplateSyntaxError(f"it can't be compiled ({error})", 1) from None
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -53,10 +65,18 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         """Each loop goes through what counts its rounds."""
-        tree = super()._parse(source, name, filename)
-        for loop in list(tree.find_all(nodes.For)):
-            loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
+        with _told():
+            tree = super()._parse(source, name, filename)
+            for loop in list(tree.find_all(nodes.For)):
+                loop.iter = nodes.Filter(
+                    loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno
+                )
         return tree
+
+    def compile(self, *args: Any, **options: Any) -> Any:
+        """As Jinja does, whose compiler and Python's have limits that it knows nothing of."""
+        with _told():
+            return super().compile(*args, **options)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         __self._count(A_CALL)

@@ -58,6 +58,7 @@ def written(folder: Path, settings: Any, **model: Any) -> Path:
         ({"continuing_subword_prefix": "f"}, "continuing_subword_prefix 'f' of a BPE is not"),
         ({"continuing_subword_prefix": "##"}, "continuing_subword_prefix '##' of a BPE is not"),
         ({"type": "WordPiece", "continuing_subword_prefix": "f"}, "'f' of a WordPiece is not"),
+        ({"type": "WordPiece", "unk_token": "no"}, "unk_token 'no' is no piece of the vocabulary"),
         ({"dropout": 0.5}, "with dropout 0.5 the ids of a text are a matter of chance"),
         ({"dropout": 7}, "dropout"),
         ({"vocab": 3}, "is not a tokenizer.json"),

@@ -66,3 +66,14 @@ def test_each_rendering_has_its_own_rounds():
     for _ in range(2):
         environment.begin()
         template.render(text="a" * (MOST_ROUNDS - 1))
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ " + "[" * 5000 + "]" * 5000 + " }}", "{{ " + "-" * 5000 + "1 }}",
+     "{{ " + "9" * 5000 + " }}",
+     "{% if a %}" * 400 + "{% endif %}" * 400, "{% for a in b %}" * 40 + "{% endfor %}" * 40],
+)  # fmt: skip
+def test_what_no_compiler_takes_is_a_mistake_in_the_template(source: str):
+    with pytest.raises(jinja2.TemplateSyntaxError):
+        BoundedEnvironment().from_string(source)
