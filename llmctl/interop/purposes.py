@@ -109,7 +109,7 @@ def _of_class(
         return Purpose(None, f"it is a {name}, and what that answers is not supported")
     if kind == "classify":
         problem, labels = fields.get("problem_type"), fields.get("id2label")
-        count = next((shapes[head][0] for head in CLASS_HEADS if head in shapes), 0)
+        count = next((shapes[head][0] for head in CLASS_HEADS if shapes.get(head)), 0)
         if problem not in (None, "single_label_classification"):
             return Purpose(
                 None,

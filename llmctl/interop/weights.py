@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from llmctl.errors import InputError
 from llmctl.models import Architecture
@@ -98,7 +99,7 @@ def weights_of(folder: Path) -> Weights:
 
 def _named_in(index: Path) -> list[str]:
     files = read_json_object(index, AGAIN).get("weight_map")
-    if not isinstance(files, dict):
+    if not isinstance(files, dict) or not files:
         raise InputError(f"{index} is damaged: it has no weight_map; {AGAIN}")
     for name in files.values():
         # An index may not reach out of its folder.
@@ -206,6 +207,16 @@ def check_sizes(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights as they are where they would be drawn: of those without values nothing comes,
+    and PyTorch imports for a second or two what it draws them with."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def check_body(
     architecture: Architecture,
     config: Any,
@@ -217,7 +228,7 @@ def check_body(
     heads: names of tensors that may stand beside the body. Raises ValueError for a tensor that is
     missing, has another shape, or is one too many.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         body = architecture.model(config)
     expected = architecture.export_tensors(body.state_dict(), config)
     prefix = next(iter(expected)).partition(".")[0] + "."

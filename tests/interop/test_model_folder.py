@@ -183,6 +183,10 @@ def test_a_decoders_folder_is_read_back_in_one_file_or_several(tmp_path: Path, k
         back = folder.causal_lm()
         for name, value in model.state_dict().items():
             assert torch.equal(back.state_dict()[name], value)
+    for nothing in ({}, {"weight_map": {}}, {"weight_map": []}):
+        index.write_text(json.dumps(nothing))
+        with pytest.raises(InputError, match="has no weight_map"):
+            read_model_folder(tmp_path)
     index.write_text(json.dumps({"weight_map": {"x": "../a.safetensors"}}))
     with pytest.raises(InputError, match="no plain name"):
         read_model_folder(tmp_path)
