@@ -14,14 +14,19 @@ from typing import Any
 import pytest
 
 from llmctl.errors import InputError
+from tests.robustness import data_readers
 from tests.robustness.children import KINDS, Limits, Reader, base_files, run, sound
 from tests.robustness.mutators import STRUCTURAL, Mutators
 
 INPUTS = 12
 
 
-def test_no_reader_fails_on_what_somebody_else_may_have_written():
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_no_reader_fails_on_what_somebody_else_may_have_written(every: bool):
+    """By default those whose sound files are not models or runs, which take long to make."""
     command = [sys.executable, "-m", "tests.robustness", "--inputs", str(INPUTS)]
+    if not every:
+        command += [f"--reader={reader.name}" for reader in data_readers.READERS]
     root = Path(__file__).parents[2]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
