@@ -33,7 +33,8 @@ from tests.robustness.model_readers import CORPUS
 LINES = TokenizeConfig(tokenizer="bpe", vocab_size=300, document="line", workers=1, validation=0.3)
 SHAPE = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "max_positions": 32}
 TRAINING = {"max_steps": 4, "batch_size": 2, "precision": "fp32", "checkpoint_every": 2,
-            "log_every": 1, "compile": "off", "device": "cpu", "keep_checkpoints": "last"}  # fmt: skip
+            "log_every": 1, "compile": "off", "device": "cpu",
+            "keep_checkpoints": "last"}  # fmt: skip
 
 
 def _corpus(folder: Path) -> Path:
