@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -48,7 +48,7 @@ class PlannedFile(Frozen):
 class Plan(Frozen):
     """What all parts have in common."""
 
-    parts: int
+    parts: int = Field(ge=1)
     llmctl_version: str = __version__
     identity: dict[str, Any]
     """The part of the configuration that decides the content."""
@@ -62,7 +62,7 @@ class Plan(Frozen):
     tokenizer_digest: str
     vocab_size: int
     tokenizer_files: dict[str, FileRecord]
-    characters: list[int] | None = None
+    characters: list[Annotated[int, Field(ge=0)]] | None = None
     """Characters in each part, where the split goes by them."""
     created: str
     digest: str | None = None
@@ -75,16 +75,16 @@ class Plan(Frozen):
 class PartRecord(Frozen):
     """What a part says of itself."""
 
-    documents: int
-    tokens: int
-    text_bytes: int
-    duplicates: int
+    documents: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    text_bytes: int = Field(ge=0)
+    duplicates: int = Field(ge=0)
     """Repeated within the part."""
     first_file: int | None
-    before: int
+    before: int = Field(ge=0)
     """Texts of the first file that it read and left to earlier parts."""
     last_file: int | None
-    until: int
+    until: int = Field(ge=0)
     """Texts of the last file up to where it ended."""
     seconds: float
     files: dict[str, FileRecord] = Field(default_factory=dict)
