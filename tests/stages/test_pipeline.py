@@ -232,15 +232,16 @@ def test_predict_takes_arguments_files_and_standard_input_alike(
         assert answer["label"] == max(probabilities, key=probabilities.get)
 
 
-def test_predict_gives_the_second_text_and_looks_at_no_label(tiny_workspace: Path, tmp_path: Path):
+def test_predict_reads_the_column_of_the_training_and_looks_at_no_label(
+    tiny_workspace: Path, tmp_path: Path
+):
     table = tmp_path / "pairs.csv"
     table.write_text("text,text_pair,label\nthe ship,sails,\nhens,lay eggs,farm\n")
     answers = llmctl(tiny_workspace, "predict", "--from", "subjects", "--json", "--data", table)
-    pairs = [json.loads(line) for line in answers.stdout.splitlines()]
-    assert [(pair["text"], pair["text_pair"]) for pair in pairs] == [
-        ("the ship", "sails"),
-        ("hens", "lay eggs"),
-    ]
+    lines = [json.loads(line) for line in answers.stdout.splitlines()]
+    assert [line["text"] for line in lines] == ["the ship", "hens"]
+    assert not any("text_pair" in line for line in lines)
+    assert "text from text, as in training" in answers.stderr
 
 
 @pytest.mark.parametrize(
