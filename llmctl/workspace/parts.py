@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from llmctl import __version__
 from llmctl.errors import BusyError, InputError
-from llmctl.parsing import read_json
+from llmctl.parsing import read_json, read_json_object
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import (
     hidden_sibling,
@@ -35,6 +35,8 @@ from llmctl.workspace.locks import file_lock, is_held, writer_lock
 from llmctl.workspace.manifests import FileRecord, Frozen, InputRecord, describe_files
 
 PLAN, RECORD = "plan.json", "part.json"
+DIGEST = "digest"
+"""In plan.json, of all the rest: parts by a plan that was changed would not be its parts."""
 
 
 class PlannedFile(Frozen):
@@ -65,9 +67,6 @@ class Plan(Frozen):
     characters: list[Annotated[int, Field(ge=0)]] | None = None
     """Characters in each part, where the split goes by them."""
     created: str
-    digest: str | None = None
-    """Of the rest, as ``write_plan`` notes it; parts by a plan that was changed would not be what
-    the plan was made for. None in plans of before."""
     replaces: str | None = None
     """When the artefact of this name was created that the parts will replace."""
 
@@ -108,11 +107,12 @@ class PartsFolder:
         if not path.is_file():
             return None
         try:
-            value = read_json(path)
+            value = read_json_object(path)
+            stated = value.pop(DIGEST, None)  # none in plans of before
             plan = Plan.model_validate(value)
         except (ValidationError, InputError):
             plan = None
-        if plan is None or plan.digest not in (None, _digest_of(value)):
+        if plan is None or stated not in (None, sha256_json(value)):
             raise InputError(f"{path} is damaged; remove {self.folder} and run all parts again")
         return plan
 
@@ -195,11 +195,7 @@ class PartsFolder:
 
 def write_plan(folder: Path, plan: Plan) -> None:
     value = plan.model_dump(mode="json")
-    write_json(folder / PLAN, {**value, "digest": _digest_of(value)})
-
-
-def _digest_of(plan: dict[str, Any]) -> str:
-    return sha256_json({name: value for name, value in plan.items() if name != "digest"})
+    write_json(folder / PLAN, {**value, DIGEST: sha256_json(value)})
 
 
 def write_record(folder: Path, record: PartRecord) -> None:
