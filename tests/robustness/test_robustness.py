@@ -18,7 +18,7 @@ from tests.robustness import data_readers
 from tests.robustness.children import KINDS, Limits, Reader, base_files, run, sound
 from tests.robustness.mutators import STRUCTURAL, Mutators
 
-INPUTS = 12
+INPUTS = 5
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
