@@ -32,7 +32,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_reference_is_that_of_the_app():
-    assert insert(README) == README, "run: python -m llmctl.cli.reference README.md"
+    page = (ROOT / "llmctl" / "cli" / "README.md").read_text(encoding="utf-8")
+    assert insert(page) == page, "run: python -m llmctl.cli.reference llmctl/cli/README.md"
 
 
 def test_the_reference_says_what_every_key_and_option_is():

@@ -1,4 +1,4 @@
-"""The README's reference, generated from the app: ``python -m llmctl.cli.reference README.md``.
+"""The reference, generated from the app: ``python -m llmctl.cli.reference llmctl/cli/README.md``.
 
 Typer brings its own copy of click, which documentation tools for click don't see; so the pages
 are made here from the commands themselves.
@@ -26,7 +26,7 @@ def reference() -> str:
 
 
 def insert(text: str) -> str:
-    """A README with the reference between its markers."""
+    """A page with the reference between its markers."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{reference()}\n\n{END}{after}"

@@ -79,7 +79,7 @@ def trainings(steps: int, labelled: Path, *, base: str = "base") -> list[Trainin
         training__max_steps=steps,
         training__log_every=LOG_EVERY,
         training__checkpoint_every=CHECKPOINT_EVERY,
-        training__keep_checkpoints="all",  # to be compared, too
+        training__keep_checkpoints="last",  # to be compared, too
         training__eval_every=50,
         training__precision="fp32",
     )
@@ -192,11 +192,13 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Model, adapter and checkpoints, by file."""
+    """Model, adapter and newest checkpoint, by file. A kill behind the run's last word may leave
+    older checkpoints too."""
+    newest = max((folder / "checkpoints").glob("step-*"), default=folder / "checkpoints")
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
-        for part in ("model", "adapter", "checkpoints")
-        for path in sorted((folder / part).rglob("*"))
+        for part in (folder / "model", folder / "adapter", newest)
+        for path in sorted(part.rglob("*"))
         if path.is_file() and path.name not in ("state.json", "manifest.json")
     }
 
