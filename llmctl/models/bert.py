@@ -290,6 +290,8 @@ FIELDS = FieldTable(
         {
             "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
             "pooler_size_per_head",
+            # What TinyBERT's distillation wrote.
+            "cell", "emb_size", "pre_trained", "structure", "training",
         }
     ),
 )  # fmt: skip

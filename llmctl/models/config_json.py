@@ -39,8 +39,10 @@ NEUTRAL = frozenset(
         "use_bfloat16", "use_cache", "xla_device",
         # Token ids: the tokenizer's files and generation_config.json say them; see companions.py.
         "begin_suppress_tokens", "bos_token_id", "cls_token_id", "decoder_start_token_id",
-        "eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "mask_token_id",
-        "pad_token_id", "sep_token_id", "suppress_tokens", "unk_token_id",
+        "eos_token_id", "eos_token_ids", "forced_bos_token_id", "forced_eos_token_id",
+        "mask_token_id", "pad_token_id", "sep_token_id", "suppress_tokens", "unk_token_id",
+        # Lengths of training; what the network has is max_position_embeddings.
+        "max_seq_length", "max_sequence_length", "model_max_length",
         # How texts are written, which here is said anew each time.
         "bad_words_ids", "diversity_penalty", "do_sample", "early_stopping",
         "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "length_penalty",

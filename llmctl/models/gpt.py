@@ -256,6 +256,8 @@ FIELDS = FieldTable(
         {
             # Scores in fp32 where the rest is in fp16; n_ctx is n_positions' old name, unread.
             "reorder_and_upcast_attn", "n_ctx", "is_decoder",
+            # What the first GPT-2s' files say of pieces beyond the vocabulary: there are none.
+            "n_special", "predict_special_tokens",
             # Of GPT2DoubleHeadsModel alone.
             "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
             "summary_type", "summary_use_proj",

@@ -256,6 +256,15 @@ def test_metadata_and_what_is_null_are_no_obstacle():
     for field in ("_name_or_path", "task_specific_params", "directionality", "unsloth_version"):
         more = {**BERT, field: "bidi", "whatever": None}
         assert BY_MODEL_TYPE["bert"].from_hugging_face(more) == config
+    # What the files of well-known models have beside that: FinBERT and the first Llama, TinyBERT,
+    # GPT-2 medium.
+    more = {**BERT, "eos_token_ids": 0, "max_sequence_length": 2048, "cell": {}, "emb_size": 312,
+            "pre_trained": "", "structure": [], "training": ""}  # fmt: skip
+    assert BY_MODEL_TYPE["bert"].from_hugging_face(more) == config
+    medium = {"model_type": "gpt2", **shape_of("gpt2")}
+    more = {**medium, "n_special": 0, "predict_special_tokens": True, "n_ctx": 1024}
+    gpt = BY_MODEL_TYPE["gpt2"].from_hugging_face
+    assert gpt(more) == gpt(medium)
     again = {"model_type": "gpt2", "n_embd": 16, "hidden_size": 17}
     with pytest.raises(FieldError, match="hidden_size is 17 and n_embd, which is the same, 16"):
         BY_MODEL_TYPE["gpt2"].from_hugging_face(again)
