@@ -94,10 +94,11 @@ def dialect_of(suffix: str, lines: Sequence[str], cut: bool, say: Callable[[str]
 
 
 def _divides(dialect: Dialect, lines: Sequence[str]) -> bool:
-    """Whether several rows, nearly all of them alike, have more than one field."""
-    sizes = Counter(map(len, dialect.beginning(lines)))
-    ((size, rows),) = sizes.most_common(1) or [(0, 0)]
-    return size > 1 and 1 < rows >= ALIKE * sizes.total()
+    """Whether several rows, nearly all of them and the first, have as many fields, more than one:
+    texts can have a comma each, which the names of the columns have not."""
+    sizes = [len(record) for record in dialect.beginning(lines)]
+    ((size, rows),) = Counter(sizes).most_common(1) or [(0, 0)]
+    return size > 1 and size == sizes[0] and 1 < rows >= ALIKE * len(sizes)
 
 
 def _is_quoted(lines: Sequence[str], delimiter: str, cut: bool) -> bool:

@@ -86,7 +86,9 @@ def test_pairs_without_a_header_keep_their_first_row(rows: int, seed: int, order
              for _ in range(8)]  # fmt: skip
     data = [*map(list, zip(texts(rows, seed), texts(rows, seed + 7), strict=True))]
     data = [*short, *sorted(data, key=lambda row: len(row[0]))] if ordered else data
-    first_is_odd = not ordered and not data[0][0].endswith((".", "!"))
+    # Once in so many draws the first row is odd, as a header would be: alone in what comes again.
+    alone = any([row[at] for row in short].count(short[0][at]) == 1 for at in (0, 1))
+    first_is_odd = alone if ordered else not data[0][0].endswith((".", "!"))
     if not first_is_odd:
         assert not judge(data, KNOWN).is_header
 

@@ -106,6 +106,13 @@ def test_a_csv_that_is_divided_by_something_else_is_read_and_said(
     assert notes == [f"{path}: its fields are divided by {name}, not by commas"]
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_a_comma_in_each_text_divides_no_fields(tmp_path: Path, delimiter: str) -> None:
+    rows = [["text", "label"], *([f"the {n}, and more", str(n % 2)] for n in range(40))]
+    path = write(tmp_path / "x.csv", "".join(f"{delimiter.join(row)}\n" for row in rows))
+    assert [list(row.values()) for row in values(path)] == rows[1:]
+
+
 @pytest.mark.parametrize("content", ["text\na; b\nc, d\n", "label,text\n0,a;b\n1,c;d\n"])
 def test_commas_divide_where_they_can(tmp_path: Path, content: str) -> None:
     notes: list[str] = []
