@@ -116,6 +116,10 @@ class Config(BaseModel):
                 values[name] = value.defaults()
         return values
 
+    def asked(self) -> dict[str, Any]:
+        """The fields of ``identity`` that differ from their defaults, by dotted names."""
+        return differing(flat(self.identity()), flat(self.defaults()))
+
     def replace(self, **changes: Any) -> Self:
         """A checked copy with some fields changed."""
         return type(self).model_validate({**self.model_dump(), **changes})
@@ -212,6 +216,11 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             values[prefix + key] = value
     return values
+
+
+def differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that have no default, or another."""
+    return {k: v for k, v in values.items() if k not in defaults or defaults[k] != v}
 
 
 def as_assignments(tree: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -26,6 +26,9 @@ from llmctl.reporting.units import duration, figure
 from llmctl.reporting.visible import NEW_LINE, visible
 from llmctl.stages.reporter import Reporter
 from llmctl.workspace.files import to_json
+
+if TYPE_CHECKING:
+    from llmctl.config import Config
 
 LINES_APART = 15.0
 """Seconds between lines of progress where no bar can be drawn (a file, a pipe)."""
@@ -68,6 +71,17 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Raises what rich caught: it would end the process with exit code 1."""
         raise
+
+
+def print_dry_run(document: dict[str, Any], config: Config | None, *, json: bool) -> None:
+    """What a dry run has to say: tables on a terminal, one JSON document elsewhere. config: where
+    it is one for all that would be made."""
+    if json or not sys.stdout.isatty():
+        print_json(document)
+        return
+    from llmctl.reporting.dry_run import render_dry_run
+
+    out().print(render_dry_run(document, config.asked() if config is not None else {}))
 
 
 def print_json(value: object) -> None:

@@ -148,7 +148,7 @@ def command(
     quiet: options.QuietOption = False,
 ) -> None:
     """Measure a model on held-out data, with baselines and intervals; keeps a report."""
-    from llmctl.cli.console import TerminalReporter, out, print_json
+    from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.cli.evaluation_tables import print_kept, print_report
     from llmctl.config import build, parse_assignments, read_recipe
     from llmctl.stages.evaluate import REPORT, EvaluateConfig, Files, evaluate_model, plan
@@ -186,7 +186,9 @@ def command(
     with divided(nproc, reads_stdin=False), TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter)
         if dry_run:
-            print_json(plan(place, start, files, config, reporter=reporter, **how))
+            print_dry_run(
+                plan(place, start, files, config, reporter=reporter, **how), config, json=json
+            )
             return
         report, artefact, there = evaluate_model(
             place, start, files, config, reporter=reporter, **how

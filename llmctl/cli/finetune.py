@@ -110,7 +110,7 @@ def command(
     to translate or summarise. The same command goes on after a stop."""
     if not dry_run:
         run_together(nproc, max_restarts)
-    from llmctl.cli.console import TerminalReporter, out, print_json
+    from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.config import parse_assignments, read_recipe, take
     from llmctl.errors import UsageError
     from llmctl.reporting.units import figure
@@ -172,7 +172,9 @@ def command(
     with TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter)
         if dry_run:
-            print_json(plan(place, start, data, config, reporter=reporter, **how))
+            print_dry_run(
+                plan(place, start, data, config, reporter=reporter, **how), config, json=json
+            )
             return
         artefact, there = finetune(
             place, start, data, config, profile=profile, reporter=reporter, **how

@@ -91,7 +91,12 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set any field, e.g. training.max_steps=1000."),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan only.")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the resolved configuration and the plan only: tables on a "
+        "terminal, JSON elsewhere.",
+    ),
 ]
 NprocOption = Annotated[
     int | None,

@@ -57,7 +57,7 @@ def command(
     """Train a model on shards. Stopped or killed, the same command goes on where it was."""
     begun = launch.begun()
     launch.run_together(nproc, max_restarts)
-    from llmctl.cli.console import TerminalReporter, out, print_json
+    from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.config import read_recipe, take
     from llmctl.errors import UsageError
     from llmctl.reporting.units import figure
@@ -77,7 +77,9 @@ def command(
     with TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter)
         if dry_run:
-            print_json(plan_of(arch)(place, config, shards, reporter, begun=begun))
+            print_dry_run(
+                plan_of(arch)(place, config, shards, reporter, begun=begun), config, json=json
+            )
             return
         artefact, there = _train_of(arch)(
             place,

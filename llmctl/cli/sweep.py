@@ -115,7 +115,7 @@ def command(
     """Train a run for each point of a grid, or find the best by successive halving. The same
     command goes on after a stop; finished runs are not made again. The best comes first: by the
     validation loss, or by a finetuning's criterion (accuracy for a classifier)."""
-    from llmctl.cli.console import TerminalReporter, out, print_json
+    from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.cli.sweep_trainings import Trainings
     from llmctl.config import as_assignments, parse_assignments, read_recipe
     from llmctl.errors import Interrupted, UsageError
@@ -162,7 +162,7 @@ def command(
             reporter=reporter,
         )
         if dry_run:
-            print_json(sweep.describe(planned))
+            print_dry_run(sweep.describe(planned), None, json=json)
             return
         try:
             document = sweep.run(place, planned, reporter)

@@ -103,7 +103,7 @@ def command(
     quiet: options.QuietOption = False,
 ) -> None:
     """Learn a tokenizer from text, or take one, and write the text as shards of tokens."""
-    from llmctl.cli.console import TerminalReporter, out, print_json
+    from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.config import build, parse_assignments, read_recipe
     from llmctl.stages.tokenize import TokenizeConfig, tokenize
     from llmctl.stages.tokenize_parts import tokenize_part
@@ -129,12 +129,14 @@ def command(
     )
     chosen = _chosen_part(part, ray, name)
     if dry_run:
-        print_json(
+        print_dry_run(
             {
                 "config": config.model_dump(mode="json"),
                 "sources": sources,
                 **({} if chosen is None else {"part": str(chosen)}),
-            }
+            },
+            config,
+            json=json,
         )
         return
     place, missing = options.open_workspace(workspace), None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -14,7 +13,7 @@ from rich.tree import Tree
 
 from llmctl.config import flat
 from llmctl.reporting.sparkline import sparkline
-from llmctl.reporting.tables import simple_table
+from llmctl.reporting.tables import as_json, shown, simple_table, values_table
 from llmctl.reporting.units import age, count, duration, figure, size
 
 STATE_STYLES = {
@@ -255,41 +254,19 @@ def _figures(summary: dict[str, Any]) -> list[RenderableType]:
     """What a stage has to say of what it made, a line for each."""
     if not summary:
         return []
-    return [_values("figures", {key: _shown(value) for key, value in flat(summary).items()})]
+    return [values_table("figures", {key: shown(value) for key, value in flat(summary).items()})]
 
 
 def _config(document: dict[str, Any]) -> list[RenderableType]:
     """What was asked for, and everything else as the defaults, or the stage, had it."""
     given, config = document["given"], flat(document["config"])
     if given is None:  # by an earlier version, which kept no record of it
-        return [_values("configuration", {key: _json(value) for key, value in config.items()})]
-    rest = {key: _json(value) for key, value in config.items() if key not in given}
-    asked = {key: _json(config.get(key, value)) for key, value in given.items()}
+        return [
+            values_table("configuration", {key: as_json(value) for key, value in config.items()})
+        ]
+    rest = {key: as_json(value) for key, value in config.items() if key not in given}
+    asked = {key: as_json(config.get(key, value)) for key, value in given.items()}
     return [
-        _values("asked for", asked),
-        _values("by default, or chosen from the data and the machine", rest),
+        values_table("asked for", asked),
+        values_table("by default, or chosen from the data and the machine", rest),
     ]
-
-
-def _values(title: str, values: dict[str, str]) -> Table:
-    table = simple_table(title, [("", "left"), ("", "left")])
-    table.show_header = False
-    table.columns[1].no_wrap = False
-    for key, value in values.items():
-        table.add_row(Text(key), Text(value))
-    return table
-
-
-def _shown(value: Any) -> str:
-    """A figure for people."""
-    if isinstance(value, bool) or value is None:
-        return _json(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return value if isinstance(value, str) else _json(value)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from rich import box
 from rich.cells import cell_len
@@ -81,3 +83,29 @@ def simple_table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
     for heading, justify in columns:
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     return table
+
+
+def values_table(title: str, values: dict[str, str]) -> Table:
+    """Names and what stands behind them, a line each."""
+    table = simple_table(title, [("", "left"), ("", "left")])
+    table.show_header = False
+    table.columns[1].no_wrap = False
+    for key, value in values.items():
+        table.add_row(Text(key), Text(value))
+    return table
+
+
+def shown(value: Any) -> str:
+    """A figure for people."""
+    if isinstance(value, bool) or value is None:
+        return as_json(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return value if isinstance(value, str) else as_json(value)
+
+
+def as_json(value: Any) -> str:
+    """A value as configurations are written."""
+    return json.dumps(value, ensure_ascii=False)

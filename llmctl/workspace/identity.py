@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmctl.config import Config, flat
+from llmctl.config import Config, differing, flat
 from llmctl.workspace.manifests import InputRecord, Manifest, fingerprint
 
 SETTLED = frozenset({"model.vocab_size", "training.learning_rate"})
@@ -54,12 +54,7 @@ class Identity:
     @property
     def given(self) -> dict[str, Any]:
         """What differs from the defaults, by dotted names."""
-        defaults = self._flat(self.defaults)
-        return {
-            key: value
-            for key, value in self._flat(self.values).items()
-            if key not in defaults or defaults[key] != value
-        }
+        return differing(self._flat(self.values), self._flat(self.defaults))
 
     @property
     def left(self) -> dict[str, Any]:
