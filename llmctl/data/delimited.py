@@ -83,22 +83,33 @@ def dialect_of(suffix: str, lines: Sequence[str], cut: bool, say: Callable[[str]
     if suffix == ".tsv":
         return Dialect("\t", _is_quoted(lines, "\t", cut))
     comma = Dialect(",", quoted=True)
-    if not _divides(comma, lines):
-        for delimiter, name in DIVIDERS.items():
-            quoted = delimiter != "\t" or _is_quoted(lines, "\t", cut)
-            dialect = Dialect(delimiter, quoted)
-            if _divides(dialect, lines):
-                say(f"its fields are divided by {name}, not by commas")
-                return dialect
-    return comma
+    if _divides(comma, lines):
+        return comma
+    tabs = Dialect("\t", _is_quoted(lines, "\t", cut))
+    others = [
+        tabs,
+        *(Dialect(delimiter, quoted=True) for delimiter in DIVIDERS if delimiter != "\t"),
+    ]
+    found = next((dialect for dialect in others if _divides(dialect, lines)), None)
+    # No text has tabs in nearly every row: rows with too many are then told by their lines.
+    if found is None and _divides(tabs, lines, or_more=True):
+        found = tabs
+    if found is None:
+        return comma
+    say(f"its fields are divided by {DIVIDERS[found.delimiter]}, not by commas")
+    return found
 
 
-def _divides(dialect: Dialect, lines: Sequence[str]) -> bool:
+def _divides(dialect: Dialect, lines: Sequence[str], *, or_more: bool = False) -> bool:
     """Whether several rows, nearly all of them and the first, have as many fields, more than one:
-    texts can have a comma each, which the names of the columns have not."""
+    texts can have a comma each, which the names of the columns have not.
+
+    or_more: whether the others may have more of them.
+    """
     sizes = [len(record) for record in dialect.beginning(lines)]
     ((size, rows),) = Counter(sizes).most_common(1) or [(0, 0)]
-    return size > 1 and size == sizes[0] and 1 < rows >= ALIKE * len(sizes)
+    alike = sum(other > size for other in sizes) if or_more else 0
+    return size > 1 and size == sizes[0] and rows > 1 and rows + alike >= ALIKE * len(sizes)
 
 
 def _is_quoted(lines: Sequence[str], delimiter: str, cut: bool) -> bool:

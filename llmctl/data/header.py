@@ -21,6 +21,8 @@ NEAR = 5
 """Rows after the first that must not be odd in the same way."""
 LONGEST_NAME, MOST_WORDS = 64, 8
 """Characters and words of a column's name."""
+SHORT = 8
+"""Characters of what may be a word, so that a shorter one beside it isn't odd."""
 
 _NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?%?")
 _ENDS = (".", "!", "?", "…", ":", ";", ",", "。", "！", "？", '"', "”")
@@ -57,7 +59,7 @@ def judge(records: Sequence[Sequence[str]], known: frozenset[str]) -> Verdict:
         if by_name:
             return Verdict(True, certain=odd or by_name > 1 or by_name == len(first))
         return Verdict(odd, certain=not odd)
-    return Verdict(odd and by_name > 0, certain=by_name == 0)
+    return Verdict(odd and by_name > 0, certain=by_name == 0 and not odd)
 
 
 def _numbered(first: Sequence[str]) -> bool:
@@ -111,7 +113,7 @@ def _as_odd(cell: str, cells: Sequence[str]) -> list[int]:
         (cell not in count, lambda other: count[other] == 1),
         (len(cell.split()) == 1, lambda other: len(other.split()) <= 1),
         (not cell.endswith(_ENDS), lambda other: not other.endswith(_ENDS)),
-        (True, lambda other: len(other) < 2 * len(cell)),
+        (True, lambda other: len(other) < max(2 * len(cell), SHORT)),
     ]
     found = []
     for is_odd, test in ways:

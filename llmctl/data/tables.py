@@ -106,10 +106,11 @@ def resolve_columns(
         label = _first(LABEL_NAMES, reader, "--label-column", (*text, pair))
     if label is None and len(names) == 2 and (need_label or not text):
         known = None if text else _first(TEXT_NAMES, reader, "--text-column", ())
-        if known is None or not reader.has_header:
-            label, guessed = _guess(reader, names)
-            if label is not None or not reader.has_header:
-                text = text or (guessed,)
+        label, guessed = _guess(reader, names)
+        if label is not None and label in (known, *text):
+            label = None  # few values stand where the text is by its name
+        elif label is not None or not reader.has_header:
+            text = text or (guessed,)
     if label is None and need_label:
         if reader.has_header:
             raise InputError(
@@ -216,15 +217,22 @@ def _guess(reader: RowReader, names: list[str]) -> tuple[str | None, str]:
     distinct = {name: len(set(cells[name])) for name in names}
     length = {name: sum(map(len, cells[name])) for name in names}
     few, many = sorted(names, key=lambda name: (distinct[name], length[name]))
-    # A handful of rows can't tell by share: then a much shorter column is the label's.
+    # A handful of rows can't tell by share: then a much shorter column is the label's, if its
+    # values come again, which titles do not.
+    again = distinct[few] * 3 <= len(rows) * 2
     plain = distinct[few] < distinct[many] and (
-        distinct[few] <= max(1, FEW * distinct[many]) or length[few] * 3 < length[many]
+        distinct[few] <= max(1, FEW * distinct[many]) or (again and length[few] * 3 < length[many])
     )
     return (few if plain else None), many
 
 
 def _ask(reader: RowReader) -> NoReturn:
     columns = reader.columns
+    if len(columns) == 1:
+        raise UsageError(
+            f"{reader.path} has one column ({reader.shown_first_row()}), and a label beside its "
+            "text is needed; divide the fields by commas, or by tabs in a .tsv"
+        )
     raise UsageError(
         f"{reader.path} has {len(columns)} columns and no header that names them: say which is "
         f"which, for example --label-column 1 --text-column {','.join(columns[1:]) or '1'}; or "

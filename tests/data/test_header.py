@@ -117,6 +117,9 @@ def test_pairs_without_a_header_keep_their_first_row(rows: int, seed: int, order
         ([["a", "b"], ["c", "d"], ["e", "f"]], Verdict(False, True)),
         # Numbers and sentences name nothing.
         ([["3", "A fine film."], ["4", "Another one."]], Verdict(False, True)),
+        # Odd, but a sentence: an example whose label comes once, or a name that is a question.
+        ([["What is it?", "Kind"], *[[f"text {n}", "ab"[n % 2]] for n in range(30)]],
+         Verdict(False, False)),
         # A question as a name beside a known one, over labels that come again.
         ([["label", "What do you think of it?"], *[[str(n % 2), f"text {n}"] for n in range(30)]],
          Verdict(True, False)),

@@ -113,6 +113,18 @@ def test_a_comma_in_each_text_divides_no_fields(tmp_path: Path, delimiter: str) 
     assert [list(row.values()) for row in values(path)] == rows[1:]
 
 
+def test_rows_with_too_many_tabs_are_told_by_their_line(tmp_path: Path) -> None:
+    """The STS benchmark's files have two more fields in a seventh of their rows."""
+    lines = [f"a\t{n}\tone{', two' * (n % 2)}" + "\tmore\tmore" * (n % 7 == 3) for n in range(40)]
+    path = write(tmp_path / "x.csv", "\n".join(lines))
+    with pytest.raises(InputError, match=r"x\.csv:4 has 5 fields where the first row has 3"):
+        list(RowReader(path, known=KNOWN))
+    # Semicolons, of which sentences have some, too.
+    texts = [f"it {n}; is{'; so' * (n % 3)}" for n in range(40)]
+    path = write(tmp_path / "y.csv", "\n".join(["text", *texts]))
+    assert [row["text"] for row in values(path)] == texts
+
+
 @pytest.mark.parametrize("content", ["text\na; b\nc, d\n", "label,text\n0,a;b\n1,c;d\n"])
 def test_commas_divide_where_they_can(tmp_path: Path, content: str) -> None:
     notes: list[str] = []

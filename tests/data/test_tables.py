@@ -117,6 +117,38 @@ def test_where_the_values_do_not_tell_the_columns_are_asked_for(tmp_path: Path, 
         choose(path)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("name", ["is_spam", "标签", "Sentiment (gold)"])
+def test_beside_a_text_a_column_of_few_values_is_the_label(
+    tmp_path: Path, suffix: str, name: str
+) -> None:
+    rows = [(f"text number {n} of a file", "spam" if n % 3 else "ham") for n in range(30)]
+    lines = [f"text,{name}", *(",".join(row) for row in rows)]
+    if suffix == ".jsonl":
+        lines = [json.dumps(dict(zip(("text", name), row, strict=True))) for row in rows]
+    path = write(tmp_path / f"x{suffix}", "\n".join(lines))
+    assert choose(path) == Columns(("text",), None, name)
+    assert [(e.text, e.label) for e in read(path)] == rows
+
+
+def test_a_title_is_no_label_though_one_comes_twice(tmp_path: Path) -> None:
+    rows = [f"title {max(n, 1)},the body of number {n} is much longer than it" for n in range(30)]
+    path = write(tmp_path / "x.csv", "\n".join(["title,body", *rows]))
+    with pytest.raises(InputError, match=r"no label column; it has title, body"):
+        choose(path)
+    # Nor is a text whose values are few.
+    rows = [f"{'yes' if n % 2 else 'no'},a longer remark with the number {n}" for n in range(30)]
+    path = write(tmp_path / "y.csv", "\n".join(["text,remark", *rows]))
+    with pytest.raises(InputError, match=r"no label column; it has text, remark"):
+        choose(path)
+
+
+def test_one_column_has_no_label_beside_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", "a text\nanother\n")
+    with pytest.raises(UsageError, match=r"has one column \(a text\), and a label beside its text"):
+        choose(path)
+
+
 def test_an_unlabelled_guess_takes_the_longer_column(tmp_path: Path) -> None:
     path = write(tmp_path / "x.tsv", "a very long text\t1\nshort but not so\t0\n")
     assert choose(path, need_label=False).text == ("1",)
