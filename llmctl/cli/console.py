@@ -137,13 +137,14 @@ class TerminalReporter(Reporter):
             expand=True,
             console=self._console,
             transient=True,
+            # Results go where standard output goes, a file perhaps, and not through the bars.
+            redirect_stdout=False,
             disable=not self._drawn,
         )
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
@@ -152,7 +153,12 @@ class TerminalReporter(Reporter):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        self.clear()
+
+    def clear(self) -> None:
+        """Take away what is drawn: results come next, on the same terminal perhaps."""
+        if self._drawn:
+            self._progress.stop()
 
     def note(self, text: str) -> None:
         if self._console.is_terminal:
@@ -161,6 +167,8 @@ class TerminalReporter(Reporter):
 
     def progress(self, task: str, done: float, total: float | None, detail: str = "") -> None:
         if task not in self._tasks:
+            if self._drawn:
+                self._progress.start()
             self._tasks[task] = self._progress.add_task(task, total=total, detail="")
         self._progress.update(self._tasks[task], completed=done, total=total, detail=detail)
         if not self._drawn:
@@ -168,6 +176,8 @@ class TerminalReporter(Reporter):
         if total is not None and done >= total:
             self._progress.remove_task(self._tasks.pop(task))
             self._said.pop(task, None)
+            if not self._tasks:
+                self.clear()  # else it would be drawn anew, over what is written meanwhile
 
     def metrics(
         self,

@@ -270,6 +270,7 @@ def command(
             for answer in generation.answers(prompts):
                 records.append(as_record(answer, generation.tokenizer))
                 reporter.progress("writing", len(records), None)
+            reporter.clear()
             if target and speaks():
                 write_records(target, records)
                 reporter.note(f"{len(records)} answers in {output}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
 
 from llmctl.cli import console
-from llmctl.cli.console import TerminalReporter, wrapped
+from llmctl.cli.console import TerminalReporter, print_json, wrapped
 
 
 @pytest.mark.parametrize("width", range(9, 80, 7))
@@ -41,6 +42,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, step: int, total: int | None, **value
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     with TerminalReporter() as reporter:
+        assert not terminal.getvalue()
         reporter.metrics("train", 1, total, {"loss": 7.0, "elapsed": 1.0}, seconds=seconds)
         reporter.metrics("train", step, total, {"loss": 6.5, **values}, seconds=seconds)
         reporter._progress.refresh()
@@ -70,6 +72,25 @@ def test_a_bar_shows_how_far_a_training_is(
     page = drawn(monkeypatch, step, total, **values)
     for part in shows:
         assert part in page
+
+
+def test_results_go_to_standard_output_whatever_the_bars_are_drawn_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """`llmctl generate --prompt x > file` on a terminal, which is what stderr is then."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    with TerminalReporter() as reporter:
+        print("a result,", end="", flush=True)
+        reporter.progress("writing", 1, 2)
+        print_json({"a": 1})
+        reporter.progress("writing", 2, 2)
+        drawn = len(terminal.getvalue())
+        time.sleep(0.25)  # longer than between two refreshes
+        assert len(terminal.getvalue()) == drawn
+    assert capsys.readouterr().out == 'a result,{"a": 1}\n'
+    assert "writing" in terminal.getvalue()
+    assert "result" not in terminal.getvalue()
 
 
 def test_where_nothing_is_drawn_a_line_says_it(
