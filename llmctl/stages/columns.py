@@ -8,7 +8,7 @@ What was taken is said, and a model of pairs is never given single texts, nor th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,11 @@ def labelled_columns(
     wanted = [name for name in (*text, pair, label, *known) if name]
     names = column_names(path, wanted, reading)
     if trained is not None and names:  # plain text has no columns
+        trained = Columns(
+            tuple(_as_there(name, names) for name in trained.text),
+            trained.text_pair and _as_there(trained.text_pair, names),
+            trained.label and _as_there(trained.label, names),
+        )
         needed = () if text else trained.text
         second = trained.text_pair if pair is None else None
         missing = [name for name in (*needed, second) if name and name not in names]
@@ -156,6 +161,13 @@ def labelled_columns(
         if need_label and trained.label and columns.label != trained.label:
             note(f"{model.name} was trained on labels from {trained.label}")
     return columns
+
+
+def _as_there(wanted: str, names: Sequence[str]) -> str:
+    """How a file writes a column's name: as in training, or in other capitals if no other is
+    alike."""
+    alike = [name for name in names if name.lower() == wanted.lower()]
+    return alike[0] if wanted not in names and len(alike) == 1 else wanted
 
 
 def _check_pair(
@@ -214,6 +226,8 @@ def pair_columns(
     wanted = [source, target, *((trained.source, trained.target) if trained else ())]
     names = pair_column_names(path, [name for name in wanted if name], reading)
     if trained is not None and names:
+        target_there = trained.target and _as_there(trained.target, names)
+        trained = PairColumns(_as_there(trained.source, names), target_there)
         if source is None and trained.source != target:
             missing += [] if trained.source in names else [trained.source]
             source = trained.source if trained.source in names else None

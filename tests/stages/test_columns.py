@@ -160,6 +160,18 @@ def test_other_columns_are_taken_with_a_word(models: Workspace, on_title: str, f
     assert read(models, on_title, lines)[0] == ["one text", "another"]
 
 
+def test_capitals_make_no_other_column(models: Workspace, on_title: str, folder: Path):
+    data = table(folder / "capitals.csv", ("Text", "Title"), rows("same", "told"))
+    texts, notes = read(models, on_title, data)
+    assert texts == [row[0] for row in rows("told")]
+    assert notes == ["capitals.csv: text from Title, as in training"]
+    # Of two that are alike but for them it can't be told which is meant.
+    data = table(folder / "twice.csv", ("Title", "TITLE", "text"), rows("same", "same", "told"))
+    texts, notes = read(models, on_title, data)
+    assert texts == [row[0] for row in rows("told")]
+    assert "has no column title" in notes[0]
+
+
 def test_joined_columns_and_names_with_commas(
     models: Workspace, classifier: Finetune, folder: Path
 ):
@@ -276,6 +288,18 @@ def test_columns_that_a_folder_tells_wrongly_are_not_believed(
     fields = {**found.folder.fields, COLUMNS: kept}  # type: ignore[union-attr]
     folder = replace(found.folder, fields=fields)  # type: ignore[type-var]
     assert replace(found, folder=folder, run=None).labelled is None
+
+
+def test_sources_are_found_in_other_capitals(
+    models: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Finetuned, "pair", PairColumns("article", "title"))
+    data = table(
+        folder / "s2s-capitals.csv", ("text", "Article", "TITLE"), rows("same", *["told"] * 2)
+    )
+    model, notes = Finetuned("s2s", None, None), Notes()  # type: ignore[arg-type]
+    assert pair_columns(model, data, note=notes.note) == PairColumns("Article", "TITLE")
+    assert notes.notes[0].endswith(", as in training")
 
 
 def test_sources_are_of_the_column_of_the_training(models: Workspace, folder: Path, tmp_path: Path):
