@@ -1,9 +1,11 @@
 """Conversations: the entries of an instruction file as turns of a user and an assistant.
 
 Three layouts, told by their fields: Alpaca's (``instruction``, ``input``, ``output``; ``system``
-and ``history`` where there are any), ``messages`` with ``role`` and ``content`` (OpenAI's), and
-``conversations`` with ``from`` and ``value`` (ShareGPT's). An answer whose ``weight`` is 0,
-or whose ``train`` is false, is context and not learned.
+and ``history`` where there are any) and its like under other names (Dolly's ``instruction``,
+``context``, ``response``; ``prompt`` and ``completion``; ``question`` and ``answer``), ``messages``
+with ``role`` and ``content`` (OpenAI's), and ``conversations`` with ``from`` and ``value``
+(ShareGPT's). An answer whose ``weight`` is 0, or whose ``train`` is false, is context and not
+learned.
 
 A model learns what stands in its data, so what isn't understood is refused by its name: a field
 that would change what is said or learned, and turns that are out of order. What can't be learned
@@ -16,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,24 +31,36 @@ Role = Literal["system", "user", "assistant"]
 
 ROLES: dict[str, Role] = {
     "system": "system", "user": "user", "assistant": "assistant", "human": "user",
-    "gpt": "assistant",
+    "gpt": "assistant", "developer": "system", "prompter": "user", "chatgpt": "assistant",
+    "bot": "assistant", "model": "assistant",
 }  # fmt: skip
 """By their names in lower case."""
 FIELDS = (("role", "content"), ("from", "value"))
 """Of a turn: who says what."""
+LISTS = ("messages", "conversations", "conversation")
+"""Fields that hold turns."""
+ANSWERS = {
+    "instruction": ("output", "response"),
+    "prompt": ("completion", "response"),
+    "question": ("answer", "response"),
+}
+"""For what is asked, by its name, names of what is answered."""
+ADDED, SYSTEM = ("input", "context"), ("system", "system_prompt")
+"""Names of what a question is about, and of what the assistant is told before all others."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of the parts of a ``content`` that is a list."""
 
 NEUTRAL = frozenset({
     "id", "idx", "index", "uuid", "message_id", "parent_id", "turn", "turn_id", "turn_identifier",
     "timestamp", "time", "date", "created", "created_at", "created_date", "lang", "language",
-    "model", "tokens", "token_count", "num_tokens", "hash", "source", "url",
+    "model", "tokens", "token_count", "num_tokens", "hash", "source", "url", "metadata", "user_id",
+    "country", "state", "hashed_ip", "header", "toxic", "redacted",
 })  # fmt: skip
 """Fields of a turn that tell where it is from, and change nothing of what is said."""
 MEANING = (
     "tools", "functions", "tool_calls", "function_call", "tool_choice", "parallel_tool_calls",
     "reasoning", "reasoning_content", "thinking", "documents", "response_format", "image", "images",
-    "video", "videos", "audio", "audios", "chosen", "rejected", "system_prompt", "loss_mask",
+    "video", "videos", "audio", "audios", "chosen", "rejected", "loss_mask",
     "mask", "kto_tag", "label", "weight", "train",
 )  # fmt: skip
 """Fields of an entry that would change what is said or learned, unless they are empty, or true or 1
@@ -53,7 +68,9 @@ as all is learned anyway."""
 NEITHER = ("label",)
 """Those of them that say so by true or false only."""
 
-KNOWN = frozenset({"instruction", "input", "output", "system", "history"})
+KNOWN = frozenset(
+    {"history", *ANSWERS, *(name for names in ANSWERS.values() for name in names), *ADDED, *SYSTEM}
+)
 """Columns by which a CSV's header is recognised: its cells can hold Alpaca's layout only."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -135,9 +152,9 @@ def _turns(row: Row, errors: str) -> list[Turn]:
     """The turns of an entry, by its layout."""
     entry = _Entry(row, errors)
     layouts = [name for name in LAYOUTS if not _is_empty(row.values.get(name))]
-    if "messages" in layouts and "conversations" in layouts:
+    if len(lists := [name for name in LISTS if name in layouts]) > 1:
         raise InputError(
-            f"{row.source} has messages and conversations; leave out the one that isn't meant"
+            f"{row.source} has {' and '.join(lists)}; leave out the one that isn't meant"
         )
     name = next((name for name in LAYOUTS if name in row.values), None)
     if name is None:
@@ -153,7 +170,7 @@ def _turns(row: Row, errors: str) -> list[Turn]:
 
 
 def _is_empty(value: Any) -> bool:
-    return value is None or value in ("", [], {})
+    return value is None or value in ("", [], {}, "[]")
 
 
 class _Entry:
@@ -209,9 +226,9 @@ class _Entry:
         return value
 
     def system(self) -> list[Turn]:
-        """What a field of that name says, if anything."""
-        text = self.text(self.values.get("system"), "system")
-        return [Turn("system", text)] if text.strip() else []
+        """What fields of those names say, if anything."""
+        texts = [self.text(self.values.get(name), name) for name in SYSTEM]
+        return [Turn("system", text) for text in texts if text.strip()]
 
 
 def _kind(value: Any) -> str:
@@ -220,14 +237,23 @@ def _kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _alpaca(entry: _Entry) -> list[Turn]:
+def _alpaca(entry: _Entry, asked_name: str) -> list[Turn]:
     """The input, if any, stands under the instruction; earlier exchanges in the history."""
     values = entry.values
-    if "output" not in values:
+    names = ANSWERS[asked_name]
+    answer_name = next((name for name in names if name in values), None)
+    if answer_name is None:
         raise InputError(
-            f"{entry.source} has no output{did_you_mean('output', values)}; it has the fields "
-            f"{', '.join(values)}: give instruction and output"
+            f"{entry.source} has no {names[0]}{did_you_mean(names[0], values)}; it has the fields "
+            f"{', '.join(values)}: give {asked_name} and {names[0]}"
         )
+    for alike in (names, ADDED):
+        both = [name for name in alike if not _is_empty(values.get(name))]
+        if len(both) > 1:
+            raise InputError(
+                f"{entry.source} has {' and '.join(both)}; leave out the one that isn't meant"
+            )
+        answer_name = both[0] if both and alike is names else answer_name
     turns = entry.system()
     history = values.get("history")
     for number, pair in enumerate(entry.items("history") if history else [], 1):
@@ -239,11 +265,11 @@ def _alpaca(entry: _Entry) -> list[Turn]:
         what = f"exchange {number} of history"
         turns.append(Turn("user", entry.said(pair[0], f"user turn in {what}")))
         turns.append(Turn("assistant", entry.said(pair[1], f"assistant turn in {what}")))
-    asked = entry.said(values.get("instruction"), "instruction")
-    added = entry.text(values.get("input"), "input")
+    asked = entry.said(values.get(asked_name), asked_name)
+    added = "".join(entry.text(values.get(name), name) for name in ADDED)
     if added.strip():
         asked = f"{asked}\n{added}"
-    answer = entry.said(values.get("output"), "output")
+    answer = entry.said(values.get(answer_name), answer_name)
     return [*turns, Turn("user", asked), Turn("assistant", answer)]
 
 
@@ -324,9 +350,8 @@ def _is_learned(entry: _Entry, item: dict[str, Any], number: int, role: Role) ->
 
 
 LAYOUTS: dict[str, Callable[[_Entry], list[Turn]]] = {
-    "messages": lambda entry: _listed(entry, "messages"),
-    "conversations": lambda entry: _listed(entry, "conversations"),
-    "instruction": _alpaca,
+    **{name: partial(_listed, name=name) for name in LISTS},
+    **{name: partial(_alpaca, asked_name=name) for name in ANSWERS},
 }
 """By the field that tells a layout."""
 

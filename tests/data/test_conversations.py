@@ -35,6 +35,9 @@ def turns_of(system: str | None, exchanges: list[tuple[str, str]]) -> tuple[Turn
     )
 
 
+AB = turns_of(None, [("a", "b")])
+
+
 def as_messages(turns: tuple[Turn, ...]) -> dict[str, Any]:
     return {"messages": [{"role": turn.role, "content": turn.content} for turn in turns]}
 
@@ -123,7 +126,13 @@ def said(*roles: str) -> dict[str, Any]:
         ({"messages": [{"role": "user", "content": ["a"]}]}, "content in turn 1 is a list"),
         ({"messages": ["a"]}, "turn 1 is a text"),
         ({"messages": "a"}, "messages is a text; give a list"),
-        ({"conversations": [{"from": "bot", "value": "a"}]}, "from 'bot'; use one of"),
+        ({"conversations": [{"from": "tool", "value": "a"}]}, "from 'tool'; use one of"),
+        ({"prompt": "a", "text": "b"}, "has no completion; .*: give prompt and completion"),
+        ({"question": "a", "answer": {"text": ["b"]}}, "answer is an object, and a text"),
+        ({"instruction": "a", "output": "b", "response": "c"}, "has output and response; leave"),
+        ({"instruction": "a", "input": "d", "context": "c", "output": "b"},
+         "has input and context; leave"),
+        ({**said("system", "user", "assistant"), "system_prompt": "a"}, "turn 2 is a system turn"),
         ({"mesages": []}, "has the fields mesages .did you mean 'messages'"),
         ({"text": "a", "label": "b"}, "has the fields text, label; give messages,"),
         ({**said("user", "assistant"), "conversations": [{"from": "human"}]},
@@ -173,7 +182,7 @@ def test_fields_of_a_turn_that_may_change_what_is_learned_are_refused_by_name(
     [
         {"tools": [{"type": "function"}]}, {"functions": [{}]}, {"images": ["x.png"]},
         {"chosen": {"value": "a"}}, {"rejected": "b"}, {"kto_tag": False}, {"label": False},
-        {"weight": 0}, {"train": False}, {"reasoning_content": "so"}, {"system_prompt": "Be brief"},
+        {"weight": 0}, {"train": False}, {"reasoning_content": "so"},
     ],
 )  # fmt: skip
 def test_fields_of_an_entry_that_change_what_is_learned_are_refused_by_name(
@@ -191,8 +200,8 @@ def test_fields_that_are_empty_or_tell_where_a_turn_is_from_are_neutral(tmp_path
         {"role": "assistant", "content": "b", "tool_calls": [], "function_call": None,
          "refusal": None, "weight": 1, "train": True},
     ]  # fmt: skip
-    entry = {"messages": messages, "tools": None, "images": [], "id": 7, "source": "web",
-             "label": "travel", "kto_tag": True}  # fmt: skip
+    entry = {"messages": messages, "tools": None, "functions": "[]", "images": [], "id": 7,
+             "source": "web", "label": "travel", "kto_tag": True}  # fmt: skip
     (found,) = read_conversations(write(tmp_path, [entry]))
     assert found.turns == turns_of(None, [("a", "b")])
 
@@ -206,6 +215,37 @@ def test_an_answer_that_is_not_to_be_learned_says_so(tmp_path: Path, mark: dict[
     messages[3] |= mark
     with pytest.raises(InputError, match=r"none of its 1 entries can be learned from .*no answer"):
         list(read_conversations(write(tmp_path, [{"messages": messages}])))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"instruction": "a", "context": "", "response": "b", "category": "qa"},  # Dolly
+        {"prompt": "a", "completion": "b"}, {"prompt": "a", "response": "b"},
+        {"question": "a", "answer": "b"},
+        {"conversation": [{"role": "user", "content": "a", "country": "US", "toxic": False},
+                          {"role": "assistant", "content": "b", "redacted": False}]},  # WildChat
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "chatgpt", "value": "b"}]},
+        {"messages": [{"role": "prompter", "content": "a"}, {"role": "model", "content": "b"}]},
+        {"prompt": "what is not read", **as_messages(AB)},  # UltraChat
+    ],
+)  # fmt: skip
+def test_the_same_under_other_names_as_published_files_have_it(
+    tmp_path: Path, entry: dict[str, Any]
+):
+    (found,) = read_conversations(write(tmp_path, [entry]))
+    assert found.turns == AB
+
+
+def test_what_a_question_is_about_and_a_system_prompt_have_other_names_too(tmp_path: Path):
+    entries = [
+        {"system_prompt": "s", "question": "a\nc", "response": "b"},  # OpenOrca
+        {"system": "s", "instruction": "a", "context": "c", "response": "b"},
+        {"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "a\nc"},
+                      {"role": "assistant", "content": "b"}]},
+    ]  # fmt: skip
+    found = [conversation.turns for conversation in read_conversations(write(tmp_path, entries))]
+    assert found == [turns_of("s", [("a\nc", "b")])] * 3
 
 
 def test_what_can_be_understood_is_read(tmp_path: Path):
@@ -223,7 +263,6 @@ def test_what_can_be_understood_is_read(tmp_path: Path):
     assert [conversation.turns for conversation in found] == [AB] * len(entries)
 
 
-AB = turns_of(None, [("a", "b")])
 NOTHING_TO_LEARN = [
     ({"instruction": "Do it.", "input": "", "output": " "}, "has no output"),
     ({"instruction": "Do it.", "output": None}, "has no output"),
