@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -68,12 +68,13 @@ def command(
     begun = launch.begun()
     launch.run_together(nproc, 0)
     from llmctl.cli.console import TerminalReporter, out, print_json
-    from llmctl.config import parse_assignments, read_recipe
+    from llmctl.config import parse_assignments, read_recipe, take
     from llmctl.errors import UsageError
 
     if stage not in ("pretrain", "finetune"):
         raise UsageError(f"--stage {stage!r} is not known; choose pretrain or finetune")
-    file: dict[str, Any] = read_recipe(recipe, stage) if recipe else {}
+    names = {"pretrain": ("shards",), "finetune": ("from", "like", "data.file", "task")}[stage]
+    named, file = take(read_recipe(recipe, stage) if recipe else {}, *names)
     place = options.open_workspace(workspace)
     with TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter)
@@ -82,12 +83,14 @@ def command(
                                   "--shards": shards}.items():  # fmt: skip
                 if value is not None:
                     raise UsageError(f"{option} goes with --stage pretrain; leave it out")
+            start = start or named.get("from") or named.get("like")
+            data = data or options.path(named.get("data.file"))
             if start is None or data is None:
                 raise UsageError("--stage finetune needs --from, a run, and --data, a file")
             from llmctl.stages.finetune import resolve as resolve_finetune
             from llmctl.stages.plan import plan_finetuning
 
-            task = resolve_finetune(file.get("task"), file, parse_assignments(set_))
+            task = resolve_finetune(named.get("task"), file, parse_assignments(set_))
             document = plan_finetuning(
                 place, start, data, task, reporter, begun=begun, price=price_per_hour
             )
@@ -97,7 +100,12 @@ def command(
                     raise UsageError(f"{option} goes with --stage finetune; leave it out")
             arch, config = resolved(file, arch, preset, budget, {}, set_)
             document = plan_of(arch)(
-                place, config, shards, reporter, begun=begun, price=price_per_hour
+                place,
+                config,
+                shards or named.get("shards"),
+                reporter,
+                begun=begun,
+                price=price_per_hour,
             )
     if json:
         print_json(document)

@@ -92,7 +92,8 @@ def test_a_dry_run_is_the_same_plan(tiny_workspace: Path):
 def test_a_plan_reads_a_recipe_and_draws_tables(tiny_workspace: Path, tmp_path: Path):
     recipe = tmp_path / "r.toml"
     recipe.write_text(
-        "[pretrain]\npreset = 'nano'\n[pretrain.model]\nhidden_size = 32\nnum_heads = 2\n"
+        "[pretrain]\npreset = 'nano'\nshards = 'stories'\n"
+        "[pretrain.model]\nhidden_size = 32\nnum_heads = 2\n"
         "[pretrain.training]\ntime_limit = '40s'\nbatch_size = 8\n"
     )
     out = llmctl(
