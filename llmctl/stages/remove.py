@@ -3,6 +3,7 @@ nothing half."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ class Target:
         return f"{self.kind}/{self.name}"
 
     def document(self) -> dict[str, Any]:
-        return {"kind": self.kind, "name": self.name, "bytes": folder_size(self.folder)}
+        size = 0 if self.folder.is_symlink() else folder_size(self.folder)
+        return {"kind": self.kind, "name": self.name, "bytes": size}
 
 
 def target_of(workspace: Workspace, given: str) -> Target:
@@ -63,7 +65,8 @@ def target_of(workspace: Workspace, given: str) -> Target:
 def _folders(workspace: Workspace, kind: Kind) -> list[Path]:
     folder = workspace.root / FOLDERS[kind]
     paths = folder.iterdir() if folder.is_dir() else []
-    return sorted(path for path in paths if not path.name.startswith(".") and path.is_dir())
+    # A file or a broken link in the place of one is damaged, as `llmctl status` has it.
+    return sorted(path for path in paths if not path.name.startswith("."))
 
 
 def made_from(workspace: Workspace, target: Target) -> list[Artefact]:
@@ -103,7 +106,7 @@ def remove(workspace: Workspace, targets: Sequence[Target]) -> None:
     for target in targets:
         with writer_lock(target.folder):
             remove_folder(target.folder)
-            if target.folder.exists():
+            if os.path.lexists(target.folder):
                 raise InputError(
                     f"{target.folder} can't be removed; change its permissions, or remove it by "
                     "hand"

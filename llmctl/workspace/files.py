@@ -169,12 +169,13 @@ def published_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder so that nobody meets half of it: it is hidden first."""
+    """Delete a folder so that nobody meets half of it: it is hidden first. Of a link only the link
+    goes."""
     hidden = hidden_sibling(folder)
-    shutil.rmtree(hidden, ignore_errors=True)
+    _delete(hidden)
     with contextlib.suppress(OSError):
         folder.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    _delete(hidden)
 
 
 def clear_leftovers(

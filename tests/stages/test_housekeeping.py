@@ -84,6 +84,23 @@ def test_a_damaged_artefact_can_be_removed(workspace: Workspace):
     assert not workspace.path("run", "subjects").exists()
 
 
+@pytest.mark.parametrize("leads", [True, False])
+def test_of_a_link_only_the_link_is_removed(workspace: Workspace, tmp_path: Path, leads: bool):
+    """A run can be kept on another disk."""
+    elsewhere = tmp_path / "elsewhere"
+    workspace.path("run", "subjects").rename(elsewhere)
+    workspace.path("run", "subjects").symlink_to(elsewhere if leads else tmp_path / "nowhere")
+    assert run(workspace, "rm", "subjects").stdout == "removed run/subjects, 0 B\n"
+    assert [path.name for path in (workspace.root / "runs").iterdir()] == ["tiny"]
+    assert (elsewhere / "model" / "config.json").is_file()
+
+
+def test_a_file_in_the_place_of_a_run_is_removed(workspace: Workspace):
+    workspace.path("run", "notes").write_text("a file")
+    run(workspace, "rm", "notes")
+    assert workspace.names("run") == ["subjects", "tiny"]
+
+
 def test_killed_while_it_removes_nothing_is_half(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ):
