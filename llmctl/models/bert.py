@@ -25,6 +25,7 @@ from llmctl.errors import InputError
 from llmctl.models.config_json import FieldTable, Only, Read
 from llmctl.models.elementwise import additive_mask
 from llmctl.models.layers import (
+    MOST_LAYERS,
     Activation,
     FeedForward,
     SelfAttention,
@@ -48,7 +49,7 @@ class BertConfig(Config):
 
     vocab_size: int = Field(0, ge=0)
     """Filled in from the tokenizer."""
-    num_layers: int = Field(4, ge=1, strict=True)
+    num_layers: int = Field(4, ge=1, le=MOST_LAYERS, strict=True)
     """Blocks."""
     hidden_size: int = Field(256, ge=1, strict=True)
     """Width of the hidden states; a multiple of the heads."""

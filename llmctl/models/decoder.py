@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llmctl.config import Config
 from llmctl.errors import InputError
 from llmctl.models.cache import KeyValueCache
-from llmctl.models.layers import initialise
+from llmctl.models.layers import MOST_LAYERS, initialise
 
 HEAD_SIZE = 64
 """Width of a head where the number of heads isn't given: GPT-2's and Llama's smaller sizes'."""
@@ -24,7 +24,7 @@ class DecoderConfig(Config):
 
     vocab_size: int = Field(0, ge=0)
     """Filled in from the tokenizer."""
-    num_layers: int = Field(6, ge=1, strict=True)
+    num_layers: int = Field(6, ge=1, le=MOST_LAYERS, strict=True)
     """Blocks."""
     hidden_size: int = Field(192, ge=1, strict=True)
     """Width of the hidden states; a multiple of the heads."""

@@ -66,6 +66,8 @@ class SelfAttention(nn.Module):
         return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, D))
 
 
+MOST_LAYERS = 10_000
+"""Blocks of a model; more would take minutes to build before anything could be said of them."""
 SHORT = 256
 """Tokens up to which the formula as written beats PyTorch's fused bf16 kernel on a processor,
 whose backward pass is slow: four times at 128, once at 512 (measured on a Xeon with AMX)."""

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from llmctl.config import ColumnName, Config
 from llmctl.data.decoding import Encoding, Header, ReadConfig
-from llmctl.inference.decoding.config import LARGEST_POWER
+from llmctl.inference.decoding.config import LARGEST_POWER, MOST_AT_ONCE
 from llmctl.inference.ngram_decoder import NgramScorer
 from llmctl.inference.scoring import READ_AHEAD, Answer, CausalScorer, Query, Scorer
 from llmctl.inference.weights import WeightType, prepare
@@ -77,7 +77,7 @@ class EvaluateConfig(Config):
     max_tokens: int | None = Field(None, ge=1)
     """Tokens scored. Unset: all of a language model's text, 2,000 for a pseudo-perplexity, where
     each costs a forward pass."""
-    num_beams: int = Field(4, ge=1)
+    num_beams: int = Field(4, ge=1, le=MOST_AT_ONCE)
     """Of the beam search by which a model writes from sources; 1: the likeliest token always."""
     length_penalty: float = Field(1.0, ge=-LARGEST_POWER, le=LARGEST_POWER)
     """Of that search: above 0 it favours long texts."""

@@ -193,6 +193,8 @@ def test_words_of_a_command_line_are_understood():
         ({"num_beams": 2, "penalty_alpha": 0.6}, "penalty_alpha 0.6 has no effect"),
         ({"penalty_alpha": 0.6, "num_samples": 2}, "num_samples 2"),
         ({"penalty_alpha": 1.5}, "penalty_alpha: must be from 0"),
+        ({"num_beams": 10**8}, "num_beams: Input should be less than or equal to 4096"),
+        ({"num_samples": 10**8}, "num_samples: Input should be less than or equal to 4096"),
         ({"topp": 0.5}, "did you mean 'top_p'"),
     ],
 )

@@ -229,6 +229,11 @@ def parameter_count(config: BertConfig) -> int:
         return sum(p.numel() for p in Bert(config).parameters())
 
 
+def test_more_layers_than_could_be_built_are_refused_at_once():
+    with pytest.raises(ValueError, match="num_layers"):
+        BertConfig(num_layers=10**9)
+
+
 @pytest.mark.parametrize(
     ("preset", "layers", "width", "published"),
     [

@@ -20,6 +20,8 @@ LARGEST_PENALTY = 1e9
 logit comes near it."""
 LARGEST_POWER = 40.0
 """A million tokens to this power are within a float's range, and so is one divided by it."""
+MOST_AT_ONCE = 4096
+"""Texts of a prompt that are written at once: each takes memory, before a word is written."""
 MOST_AHEAD = 256
 """Tokens that a draft model writes ahead: of so many next to none is kept."""
 
@@ -95,7 +97,7 @@ class GenerationConfig(Config):
     behind a space."""
     stop: tuple[str, ...] = ()
     """Texts at which writing ends; what is returned ends before them."""
-    num_beams: int = Field(1, ge=1)
+    num_beams: int = Field(1, ge=1, le=MOST_AT_ONCE)
     """Texts that beam search follows at once; 1: no beam search."""
     length_penalty: float | None = None
     """A finished beam scores its log-probability divided by its length to this power; unset,
@@ -103,7 +105,7 @@ class GenerationConfig(Config):
     early_stopping: bool | Literal["never"] | None = None
     """When beam search ends: true, with enough finished beams; false (the same as unset), when no
     beam seems able to beat them at its length; never, when none can at any length."""
-    num_samples: int = Field(1, ge=1)
+    num_samples: int = Field(1, ge=1, le=MOST_AT_ONCE)
     """Texts for each prompt; of beam search, the best."""
     penalty_alpha: float | None = None
     """Contrastive search: the weight of being unlike what was written, against the probability;
