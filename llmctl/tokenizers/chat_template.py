@@ -142,7 +142,8 @@ class ChatTemplate:
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """A conversation up to where its next answer begins: the ids that ``encode`` has there.
 
-        Raises InputError as ``encode`` does.
+        Raises InputError as ``encode`` does, but not for a template that writes a conversation's
+        beginning otherwise than the whole: one can be talked with that can't be learned with.
         """
         return self._encode_parts(self._layout(messages, add_generation_prompt=True))[0]
 
@@ -166,6 +167,11 @@ class ChatTemplate:
             answered = self.render(messages[: number + 1], add_generation_prompt=False)
             begin, end = spans[number]
             if not (text.startswith(prompt) and text.startswith(answered)) or len(prompt) > begin:
+                if add_generation_prompt:
+                    # Some templates write an earlier answer otherwise than the last one, Qwen3's
+                    # without its thinking; then the ids are those of the text as it is.
+                    cuts, ends = [], []
+                    break
                 raise InputError(
                     "the chat template does not write a conversation's beginning as it writes the "
                     "whole, so a model can't be trained with it; use another template"

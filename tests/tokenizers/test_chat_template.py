@@ -229,6 +229,31 @@ def test_a_template_that_cannot_be_learned_with(tokenizer: Tokenizer, source: st
         ChatTemplate(source, tokenizer).encode(talk("a", "b", "c", "d"))
 
 
+THINKING = """{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if loop.last and message.role == 'assistant' %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+    {{- message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
+"""
+
+
+def test_a_template_that_drops_the_thinking_of_earlier_answers_can_be_talked_with(
+    tokenizer: Tokenizer,
+):
+    """Qwen3's: what it writes is what the model is given, in later turns too."""
+    template = ChatTemplate(THINKING, tokenizer)
+    messages = talk("a", "b", "c")
+    text = template.render(messages, add_generation_prompt=True)
+    assert "think" not in text
+    assert template.encode_prompt(messages) == tokenizer.encode(text, allow_special=True)
+    assert "think" in spoken(tokenizer, template.encode(talk("a", "b")).ids)
+    with pytest.raises(InputError, match="does not write a conversation's beginning"):
+        template.encode(talk("a", "b", "c", "d"))
+
+
 def test_which_template_a_tokenizer_gets(tokenizer: Tokenizer):
     assert default_template(tokenizer) == (CHATML, None)
     without_turns = learn_unigram(TEXTS, 40, exact=False)
