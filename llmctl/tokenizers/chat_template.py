@@ -159,7 +159,8 @@ class ChatTemplate:
         text = self.render(messages, add_generation_prompt=add_generation_prompt)
         own, spans = self._parts(messages, text, add_generation_prompt)
         own_special = [self._special_in(part) for part in own]
-        cuts, ends = [], []
+        cuts: list[int] = []
+        ends: list[int] = []
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
