@@ -102,35 +102,35 @@ _Encoded = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64], NDArray[np.
 def _by_sentences(tokenizer: Tokenizer, texts: Sequence[str]) -> _Encoded:
     """Sentences one by one, a very long one in parts; so many at a time."""
     ids: list[NDArray[np.uint32]] = []
-    lengths: list[NDArray[np.int64]] = []
+    part_lengths: list[NDArray[np.int64]] = []
     counts = []
     parts: list[str] = []
-    size = 0
-    first_part: list[int] = []
-    """Of each sentence in ``parts``."""
+    done = size = 0
+    first_part = array("q")
+    """Of each sentence."""
 
     def encode() -> None:
         if parts:
-            of_parts, part_lengths = tokenizer.encode_batch(parts)
+            of_parts, lengths = tokenizer.encode_batch(parts)
             ids.append(of_parts)
-            lengths.append(np.add.reduceat(part_lengths, first_part))
+            part_lengths.append(lengths)
             parts.clear()
-            first_part.clear()
 
     for text in texts:
         cuts = _cuts(text)
         counts.append(len(cuts))
         cuts.append(len(text))
         for begin, end in pairwise(cuts):
-            first_part.append(len(parts))
+            first_part.append(done)
             for a, b in tokenizer.stretches(text[begin:end]):
                 parts.append(text[begin + a : begin + b])
-            size += end - begin
-            if size >= TOGETHER:
-                encode()
-                size = 0
+                done += 1
+                size += b - a
+                if size >= TOGETHER:
+                    encode()
+                    size = 0
     encode()
-    sentence_lengths = np.concatenate(lengths)
+    sentence_lengths = np.add.reduceat(np.concatenate(part_lengths), first_part)
     first_sentence = np.concatenate([[0], np.cumsum(counts)])
     ends = np.concatenate([[0], np.cumsum(sentence_lengths)])
     document_of = np.repeat(np.arange(len(texts)), counts)

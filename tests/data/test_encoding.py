@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,11 +18,13 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from llmctl.data import encoding
 from llmctl.data.encoding import EncodedBatch, encode_documents, encode_in_order
 from llmctl.data.sentences import sentence_starts
 from llmctl.errors import ResourceError
-from llmctl.tokenizers import Tokenizer
+from llmctl.tokenizers import Tokenizer, cuts
 from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from llmctl.tokenizers.unigram import learn_unigram
@@ -72,6 +75,28 @@ def test_grouping_changes_nothing(wordpiece: Tokenizer, texts: list[str], cut: i
     assert unpack(whole) == [document for part in parts for document in unpack(part)]
     assert whole.words == sum(part.words for part in parts)
     assert whole.unknown == sum(part.unknown for part in parts)
+
+
+def test_a_long_sentence_is_not_encoded_at_once(
+    wordpiece: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    """What the encoder says of a text takes far more memory than its ids."""
+    text = "The ship. " + "The the river " * 80_000 + ". The end."
+    expected = wordpiece.encode(text)
+    sizes = []
+
+    def spied(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        sizes.append(sum(map(len, texts)))
+        return encode(texts)
+
+    encode = wordpiece.encode_batch
+    monkeypatch.setattr(wordpiece, "encode_batch", spied)
+    monkeypatch.setattr(encoding, "TOGETHER", cuts.STRETCH)
+    [(tokens, starts)] = unpack(encode_documents(wordpiece, [text]))
+    assert tokens == expected
+    assert len(starts) == len(sentence_starts(text)) > 1
+    assert sum(sizes) == len(text)
+    assert max(sizes) <= 2 * cuts.STRETCH
 
 
 def test_a_worked_example(wordpiece: Tokenizer):
@@ -171,6 +196,7 @@ def test_documents_of_pieces_that_know_text_starts_are_encoded_whole(
 ORPHANS = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
+from llmctl.data import encoding
 from llmctl.data.encoding import encode_in_order
 if __name__ == "__main__":
     results = encode_in_order((["The sea."] for _ in range(100)), Path(sys.argv[1]), 2)
