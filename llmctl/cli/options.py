@@ -22,10 +22,10 @@ from llmctl.cli import artefact_names
 from llmctl.cli.launch import first_on_machine, speaks
 from llmctl.cli.streams import (
     INTERRUPTED,
+    OUTPUT,
     command_begins,
     drop_output,
     interrupted,
-    output_is_full,
 )
 from llmctl.cli.threads import settle_threads
 from llmctl.errors import (
@@ -292,9 +292,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             if error.errno in NO_SPACE:
                 if error.filename:
                     where = os.fsdecode(error.filename)
-                elif output_is_full():
-                    where = "standard output"
-                    drop_output()
+                    if where == OUTPUT:
+                        drop_output()
                 else:  # all that we write ourselves has a name
                     import tempfile
 

@@ -11,6 +11,10 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any, TextIO
+
+OUTPUT = "standard output"
+"""What errors call it, in the place of a file's name."""
 
 INTERRUPTED = "interrupted; nothing half-written was left"
 
@@ -47,6 +51,7 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal of another encoding, or half of a surrogate pair, is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
+    sys.stdout = _named(sys.stdout)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
     if hasattr(signal, "SIGPIPE"):  # `llmctl --help | head`; a command itself says how it ends
@@ -70,13 +75,33 @@ def drop_output() -> None:
             os.dup2(nowhere, stream.fileno())
 
 
-def output_is_full() -> bool:
-    """Whether it is standard output that can't be written."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
+class _Output(io.FileIO):
+    """Standard output, which says so where it can't be written: what a full disk leaves untold
+    could be any file."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = OUTPUT
+            raise
+
+
+def _named(stream: TextIO) -> TextIO:
+    """The same stream with errors that name it, where it is a file of the system's."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    unbuffered = isinstance(stream.buffer, io.FileIO)  # python -u
+    if not unbuffered and not isinstance(getattr(stream.buffer, "raw", None), io.FileIO):
+        return stream
+    raw = _Output(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[arg-type]
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _open_closed_streams() -> None:

@@ -22,8 +22,8 @@ from llmctl.cli.options import guarded
         (OSError(errno.ENOSPC, "No space left on device", "/w/x"), 5, "disk is full"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 5, "out of memory"),
         (MemoryError(), 5, "out of memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 5, "smaller model"),
-        (RuntimeError("CUDA out of memory. Tried to allocate"), 5, "smaller model"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 5, "batch_size"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), 5, "batch_size"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), 1, "bug"),
         (ValueError("what"), 1, "bug in llmctl"),
     ],
@@ -54,7 +54,7 @@ def test_what_has_no_batch_size_is_not_told_to_lower_it(capsys: pytest.CaptureFi
     assert end.value.code == 5
     message = capsys.readouterr().err
     assert "batch_size" not in message
-    assert message.endswith("; give it less at a time\n")
+    assert message.endswith("; use fewer --workers\n")
 
 
 def test_a_name_that_is_not_utf_8_is_no_bug(capsys: pytest.CaptureFixture[str]):

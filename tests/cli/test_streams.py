@@ -198,13 +198,16 @@ def test_what_takes_less_memory_is_said_of_the_command(
     assert ("training." in told) == (module == "pretrain")
 
 
-def test_a_full_standard_output_is_named(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize("size", [4, 100_000])
+def test_a_full_standard_output_is_named(capsys: pytest.CaptureFixture[str], size: int):
     with open("/dev/full", "w") as full:
-        full.write("text")
-        monkeypatch.setattr(sys, "stdout", full)
-        got, told = ended(OSError(errno.ENOSPC, "No space left"), capsys)
+        stream = streams._named(full)
+        with pytest.raises(OSError, match="No space left") as failure:
+            print("t" * size, file=stream, flush=True)
+        # What could not be written is held, and would be tried again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+        stream.flush()
+    got, told = ended(failure.value, capsys)
     assert (got, "standard output" in told) == (5, True)
 
 

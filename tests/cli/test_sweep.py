@@ -196,13 +196,13 @@ def test_a_signal_between_two_trainings(
 def test_what_diverges_is_recorded_and_the_rest_goes_on(
     root: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    grid = ["--grid", "training.lr=1e38,1e-3"]
+    grid = ["--grid", "training.lr=1000000,1e-3"]
     document = sweep(root, recipe, *grid)
     assert [point["state"] for point in document["points"]] == ["finished", "diverged"]
     assert document["points"][1]["score"] is None
     assert document["best"] == "rates-pretrain-lr-1e-3"
     status = json.loads(CliRunner().invoke(
-        app, ["status", "rates-pretrain-lr-1e38", "-w", str(root), "--json"]).stdout)  # fmt: skip
+        app, ["status", "rates-pretrain-lr-1000000", "-w", str(root), "--json"]).stdout)  # fmt: skip
     assert status["run"]["state"] == "failed"
     steps = []
     step = Trainer._step
@@ -213,9 +213,9 @@ def test_what_diverges_is_recorded_and_the_rest_goes_on(
     sweep(root, recipe, *grid, "--force")
     assert 0 < len(steps) <= 8
     assert "all 1 configuration diverged" in refused(
-        root, recipe, "--grid", "training.lr=1e38", code=6
+        root, recipe, "--grid", "training.lr=1e6", code=6
     )
-    halving = ["--grid", "training.lr=1e37,1e38", "--halving", "--factor", "2"]
+    halving = ["--grid", "training.lr=9e5,1e6", "--halving", "--factor", "2"]
     stderr = sweep(root, recipe, *halving, code=6)["stderr"]
     assert "all 2 configurations diverged" in stderr
     assert "rung 2" not in stderr

@@ -27,7 +27,11 @@ from llmctl.workspace.manifests import write_manifest
 
 @pytest.fixture
 def workspace(tiny_workspace: Path, tmp_path: Path) -> Workspace:
-    return Workspace(Path(shutil.copytree(tiny_workspace, tmp_path / "workspace")))
+    # Reports that other tests left there were made from these runs, too.
+    root = shutil.copytree(
+        tiny_workspace, tmp_path / "workspace", ignore=shutil.ignore_patterns("reports")
+    )
+    return Workspace(Path(root))
 
 
 def run(workspace: Workspace, *words: str, code: int = 0) -> Result:

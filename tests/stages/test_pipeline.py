@@ -304,7 +304,7 @@ def test_any_file_name_gives_a_default_name(
     plan = json.loads(
         llmctl(tiny_workspace, "finetune", "--from", "tiny", "--data", data, "--dry-run").stdout
     )
-    assert plan["plan"]["name"] == {"c": "cafe-1-tiny"}.get(name[0], "data-tiny")
+    assert plan["plan"]["name"] == {"c": "cafe-1-tiny"}.get(name[0], "评论-tiny")
 
 
 def test_predictions_do_not_depend_on_their_neighbours(tiny_workspace: Path):

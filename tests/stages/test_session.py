@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,7 @@ def fill(monkeypatch: pytest.MonkeyPatch, path_part: str, spare: int) -> None:
         monkeypatch.setattr(module, name, call)
 
     guarded(safetensors.torch, "save_file", lambda tensors, path, **_: path)
-    guarded(tempfile, "mkstemp", lambda suffix, prefix, folder: f"{folder}/{prefix}")
+    guarded(os, "open", lambda path, flags, *_, **__: path if flags & os.O_CREAT else "")
     guarded(Path, "open", lambda path, mode="r", *_, **__: path if mode in ("a", "w") else "")
     guarded(Path, "write_text", lambda path, *_, **__: path)
     FULL_DISK.filename = None
