@@ -147,9 +147,11 @@ def laid_out(
     max_length: int,
     label: int = 0,
     pad: int | None = None,
+    cuts_left: bool = False,
 ) -> EncodedExample:
     """A text, or two, with the special tokens around, cut to ``max_length``: see ``fitted``.
 
+    cuts_left: whether what is too long loses its beginning, not its end.
     pad: at the end of a decoder's text this token is padding, as transformers sees it.
     Raises ValueError if not even the special tokens fit.
     """
@@ -160,6 +162,9 @@ def laid_out(
         before, after = layout.pair_before, layout.pair_after
     special = len(before) + len(between) + len(after)
     a, b = fitted(len(first), len(second or ()), max_length - special)
+    cut = a < len(first) or b < len(second or ())
+    if cuts_left:
+        first, second = first[len(first) - a :], second and second[len(second) - b :]
     head = [*before, *first[:a], *between]
     ids = [*head, *(second or ())[:b], *after]
     begin = len(ids)
@@ -167,7 +172,6 @@ def laid_out(
         begin = len(head) - len(between) + layout.first_segment
     while pad is not None and len(ids) > 1 and ids[-1] == pad:
         ids.pop()
-    cut = a < len(first) or b < len(second or ())
     return EncodedExample(np.asarray(ids, dtype=np.int64), begin, label, cut)
 
 
@@ -215,6 +219,7 @@ def encode_examples(
             max_length=max_length,
             label=number_of[example.label or ""] if number_of else 0,
             pad=pad,
+            cuts_left=tokenizer.cuts_left,
         )
         if not len(one.ids):
             raise InputError(

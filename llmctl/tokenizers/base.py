@@ -151,6 +151,8 @@ class Tokenizer(ABC):
     adds: tuple[bool, bool] | None = None
     """Whether bos stands before each text and eos behind it, where tokenizer_config.json says it of
     a tokenizer whose own file can't."""
+    cuts_left = False
+    """Whether a text that is too long loses its beginning, as tokenizer_config.json may say."""
     keeps_layout = False
     """Whether the tokenizer's own file says what is put around a text."""
     _laid_out: Layout | None = None
@@ -278,7 +280,8 @@ class Tokenizer(ABC):
 
     def said_beside(self) -> list[Any]:
         """What the files beside the tokenizer's own say that decides what a model answers."""
-        return [part for part in (self.adds, sorted(self.further_ends - self.special_ids)) if part]
+        ends = sorted(self.further_ends - self.special_ids)
+        return [part for part in (self.adds, ends, self.cuts_left and "left") if part]
 
     @abstractmethod
     def _bytes_of_pieces(self) -> list[bytes]:
@@ -546,6 +549,8 @@ def write_transformers_config(
     config: dict[str, Any] = {**fields, **tokens}
     if max_length is not None:
         config["model_max_length"] = max_length
+    if tokenizer.cuts_left:
+        config["truncation_side"] = "left"
     for name, value in (("tokenizer_config", config), ("special_tokens_map", tokens)):
         text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")

@@ -34,6 +34,12 @@ def read_companions(tokenizer: Tokenizer, folder: Path) -> None:
             break
     if not (folder / "tokenizer.json").is_file():  # which says itself what it adds
         tokenizer.adds = _additions(folder / CONFIG, config)
+    side = config.get("truncation_side", "right")
+    if side not in ("left", "right", None):
+        raise InputError(
+            f"{folder / CONFIG}: truncation_side is {side!r}, not left or right; mend the file"
+        )
+    tokenizer.cuts_left = side == "left"
     tokenizer.chat_template = _template(folder, config)
 
 

@@ -164,6 +164,18 @@ def test_truncation_is_that_of_the_tokenizers_library():
         fitted(1, 1, -2)
 
 
+def test_a_tokenizer_that_cuts_on_the_left_takes_the_beginning_away():
+    tokenizer = build_wordpiece([*WORDPIECE_SPECIAL, *"abcde"], cased=False)
+    tokenizer.cuts_left = True
+    rust = Tokenizer.from_str(tokenizer._rust.to_str())
+    rust.enable_truncation(7, strategy="longest_first", direction="left")
+    texts = ["a b c d e", "e d c b a d", "a b"]
+    for first, second in [*((a, b) for a in texts for b in texts), ("a b c d e d c", None)]:
+        (encoded,) = encode_examples(tokenizer, [Example(first, second, None, "x")], 7)
+        assert encoded.ids.tolist() == rust.encode(first, second).ids
+        assert encoded.cut == ((first, second) != ("a b", "a b"))
+
+
 def test_special_tokens_by_hand():
     example = laid_out([5, 6, 7, 8, 9], [10, 11], ENCODER, max_length=8)
     assert example.ids.tolist() == [CLS, 5, 6, 7, SEP, 10, 11, SEP]

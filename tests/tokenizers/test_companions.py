@@ -115,6 +115,7 @@ def test_usual_spellings_are_known(
         ("special_tokens_map", ["a"], "is not an object"),
         ("generation_config", {"bos_token_id": "<s>"}, "bos_token_id is '<s>', not an id"),
         ("tokenizer_config", {"chat_template": 7}, "chat_template is no text"),
+        ("tokenizer_config", {"truncation_side": "up"}, "truncation_side is 'up', not left or"),
     ],
 )
 def test_a_malformed_file_is_named(
@@ -125,6 +126,14 @@ def test_a_malformed_file_is_named(
     with pytest.raises(InputError, match=message) as caught:
         load(folder)
     assert str(folder / f"{name}.json") in str(caught.value)
+
+
+def test_the_side_that_is_cut_is_kept(bpe: Tokenizer, tmp_path: Path) -> None:
+    assert not load(save(bpe, tmp_path / "a", tokenizer_config={"truncation_side": None})).cuts_left
+    left = load(save(bpe, tmp_path / "b", tokenizer_config={"truncation_side": "left"}))
+    left.save(tmp_path / "c")
+    assert load(tmp_path / "c").cuts_left
+    assert left.said_beside() == [*bpe.said_beside(), "left"]
 
 
 def test_a_learned_tokenizer_with_turns_has_chatmls_template() -> None:
