@@ -79,7 +79,7 @@ class _Output(io.FileIO):
     """Standard output, which says so where it can't be written: what a full disk leaves untold
     could be any file."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int | None:  # type: ignore[override]
         try:
             return super().write(data)
         except OSError as error:
@@ -96,7 +96,7 @@ def _named(stream: TextIO) -> TextIO:
         return stream
     raw = _Output(stream.fileno(), "w", closefd=False)
     return io.TextIOWrapper(
-        raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[arg-type]
+        raw if unbuffered else io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,
