@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -240,6 +240,8 @@ def _kind(value: Any) -> str:
 def _alpaca(entry: _Entry, asked_name: str) -> list[Turn]:
     """The input, if any, stands under the instruction; earlier exchanges in the history."""
     values = entry.values
+    if isinstance(values.get(asked_name), list):
+        return _prompted(entry, asked_name)
     names = ANSWERS[asked_name]
     answer_name = next((name for name in names if name in values), None)
     if answer_name is None:
@@ -279,6 +281,22 @@ def _listed(entry: _Entry, name: str) -> list[Turn]:
         turn = _turn(entry, item, number, FIELDS[name == "conversations"])
         if turn is not None:
             turns.append(turn)
+    return turns
+
+
+def _prompted(entry: _Entry, asked_name: str) -> list[Turn]:
+    """The turns of a prompt and those that complete it (TRL's): only these are learned."""
+    if not isinstance(entry.values.get("completion"), list):
+        raise InputError(
+            f"{entry.source}: {asked_name} is a list, and completion is not; give lists of turns, "
+            "or texts"
+        )
+    number = len(asked := _listed(entry, asked_name))
+    turns = [replace(turn, learned=turn.learned and turn.role != "assistant") for turn in asked]
+    for item in entry.values["completion"]:
+        number += 1
+        turn = _turn(entry, item, number, FIELDS[0])
+        turns += [] if turn is None else [turn]
     return turns
 
 

@@ -237,6 +237,16 @@ def test_the_same_under_other_names_as_published_files_have_it(
     assert found.turns == AB
 
 
+def test_of_a_prompt_in_turns_only_the_completion_is_learned(tmp_path: Path):
+    turns = as_messages(turns_of("s", [("a", "b"), ("c", "d")]))["messages"]
+    entry = {"prompt": turns[:4], "completion": turns[4:]}
+    (found,) = read_conversations(write(tmp_path, [entry]))
+    assert found.messages == turns
+    assert [turn.learned for turn in found.turns if turn.role == "assistant"] == [False, True]
+    with pytest.raises(InputError, match=r"jsonl:1: prompt is a list, and completion is not"):
+        list(read_conversations(write(tmp_path, [{"prompt": turns[:4], "completion": "d"}])))
+
+
 def test_what_a_question_is_about_and_a_system_prompt_have_other_names_too(tmp_path: Path):
     entries = [
         {"system_prompt": "s", "question": "a\nc", "response": "b"},  # OpenOrca
