@@ -16,13 +16,20 @@ import os
 import pkgutil
 import resource
 import select
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
+
+from tests.fork_client import ask
+
+TESTS = Path(__file__).resolve().parent
 
 READ_AT_LOAD = ("OMP_", "GOMP_", "KMP_", "MKL_", "ONEDNN_", "PYTHON", "LD_", "THP_", "TORCH")
 """Beginnings of variables that libraries or the interpreter read once."""
@@ -49,19 +56,37 @@ class ForkServer:
     """The server as a test's process sees it."""
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-        )
-        theirs.close()
+        self._folder = Path(tempfile.mkdtemp(prefix="llmctl-tests-"))
+        self._address = self._folder / "socket"
+        # It ends with this: when this process does, or lets go of it.
+        alive, self._alive = os.pipe()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(str(self._address))
+            listener.listen()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.fork_server", str(listener.fileno()), str(alive)],
+                pass_fds=[listener.fileno(), alive],
+                cwd=TESTS.parent,
+            )
+        os.close(alive)
         atexit.register(self.close)
 
     def close(self) -> None:
-        """End the server; it ends by itself when this process does."""
-        self._socket.close()
+        """End the server."""
+        os.close(self._alive)
         self._process.wait()
+        shutil.rmtree(self._folder)
+
+    def python(self, folder: Path) -> Path:
+        """A program that runs ``-m llmctl`` in a fork of the server, and all else as Python."""
+        path = folder / "python"
+        client = f"{sys.executable} -S -E {TESTS / 'fork_client.py'} {self._address}"
+        path.write_text(
+            f'#!/bin/sh\nif [ "$1 $2" = "-m llmctl" ]; then shift 2; exec {client} "$@"; fi\n'
+            f'exec {sys.executable} "$@"\n'
+        )
+        path.chmod(0o755)
+        return path
 
     def run(
         self,
@@ -72,52 +97,44 @@ class ForkServer:
         largest_file: int | None,
     ) -> int:
         """Run one command to its end; its exit code, negative where a signal ended it."""
-        ours, theirs = socket.socketpair()
         request = {
             "words": list(words),
             "environment": dict(environment),
             "folder": folder,
             "largest_file": largest_file,
         }
-        files = [theirs.fileno(), *(stream.fileno() for stream in streams)]
-        with ours:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], files)
-            theirs.close()
-            answer = ours.recv(64)
-        if not answer:
-            raise RuntimeError("the fork server ended")
-        return int(answer)
+        return ask(str(self._address), request, [stream.fileno() for stream in streams])
 
 
 LONGEST_REQUEST = 1 << 20
 
 
-def _serve(requests: socket.socket) -> None:
+def _serve(listener: socket.socket, alive: int) -> None:
     """Fork for every request, and tell who asked how each process ended."""
     running: dict[int, tuple[int, socket.socket]] = {}
     while True:
-        ready, _, _ = select.select([requests, *running], [], [])
+        ready, _, _ = select.select([listener, alive, *running], [], [])
         for source in ready:
-            if source is not requests:
+            if source == alive:
+                return
+            if source is not listener:
                 pid, asker = running.pop(source)
                 _, status = os.waitpid(pid, 0)
                 os.close(source)
                 with asker, contextlib.suppress(OSError):  # who asked may be gone
                     asker.send(str(os.waitstatus_to_exitcode(status)).encode())
                 continue
-            message, files, _, _ = socket.recv_fds(requests, LONGEST_REQUEST, 4)
-            if not message:
-                return
+            asker, _ = listener.accept()
+            message, files, _, _ = socket.recv_fds(asker, LONGEST_REQUEST, 3)
             pid = os.fork()
             if pid == 0:
-                requests.close()
-                os.close(files[0])
-                for descriptor, (_, asker) in running.items():
+                for other in (listener, asker, *(asker for _, asker in running.values())):
+                    other.close()
+                for descriptor in (alive, *running):
                     os.close(descriptor)
-                    asker.close()
-                _become(json.loads(message), files[1:])
-            running[os.pidfd_open(pid)] = pid, socket.socket(fileno=files[0])
-            for descriptor in files[1:]:
+                _become(json.loads(message), files)
+            running[os.pidfd_open(pid)] = pid, asker
+            for descriptor in files:
                 os.close(descriptor)
 
 
@@ -128,6 +145,10 @@ def _become(request: dict, files: Sequence[int]) -> None:
         for descriptor, file in enumerate(files):
             os.dup2(file, descriptor)
             os.close(file)
+        # Those of the server know whether they could seek.
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
@@ -170,4 +191,4 @@ def _load_everything() -> None:
 
 if __name__ == "__main__":
     _load_everything()
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))

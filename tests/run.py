@@ -59,7 +59,8 @@ def _environment(workspace: Path, further: dict[str, str]) -> dict[str, str]:
 
 
 @functools.cache
-def _server() -> ForkServer:
+def fork_server() -> ForkServer:
+    """That of this process, started with its first command."""
     return ForkServer()
 
 
@@ -73,7 +74,7 @@ def _forked(
     ):
         asked.write(stdin.encode("utf-8", "surrogateescape"))
         asked.seek(0)
-        code = _server().run(words, environment, os.getcwd(), [asked, out, err], largest_file)
+        code = fork_server().run(words, environment, os.getcwd(), [asked, out, err], largest_file)
         texts = []
         for stream in (out, err):
             stream.seek(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -25,7 +26,8 @@ from llmctl.stages.generate import GenerateConfig
 from llmctl.stages.pretrain import resolve
 from llmctl.stages.tokenize import TokenizeConfig
 from tests.conftest import SUBJECTS
-from tests.run import llmctl
+from tests.fork_server import AVAILABLE, READ_AT_LOAD
+from tests.run import fork_server, llmctl
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -130,7 +132,8 @@ def run_recipe(folder: Path, recipe: str, *words: object) -> str:
     path = folder / "tiny.toml"
     path.write_text(recipe)
     environment = {
-        "LLMCTL_PYTHON": sys.executable,
+        **{name: value for name, value in os.environ.items() if name.startswith(READ_AT_LOAD)},
+        "LLMCTL_PYTHON": str(fork_server().python(folder)) if AVAILABLE else sys.executable,
         "LLMCTL_WORKSPACE": str(folder / "w"),
         "PATH": "/usr/bin:/bin",
         "COLUMNS": "160",

@@ -201,10 +201,8 @@ def test_what_diverges_is_recorded_and_the_rest_goes_on(
     assert [point["state"] for point in document["points"]] == ["finished", "diverged"]
     assert document["points"][1]["score"] is None
     assert document["best"] == "rates-pretrain-lr-1e-3"
-    shown = CliRunner().invoke(
-        app, ["status", "rates-pretrain-lr-1000000", "-w", str(root), "--json"]
-    )
-    status = json.loads(shown.stdout)
+    words = ["status", "rates-pretrain-lr-1000000", "-w", str(root), "--json"]
+    status = json.loads(CliRunner().invoke(app, words).stdout)
     assert status["run"]["state"] == "failed"
     steps = []
     step = Trainer._step
