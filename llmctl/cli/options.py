@@ -26,6 +26,7 @@ from llmctl.cli.streams import (
     command_begins,
     drop_output,
     interrupted,
+    tell,
 )
 from llmctl.cli.threads import settle_threads
 from llmctl.errors import (
@@ -375,7 +376,7 @@ def _fail(message: str, code: int, *, told_by_all: bool = False) -> NoReturn:
     if debugging():
         traceback.print_exc()
     if told_by_all or first_on_machine():
-        print(f"error: {one_line(message)}", file=sys.stderr)  # noqa: T201
+        tell(f"error: {one_line(message)}")
     else:  # an end without a word would have the one that tells of it stopped first
         time.sleep(SILENT_SECONDS)
     sys.exit(code)
@@ -384,7 +385,7 @@ def _fail(message: str, code: int, *, told_by_all: bool = False) -> NoReturn:
 def _stop(message: str) -> NoReturn:
     """End by Ctrl-C, which is no error."""
     if speaks():
-        print(visible(message, keep=NEW_LINE), file=sys.stderr)  # noqa: T201
+        tell(visible(message, keep=NEW_LINE))
     else:
         time.sleep(SILENT_SECONDS)
     sys.exit(128 + signal.SIGINT)
@@ -396,10 +397,9 @@ def _bug(error: Exception) -> NoReturn:
     if debugging():
         traceback.print_exc()
     said = one_line(f"{type(error).__name__}: {error}")
-    print(  # noqa: T201
+    tell(
         f"error: this is a bug in llmctl ({said}); run the command again as `llmctl --debug …` and "
-        "report what it prints",
-        file=sys.stderr,
+        "report what it prints"
     )
     sys.exit(1)
 

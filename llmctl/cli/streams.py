@@ -41,7 +41,20 @@ def main() -> None:
     prepare()
     from llmctl.cli.app import app
 
-    app()
+    try:
+        app()
+    except OSError as error:  # of help and usage, which come before a command
+        drop_output()
+        tell(f"error: what is printed can't be written: {error.strerror}; free some space")
+        sys.exit(5)
+
+
+def tell(text: str) -> None:
+    """A line on standard error, if that can be written."""
+    try:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:
+        drop_output()
 
 
 def prepare() -> None:

@@ -56,6 +56,19 @@ def test_a_command_runs_with_closed_streams(tmp_path: Path, closed: str):
     assert (result.returncode, "bug" in result.stderr) == (0, False), result.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.parametrize("words", ["--help", "--version", "status nothing 2>/dev/full"])
+def test_what_can_not_be_printed_ends_in_a_line_and_a_code(tmp_path: Path, words: str):
+    command = f"LLMCTL_WORKSPACE={tmp_path} {sys.executable} -m llmctl {words} >/dev/full"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    if "2>" in words:
+        assert (result.returncode, result.stderr) == (3, "")
+    else:
+        assert result.returncode == 5
+        assert "can't be written: No space left" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
 def test_help_to_a_reader_that_leaves_ends_quietly():
     pipeline = f"{sys.executable} -m llmctl --help | head -c 1 >/dev/null; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", pipeline], capture_output=True, text=True, timeout=60)
