@@ -53,7 +53,8 @@ def command(
     """Classify texts, or fill the [MASK]s of a text with a pretrained model."""
     from llmctl.cli.console import TerminalReporter
     from llmctl.config import build
-    from llmctl.errors import InputError, UsageError
+    from llmctl.data.sources import no_file
+    from llmctl.errors import UsageError
     from llmctl.stages.inputs import LabelledColumns
     from llmctl.stages.predict import Predictor
 
@@ -71,7 +72,7 @@ def command(
                 raise UsageError(f"{option} {column} goes with --data FILE, a table")
     path = data or Path("-")
     if path.is_dir():
-        raise InputError(f"--data {path} is a folder; give a file of it")
+        raise no_file("--data", path)
     asked = {
         "text_column": text_column,
         "text_pair_column": text_pair_column,

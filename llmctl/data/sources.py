@@ -67,6 +67,17 @@ def find(source: str) -> Found | None:
     return _all_of(source, matches) if matches else None
 
 
+def no_file(option: str, folder: Path) -> InputError:
+    """The error where an option of one file is given a folder: it names a file of the folder."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted({*names} - {*DESCRIPTIONS, SAVED_SPLITS}):
+            if is_readable(Path(name)):
+                such = f", such as {Path(parent, name)}"
+                return InputError(f"{option} {folder} is a folder; give a file of it{such}")
+    return InputError(f"{option} {folder} is a folder without data files; give a file")
+
+
 def is_stream(path: Path) -> bool:
     """Whether a file can be read once only: a pipe, a socket, a terminal.
 

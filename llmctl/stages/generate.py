@@ -12,6 +12,7 @@ from pydantic import Field
 from llmctl.data.decoding import DEFAULT, ReadOptions, text_lines
 from llmctl.data.files import STDIN, format_of, named
 from llmctl.data.rows import RowReader
+from llmctl.data.sources import no_file
 from llmctl.errors import InputError, UsageError
 from llmctl.inference.decoder import CausalDecoder, NextToken, SourceDecoder
 from llmctl.inference.decoding import Completion, GenerationConfig, Rules
@@ -316,7 +317,7 @@ def read_prompts(path: Path, reading: ReadOptions = DEFAULT) -> Iterator[Prompt]
     Raises InputError if there are none, or a row has no prompt.
     """
     if path.is_dir():
-        raise InputError(f"--prompt-file {path} is a folder; give a file of it")
+        raise no_file("--prompt-file", path)
     found = False
     if path == STDIN:
         prompts = _of_stream(reading)

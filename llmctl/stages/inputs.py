@@ -12,6 +12,7 @@ from llmctl.config import ColumnName, Config
 from llmctl.data import duplicates
 from llmctl.data.decoding import DEFAULT, ReadConfig, ReadOptions
 from llmctl.data.labels import doubts, without_label
+from llmctl.data.sources import no_file
 from llmctl.data.tables import Columns, Example, read_examples, resolve_columns
 from llmctl.errors import InputError, did_you_mean
 from llmctl.interop.model_folder import ModelFolder, read_model_folder
@@ -194,7 +195,7 @@ def data_record(data: Path, option: str = "data") -> InputRecord:
 def check_data(data: Path, option: str = "data") -> None:
     """Raises InputError unless an option's value is a file."""
     if data.is_dir():
-        raise InputError(f"--{option} {data} is a folder; give a file of it")
+        raise no_file(f"--{option}", data)
     if not data.exists():
         raise InputError(f"--{option} {data}: no such file")
     if not data.is_file():

@@ -15,6 +15,7 @@ import pytest
 
 from llmctl.data.decoding import ReadOptions
 from llmctl.data.documents import Corpus
+from llmctl.data.sources import no_file
 from llmctl.errors import InputError
 
 
@@ -167,6 +168,14 @@ def test_a_saved_dataset_is_read_in_its_own_order(tmp_path: Path) -> None:
     write(tmp_path / "data" / "cache-123.arrow", "no Arrow at all")
     assert texts(tmp_path / "data") == texts(tmp_path) == ["a", "b", "c", "d"]
     assert notes(tmp_path / "data") == []
+
+
+def test_an_option_of_one_file_is_told_which_of_a_folder(tmp_path: Path) -> None:
+    saved(tmp_path / "data" / "train", ["one", "two"], ["three"])
+    first, *_ = sorted((tmp_path / "data" / "train").glob("*.arrow"))
+    assert str(no_file("--data", tmp_path / "data")).endswith(f"give a file of it, such as {first}")
+    first.with_name("x").mkdir()
+    assert "without data files" in str(no_file("--data", first.with_name("x")))
 
 
 def test_all_splits_of_a_saved_dataset_are_read_and_named(tmp_path: Path) -> None:
