@@ -148,6 +148,14 @@ def one_line(message: str) -> str:
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], message)
 
 
+LOGITS_NOT_FINITE = (
+    "the model's logits are not numbers, or infinite: its training went wrong, or its file is "
+    "damaged; copy it again, or train it anew"
+)
+"""What is said of a model that can't answer. Weights that are finite each can still give sums that
+are not."""
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)

@@ -12,9 +12,10 @@ from itertools import islice
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from llmctl.data.tables import Example
-from llmctl.errors import InputError
+from llmctl.errors import LOGITS_NOT_FINITE, InputError
 from llmctl.objectives.classify import Classifier, EncodedExample, collate
 from llmctl.objectives.masked_lm import MaskedLM
 from llmctl.tokenizers import Tokenizer
@@ -38,9 +39,15 @@ def class_probabilities(
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
         batch = collate([examples[row] for row in rows], pad).to(device)
-        logits_BC = model(batch).double()
-        result[rows] = torch.softmax(logits_BC, dim=-1).cpu().numpy()
+        result[rows] = _softmax(model(batch)).cpu().numpy()
     return result
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Probabilities over the last dimension, in fp64. Raises InputError if there are none."""
+    if not torch.isfinite(logits).all():
+        raise InputError(LOGITS_NOT_FINITE)
+    return torch.softmax(logits.double(), dim=-1)
 
 
 def in_blocks(examples: Iterable[Example], size: int = READ_AHEAD) -> Iterator[list[Example]]:
@@ -89,7 +96,7 @@ def fill_masks(
     model.eval()
     device = next(model.parameters()).device
     hidden_1TD = model.body(torch.tensor([ids], device=device))
-    probabilities_MV = torch.softmax(model.token_logits(hidden_1TD[0, places]).double(), dim=-1)
+    probabilities_MV = _softmax(model.token_logits(hidden_1TD[0, places]))
     # A special token is never the word that is missing, nor is a row that no piece has.
     probabilities_MV = probabilities_MV[:, : tokenizer.vocab_size]
     probabilities_MV[:, [*tokenizer.special_ids, *tokenizer.holes]] = 0.0

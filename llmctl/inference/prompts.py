@@ -277,7 +277,8 @@ class Shots:
         key = key_of(self._seed, "shots", number)
         chosen: dict[str, str] = {}
         while len(chosen) < count and begin < total:
-            stop = min(total, begin + count + DRAWN_BESIDE)
+            # Twice as many each time: where most are alike, all may have to be looked at.
+            stop = min(total, begin + max(begin, count + DRAWN_BESIDE))
             for place in permute(key, total, np.arange(begin, stop)).tolist():
                 if self._questions[place] != question:
                     chosen.setdefault(self._questions[place], self._solved[place])

@@ -140,6 +140,23 @@ def test_a_row_that_cannot_be_asked_is_named(tmp_path: Path, task: str, row: dic
     assert "x.jsonl" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [(row, key) for row in (PLAIN, HELLASWAG, PIQA, ARC) for key in row],
+)
+def test_a_later_row_may_lack_what_the_first_has(tmp_path: Path, row: dict, key: str):
+    """It is read without, or named."""
+    lacking = {name: value for name, value in row.items() if name != key}
+    told = "x.jsonl:2"
+    try:
+        questions = read(tmp_path, "multiple-choice", row, lacking)
+    except InputError as error:
+        told = str(error)
+    else:
+        assert len(questions) == 2
+    assert "x.jsonl:2" in told
+
+
 def test_a_file_without_rows(tmp_path: Path):
     with pytest.raises(InputError, match="no rows"):
         read(tmp_path, "blimp")

@@ -80,3 +80,16 @@ def test_blocks_keep_order_and_begin_small():
     blocks = list(in_blocks(iter(examples), size=BATCH * 2))
     assert [len(block) for block in blocks] == [BATCH, BATCH * 2, 1]
     assert [example for block in blocks for example in block] == examples
+
+
+def test_scores_that_are_no_numbers_are_no_answer(tokenizer):
+    """Each weight is finite, and their sums are not."""
+    classifier, masked = Classifier(Bert(CONFIG), 3), MaskedLM(Bert(CONFIG))
+    with torch.no_grad():
+        for weight in (*classifier.parameters(), *masked.parameters()):
+            weight.fill_(3e38)
+    example = laid_out([5, 6], None, Layout(before=(2,), after=(3,)), max_length=16)
+    with pytest.raises(InputError, match="not numbers"):
+        class_probabilities(classifier, [example], pad=0)
+    with pytest.raises(InputError, match="not numbers"):
+        fill_masks(masked, tokenizer, text("the [MASK]"), max_length=16, top=2)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError, UsageError
+from llmctl.inference import prompts
 from llmctl.inference.prompts import (
     PromptRow,
     PromptTemplate,
@@ -236,6 +237,17 @@ def test_each_question_and_seed_has_shots_of_its_own():
     for number in range(300):
         counts[few.draw(number, "x", 1)[0]] += 1
     assert all(abs(count - 30) < 26 for count in counts.values())
+
+
+def test_many_texts_that_are_alike_are_looked_at_in_few_draws(monkeypatch: pytest.MonkeyPatch):
+    shots = Shots(ARROW, numbered(20_000, distinct=1), 0)
+    looks = []
+    real = prompts.permute
+    monkeypatch.setattr(prompts, "permute", lambda *a: looks.append(len(a[2])) or real(*a))
+    with pytest.raises(UsageError, match="only 1 "):
+        shots.draw(0, "x", 2)
+    assert sum(looks) == 20_000
+    assert len(looks) < 20
 
 
 def test_texts_that_are_alike_count_once():

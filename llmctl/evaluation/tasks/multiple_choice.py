@@ -47,7 +47,7 @@ def _piqa(row: Row) -> Question:
 
 def _arc(row: Row) -> Question:
     """With the choices beside the question, as Hugging Face has it, or in it, as published."""
-    question, choices = row.values["question"], row.values.get("choices")
+    question, choices = row.values.get("question"), row.values.get("choices")
     if isinstance(question, dict):
         choices = question.get("choices")
         question = question.get("stem")
@@ -60,7 +60,7 @@ def _arc(row: Row) -> Question:
         )
     texts = _texts(row, "choices", choices.get("text"))
     labels = [str(label) for label in choices.get("label") or ()]
-    key = str(row.values["answerKey"])
+    key = str(row.values.get("answerKey"))
     if key not in labels or len(labels) != len(texts):
         raise InputError(
             f"{row.source}: answerKey {key!r} is none of the labels {', '.join(labels)}; mend it"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from llmctl.errors import InputError, UsageError
+from llmctl.errors import LOGITS_NOT_FINITE, InputError, UsageError
 from llmctl.inference.decoding.config import GenerationConfig
 from llmctl.inference.decoding.strategies import (
     FILTERS,
@@ -95,10 +95,7 @@ def check(scores_BV: Tensor) -> None:
     # Their sum tells of every row whether its best is −∞, ∞ or no number.
     total = scores_BV.amax(-1).sum().item()
     if math.isnan(total) or total == math.inf:
-        raise InputError(
-            "the model's logits are not numbers, or infinite: its training went wrong, or its file "
-            "is damaged; copy it again, or train it anew"
-        )
+        raise InputError(LOGITS_NOT_FINITE)
     if total == -math.inf:
         raise UsageError(
             "no token is left that may come; loosen no_repeat_ngram_size, bad_words or "
