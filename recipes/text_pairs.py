@@ -23,8 +23,8 @@ from pathlib import Path
 
 from llmctl.data.conversations import read_conversations
 from llmctl.data.duplicates import is_held_out
-from llmctl.data.files import RowReader
 from llmctl.data.python_corpora import python_modules
+from llmctl.data.rows import RowReader
 from llmctl.data.source_target import read_pairs, resolve_pair_columns
 from llmctl.errors import LlmctlError, UsageError
 

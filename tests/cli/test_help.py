@@ -39,18 +39,19 @@ def test_every_option_has_help():
 
 
 def test_help_answers_at_once():
-    """0.3 s where a bare interpreter takes 0.02; slower machines get the same ratio."""
+    """In at most three times what typer alone takes to load: 0.29 s, where that is 0.17. Both are
+    measured in turn, as a machine may be busy."""
 
     def seconds(*words: str) -> float:
-        times = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            subprocess.run([sys.executable, *words], capture_output=True, check=True)
-            times.append(time.perf_counter() - begun)
-        return median(times)
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, *words], capture_output=True, check=True)
+        return time.perf_counter() - begun
 
-    bare = seconds("-c", "pass")
-    assert seconds("-m", "llmctl", "--help") < max(0.3, 15 * bare)
+    ratios = [
+        seconds("-m", "llmctl", "--help") / seconds("-c", "import typer.rich_utils")
+        for _ in range(5)
+    ]
+    assert median(ratios) < 3
 
 
 def test_version():
