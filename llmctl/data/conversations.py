@@ -15,7 +15,6 @@ answer, an answer before the first question.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,8 +72,6 @@ KNOWN = frozenset(
 )
 """Columns by which a CSV's header is recognised: its cells can hold Alpaca's layout only."""
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
 
 class Unlearnable(Exception):
     """Why an entry can't be learned from, behind its place."""
@@ -123,7 +120,7 @@ def read_conversations(path: Path, *, reading: ReadOptions = DEFAULT) -> Iterato
     for row in RowReader(path, known=KNOWN, reading=reading).rows():
         total += 1
         try:
-            turns = _turns(row, reading.errors)
+            turns = _turns(row)
             kept = _learnable(turns, row.source)
         except Unlearnable as error:
             left_out.append(f"{row.source} {error}")
@@ -148,9 +145,9 @@ def read_conversations(path: Path, *, reading: ReadOptions = DEFAULT) -> Iterato
         )
 
 
-def _turns(row: Row, errors: str) -> list[Turn]:
+def _turns(row: Row) -> list[Turn]:
     """The turns of an entry, by its layout."""
-    entry = _Entry(row, errors)
+    entry = _Entry(row)
     layouts = [name for name in LAYOUTS if not _is_empty(row.values.get(name))]
     if len(lists := [name for name in LISTS if name in layouts]) > 1:
         raise InputError(
@@ -176,8 +173,8 @@ def _is_empty(value: Any) -> bool:
 class _Entry:
     """An entry's fields, checked as they are read."""
 
-    def __init__(self, row: Row, errors: str) -> None:
-        self.values, self.source, self._errors = row.values, row.source, errors
+    def __init__(self, row: Row) -> None:
+        self.values, self.source = row.values, row.source
 
     def text(self, value: Any, what: str) -> str:
         """A text that may be missing. Raises InputError if it is no text."""
@@ -188,14 +185,6 @@ class _Entry:
                 f"{self.source}: {what} is {_kind(value)}, and a text was expected; write what is "
                 "said as one text"
             )
-        # JSON can escape half of a character, which no encoding can write.
-        if _SURROGATE.search(value):
-            if self._errors == "strict":
-                raise InputError(
-                    f"{self.source}: {what} has half of a surrogate pair, which is not Unicode; "
-                    "mend it, or go on with --encoding-errors replace"
-                )
-            return _SURROGATE.sub("\ufffd", value)
         return value
 
     def said(self, value: Any, what: str) -> str:

@@ -321,14 +321,25 @@ class RowReader:
 
     def _check_surrogates(self, value: dict[str, Any], source: str) -> None:
         """JSON can escape half of a character, which no encoding can write."""
-        for name, text in value.items():
-            if isinstance(text, str) and _SURROGATE.search(text):
-                if self._reading.errors == "strict":
-                    raise InputError(
-                        f"{source}: {name} has half of a surrogate pair, which is not Unicode; "
-                        "mend it, or go on with --encoding-errors replace"
-                    )
-                value[name] = _SURROGATE.sub("\ufffd", text)
+        for name, entry in value.items():
+            value[name] = self._whole(entry, name, source)
+
+    def _whole(self, value: Any, name: str, source: str) -> Any:
+        """A value, or the values in it, without halves of characters."""
+        if isinstance(value, list):
+            return [self._whole(entry, f"{name}[{n}]", source) for n, entry in enumerate(value)]
+        if isinstance(value, dict):
+            return {
+                key: self._whole(entry, f"{name}.{key}", source) for key, entry in value.items()
+            }
+        if not isinstance(value, str) or not _SURROGATE.search(value):
+            return value
+        if self._reading.errors == "strict":
+            raise InputError(
+                f"{source}: {name} has half of a surrogate pair, which is not Unicode; mend it, or "
+                "go on with --encoding-errors replace"
+            )
+        return _SURROGATE.sub("\ufffd", value)
 
     def _columnar(self, columns: Sequence[str] | None) -> Iterator[Row]:
         file = ColumnarFile(self.path, self._reading.errors)

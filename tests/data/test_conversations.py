@@ -327,7 +327,7 @@ def test_half_a_character_is_refused_or_replaced(tmp_path: Path):
         '{"messages": [{"role": "user", "content": "\\ud83d"}, '
         '{"role": "assistant", "content": "b"}]}\n'
     )
-    with pytest.raises(InputError, match=r"data\.jsonl:1: content in turn 1 has half of a"):
+    with pytest.raises(InputError, match=r"data\.jsonl:1: messages\[0\]\.content has half of a"):
         next(read_conversations(path))
     replaced = next(read_conversations(path, reading=ReadOptions(errors="replace")))
     assert replaced.turns[0].content == "\ufffd"

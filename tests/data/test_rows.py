@@ -269,3 +269,10 @@ def test_a_cell_that_would_take_gigabytes_is_a_sentence(
             values(path)
     finally:
         csv.field_size_limit(limit)
+
+
+def test_half_a_character_within_a_list_is_named(tmp_path: Path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"choices": ["a", {"b": ["\\ud800"]}]}\n')
+    with pytest.raises(InputError, match=r"x\.jsonl:1: choices\[1\]\.b\[0\] has half of"):
+        list(RowReader(path))
