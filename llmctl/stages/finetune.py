@@ -23,7 +23,7 @@ from llmctl.stages.inputs import data_record, newest_pretrained, open_model
 from llmctl.stages.learned import weak_start
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.run_log import LoggedReporter
-from llmctl.stages.session import ADAPTER, Machine, StopFlag, run_training
+from llmctl.stages.session import ADAPTER, Machine, StopFlag, finished_before, run_training
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.lora import additions, merge
 from llmctl.training.precision import choose_device
@@ -87,7 +87,7 @@ def finetune(
     given = _resolve(workspace, start, data, config, like, name, force, reporter, extend=True)
     base, found = given.base, given.found
     if found is not None and found.finished and given.before is None:
-        return found, True
+        return finished_before(found), True
     task = given.task(data, reporter)
     config = task.config
     reporter.note(task.describe())

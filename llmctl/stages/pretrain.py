@@ -27,7 +27,13 @@ from llmctl.stages.inputs import choose_shards, default_name, pretraining_identi
 from llmctl.stages.learned import judged, said_of
 from llmctl.stages.reporter import Reporter
 from llmctl.stages.run_log import LoggedReporter
-from llmctl.stages.session import Machine, StopFlag, rehearsal_folder, run_training
+from llmctl.stages.session import (
+    Machine,
+    StopFlag,
+    finished_before,
+    rehearsal_folder,
+    run_training,
+)
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.distributed import World, current, joined
@@ -223,7 +229,7 @@ def pretrain(
         note=reporter.note,
     )
     if found is not None and found.finished and before is None:
-        return found, True
+        return finished_before(found), True
     world = current()
     choice = None
     if config.budget is not None and found is not None:

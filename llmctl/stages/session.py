@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from llmctl.errors import DivergedError, InputError, Interrupted, UsageError
+from llmctl.errors import BusyError, DivergedError, InputError, Interrupted, UsageError
 from llmctl.parsing import first_fault
 from llmctl.stages import extension
 from llmctl.stages.reporter import Reporter
@@ -348,6 +348,15 @@ def _train(
     if trainer.config.keep_checkpoints != "all":
         store.tidy(keep_last=trainer.config.keep_checkpoints == "last")
     world.wait()
+
+
+def finished_before(run: Artefact) -> Artefact:
+    """A run that is up to date, without what a kill in tidying up behind its last word left half
+    deleted; one that somebody holds, or that may not be written, stays as it is."""
+    with contextlib.suppress(BusyError, OSError), writer_lock(run.folder):
+        clear_leftovers(run.folder)
+        clear_leftovers(run.folder / "checkpoints")
+    return run
 
 
 def _validation(folder: Path, step: int | None = None) -> dict[str, float | None]:

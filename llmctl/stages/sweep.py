@@ -21,6 +21,7 @@ from llmctl.config import Config, as_assignments, merge
 from llmctl.errors import DivergedError, InputError, NameTaken, UsageError
 from llmctl.reporting.units import figure, short
 from llmctl.stages.reporter import Reporter
+from llmctl.stages.session import finished_before
 from llmctl.stages.sweep_grid import Point, tree_of
 from llmctl.stages.sweep_halving import Rung, part_of_budget
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -293,7 +294,7 @@ def _run(workspace: Workspace, planned: Planned, place: str, reporter: Reporter)
     name = planned.name
     if planned.found == "finished":
         reporter.note(f"[{place}] run {name}: up to date")
-        artefact = workspace.get("run", name)
+        artefact = finished_before(workspace.get("run", name))
         return Outcome(planned, "finished", artefact, score_of(artefact))
     if planned.found == "diverged":
         reporter.note(f"[{place}] run {name}: diverged before; --force tries it again")

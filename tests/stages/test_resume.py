@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -71,6 +72,21 @@ def test_killed_anywhere_it_ends_the_same_to_the_bit(root: Path, commands: dict[
         tally = kill_until(root, commands[name], len(moments), endless)
         assert any(tally.lost), "no kill lost any work, so nothing was proven"
         assert tally.finished
+
+
+def test_killed_in_tidying_up_a_finished_run_leaves_nothing_behind(
+    root: Path, options: list[str], tmp_path: Path
+):
+    """Its last word is said before that, so the same command finds it up to date."""
+    shutil.copytree(root, tmp_path / "workspace")
+    run = tmp_path / "workspace" / "runs" / "bert-whole"
+    half_deleted = run / "checkpoints" / ".step-00000380.partial"
+    half_deleted.mkdir()
+    (half_deleted / "model.safetensors").write_bytes(b"half")
+    before = sorted(path for path in run.rglob("*") if half_deleted not in (path, path.parent))
+    found = llmctl(tmp_path / "workspace", *options, "--name", "bert-whole")
+    assert "up to date" in found.stderr
+    assert sorted(run.rglob("*")) == before
 
 
 def json_step(root: Path, run: str) -> int:
