@@ -63,7 +63,7 @@ def command(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Of the weights: fp32, bf16, or int8, which is fastest on a processor.",
+            help="Number format of the weights: fp32, bf16, or int8, the fastest on a processor.",
             show_default="fp32",
         ),
     ] = None,

@@ -72,8 +72,8 @@ def command(
     style: Annotated[
         str | None,
         typer.Option(
-            help="Of seq2seq: decoder, a Transformer decoder attached to the GPT, or prefix, both "
-            "texts in one sequence.",
+            help="With --task seq2seq: decoder, a Transformer decoder attached to the GPT, or "
+            "prefix, both texts in one sequence.",
             show_default="decoder",
         ),
     ] = None,
@@ -82,14 +82,15 @@ def command(
     header: options.HeaderOption = None,
     freeze_encoder: Annotated[
         bool,
-        typer.Option("--freeze-encoder", help="Of seq2seq: keep the GPT as it is."),
+        typer.Option("--freeze-encoder", help="With --task seq2seq: keep the GPT as it is."),
     ] = False,
     freeze_layers: Annotated[
         int | None,
         typer.Option(help="Keep the embeddings and this many of the lowest blocks as they are."),
     ] = None,
     class_weights: Annotated[
-        str | None, typer.Option(help="none, or balanced: rare classes weigh more.")
+        str | None,
+        typer.Option(help="How classes weigh: none, all alike, or balanced, rare ones more."),
     ] = None,
     keep_checkpoints: options.KeepCheckpointsOption = None,
     seed: options.SeedOption = None,

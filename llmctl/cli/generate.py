@@ -83,10 +83,12 @@ def command(
         typer.Option(help="Sample among tokens of typical surprise, up to this probability."),
     ] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1: tokens that the text has come less often.")
+        float | None,
+        typer.Option(help="Above 1, tokens that the text has come less often."),
     ] = None,
     frequency_penalty: Annotated[
-        float | None, typer.Option(help="Taken from a token's logit for each time it was written.")
+        float | None,
+        typer.Option(help="What is taken from a token's logit for each time it was written."),
     ] = None,
     no_repeat_ngram_size: Annotated[
         int | None, typer.Option(help="No so many tokens in a row come twice.")
@@ -151,7 +153,7 @@ def command(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Of the weights: fp32, bf16, or int8, which is fastest on a processor.",
+            help="Number format of the weights: fp32, bf16, or int8, the fastest on a processor.",
             show_default="fp32",
         ),
     ] = None,

@@ -157,17 +157,20 @@ ProfileOption = Annotated[
         help="Trace steps 6 to 10: a table of where their time goes, and a trace for Perfetto.",
     ),
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Of every random draw.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of every random draw.")]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda or mps.", show_default="auto")
+    str | None,
+    typer.Option(
+        "--device", help="Device that computes: auto, cpu, cuda or mps.", show_default="auto"
+    ),
 ]
 EncodingOption = Annotated[
     str | None,
     typer.Option(
         "--encoding",
-        help="Of text files, by any name that Python knows: gb18030 reads GBK and all Chinese, "
-        "cp1252 what Windows writes in Western Europe. UTF-16 and UTF-32 are known by their "
-        "byte-order mark.",
+        help="Encoding of text files, by any name that Python knows: gb18030 reads GBK and all "
+        "Chinese, cp1252 what Windows writes in Western Europe. UTF-16 and UTF-32 are known by "
+        "their byte-order mark.",
         show_default="utf-8",
     ),
 ]
@@ -175,7 +178,7 @@ EncodingErrorsOption = Annotated[
     str | None,
     typer.Option(
         "--encoding-errors",
-        help="strict or replace: what a byte that is not in the encoding does.",
+        help="What a byte that is not in the encoding does: strict, it is refused, or replace.",
         show_default="strict",
     ),
 ]

@@ -36,7 +36,8 @@ def command(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Its size, as llmctl pretrain takes it.", show_default="the recipe's, or mini"
+            help="The model's size, as llmctl pretrain takes it.",
+            show_default="the recipe's, or mini",
         ),
     ] = None,
     budget: options.BudgetOption = None,

@@ -28,8 +28,8 @@ def command(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Its size: nano (for tests), mini (for a laptop), small, medium, …; GPT-2's own "
-            "are gpt small (12 layers × 768) and medium (24 × 1024).",
+            help="The model's size: nano (for tests), mini (for a laptop), small, medium, …; "
+            "GPT-2's own are gpt small (12 layers × 768) and medium (24 × 1024).",
             show_default="mini",
         ),
     ] = None,

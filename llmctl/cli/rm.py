@@ -30,7 +30,7 @@ def command(
         ),
     ],
     force: Annotated[
-        bool, typer.Option("--force", help="Even if other artefacts were made from it.")
+        bool, typer.Option("--force", help="Remove it even if other artefacts were made from it.")
     ] = False,
     yes: YesOption = False,
     workspace: options.WorkspaceOption = Path("workspace"),

@@ -34,7 +34,7 @@ def command(
     stage: Annotated[
         str | None,
         typer.Option(
-            help="pretrain or finetune, where the recipe has both.",
+            help="What to train, where the recipe has both: pretrain or finetune.",
             show_default="the recipe's only one",
         ),
     ] = None,
@@ -49,7 +49,7 @@ def command(
     factor: Annotated[
         int | None,
         typer.Option(
-            help="Of --halving: 1 in so many goes on, with so many times the budget.",
+            help="With --halving: 1 in so many goes on, with so many times the budget.",
             show_default="3",
         ),
     ] = None,
@@ -60,7 +60,7 @@ def command(
         str | None,
         typer.Option(
             autocompletion=artefact_names.SHARDS,
-            help="Of pretrain: shards to train on.",
+            help="With pretrain: shards to train on.",
             show_default="the newest",
         ),
     ] = None,
@@ -69,23 +69,23 @@ def command(
         typer.Option(
             "--from",
             autocompletion=artefact_names.RUNS,
-            help="Of finetune: a pretrained run, a model folder, or scratch (with --like).",
+            help="With finetune: a pretrained run, a model folder, or scratch (with --like).",
             show_default="the recipe's from",
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Of finetune: what to learn from.", show_default="the recipe's data"),
+        typer.Option(help="With finetune: what to learn from.", show_default="the recipe's data"),
     ] = None,
     like: Annotated[
         str | None,
         typer.Option(
             autocompletion=artefact_names.RUNS,
-            help="Of finetune, with --from scratch: the run whose network it is.",
+            help="With finetune, and --from scratch: the run whose network it is.",
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Of finetune: what to learn.", show_default="the recipe's")
+        str | None, typer.Option(help="With finetune: what to learn.", show_default="the recipe's")
     ] = None,
     name: Annotated[
         str | None,

@@ -101,8 +101,8 @@ class ReadConfig(Config):
     """How the files of a task are read."""
 
     encoding: Encoding = UTF_8
-    """Of text files: any that Python knows, such as gb18030 or cp1252. A byte-order mark of UTF-16
-    or UTF-32 is heeded without it; Parquet and Arrow are UTF-8 always."""
+    """Encoding of text files: any that Python knows, such as gb18030 or cp1252. A byte-order mark
+    of UTF-16 or UTF-32 is heeded without it; Parquet and Arrow are UTF-8 always."""
     encoding_errors: Literal["strict", "replace"] = "strict"
     """What a byte that is not in the encoding does: it is refused, or becomes U+FFFD."""
     header: Header = "auto"

@@ -48,24 +48,24 @@ class BertConfig(Config):
     """The shape of a BERT."""
 
     vocab_size: int = Field(0, ge=0)
-    """Filled in from the tokenizer."""
+    """Pieces of the vocabulary; filled in from the tokenizer."""
     num_layers: int = Field(4, ge=1, le=MOST_LAYERS, strict=True)
     """Blocks."""
     hidden_size: int = Field(256, ge=1, strict=True)
     """Width of the hidden states; a multiple of the heads."""
     num_heads: int = Field(0, ge=0, strict=True)
-    """0: one head for each 64 of the width, as in every published size."""
+    """Attention heads. 0: one for each 64 of the width, as in every published size."""
     intermediate_size: int = Field(0, ge=0, strict=True)
-    """0: four times the width."""
+    """Width inside the feed-forward network. 0: four times the hidden states'."""
     max_positions: int = Field(512, ge=8)
     """Tokens that a text may have: the rows of the position embedding."""
     activation: Activation = "gelu"
-    """Of the feed-forward network: gelu or relu."""
+    """Activation of the feed-forward network: gelu or relu."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Of embeddings, attention weights and block outputs. The paper has 0.1; a run over less
-    text than the model can memorise learns faster without (Geiping and Goldstein 2022)."""
+    """Dropout of embeddings, attention weights and block outputs. The paper has 0.1; a run over
+    less text than the model can memorise learns faster without (Geiping and Goldstein 2022)."""
     norm_epsilon: float = Field(1e-12, gt=0.0)
-    """Added to the variance in every normalisation."""
+    """Term added to the variance in every normalisation, ε."""
     initializer_range: float = Field(0.02, gt=0.0)
     """Standard deviation of fresh weights."""
     tie_embeddings: bool = True

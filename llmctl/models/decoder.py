@@ -23,15 +23,15 @@ class DecoderConfig(Config):
     """The shape that every decoder has."""
 
     vocab_size: int = Field(0, ge=0)
-    """Filled in from the tokenizer."""
+    """Pieces of the vocabulary; filled in from the tokenizer."""
     num_layers: int = Field(6, ge=1, le=MOST_LAYERS, strict=True)
     """Blocks."""
     hidden_size: int = Field(192, ge=1, strict=True)
     """Width of the hidden states; a multiple of the heads."""
     num_heads: int = Field(0, ge=0, strict=True)
-    """0: one head for each 64 of the width."""
+    """Attention heads. 0: one for each 64 of the width."""
     intermediate_size: int = Field(0, ge=0, strict=True)
-    """0: four times the width."""
+    """Width inside the feed-forward network. 0: four times the hidden states'."""
     max_positions: int = Field(1024, ge=8)
     """Tokens that a text may have: the longest context."""
     initializer_range: float = Field(0.02, gt=0.0)

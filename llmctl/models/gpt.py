@@ -46,12 +46,12 @@ class GptConfig(DecoderConfig):
     """The shape of a GPT-2."""
 
     activation: Activation = "gelu_tanh"
-    """Of the feed-forward network."""
+    """Activation of the feed-forward network."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Of embeddings, attention weights and block outputs. GPT-2 has 0.1; a run of few passes over
-    its text learns faster without."""
+    """Dropout of embeddings, attention weights and block outputs. GPT-2 has 0.1; a run of few
+    passes over its text learns faster without."""
     norm_epsilon: float = Field(1e-5, gt=0.0)
-    """Added to the variance in every normalisation."""
+    """Term added to the variance in every normalisation, ε."""
     tie_embeddings: bool = True
     """Whether the output layer is the token embedding."""
     scale_by_width: bool = True

@@ -71,7 +71,7 @@ class LlamaConfig(DecoderConfig):
     rope_theta: float = Field(10000.0, gt=0.0)
     """Base of the rotary angles; more for longer contexts."""
     norm_epsilon: float = Field(1e-5, gt=0.0)
-    """Added to the mean square in every normalisation."""
+    """Term added to the mean square in every normalisation, ε."""
 
     @classmethod
     def inner_width(cls, width: int) -> int:

@@ -50,7 +50,7 @@ class NanoChatConfig(DecoderConfig):
     rope_theta: float = Field(10000.0, gt=0.0)
     """Base of the rotary angles."""
     norm_epsilon: float = Field(1e-6, gt=0.0)
-    """Added to the mean square in every normalisation."""
+    """Term added to the mean square in every normalisation, ε."""
     logit_cap: float = Field(15.0, gt=0.0)
     """Logits z become cap · tanh(z / cap)."""
     embedding_range: float = Field(1.0, gt=0.0)

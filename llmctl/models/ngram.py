@@ -62,7 +62,8 @@ class NgramConfig(Config):
     order: int = Field(5, ge=1, le=100, strict=True)
     """Tokens of an n-gram: each is predicted from up to order − 1 before it."""
     smoothing: Smoothing = "kneser-ney"
-    """kneser-ney (interpolated, modified), katz (back-off with Good-Turing discounts) or add-k."""
+    """Smoothing: kneser-ney (interpolated, modified), katz (back-off with Good-Turing discounts) or
+    add-k."""
     k: float | None = Field(None, gt=0, allow_inf_nan=False)
     """What add-k adds to each count; unset: 0.001."""
     min_count: int = Field(1, ge=1, strict=True)

@@ -45,11 +45,12 @@ class Seq2SeqShape(Config):
     """The decoder that is attached."""
 
     decoder_layers: int = Field(0, ge=0)
-    """Its blocks. 0: as many as the GPT has."""
+    """Blocks of the decoder. 0: as many as the GPT has."""
     cross_attention: bool = True
-    """Whether it attends to all states of the source, or knows the last one alone."""
+    """Whether the decoder attends to all states of the source, or knows the last one alone."""
     decoder_start: Literal["gpt", "fresh"] = "gpt"
-    """Its blocks start as copies of the GPT's, evenly chosen, or with random weights."""
+    """Where the decoder's blocks start: gpt, as copies of the GPT's, evenly chosen; fresh, with
+    random weights."""
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ class ChatConfig(GenerationConfig):
     top_p: float | None = 0.9
     """Sample among the likeliest tokens that together have this probability."""
     device: str = "auto"
-    """auto: the accelerator if there is one."""
+    """Device that computes; auto: the accelerator if there is one."""
     dtype: WeightType = "fp32"
-    """Of the weights: fp32, bf16 or int8, which is fastest on a processor."""
+    """Number format of the weights; int8 is fastest on a processor."""
 
     @model_validator(mode="before")
     @classmethod

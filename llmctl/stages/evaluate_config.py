@@ -44,19 +44,19 @@ class EvaluateConfig(Config):
     """What a language model is measured on. Unset: what the data's columns tell; perplexity where
     they tell nothing."""
     text_column: ColumnName | None = None
-    """Columns as in finetuning; unset: those of the finetuning."""
+    """The text's column; several are written a,b. Unset: as in finetuning."""
     text_pair_column: ColumnName | None = None
-    """Likewise."""
+    """The second text's column. Unset: as in finetuning."""
     label_column: ColumnName | None = None
-    """Likewise."""
+    """The label's column. Unset: as in finetuning."""
     source_column: ColumnName | None = None
-    """Likewise, of a model that writes from sources."""
+    """The source's column, for a model that writes from sources. Unset: as in finetuning."""
     target_column: ColumnName | None = None
-    """Likewise."""
+    """The target's column, for a model that writes from sources. Unset: as in finetuning."""
     encoding: Encoding | None = None
-    """Of text files. Unset: as in training."""
+    """Encoding of text files. Unset: as in training."""
     encoding_errors: Literal["strict", "replace"] | None = None
-    """Unset: as in training."""
+    """What a byte that is not in the encoding does. Unset: as in training."""
     header: Header | None = None
     """Whether a CSV's first row names its columns. Unset: as in training."""
     document: Literal["auto", "file", "paragraph", "line"] = "auto"
@@ -67,30 +67,31 @@ class EvaluateConfig(Config):
     shots: Counts = Field((0,), min_length=1)
     """Solved examples in a prompt; several numbers give a row each."""
     score: Literal["plain", "tokens", "bytes", "pmi"] = "plain"
-    """By what an answer is chosen: its log-probability, that for each token or byte, or how much
-    the question raises it."""
+    """What chooses an answer: its log-probability, that for each token or byte, or how much the
+    question raises it."""
     baselines: bool = True
-    """Measure what is simpler beside it: for classes the majority and TF-IDF with logistic
+    """Measure what is simpler beside the model: for classes the majority and TF-IDF with logistic
     regression, for perplexity an n-gram model of the same shards if the workspace has one."""
     resamples: int = Field(1000, ge=1)
-    """Of the bootstrap."""
+    """Resamples of the bootstrap that gives the intervals."""
     max_tokens: int | None = Field(None, ge=1)
     """Tokens scored. Unset: all of a language model's text, 2,000 for a pseudo-perplexity, where
     each costs a forward pass."""
     num_beams: int = Field(4, ge=1, le=MOST_AT_ONCE)
-    """Of the beam search by which a model writes from sources; 1: the likeliest token always."""
+    """Beams by which a model writes from sources; 1: the likeliest token always."""
     length_penalty: float = Field(1.0, ge=-LARGEST_POWER, le=LARGEST_POWER)
-    """Of that search: above 0 it favours long texts."""
+    """Power of a text's length that divides its score in beam search: above 0, long texts gain."""
     max_new_tokens: int = Field(128, ge=1)
     """Tokens that are written from a source at most."""
     batch_size: int = Field(256, ge=1)
     """Texts that are written together, each beam counted."""
     dtype: WeightType = "fp32"
-    """Of a language model's weights; with bf16 or int8 a perplexity stands beside that of fp32."""
+    """Number format of a language model's weights; with bf16 or int8 a perplexity stands beside
+    that of fp32."""
     device: str = "auto"
-    """auto: the accelerator if there is one."""
+    """Device that computes; auto: the accelerator if there is one."""
     seed: int = Field(0, ge=0)
-    """Of the bootstrap, of the baselines, and of the examples in prompts."""
+    """Seed of the bootstrap, of the baselines, and of the examples in prompts."""
 
     def read_config(self, trained: Mapping[str, Any] | None = None) -> ReadConfig:
         """How data is read: as given, else as in a training whose ``data`` options are given."""

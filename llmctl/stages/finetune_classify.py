@@ -70,9 +70,10 @@ class ClassifyConfig(FinetuneConfig):
     """What is learned."""
     data: ClassifyData = ClassifyData()
     dropout: float = Field(0.1, ge=0, lt=1)
-    """In the body, where it has any, and before the output layer."""
+    """Dropout in the body, where the architecture has any, and before the output layer."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: rare classes weigh more, in inverse proportion to their frequency."""
+    """How classes weigh in the loss. balanced: rare ones more, in inverse proportion to their
+    frequency."""
     training: TrainingConfig = TrainingConfig(
         epochs=20, batch_size=16, warmup=0.1, schedule="linear"
     )

@@ -54,7 +54,7 @@ class InstructConfig(FinetuneConfig):
     """What is learned."""
     data: InstructData = InstructData()
     dropout: float = Field(0.0, ge=0, lt=1)
-    """In the body, where it has any."""
+    """Dropout in the body, where the architecture has any."""
     patience: int = Field(2, ge=0)
     """Validations without a better one before training stops; 0: never early."""
     training: TrainingConfig = TrainingConfig(

@@ -58,7 +58,7 @@ class Seq2SeqData(ReadConfig):
     source_column: ColumnName | None = None
     """The source's column in a table. Unset: an obvious one, named on stderr."""
     target_column: ColumnName | None = None
-    """The target's."""
+    """The target's column in a table. Unset: an obvious one, named on stderr."""
     validation: float = Field(0.02, ge=0, lt=1)
     """Share of the pairs, chosen by the source's hash, for early stopping."""
     max_source: int = Field(0, ge=0)
@@ -73,8 +73,8 @@ class Seq2SeqConfig(FinetuneConfig):
     task: Literal["seq2seq"] = "seq2seq"
     """What is learned."""
     style: Style = "decoder"
-    """decoder: the GPT reads the source, and a Transformer decoder attached to it writes the
-    target. prefix: the GPT does both, source and target in one sequence."""
+    """What writes the target. decoder: the GPT reads the source, and a Transformer decoder attached
+    to it writes. prefix: the GPT does both, source and target in one sequence."""
     model: Seq2SeqShape = Seq2SeqShape()
     data: Seq2SeqData = Seq2SeqData()
     freeze_encoder: bool = False
@@ -83,9 +83,9 @@ class Seq2SeqConfig(FinetuneConfig):
     """Factor of the learning rate for the decoder: what is new learns faster than what is
     pretrained."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    """ε: the training's targets keep 1 - ε, and the rest is shared by all tokens."""
+    """Label smoothing ε: training's targets keep 1 - ε, and the rest is shared by all tokens."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """In both networks, where the architecture has any."""
+    """Dropout in the GPT and the decoder, where the architecture has any."""
     patience: int = Field(4, ge=0)
     """Validations without a better one before training stops; 0: never early."""
     training: TrainingConfig = TrainingConfig(

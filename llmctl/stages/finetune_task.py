@@ -54,7 +54,7 @@ class FinetuneConfig(Config):
     """Validations without a better one before training stops; 0: never early."""
     training: TrainingConfig
     seed: int = 0
-    """Of fresh weights, the order and dropout."""
+    """Seed of fresh weights, the order and dropout."""
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:

@@ -50,9 +50,9 @@ class GenerateConfig(GenerationConfig):
     """Texts that are written together, each beam counted. 0: 8, and where texts are written from
     sources as many as make 64 sources."""
     device: str = "auto"
-    """auto: the accelerator if there is one."""
+    """Device that computes; auto: the accelerator if there is one."""
     dtype: WeightType = "fp32"
-    """Of the weights: fp32, bf16, or int8, which is fastest on a processor."""
+    """Number format of the weights; int8 is fastest on a processor."""
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,12 @@ class LabelledColumns(ReadConfig):
     """Which columns of a table hold what."""
 
     text_column: ColumnName | None = None
-    """The text's; several, joined, are written a,b. Unset: an obvious one, named on stderr."""
+    """The text's column; several, to be joined, are written a,b. Unset: an obvious one, named
+    on stderr."""
     text_pair_column: ColumnName | None = None
-    """The second text's, where the task is about two."""
+    """The second text's column, where the task is about two."""
     label_column: ColumnName | None = None
-    """The label's."""
+    """The label's column. Unset: an obvious one, named on stderr."""
 
 
 def open_model(workspace: Workspace, given: str) -> tuple[ModelFolder, InputRecord]:

@@ -69,12 +69,12 @@ class PretrainConfig(Config, Generic[M, L, D]):
     data: D
     training: TrainingConfig = TrainingConfig()
     seed: int = 0
-    """Of weights, order, dropout and, for BERT, pairs and masks."""
+    """Seed of weights, order, dropout and, for BERT, pairs and masks."""
     budget: Seconds | None = Field(None, gt=0)
     """Wall clock from the command's start to the finished model, for which what is not given of
     shape, batch and schedule is chosen."""
     chosen: tuple[str, ...] = ()
-    """Which keys the budget chooses: filled in."""
+    """Keys that the budget chooses; filled in by the command."""
 
 
 def config_for(arch: str) -> type[PretrainConfig[Any, Any, Any]]:

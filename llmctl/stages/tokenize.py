@@ -52,7 +52,7 @@ class TokenizeConfig(ReadConfig):
     a name in the workspace, a folder, a tokenizer.json, GPT-2's vocab.json, a .model, a .tiktoken,
     a vocab.txt."""
     vocab_size: int | None = Field(None, ge=8, le=1 << 24)
-    """Unset: by the size of the corpus; characters are as many as it has."""
+    """Pieces to learn. Unset: by the size of the corpus; characters are as many as it has."""
     cased: bool | None = None
     """Keep capitals and accents. Unset: a WordPiece to learn drops them, a vocab.txt tells."""
     split_pattern: Literal["gpt2", "gpt4"] | None = None
@@ -66,7 +66,7 @@ class TokenizeConfig(ReadConfig):
     document: Literal["auto", "file", "paragraph", "line"] = "auto"
     """What a document is in plain text; auto: a file, or pieces of a long one."""
     text_column: ColumnName | None = None
-    """Where a table has its text."""
+    """Column of a table that holds the text; several are written a,b."""
     workers: int = Field(0, ge=0, json_schema_extra=NOT_IDENTITY)
     """Processes; 0: one for each core, or one alone for a small corpus."""
 

@@ -34,15 +34,17 @@ class TrainingConfig(Config):
     """Rows that a process takes at a time, adding up gradients until its part of the batch is done:
     less memory, and the same but for what dropout draws. 0: all at once; auto: as many as fit."""
     optimiser: Literal["adamw", "muon"] = "adamw"
-    """muon: for the blocks' matrices, with AdamW for the rest."""
+    """Optimiser: adamw for all weights, or muon for the blocks' matrices and AdamW for the rest."""
     learning_rate: float = Field(0.0, ge=0, le=HIGHEST)
-    """AdamW's at its peak, after the warm-up. 0: by the stage and the model's width."""
+    """Learning rate of AdamW at its peak, after the warm-up. 0: by the stage and the model's
+    width."""
     embedding_rate: float = Field(1.0, gt=0, le=HIGHEST)
     """Factor of the learning rate for token embeddings."""
     muon_learning_rate: float = Field(0.04, gt=0, le=HIGHEST)
-    """Muon's at its peak: the size of a step in each direction, whatever the gradient's."""
+    """Learning rate of Muon at its peak: the size of a step in each direction, whatever the
+    gradient's."""
     muon_momentum: float = Field(0.95, ge=0, lt=1)
-    """Muon's decay of the gradient's mean."""
+    """Decay of the gradient's running mean in Muon."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     """How the learning rate falls after the warm-up: linear, to zero, is BERT's; wsd
     (warm-up–stable–decay) stays at the peak and falls to zero in the end."""
@@ -51,21 +53,22 @@ class TrainingConfig(Config):
     decay: float = Field(0.2, gt=0, le=1)
     """Share of the training during which wsd's learning rate falls."""
     weight_decay: float = Field(0.01, ge=0, le=HIGHEST)
-    """Of matrices; biases, norms and embeddings' norms are left alone."""
+    """Weight decay of matrices; biases, norms and embeddings' norms are left alone."""
     beta_1: float = Field(0.9, ge=0, lt=1)
-    """AdamW's decay of the gradient's mean."""
+    """Decay of the gradient's running mean in AdamW, β₁."""
     beta_2: float = Field(0.98, ge=0, lt=1)
-    """AdamW's decay of the squared gradient's mean."""
+    """Decay of the squared gradient's running mean in AdamW, β₂."""
     epsilon: float = Field(1e-6, gt=0)
-    """AdamW's, added to the root of that."""
+    """Term that AdamW adds to the root of the squared gradient's mean, ε."""
     clip_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this Euclidean norm."""
     skip_spikes: float = Field(0.0, ge=0)
     """A step whose gradient is this many times the usual norm or more is left out: its batch
     would throw training back. 0: never. The usual norm is a running mean; 10 is cautious."""
     precision: Precision = "auto"
-    """auto: bf16 where a measurement on this machine finds it clearly faster, else fp32. fp8: bf16
-    with the blocks' matrix products in eight bits; for GPUs that have them (Hopper, Ada)."""
+    """Number format of the computation. auto: bf16 where a measurement on this machine finds it
+    clearly faster, else fp32. fp8: bf16 with the blocks' matrix products in eight bits; for GPUs
+    that have them (Hopper, Ada)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Make kernels for this very model (torch.compile), which takes up to a minute before the first
     step. auto: where training is long enough to win it back, and a compiler is there."""
@@ -73,16 +76,17 @@ class TrainingConfig(Config):
     """How several processes share the model: ddp, each has it whole; fsdp, each holds a share of
     every weight, for models that don't fit; hybrid: shares within a machine, copies across."""
     cpu_offload: bool = Field(False, json_schema_extra=NOT_IDENTITY)
-    """With fsdp: shares wait in the processor's memory, and the optimiser runs there."""
+    """With training.parallel=fsdp: shares wait in the processor's memory, where the optimiser
+    runs."""
     activation_checkpointing: bool = Field(False, json_schema_extra=NOT_IDENTITY)
     """Keep each block's input alone for the backward pass and compute the block again there: a
     third slower, a fraction of the memory."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: the accelerator if there is one."""
+    """Device that trains; auto: the accelerator if there is one."""
     log_every: int = Field(10, ge=1, json_schema_extra=NOT_IDENTITY)
     """Steps between records of the metrics log."""
     eval_every: int = Field(0, ge=0)
-    """Steps between looks at the validation data; 0: about ten in all, or each epoch."""
+    """Steps between validations; 0: about ten validations in all, or one each epoch."""
     checkpoint_every: int = Field(0, ge=0, json_schema_extra=NOT_IDENTITY)
     """Steps between checkpoints; 0: every ``checkpoint_seconds``."""
     checkpoint_seconds: Seconds = Field(60.0, gt=0, json_schema_extra=NOT_IDENTITY)

@@ -27,11 +27,11 @@ class LoraConfig(Config):
     """The addition."""
 
     rank: int = Field(8, ge=1)
-    """r: rows of A and columns of B."""
+    """Rank r of the addition B·A: rows of A and columns of B."""
     alpha: float = Field(16.0, gt=0)
-    """α: the addition's weight is α/r, so that another rank needs no other learning rate."""
+    """Scale α: the addition's weight is α/r, so that another rank needs no other learning rate."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Of the addition's inputs."""
+    """Dropout of the addition's inputs."""
     targets: tuple[str, ...] = ("attention", "feed_forward")
     """The linear layers that get an addition, by their names in a block or by a part of it:
     attention, attention.query_key_value, feed_forward, …; several are written a,b."""

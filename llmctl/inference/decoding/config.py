@@ -87,9 +87,9 @@ class GenerationConfig(Config):
     """Logits of tokens that the text has are divided by it, or multiplied where they are
     negative; 1.2 in Keskar et al. 2019."""
     frequency_penalty: float | None = None
-    """Taken from a token's logit for each time that it was written."""
+    """What is taken from a token's logit for each time that it was written."""
     presence_penalty: float | None = None
-    """Taken from a token's logit if it was written at all."""
+    """What is taken from a token's logit if it was written at all."""
     no_repeat_ngram_size: int | None = Field(None, ge=1)
     """No so many tokens in a row come twice, the prompt counted."""
     bad_words: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ class GenerationConfig(Config):
     draft_tokens: int = Field(4, ge=1, le=MOST_AHEAD)
     """Tokens that the draft model of speculative decoding writes ahead."""
     seed: int = Field(0, ge=0)
-    """Of sampling: a sample depends on it, on the prompt's number and on its own."""
+    """Seed of sampling: a sample depends on it, on the prompt's number and on its own."""
 
     @field_validator(*RANGES)
     @classmethod
