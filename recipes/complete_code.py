@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from llmctl import tokenizers
-from llmctl.data.duplicates import text_hash
-from llmctl.data.shards import ShardReader
+from llmctl.data.shards.files import ShardReader
+from llmctl.data.text.duplicates import text_hash
 
 LINES, FUNCTIONS = 400, 100
 """So many of each are asked."""

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmctl.data.conversations import read_conversations
-from llmctl.data.duplicates import text_hash
-from llmctl.data.python_corpora import python_modules
+from llmctl.data.tables.conversations import read_conversations
+from llmctl.data.text.duplicates import text_hash
+from llmctl.data.text.python_corpora import python_modules
 from llmctl.errors import LlmctlError
 
 FEW = 3

@@ -12,8 +12,8 @@ import csv
 import re
 from pathlib import Path
 
-from llmctl.data.duplicates import text_hash
-from llmctl.data.tables import read_examples, resolve_columns
+from llmctl.data.tables.labelled import read_examples, resolve_columns
+from llmctl.data.text.duplicates import text_hash
 
 FEW = 3
 

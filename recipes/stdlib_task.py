@@ -10,8 +10,8 @@ import csv
 import sys
 from pathlib import Path
 
-from llmctl.data.duplicates import text_hash
-from llmctl.data.python_corpora import labelled_docstrings
+from llmctl.data.text.duplicates import text_hash
+from llmctl.data.text.python_corpora import labelled_docstrings
 
 PARTS = ("asyncio", "collections", "decimal", "distutils", "email", "http", "importlib", "logging",
          "multiprocessing", "tkinter", "turtle", "unittest")  # fmt: skip

@@ -21,11 +21,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmctl.data.conversations import read_conversations
-from llmctl.data.duplicates import is_held_out
-from llmctl.data.python_corpora import python_modules
-from llmctl.data.rows import RowReader
-from llmctl.data.source_target import read_pairs, resolve_pair_columns
+from llmctl.data.tables.conversations import read_conversations
+from llmctl.data.tables.rows import RowReader
+from llmctl.data.tables.source_target import read_pairs, resolve_pair_columns
+from llmctl.data.text.duplicates import is_held_out
+from llmctl.data.text.python_corpora import python_modules
 from llmctl.errors import LlmctlError, UsageError
 
 HELD_OUT = 0.1

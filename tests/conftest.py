@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ("tests.model_fixtures",)
+
 # Before PyTorch is loaded, here and in the commands that tests start: threads that wait for work by
 # spinning keep it from those of the other worker, and a test takes ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -118,7 +120,7 @@ def decoder_workspace(
 ) -> Path:
     """Pretrained decoders ``tiny-gpt`` and ``tiny-llama``, and ``talker``, which answers."""
     from llmctl.stages import finetune, pretrain
-    from llmctl.stages.tokenize import TokenizeConfig, tokenize
+    from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
     from llmctl.workspace.artefacts import Workspace
 
     root = tmp_path_factory.mktemp("decoders")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.config import build
+from llmctl.reporting.reporter import Reporter
 from llmctl.stages.evaluate import EvaluateConfig, Files, evaluate_model
-from llmctl.stages.reporter import Reporter
 from llmctl.workspace.artefacts import Workspace
 
 WINDOW = 48

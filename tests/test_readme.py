@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 from llmctl.cli.app import app
 from llmctl.cli.reference import insert, reference
 from llmctl.config import Config, build
-from llmctl.data.python_corpora import python_code
+from llmctl.data.text.python_corpora import python_code
 from llmctl.inference.prompts import read_template
 from llmctl.stages.chat import ChatConfig
 from llmctl.stages.evaluate import EvaluateConfig
 from llmctl.stages.finetune import resolve as resolve_finetune
 from llmctl.stages.generate import GenerateConfig
 from llmctl.stages.pretrain import resolve
-from llmctl.stages.tokenize import TokenizeConfig
+from llmctl.stages.tokenize.stage import TokenizeConfig
 from tests.conftest import SUBJECTS
 from tests.fork_server import AVAILABLE, READ_AT_LOAD
 from tests.run import fork_server, llmctl

@@ -18,7 +18,7 @@ from llmctl.reporting.visible import visible
 
 if TYPE_CHECKING:
     from llmctl.inference.chat import ChatSession
-    from llmctl.stages.reporter import Reporter
+    from llmctl.reporting.reporter import Reporter
 
 EXAMPLE = "Example: llmctl chat --from alpaca-gpt-docs"
 
@@ -208,8 +208,8 @@ class _Talk:
                 self._reporter.note("\nCtrl-C once more ends the chat")
 
     def _piped_lines(self) -> Iterator[str]:
-        from llmctl.data.decoding import text_lines
-        from llmctl.data.files import STDIN
+        from llmctl.data.text.decoding import text_lines
+        from llmctl.data.text.files import STDIN
 
         return (line for line, _ in text_lines(STDIN))
 

@@ -22,9 +22,9 @@ from rich.table import Column
 from rich.text import Text
 
 from llmctl.cli.launch import speaks
+from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.units import duration, figure
 from llmctl.reporting.visible import NEW_LINE, visible
-from llmctl.stages.reporter import Reporter
 from llmctl.workspace.files import to_json
 
 if TYPE_CHECKING:

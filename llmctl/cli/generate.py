@@ -15,7 +15,7 @@ from llmctl.cli.options import guarded
 from llmctl.reporting.visible import visible
 
 if TYPE_CHECKING:
-    from llmctl.data.decoding import ReadOptions
+    from llmctl.data.text.decoding import ReadOptions
     from llmctl.stages.generate import Answer, Prompt
 
 EXAMPLE = 'Example: llmctl generate --from gpt-docs --prompt "def main(" --top-p 0.9'

@@ -67,7 +67,7 @@ def divided(nproc: int | None, *, reads_stdin: bool) -> Iterator[None]:
         return
     if reads_stdin and os.environ.get("WORLD_SIZE") != "1":
         raise UsageError("several processes can't divide standard input; give a file")
-    from llmctl.training.distributed import joined
+    from llmctl.training.distributed.processes import joined
 
     with joined():
         yield
@@ -75,7 +75,7 @@ def divided(nproc: int | None, *, reads_stdin: bool) -> Iterator[None]:
 
 def _launch(nproc: int, max_restarts: int) -> NoReturn:
     started = time.perf_counter()
-    from llmctl.training.supervisor import Supervisor
+    from llmctl.training.distributed.supervisor import Supervisor
 
     told = {LAUNCHER: str(os.getpid()), BEGUN: repr(started)}
     command = [sys.executable, "-m", "llmctl", *sys.argv[1:]]

@@ -41,7 +41,7 @@ from llmctl.errors import (
 from llmctl.reporting.visible import NEW_LINE, visible
 
 if TYPE_CHECKING:
-    from llmctl.data.decoding import ReadOptions
+    from llmctl.data.text.decoding import ReadOptions
     from llmctl.workspace.artefacts import Workspace
 
 NO_MEMORY = "out of memory; use a smaller batch or model, or a machine with more"
@@ -214,7 +214,7 @@ def read_options(
 ) -> ReadOptions:
     """How files are read, where no configuration has it. Raises ConfigError for what can't be."""
     from llmctl.config import build
-    from llmctl.data.decoding import ReadConfig
+    from llmctl.data.text.decoding import ReadConfig
 
     given = {"encoding": encoding, "encoding_errors": errors, "header": header}
     config = build(ReadConfig, {key: value for key, value in given.items() if value is not None})

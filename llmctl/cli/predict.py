@@ -53,9 +53,9 @@ def command(
     """Classify texts, or fill the [MASK]s of a text with a pretrained model."""
     from llmctl.cli.console import TerminalReporter
     from llmctl.config import build
-    from llmctl.data.sources import no_file
+    from llmctl.data.text.sources import no_file
     from llmctl.errors import UsageError
-    from llmctl.stages.inputs import LabelledColumns
+    from llmctl.formats.open import LabelledColumns
     from llmctl.stages.predict import Predictor
 
     if texts == ["-"]:

@@ -135,7 +135,7 @@ def resolved(
     given = dict(given)
     sets = parse_assignments(assignments)
     if arch == "ngram":
-        from llmctl.stages import ngram
+        from llmctl.tasks.ngram import train as ngram
 
         if (given.get("training") or {}).get("keep_checkpoints") is not None:
             raise UsageError("--keep-checkpoints is not for --arch ngram; leave it out")
@@ -160,7 +160,7 @@ def resolved(
 def plan_of(arch: str) -> Callable[..., dict[str, Any]]:
     """What tells the plan of an architecture's pretraining."""
     if arch == "ngram":
-        from llmctl.stages.ngram import plan
+        from llmctl.tasks.ngram.train import plan
 
         return plan
     from llmctl.stages.plan import plan_pretraining
@@ -170,7 +170,7 @@ def plan_of(arch: str) -> Callable[..., dict[str, Any]]:
 
 def _train_of(arch: str) -> Callable[..., Any]:
     if arch == "ngram":
-        from llmctl.stages.ngram import train_ngram
+        from llmctl.tasks.ngram.train import train_ngram
 
         return train_ngram
     from llmctl.stages.pretrain import pretrain

@@ -54,9 +54,9 @@ def _keys() -> list[str]:
     from llmctl.stages.finetune import TASKS
     from llmctl.stages.finetune import resolve as resolve_finetune
     from llmctl.stages.generate import GenerateConfig
-    from llmctl.stages.ngram import NgramRunConfig
     from llmctl.stages.pretrain import resolve
-    from llmctl.stages.tokenize import TokenizeConfig
+    from llmctl.stages.tokenize.stage import TokenizeConfig
+    from llmctl.tasks.ngram.train import NgramRunConfig
 
     stages: dict[str, Config] = {
         "tokenize": TokenizeConfig(),

@@ -120,9 +120,9 @@ def command(
     from llmctl.config import as_assignments, parse_assignments, read_recipe
     from llmctl.errors import Interrupted, UsageError
     from llmctl.reporting.sweep import render_sweep
-    from llmctl.stages import sweep
-    from llmctl.stages.sweep_grid import parse_grid, points
-    from llmctl.stages.sweep_halving import DEFAULT_FACTOR, rungs
+    from llmctl.stages.sweep import stage as sweep
+    from llmctl.stages.sweep.grid import parse_grid, points
+    from llmctl.stages.sweep.halving import DEFAULT_FACTOR, rungs
     from llmctl.workspace.commands import command_line
     from llmctl.workspace.names import slug
 

@@ -11,8 +11,8 @@ from typing import Any
 from llmctl.cli import options
 from llmctl.config import as_assignments, merge, take
 from llmctl.errors import UsageError
-from llmctl.stages.reporter import Reporter
-from llmctl.stages.sweep import Training
+from llmctl.reporting.reporter import Reporter
+from llmctl.stages.sweep.stage import Training
 from llmctl.workspace.artefacts import Artefact, Workspace
 
 PRETRAINING = ("arch", "preset", "shards")
@@ -34,8 +34,9 @@ class Trainings:
 
     def pretraining(self, values: Mapping[str, Any]) -> Training:
         """What ``llmctl pretrain`` would train."""
-        from llmctl.stages import ngram, pretrain
-        from llmctl.stages.inputs import find_pretraining
+        from llmctl.formats.open import find_pretraining
+        from llmctl.stages import pretrain
+        from llmctl.tasks.ngram import train as ngram
         from llmctl.training.precision import choose_device
 
         chosen, layers = self._taken(values, PRETRAINING)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from llmctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmctl.stages.reporter import Reporter
+    from llmctl.reporting.reporter import Reporter
     from llmctl.training.machine import Watch
     from llmctl.training.waiting import WaitingThread
 

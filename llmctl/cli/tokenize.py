@@ -15,7 +15,7 @@ from llmctl.cli.threads import note_others
 from llmctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmctl.stages.tokenize_parts import Part
+    from llmctl.stages.tokenize.parts import Part
 
 EXAMPLE = "Example: llmctl tokenize corpus/*.txt --tokenizer wordpiece --vocab-size 16000"
 
@@ -105,8 +105,8 @@ def command(
     """Learn a tokenizer from text, or take one, and write the text as shards of tokens."""
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.config import build, parse_assignments, read_recipe
-    from llmctl.stages.tokenize import TokenizeConfig, tokenize
-    from llmctl.stages.tokenize_parts import tokenize_part
+    from llmctl.stages.tokenize.parts import tokenize_part
+    from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
 
     given: dict[str, Any] = {
         "tokenizer": tokenizer,
@@ -148,7 +148,7 @@ def command(
             done = tokenize_part(place, sources, config, chosen, name=name, **how)
             artefact, there, missing = done.shards, done.there, done.missing
         elif ray is not None:
-            from llmctl.stages.tokenize_ray import tokenize_on_ray
+            from llmctl.stages.tokenize.ray_data import tokenize_on_ray
 
             artefact, there = tokenize_on_ray(place, sources, config, ray, name=name, **how)
         else:
@@ -184,7 +184,7 @@ def command(
 
 
 def _chosen_part(part: str | None, ray: str | None, name: str | None) -> Part | None:
-    from llmctl.stages.tokenize_parts import parse_part
+    from llmctl.stages.tokenize.parts import parse_part
 
     if ray is not None and not ADDRESS.fullmatch(ray):
         raise UsageError(

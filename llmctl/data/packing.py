@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.chunks import ChunkRefs, Chunks
 from llmctl.data.keyed import bits, key_of
+from llmctl.data.shards.chunks import ChunkRefs, Chunks
 
 WINDOW_BATCHES = 16
 """Batches packed together: enough texts for a good fit, few enough to pack in milliseconds."""

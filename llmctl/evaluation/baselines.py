@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llmctl.data.words import is_unspaced, word_pattern
+from llmctl.data.text.words import is_unspaced, word_pattern
 from llmctl.errors import UsageError
 
 FOLDS = 5

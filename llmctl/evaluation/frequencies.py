@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.shards import ShardReader
+from llmctl.data.shards.files import ShardReader
 
 Ints = NDArray[np.int64]
 

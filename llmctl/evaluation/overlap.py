@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.words import marks, word_pattern
+from llmctl.data.text.words import marks, word_pattern
 from llmctl.errors import UsageError
 from llmctl.evaluation.bootstrap import percentile_interval, resample_counts
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmctl.inference.scoring import READ_AHEAD, Answer, Query, Score
-from llmctl.models.ngram_counts import Block
-from llmctl.models.ngram_model import NgramModel
+from llmctl.models.ngram.counts import Block
+from llmctl.models.ngram.model import NgramModel
 
 ENTRIES_AT_ONCE = 1 << 22
 """Probabilities made together where every word's is asked: 32 MiB."""

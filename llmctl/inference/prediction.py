@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmctl.data.tables import Example
+from llmctl.data.tables.labelled import Example
 from llmctl.errors import LOGITS_NOT_FINITE, InputError
 from llmctl.objectives.classify import Classifier, EncodedExample, collate
 from llmctl.objectives.masked_lm import MaskedLM

@@ -33,11 +33,8 @@ from jinja2.meta import find_undeclared_variables
 from pydantic import Field
 
 from llmctl.config import Config, build
-from llmctl.data.decoding import DEFAULT, ReadOptions
-from llmctl.data.files import STDIN, format_of
 from llmctl.data.keyed import key_of, permute
-from llmctl.data.rows import RowReader
-from llmctl.data.tables import (
+from llmctl.data.tables.labelled import (
     KNOWN,
     LABEL_NAMES,
     Columns,
@@ -45,6 +42,9 @@ from llmctl.data.tables import (
     read_examples,
     resolve_columns,
 )
+from llmctl.data.tables.rows import RowReader
+from llmctl.data.text.decoding import DEFAULT, ReadOptions
+from llmctl.data.text.files import STDIN, format_of
 from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
 from llmctl.parsing import Malformed, parse_toml
 from llmctl.tokenizers.sandbox import BoundedEnvironment

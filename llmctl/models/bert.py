@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from llmctl.config import Config
 from llmctl.errors import InputError
 from llmctl.models.config_json import FieldTable, Only, Read
-from llmctl.models.elementwise import additive_mask
-from llmctl.models.layers import (
+from llmctl.models.layers.attention import (
     MOST_LAYERS,
     Activation,
     FeedForward,
@@ -33,6 +32,7 @@ from llmctl.models.layers import (
     initialise,
     residual,
 )
+from llmctl.models.layers.elementwise import additive_mask
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Sizes of Turc et al. 2019 (arXiv:1908.08962), table 1, and of BERT-base; heads are 64 wide.

@@ -49,7 +49,7 @@ NEUTRAL = frozenset(
         "max_length", "max_new_tokens", "min_length", "no_repeat_ngram_size", "num_beam_groups",
         "num_beams", "num_return_sequences", "prefix", "remove_invalid_values",
         "repetition_penalty", "task_specific_params", "temperature", "top_k", "top_p", "typical_p",
-        # What a head is; see llmctl/interop/purposes.py.
+        # What a head is; see llmctl/formats/huggingface/purposes.py.
         "classifier_dropout", "id2label", "label2id", "num_labels", "problem_type",
         # Training alone.
         "attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "embd_pdrop",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from llmctl.config import Config
 from llmctl.errors import InputError
-from llmctl.models.cache import KeyValueCache
-from llmctl.models.layers import MOST_LAYERS, initialise
+from llmctl.models.layers.attention import MOST_LAYERS, initialise
+from llmctl.models.layers.cache import KeyValueCache
 
 HEAD_SIZE = 64
 """Width of a head where the number of heads isn't given: GPT-2's and Llama's smaller sizes'."""

@@ -19,11 +19,9 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from llmctl.models.cache import KeyValueCache
 from llmctl.models.config_json import FieldTable, Read
-from llmctl.models.cross_attention import CrossAttention, Source
 from llmctl.models.decoder import DecoderConfig, start_decoder, take_tensor
-from llmctl.models.layers import (
+from llmctl.models.layers.attention import (
     Activation,
     CausalSelfAttention,
     Context,
@@ -31,6 +29,8 @@ from llmctl.models.layers import (
     Texts,
     context,
 )
+from llmctl.models.layers.cache import KeyValueCache
+from llmctl.models.layers.cross_attention import CrossAttention, Source
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The three small ones are minGPT's, the two large ones those of Radford et al. 2019.

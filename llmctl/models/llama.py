@@ -19,12 +19,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmctl.models.cache import KeyValueCache
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
-from llmctl.models.cross_attention import CrossAttention, Source
 from llmctl.models.decoder import DecoderConfig, start_decoder, take_tensor
-from llmctl.models.elementwise import rotate
-from llmctl.models.layers import (
+from llmctl.models.layers.attention import (
     CausalSelfAttention,
     Context,
     RMSNorm,
@@ -33,6 +30,9 @@ from llmctl.models.layers import (
     fuse,
     rotary_table,
 )
+from llmctl.models.layers.cache import KeyValueCache
+from llmctl.models.layers.cross_attention import CrossAttention, Source
+from llmctl.models.layers.elementwise import rotate
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The sizes of llama2.c's models of TinyStories, and TinyLlama (Zhang et al. 2024).

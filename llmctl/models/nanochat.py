@@ -20,12 +20,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from llmctl.models.cache import KeyValueCache
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
-from llmctl.models.cross_attention import CrossAttention, Source
 from llmctl.models.decoder import DecoderConfig, take_tensor
-from llmctl.models.elementwise import rms_norm, rotate
-from llmctl.models.layers import (
+from llmctl.models.layers.attention import (
     CausalSelfAttention,
     Context,
     FeedForward,
@@ -33,6 +30,9 @@ from llmctl.models.layers import (
     context,
     rotary_table,
 )
+from llmctl.models.layers.cache import KeyValueCache
+from llmctl.models.layers.cross_attention import CrossAttention, Source
+from llmctl.models.layers.elementwise import rms_norm, rotate
 
 PRESETS: dict[str, dict[str, Any]] = {
     # nanochat's own: the width is 64 times the depth.

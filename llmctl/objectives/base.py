@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmctl.models.layers import Texts
+from llmctl.models.layers.attention import Texts
 
 IGNORED = -100
 """Label of what is not scored: PyTorch's and Hugging Face's."""

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmctl.config import Config
-from llmctl.data.windows import Rows
+from llmctl.data.shards.windows import Rows
 from llmctl.errors import InputError
 from llmctl.models import Architecture
-from llmctl.models.cache import KeyValueCache
-from llmctl.models.cross_attention import Source
 from llmctl.models.decoder import DecoderConfig
-from llmctl.models.layers import Texts, initialise
+from llmctl.models.layers.attention import Texts, initialise
+from llmctl.models.layers.cache import KeyValueCache
+from llmctl.models.layers.cross_attention import Source
 from llmctl.objectives.base import IGNORED, LossParts, Ratio, TensorBatch
 from llmctl.objectives.cross_entropy import linear_cross_entropy
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from llmctl.data.windows import TokenStream, WindowBatches
+from llmctl.data.shards.windows import TokenStream, WindowBatches
 from llmctl.objectives.causal_lm import CausalBatch, CausalLM, CausalLMConfig, collate
 from llmctl.objectives.pretraining import DataConfig, Pretraining
 from llmctl.tokenizers import Tokenizer

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmctl.data.tables import Example
+from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
 from llmctl.models import Architecture
 from llmctl.models.decoder import DecoderConfig
-from llmctl.models.layers import initialise
+from llmctl.models.layers.attention import initialise
 from llmctl.objectives.base import LossParts, Ratio, TensorBatch, rounded_up
 from llmctl.tokenizers import Layout, Tokenizer
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmctl.models.layers import Texts
+from llmctl.models.layers.attention import Texts
 from llmctl.objectives.base import IGNORED, rounded_up
 from llmctl.objectives.causal_lm import CausalBatch
 from llmctl.tokenizers.chat_template import EncodedChat

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmctl.config import Config
-from llmctl.data.chunks import ChunkRefs, Chunks
 from llmctl.data.keyed import integers, key_of, uniform
-from llmctl.data.pairs import TextPair, draw_pairs
+from llmctl.data.shards.chunks import ChunkRefs, Chunks
+from llmctl.data.shards.pairs import TextPair, draw_pairs
 from llmctl.errors import InputError
 from llmctl.models.bert import Bert, export_tensors, import_tensors
-from llmctl.models.layers import ACTIVATIONS, Texts, initialise
+from llmctl.models.layers.attention import ACTIVATIONS, Texts, initialise
 from llmctl.objectives.base import IGNORED, LossParts, Ratio, TensorBatch, rounded_up
 from llmctl.objectives.cross_entropy import linear_cross_entropy
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from llmctl.data.chunks import Chunks
 from llmctl.data.packing import PackedBatches
+from llmctl.data.shards.chunks import Chunks
 from llmctl.models.bert import Bert
 from llmctl.objectives.masked_lm import MaskedBatch, MaskedLM, MaskedLMConfig, Vocabulary, collate
 from llmctl.objectives.pretraining import DataConfig, Pretraining

@@ -13,7 +13,7 @@ from torch import nn
 
 from llmctl.config import Config
 from llmctl.data.keyed import key_of
-from llmctl.data.shards import ShardReader
+from llmctl.data.shards.files import ShardReader
 from llmctl.errors import InputError
 from llmctl.models import Architecture
 from llmctl.objectives.base import TensorBatch

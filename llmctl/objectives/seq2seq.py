@@ -29,8 +29,8 @@ from llmctl.config import Config
 from llmctl.data.packing import pack
 from llmctl.errors import InputError
 from llmctl.models import Architecture
-from llmctl.models.cross_attention import Source, source_mask
-from llmctl.models.layers import initialise
+from llmctl.models.layers.attention import initialise
+from llmctl.models.layers.cross_attention import Source, source_mask
 from llmctl.objectives import instruct
 from llmctl.objectives.base import IGNORED, LossParts, Ratio, TensorBatch, rounded_up
 from llmctl.objectives.causal_lm import CausalLM, DecoderBody

@@ -25,26 +25,26 @@ from torch import nn
 from llmctl.errors import ConfigError, UsageError
 from llmctl.models import ARCHITECTURES
 from llmctl.objectives.pretraining import Pretraining
+from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.units import count, duration
-from llmctl.stages.reporter import Reporter
-from llmctl.stages.session import Machine, agreed
 from llmctl.training.checkpoints import CheckpointStore
-from llmctl.training.distributed import ALONE, World
+from llmctl.training.distributed.processes import ALONE, World
 from llmctl.training.machine import is_busy
-from llmctl.training.memory import free_bytes
-from llmctl.training.plan import multiplied_weights, process_seconds
+from llmctl.training.planning.memory import free_bytes
+from llmctl.training.planning.plan import multiplied_weights, process_seconds
+from llmctl.training.planning.rehearsal import Rehearsal, rehearse, time_steps
+from llmctl.training.planning.scaling import LAWS, ScalingLaw, entropy
 from llmctl.training.precision import (
     choose_compile,
     choose_device,
     choose_precision,
     matrix_rate,
 )
-from llmctl.training.rehearsal import Rehearsal, rehearse, time_steps
-from llmctl.training.scaling import LAWS, ScalingLaw, entropy
+from llmctl.training.run import Machine, agreed
 from llmctl.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from llmctl.stages.pretrain import PretrainConfig
+    from llmctl.tasks.pretraining import PretrainConfig
 
     AnyConfig = PretrainConfig[Any, Any, Any]
 

@@ -7,12 +7,12 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from llmctl.errors import InputError
+from llmctl.formats.huggingface.model_folder import CHAT, TOKENIZER
+from llmctl.formats.open import open_model
 from llmctl.inference.chat import ChatSession
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import GenerationConfig
 from llmctl.inference.weights import WeightType, prepare
-from llmctl.interop.model_folder import CHAT, TOKENIZER
-from llmctl.stages.inputs import open_model
 from llmctl.tokenizers.chat_template import ChatTemplate
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Workspace

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.parsing import read_json_object
-from llmctl.stages.evaluate_config import EvaluateConfig, Given, open_subject
+from llmctl.reporting.reporter import Reporter
 from llmctl.stages.evaluate_inputs import COMPARED, Files, Measure, choose
-from llmctl.stages.learned import weak_start
-from llmctl.stages.reporter import Reporter
-from llmctl.stages.training_data import pretrained_on
-from llmctl.training.distributed import current
+from llmctl.tasks.evaluation import EvaluateConfig, Given, open_subject
+from llmctl.tasks.learned import weak_start
+from llmctl.tasks.training_data import pretrained_on
+from llmctl.training.distributed.processes import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import write_json

@@ -12,15 +12,15 @@ from functools import partial
 from pathlib import Path
 
 from llmctl.errors import InputError, UsageError
-from llmctl.stages.evaluate_classifier import classifier_report
-from llmctl.stages.evaluate_config import EvaluateConfig, Given, Report, Subject, open_subject
-from llmctl.stages.evaluate_language import language_report
-from llmctl.stages.evaluate_masked import masked_report
-from llmctl.stages.evaluate_prompts import prompt_report
-from llmctl.stages.evaluate_seq2seq import seq2seq_report
-from llmctl.stages.evaluate_tasks import folder_record, task_of, task_report
-from llmctl.stages.inputs import data_record
-from llmctl.stages.reporter import Reporter
+from llmctl.formats.open import data_record
+from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.causal_lm.benchmarks import folder_record, task_of, task_report
+from llmctl.tasks.causal_lm.evaluate import language_report
+from llmctl.tasks.classify.evaluate import classifier_report
+from llmctl.tasks.classify.prompted import prompt_report
+from llmctl.tasks.evaluation import EvaluateConfig, Given, Report, Subject, open_subject
+from llmctl.tasks.masked_lm.evaluate import masked_report
+from llmctl.tasks.seq2seq.evaluate import seq2seq_report
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import sha256_file
 from llmctl.workspace.manifests import InputRecord, Manifest

@@ -11,23 +11,23 @@ from torch import nn
 
 from llmctl.config import build
 from llmctl.errors import InputError, UsageError, did_you_mean
-from llmctl.interop.adapter_folder import write_adapter_folder
-from llmctl.interop.model_folder import ModelFolder
+from llmctl.formats.huggingface.model_folder import ModelFolder
+from llmctl.formats.open import data_record, newest_pretrained, open_model
+from llmctl.formats.peft.adapter_folder import write_adapter_folder
 from llmctl.models import ARCHITECTURES
-from llmctl.stages.extension import find_run
-from llmctl.stages.finetune_classify import ClassifyConfig, ClassifyTask
-from llmctl.stages.finetune_instruct import InstructConfig, InstructTask
-from llmctl.stages.finetune_seq2seq import Seq2SeqConfig, Seq2SeqTask
-from llmctl.stages.finetune_task import FinetuneConfig, Task, check_layers
-from llmctl.stages.inputs import data_record, newest_pretrained, open_model
-from llmctl.stages.learned import weak_start
-from llmctl.stages.reporter import Reporter
-from llmctl.stages.run_log import LoggedReporter
-from llmctl.stages.session import ADAPTER, Machine, StopFlag, finished_before, run_training
+from llmctl.reporting.reporter import Reporter
+from llmctl.reporting.run_log import LoggedReporter
+from llmctl.tasks.classify.finetune import ClassifyConfig, ClassifyTask
+from llmctl.tasks.finetuning import FinetuneConfig, Task, check_layers
+from llmctl.tasks.instruct.finetune import InstructConfig, InstructTask
+from llmctl.tasks.learned import weak_start
+from llmctl.tasks.seq2seq.finetune import Seq2SeqConfig, Seq2SeqTask
+from llmctl.training.adapters.lora import additions, merge
 from llmctl.training.checkpoints import CheckpointStore
-from llmctl.training.lora import additions, merge
+from llmctl.training.extension import find_run
 from llmctl.training.precision import choose_device
 from llmctl.training.progress import Progress
+from llmctl.training.run import ADAPTER, Machine, StopFlag, finished_before, run_training
 from llmctl.training.trainer import Trainer
 from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace

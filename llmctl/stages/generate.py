@@ -9,11 +9,15 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from llmctl.data.decoding import DEFAULT, ReadOptions, text_lines
-from llmctl.data.files import STDIN, format_of, named
-from llmctl.data.rows import RowReader
-from llmctl.data.sources import no_file
+from llmctl.data.tables.rows import RowReader
+from llmctl.data.text.decoding import DEFAULT, ReadOptions, text_lines
+from llmctl.data.text.files import STDIN, format_of, named
+from llmctl.data.text.sources import no_file
 from llmctl.errors import InputError, UsageError
+from llmctl.formats.columns import Finetuned
+from llmctl.formats.huggingface.model_folder import ModelFolder
+from llmctl.formats.ngram.ngram_folder import NgramFolder
+from llmctl.formats.open import open_any_model
 from llmctl.inference.decoder import CausalDecoder, NextToken, SourceDecoder
 from llmctl.inference.decoding import Completion, GenerationConfig, Rules
 from llmctl.inference.decoding import generate as write_texts
@@ -22,15 +26,11 @@ from llmctl.inference.decoding.config import DEFAULT_CANDIDATES
 from llmctl.inference.ngram_decoder import NgramDecoder
 from llmctl.inference.prompts import Shots, find_columns, read_rows, read_template, write_prompts
 from llmctl.inference.weights import WeightType, prepare
-from llmctl.interop.model_folder import ModelFolder
-from llmctl.interop.ngram_folder import NgramFolder
 from llmctl.objectives.seq2seq import ended
 from llmctl.parsing import Malformed, parse_json
-from llmctl.stages.columns import Finetuned
-from llmctl.stages.inputs import open_any_model
-from llmctl.stages.reporter import Reporter
+from llmctl.reporting.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
-from llmctl.training.distributed import current
+from llmctl.training.distributed.processes import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import to_json

@@ -15,13 +15,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llmctl.data.decoding import DEFAULT, ReadOptions
-from llmctl.data.source_target import read_pairs
+from llmctl.data.tables.source_target import read_pairs
+from llmctl.data.text.decoding import DEFAULT, ReadOptions
 from llmctl.errors import InputError, LlmctlError, error_of, record_of
-from llmctl.stages.columns import pair_columns
+from llmctl.formats.columns import pair_columns
+from llmctl.reporting.reporter import Reporter
 from llmctl.stages.generate import Answer, Generation, Prompt, as_record
-from llmctl.stages.reporter import Reporter
-from llmctl.training.distributed import current
+from llmctl.training.distributed.processes import current
 from llmctl.workspace.files import sha256_file, sha256_json, to_json
 from llmctl.workspace.outputs import Output
 

@@ -16,32 +16,30 @@ import torch
 from torch import nn
 
 from llmctl.objectives.cross_entropy import rows_at_a_time
+from llmctl.reporting.reporter import Reporter
 from llmctl.stages import finetune as finetuning
-from llmctl.stages.finetune_task import FinetuneConfig
 from llmctl.stages.pretrain import (
-    PretrainConfig,
     choose_for_budget,
     eval_every,
     expected_seconds,
     export_model,
     make_trainer,
-    open_pretraining,
     shards_of,
-    total_steps,
 )
-from llmctl.stages.reporter import Reporter
-from llmctl.stages.session import Machine, agreed, rehearsal_folder
+from llmctl.tasks.finetuning import FinetuneConfig
+from llmctl.tasks.pretraining import PretrainConfig, open_pretraining, total_steps
 from llmctl.training.checkpoints import CheckpointStore
-from llmctl.training.distributed import current, joined
-from llmctl.training.memory import FRAGMENTS
-from llmctl.training.plan import Extent, Plan, parameters_by_part
+from llmctl.training.distributed.processes import current, joined
+from llmctl.training.planning.memory import FRAGMENTS
+from llmctl.training.planning.plan import Extent, Plan, parameters_by_part
+from llmctl.training.planning.rehearsal import Rehearsal, count_flops, rehearse
 from llmctl.training.precision import (
     choose_compile,
     choose_device,
     choose_precision,
 )
 from llmctl.training.progress import Progress
-from llmctl.training.rehearsal import Rehearsal, count_flops, rehearse
+from llmctl.training.run import Machine, agreed, rehearsal_folder
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
 

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.data.tables import Example, column_names, read_examples, resolve_columns
+from llmctl.data.tables.labelled import Example, column_names, read_examples, resolve_columns
 from llmctl.errors import InputError
+from llmctl.formats.columns import Finetuned, check_single, labelled_columns
+from llmctl.formats.huggingface.model_folder import ModelFolder
+from llmctl.formats.open import LabelledColumns, cut_in_use, open_any_model
 from llmctl.inference.prediction import (
     BATCH,
     Candidate,
@@ -15,13 +18,10 @@ from llmctl.inference.prediction import (
     fill_masks,
     in_blocks,
 )
-from llmctl.interop.model_folder import ModelFolder
 from llmctl.objectives.classify import encode_examples, pad_token
-from llmctl.stages.columns import Finetuned, check_single, labelled_columns
-from llmctl.stages.inputs import LabelledColumns, cut_in_use, open_any_model
-from llmctl.stages.reporter import Reporter
-from llmctl.stages.training_data import seen_in_training
-from llmctl.training.distributed import current
+from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.training_data import seen_in_training
+from llmctl.training.distributed.processes import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Workspace
 

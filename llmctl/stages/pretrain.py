@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from pydantic import Field
 from torch import nn
 
-from llmctl import tokenizers
-from llmctl.config import Config, Seconds, build
+from llmctl.config import build
 from llmctl.errors import ConfigError, UsageError, did_you_mean
-from llmctl.interop.model_folder import MAX_LENGTH, write_model_folder
+from llmctl.formats.huggingface.model_folder import MAX_LENGTH, write_model_folder
+from llmctl.formats.open import choose_shards, default_name, pretraining_identity
 from llmctl.models import ARCHITECTURES
 from llmctl.objectives import PRETRAINING
 from llmctl.objectives.causal_lm import CausalLM
-from llmctl.objectives.pretraining import VALIDATION_SEED, Batches, DataConfig, Pretraining
+from llmctl.objectives.pretraining import VALIDATION_SEED, Pretraining
+from llmctl.reporting.reporter import Reporter
+from llmctl.reporting.run_log import LoggedReporter
 from llmctl.stages.budget import LEAST_SECONDS, Choice, choose, left_open
-from llmctl.stages.extension import find_run
-from llmctl.stages.inputs import choose_shards, default_name, pretraining_identity
-from llmctl.stages.learned import judged, said_of
-from llmctl.stages.reporter import Reporter
-from llmctl.stages.run_log import LoggedReporter
-from llmctl.stages.session import (
+from llmctl.tasks.learned import judged, said_of
+from llmctl.tasks.pretraining import PretrainConfig, config_for, open_pretraining, total_steps
+from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.config import TrainingConfig
+from llmctl.training.distributed.processes import World, current, joined
+from llmctl.training.extension import find_run
+from llmctl.training.planning.rehearsal import time_steps
+from llmctl.training.progress import Progress
+from llmctl.training.run import (
     Machine,
     StopFlag,
     finished_before,
     rehearsal_folder,
     run_training,
 )
-from llmctl.training.checkpoints import CheckpointStore
-from llmctl.training.config import TrainingConfig
-from llmctl.training.distributed import World, current, joined
-from llmctl.training.progress import Progress
-from llmctl.training.rehearsal import time_steps
 from llmctl.training.trainer import Trainer
 from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -53,44 +51,6 @@ SELDOM = 20
 WORTH_TRYING = 100
 """Steps of a training from which on a few are tried, to tell whether compiling pays."""
 TRIAL_SECONDS = 1.0
-
-M = TypeVar("M", bound=Config)
-L = TypeVar("L", bound=Config)
-D = TypeVar("D", bound=DataConfig)
-
-
-class PretrainConfig(Config, Generic[M, L, D]):
-    """Everything that decides a pretraining; ``config_for`` knows an architecture's."""
-
-    arch: str
-    """The architecture."""
-    model: M
-    objective: L
-    data: D
-    training: TrainingConfig = TrainingConfig()
-    seed: int = 0
-    """Seed of weights, order, dropout and, for BERT, pairs and masks."""
-    budget: Seconds | None = Field(None, gt=0)
-    """Wall clock from the command's start to the finished model, for which what is not given of
-    shape, batch and schedule is chosen."""
-    chosen: tuple[str, ...] = ()
-    """Keys that the budget chooses; filled in by the command."""
-
-
-def config_for(arch: str) -> type[PretrainConfig[Any, Any, Any]]:
-    """The configuration of an architecture's pretraining.
-
-    Raises UsageError for an unknown architecture.
-    """
-    # A recipe may give any value: lists compare where a dictionary would want a hash.
-    if arch not in list(ARCHITECTURES):
-        raise UsageError(
-            f"--arch {arch!r} is not known{did_you_mean(str(arch), [*ARCHITECTURES, 'ngram'])}; "
-            f"choose one of {', '.join(ARCHITECTURES)}, or ngram, which counts"
-        )
-    architecture = ARCHITECTURES[arch]
-    kind = PRETRAINING[architecture.objective]
-    return PretrainConfig[architecture.config, kind.config, kind.data_config]  # type: ignore[name-defined]
 
 
 def resolve(
@@ -161,39 +121,6 @@ def shards_of(workspace: Workspace, arch: str, name: str | None, reporter: Repor
         suits=lambda tokenizer: not kind.missing_roles(tokenizer),
         wanted=f"--arch {arch} (their tokenizer needs tokens for {', '.join(kind.roles)})",
     )
-
-
-def open_pretraining(
-    shards: Artefact, config: PretrainConfig[Any, Any, Any]
-) -> tuple[Pretraining[Any, Any], PretrainConfig[Any, Any, Any]]:
-    """A pretraining with its data, and the configuration with what follows from the data."""
-    tokenizer = tokenizers.load(shards.folder / "tokenizer")
-    architecture = ARCHITECTURES[config.arch]
-    kind = PRETRAINING[architecture.objective]
-    rate = config.training.learning_rate or kind.peak_rate(config.model.hidden_size)
-    config = config.replace(
-        model=config.model.replace(vocab_size=tokenizer.vocab_size).model_dump(),
-        training=config.training.replace(learning_rate=rate).model_dump(),
-    )
-    pretraining = kind(
-        shards.folder,
-        tokenizer,
-        architecture,
-        config.model,
-        config.objective,
-        config.data,
-        config.training.batch_size,
-    )
-    return pretraining, config
-
-
-def total_steps(training: TrainingConfig, batches: Batches) -> int | None:
-    """Steps in all; None if only the time limits them."""
-    if training.max_steps is not None:
-        return training.max_steps
-    if training.time_limit is not None:
-        return None
-    return max(1, math.ceil(training.epochs * batches.per_epoch))
 
 
 @joined()

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmctl.errors import UsageError
-from llmctl.stages.extension import BEFORE
 from llmctl.stages.remove import Target, made_from, target_of
+from llmctl.training.extension import BEFORE
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import write_json
 from llmctl.workspace.locks import writer_lock

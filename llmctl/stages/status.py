@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from llmctl.errors import InputError, did_you_mean
-from llmctl.stages.run_log import LOG
+from llmctl.reporting.run_log import LOG
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.commands import resume_command
 from llmctl.workspace.files import folder_size

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from llmctl.errors import DivergedError, InputError, Interrupted
 from llmctl.parsing import read_json, read_json_object
-from llmctl.training import sharded
 from llmctl.training.background import BackgroundWriter
-from llmctl.training.distributed import local, shared_like
+from llmctl.training.distributed import sharded
+from llmctl.training.distributed.processes import local, shared_like
 from llmctl.workspace.files import (
     clear_leftovers,
     errors_naming,

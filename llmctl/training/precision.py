@@ -15,7 +15,7 @@ from statistics import median
 import torch
 
 from llmctl.errors import UsageError, did_you_mean
-from llmctl.training.memory import keep_freed_memory
+from llmctl.training.planning.memory import keep_freed_memory
 
 CLEARLY_FASTER = 1.3
 """How much faster bf16 products must be before the casts around them pay."""

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmctl.data.keyed import key_of
 from llmctl.errors import DivergedError, InputError, ResourceError
-from llmctl.models.layers import use_kernels_of
+from llmctl.models.layers.attention import use_kernels_of
 from llmctl.objectives.base import Objective, TensorBatch
 from llmctl.objectives.cross_entropy import compiled_cross_entropy
 from llmctl.training.checkpoints import (
@@ -38,7 +38,7 @@ from llmctl.training.checkpoints import (
     restore_optimiser,
 )
 from llmctl.training.config import TrainingConfig
-from llmctl.training.distributed import (
+from llmctl.training.distributed.processes import (
     ALONE,
     LossModule,
     World,
@@ -47,13 +47,13 @@ from llmctl.training.distributed import (
     shared_like,
     whole,
 )
-from llmctl.training.float8 import use_float8
-from llmctl.training.memory import largest_part, out_of_memory, peak_bytes
-from llmctl.training.optimiser import build_optimiser, set_learning_rate
+from llmctl.training.optim.float8 import use_float8
+from llmctl.training.optim.optimiser import build_optimiser, set_learning_rate
+from llmctl.training.optim.schedules import share_of_peak
+from llmctl.training.planning.memory import largest_part, out_of_memory, peak_bytes
 from llmctl.training.precision import autocast
 from llmctl.training.profile import StepProfiler
 from llmctl.training.progress import Progress, progress_of
-from llmctl.training.schedules import share_of_peak
 from llmctl.training.validation import LookStopped, batched_pairs
 
 PATIENCE_NOT_FINITE = 5

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llmctl.objectives.base import Objective, TensorBatch
-from llmctl.training.distributed import ALONE, World
+from llmctl.training.distributed.processes import ALONE, World
 from llmctl.training.precision import autocast
 
 

@@ -62,15 +62,16 @@ STEADY = {
 def training(workspace: Path, table: Path, seconds: float) -> float:
     import torch
 
+    from llmctl.reporting.reporter import Reporter
     from llmctl.stages import pretrain
-    from llmctl.stages.reporter import Reporter
-    from llmctl.stages.session import Machine
+    from llmctl.tasks.pretraining import open_pretraining
     from llmctl.training.checkpoints import CheckpointStore
+    from llmctl.training.run import Machine
     from llmctl.workspace.artefacts import Workspace
 
     config = pretrain.resolve("bert", "mini", {"training": {**STEADY, "batch_size": 8}})
     shards = pretrain.shards_of(Workspace(workspace), "bert", None, Reporter())
-    pretraining, config = pretrain.open_pretraining(shards, config)
+    pretraining, config = open_pretraining(shards, config)
     machine = Machine(torch.device("cpu"), "fp32", False)
     store = CheckpointStore(Path(), 1)
     return steps(pretrain.make_trainer(pretraining, config, machine, store, Reporter()), seconds)
@@ -79,10 +80,10 @@ def training(workspace: Path, table: Path, seconds: float) -> float:
 def finetuning(workspace: Path, table: Path, seconds: float) -> float:
     import torch
 
+    from llmctl.reporting.reporter import Reporter
     from llmctl.stages import finetune
-    from llmctl.stages.reporter import Reporter
-    from llmctl.stages.session import Machine
     from llmctl.training.checkpoints import CheckpointStore
+    from llmctl.training.run import Machine
     from llmctl.workspace.artefacts import Workspace
 
     config = finetune.resolve("classify", {"training": STEADY})
@@ -110,7 +111,7 @@ def generation(workspace: Path, table: Path, seconds: float) -> float:
 
 def tokenizing(workspace: Path, table: Path, seconds: float) -> float:
     """Megabytes a second, from text to shards by a tokenizer that is there."""
-    from llmctl.stages.tokenize import TokenizeConfig, tokenize
+    from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
     from llmctl.workspace.artefacts import Workspace
 
     with tempfile.TemporaryDirectory() as folder:

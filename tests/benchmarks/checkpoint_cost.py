@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from llmctl.models import ARCHITECTURES
 from llmctl.objectives.causal_lm import CausalBatch, CausalLM
 from llmctl.training.checkpoints import CheckpointStore, optimiser_tensors
-from llmctl.training.memory import keep_freed_memory
+from llmctl.training.planning.memory import keep_freed_memory
 
 SIZES = {
     "mini": ({"num_layers": 6, "hidden_size": 384, "num_heads": 6}, 16_000, 12),

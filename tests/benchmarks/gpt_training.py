@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from llmctl.models import ARCHITECTURES
 from llmctl.objectives.causal_lm import CausalBatch, CausalLM
-from llmctl.training.memory import keep_freed_memory
+from llmctl.training.planning.memory import keep_freed_memory
 from llmctl.training.precision import autocast, matrix_rate
 
 LAYERS, WIDTH, HEADS, VOCABULARY, SEQUENCE, BATCH = 6, 384, 6, 16_000, 256, 12

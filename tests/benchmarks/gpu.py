@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from llmctl.models import ARCHITECTURES
-from llmctl.models.layers import Texts
+from llmctl.models.layers.attention import Texts
 from llmctl.objectives.base import TensorBatch
 from llmctl.objectives.causal_lm import CausalBatch, CausalLM
 from llmctl.objectives.masked_lm import MaskedBatch, MaskedLM

@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from llmctl.data.documents import Corpus
+from llmctl.data.text.documents import Corpus
 from tests.benchmarks import peers
 
 MODEL = {"num_layers": 4, "hidden_size": 256}
@@ -56,12 +56,13 @@ def pretraining(options: argparse.Namespace) -> None:
     """Both train on the same shards' text, in turn, and are scored by the same evaluation."""
     import torch
 
-    from llmctl.data.shards import ShardReader
-    from llmctl.interop.model_folder import read_model_folder
+    from llmctl.data.shards.files import ShardReader
+    from llmctl.formats.huggingface.model_folder import read_model_folder
     from llmctl.models.bert import Bert
     from llmctl.objectives.masked_lm import from_hugging_face
     from llmctl.objectives.pretraining import VALIDATION_SEED
-    from llmctl.stages.pretrain import open_pretraining, resolve
+    from llmctl.stages.pretrain import resolve
+    from llmctl.tasks.pretraining import open_pretraining
     from llmctl.training.precision import matrix_rate
     from llmctl.training.validation import evaluate
     from llmctl.workspace.artefacts import Workspace

@@ -1,4 +1,4 @@
-"""The constants of llmctl/training/scaling.py: small trainings, and the law fitted to them.
+"""The constants of llmctl/training/planning/scaling.py: small trainings and the law fitted to them.
 
     python tests/benchmarks/scaling.py measure POINTS.jsonl [--jobs 2]   # adds what is missing
     python tests/benchmarks/scaling.py fit POINTS.jsonl
@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from llmctl.training.scaling import ScalingLaw, entropy, repeated
+from llmctl.training.planning.scaling import ScalingLaw, entropy, repeated
 
 DATA = Path(os.environ.get("LLMCTL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -128,8 +128,9 @@ def llmctl(workspace: Path, *words: object, threads: int = 0) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> None:
     """Run what POINTS.jsonl does not hold yet."""
-    from llmctl.stages.pretrain import open_pretraining, resolve
-    from llmctl.training.plan import multiplied_weights
+    from llmctl.stages.pretrain import resolve
+    from llmctl.tasks.pretraining import open_pretraining
+    from llmctl.training.planning.plan import multiplied_weights
     from llmctl.workspace.artefacts import Workspace
 
     path: Path = options.points

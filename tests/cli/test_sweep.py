@@ -187,7 +187,7 @@ def test_a_signal_between_two_trainings(
     def interrupt() -> None:
         raise error
 
-    monkeypatch.setattr("llmctl.stages.sweep.gc.collect", interrupt)
+    monkeypatch.setattr("llmctl.stages.sweep.stage.gc.collect", interrupt)
     stderr = sweep(root, recipe, "--grid", RATES, code=code)["stderr"]
     assert f"sweep rates-pretrain: stopped by {name}" in stderr
     assert "go on with: llmctl" in stderr

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmctl.data.chunks import Chunks
 from llmctl.data.packing import WINDOW_BATCHES, PackedBatches, pack
+from llmctl.data.shards.chunks import Chunks
 
 
 class Lengths:

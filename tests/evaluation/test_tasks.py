@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError
+from llmctl.evaluation.benchmarks import TASKS, read_questions, recognise
+from llmctl.evaluation.benchmarks.base import accuracy, chance
+from llmctl.evaluation.benchmarks.multiple_choice import _cleaned
 from llmctl.evaluation.choices import Outcome, Question
-from llmctl.evaluation.tasks import TASKS, read_questions, recognise
-from llmctl.evaluation.tasks.base import accuracy, chance
-from llmctl.evaluation.tasks.multiple_choice import _cleaned
 from llmctl.evaluation.wilson import wilson_interval
 
 BLIMP = Path(__file__).parents[3] / "shared/data/blimp"

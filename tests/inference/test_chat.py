@@ -11,10 +11,10 @@ import torch
 
 from llmctl.config import build
 from llmctl.errors import ConfigError, InputError
+from llmctl.formats.huggingface.model_folder import read_model_folder
 from llmctl.inference.chat import ChatSession, RememberingDecoder
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import GenerationConfig
-from llmctl.interop.model_folder import read_model_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.objectives.causal_lm import CausalLM
 from llmctl.stages.chat import ChatConfig, open_chat

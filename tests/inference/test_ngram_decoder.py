@@ -9,9 +9,9 @@ import torch
 from llmctl.inference.decoder import NextToken
 from llmctl.inference.ngram_decoder import NgramDecoder, NgramScorer
 from llmctl.inference.scoring import Query, Scorer
-from llmctl.models.ngram import NgramConfig, train
-from llmctl.models.ngram_counts import Block
-from llmctl.models.ngram_model import NgramModel
+from llmctl.models.ngram.counts import Block
+from llmctl.models.ngram.model import NgramModel
+from llmctl.models.ngram.smoothing import NgramConfig, train
 
 BOS, EOS, WORDS, VOCAB = 20, 21, 20, 22
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmctl.data.tables import Example
+from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
 from llmctl.inference.prediction import BATCH, class_probabilities, fill_masks, in_blocks
 from llmctl.models.bert import Bert, BertConfig

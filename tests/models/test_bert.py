@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from llmctl.config import build
 from llmctl.errors import ConfigError, InputError
-from llmctl.interop.model_folder import read_model_folder, write_model_folder
-from llmctl.models import layers
+from llmctl.formats.huggingface.model_folder import read_model_folder, write_model_folder
 from llmctl.models.bert import (
     PRESETS,
     Bert,
@@ -27,8 +26,9 @@ from llmctl.models.bert import (
     import_tensors,
     to_hugging_face,
 )
-from llmctl.models.elementwise import additive_mask
-from llmctl.models.layers import FeedForward, SelfAttention
+from llmctl.models.layers import attention as layers
+from llmctl.models.layers.attention import FeedForward, SelfAttention
+from llmctl.models.layers.elementwise import additive_mask
 from llmctl.objectives.classify import Classifier, ExampleBatch
 from llmctl.objectives.masked_lm import MaskedLM
 from llmctl.tokenizers.wordpiece import SPECIAL, WordPieceTokenizer, build_wordpiece

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llmctl.models.ngram import NgramConfig, train
-from llmctl.models.ngram_counts import Block, count_ngrams
-from llmctl.models.ngram_model import ABSENT, UNSEEN, NgramModel
+from llmctl.models.ngram.counts import Block, count_ngrams
+from llmctl.models.ngram.model import ABSENT, UNSEEN, NgramModel
+from llmctl.models.ngram.smoothing import NgramConfig, train
 
 Documents = Sequence[Sequence[int]]
 Gram = tuple[int, ...]

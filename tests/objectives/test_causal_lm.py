@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llmctl.data.windows import Rows
+from llmctl.data.shards.windows import Rows
 from llmctl.models import ARCHITECTURES
 from llmctl.objectives.base import IGNORED
 from llmctl.objectives.causal_lm import CausalLM, collate

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from llmctl.data.tables import Example
+from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
-from llmctl.interop.model_folder import read_model_folder, write_model_folder
+from llmctl.formats.huggingface.model_folder import read_model_folder, write_model_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.models.bert import Bert, BertConfig
 from llmctl.objectives.causal_lm import CausalLM

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmctl.data.chunks import Chunks
 from llmctl.data.keyed import key_of
 from llmctl.data.packing import PackedBatches
-from llmctl.data.pairs import draw_pairs
+from llmctl.data.shards.chunks import Chunks
+from llmctl.data.shards.pairs import draw_pairs
 from llmctl.models.bert import Bert, BertConfig
 from llmctl.objectives.masked_lm import (
     MaskedBatch,

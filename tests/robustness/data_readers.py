@@ -13,21 +13,21 @@ import pyarrow as pa
 import zstandard
 
 from llmctl.config import Config, build, parse_assignments, read_recipe
-from llmctl.data.conversations import read_conversations
-from llmctl.data.documents import Corpus, Document
-from llmctl.data.rows import RowReader
-from llmctl.data.source_target import Pair, read_pairs, resolve_pair_columns
-from llmctl.data.tables import Example, read_examples, resolve_columns
-from llmctl.evaluation.tasks import TASKS, read_questions
+from llmctl.data.tables.conversations import read_conversations
+from llmctl.data.tables.labelled import Example, read_examples, resolve_columns
+from llmctl.data.tables.rows import RowReader
+from llmctl.data.tables.source_target import Pair, read_pairs, resolve_pair_columns
+from llmctl.data.text.documents import Corpus, Document
+from llmctl.evaluation.benchmarks import TASKS, read_questions
 from llmctl.inference.prompts import Shots, find_columns, read_rows, read_template
 from llmctl.reporting.units import parse_duration
 from llmctl.stages import finetune, pretrain
 from llmctl.stages.chat import ChatConfig
 from llmctl.stages.evaluate import EvaluateConfig
 from llmctl.stages.generate import GenerateConfig, read_prompts
-from llmctl.stages.sweep_grid import parse_grid, points
-from llmctl.stages.tokenize import TokenizeConfig
-from llmctl.stages.tokenize_parts import parse_part
+from llmctl.stages.sweep.grid import parse_grid, points
+from llmctl.stages.tokenize.parts import parse_part
+from llmctl.stages.tokenize.stage import TokenizeConfig
 from tests.robustness.children import Reader
 from tests.robustness.mutators import as_arrow, as_parquet
 

@@ -14,18 +14,18 @@ import sentencepiece  # noqa: F401  # imported once, before the children are for
 import torch
 
 from llmctl import tokenizers
-from llmctl.data.tables import Example
-from llmctl.interop.model_folder import write_model_folder
-from llmctl.interop.ngram_folder import write_ngram_folder
+from llmctl.data.tables.labelled import Example
+from llmctl.formats.huggingface.model_folder import write_model_folder
+from llmctl.formats.ngram.ngram_folder import write_ngram_folder
+from llmctl.formats.open import open_any_model
 from llmctl.models import ARCHITECTURES
-from llmctl.models.ngram import NgramConfig, train
-from llmctl.models.ngram_counts import Block
+from llmctl.models.ngram.counts import Block
+from llmctl.models.ngram.smoothing import NgramConfig, train
 from llmctl.objectives.causal_lm import CausalLM
 from llmctl.objectives.classify import Classifier
 from llmctl.objectives.masked_lm import MaskedLM
 from llmctl.objectives.seq2seq import Seq2SeqShape, attach
 from llmctl.stages.generate import GenerateConfig, Generation, Opened, Prompt
-from llmctl.stages.inputs import open_any_model
 from llmctl.stages.predict import Filling, predict
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.chat import CHATML

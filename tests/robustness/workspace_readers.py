@@ -11,19 +11,20 @@ from typing import Any
 from rich.console import Console
 
 from llmctl.cli.evaluation_tables import print_kept
-from llmctl.data.shards import ShardReader
+from llmctl.data.shards.files import ShardReader
+from llmctl.formats.open import choose_shards
 from llmctl.parsing import read_json
 from llmctl.reporting.compare import render_compare
+from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.status import render_detail, render_overview
 from llmctl.stages import pretrain
 from llmctl.stages.compare import compare
 from llmctl.stages.evaluate import Files, evaluate_model
-from llmctl.stages.evaluate_config import EvaluateConfig
-from llmctl.stages.inputs import choose_shards
-from llmctl.stages.reporter import Reporter
 from llmctl.stages.status import detail, overview
-from llmctl.stages.tokenize import TokenizeConfig, tokenize
-from llmctl.stages.tokenize_parts import parse_part, tokenize_part
+from llmctl.stages.tokenize.parts import parse_part, tokenize_part
+from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
+from llmctl.tasks.evaluation import EvaluateConfig
+from llmctl.tasks.pretraining import open_pretraining
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import write_json
 from llmctl.workspace.manifests import describe_files, read_manifest, write_manifest
@@ -129,7 +130,7 @@ def _shards(folder: Path) -> list[int]:
             assert len(tokens) == 0 or int(tokens.max()) < 300
             found += [len(tokens), int(starts.sum()), int(tokens.sum())]
         reader.token_counts(300)
-    _, config = pretrain.open_pretraining(chosen, _config())
+    _, config = open_pretraining(chosen, _config())
     found.append(config.model.vocab_size)
     return found
 

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from llmctl.errors import ConfigError, Interrupted, UsageError
+from llmctl.reporting.reporter import Reporter
 from llmctl.stages import budget
 from llmctl.stages.budget import LADDER, Chooser
-from llmctl.stages.pretrain import make_trainer, open_pretraining, pretrain, resolve
-from llmctl.stages.reporter import Reporter
-from llmctl.training.rehearsal import Rehearsal
-from llmctl.training.scaling import ScalingLaw
+from llmctl.stages.pretrain import make_trainer, pretrain, resolve
+from llmctl.tasks.pretraining import open_pretraining
+from llmctl.training.planning.rehearsal import Rehearsal
+from llmctl.training.planning.scaling import ScalingLaw
 from llmctl.workspace.artefacts import Workspace
 from tests.run import llmctl, one_sentence
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from llmctl.cli.app import app
-from llmctl.data.tables import Example
-from llmctl.interop.model_folder import read_model_folder
+from llmctl.data.tables.labelled import Example
+from llmctl.formats.huggingface.model_folder import read_model_folder
+from llmctl.reporting.reporter import Reporter
 from llmctl.stages.finetune import finetune, plan, resolve
-from llmctl.stages.finetune_task import by_width
 from llmctl.stages.predict import predict
-from llmctl.stages.reporter import Reporter
+from llmctl.tasks.finetuning import by_width
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
 

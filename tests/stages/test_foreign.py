@@ -15,8 +15,8 @@ import torch
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import processors
 
-from llmctl.data.tables import Example
-from llmctl.interop.model_folder import read_model_folder
+from llmctl.data.tables.labelled import Example
+from llmctl.formats.huggingface.model_folder import read_model_folder
 from llmctl.stages import finetune
 from llmctl.stages.chat import ChatConfig, open_chat
 from llmctl.stages.evaluate import EvaluateConfig, Files, evaluate_model

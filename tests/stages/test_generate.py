@@ -14,10 +14,10 @@ from typer.testing import CliRunner, Result
 
 from llmctl.cli.app import app
 from llmctl.config import build
-from llmctl.interop.model_folder import read_model_folder
+from llmctl.formats.huggingface.model_folder import read_model_folder
 from llmctl.stages.generate import GenerateConfig, Generation, Prompt, open_to_write
 from llmctl.stages.pretrain import pretrain, resolve
-from llmctl.stages.tokenize import TokenizeConfig, tokenize
+from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
 from llmctl.workspace.artefacts import Workspace
 from tests.language_models import DATA, TRAINING, WINDOW, split
 from tests.run import llmctl, one_sentence

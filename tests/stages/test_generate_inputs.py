@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llmctl.data.files import STDIN
+from llmctl.data.text.files import STDIN
 from llmctl.errors import InputError
 from llmctl.stages.generate import GenerateConfig, Prompt, read_prompts, rows_at_once
 

@@ -17,7 +17,7 @@ from llmctl.stages.finetune import finetune
 from llmctl.stages.finetune import resolve as resolve_finetune
 from llmctl.stages.pretrain import pretrain, resolve
 from llmctl.stages.remove import plan as plan_removal
-from llmctl.stages.tokenize import TokenizeConfig, tokenize
+from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
 from llmctl.workspace import files
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.commands import resume_command

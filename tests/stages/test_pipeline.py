@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmctl.data.shards import ShardReader
+from llmctl.data.shards.files import ShardReader
 from tests.conftest import TINY
 from tests.run import llmctl
 
@@ -387,7 +387,7 @@ def test_transformers_opens_what_was_trained(tiny_workspace: Path):
     transformers = pytest.importorskip("transformers")
     import torch
 
-    from llmctl.interop.model_folder import read_model_folder
+    from llmctl.formats.huggingface.model_folder import read_model_folder
 
     path = tiny_workspace / "runs" / "tiny" / "model"
     theirs = transformers.BertForPreTraining.from_pretrained(path)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import UsageError
-from llmctl.stages.sweep_grid import parse_grid, points, split_values, tree_of
+from llmctl.stages.sweep.grid import parse_grid, points, split_values, tree_of
 from llmctl.workspace.names import is_name
 
 

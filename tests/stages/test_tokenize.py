@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from llmctl.data.documents import Corpus
-from llmctl.data.duplicates import text_hash
-from llmctl.data.shards import ShardReader
+from llmctl.data.shards.files import ShardReader
+from llmctl.data.text.documents import Corpus
+from llmctl.data.text.duplicates import text_hash
 from llmctl.errors import InputError, UsageError
-from llmctl.stages import tokenize as stage
-from llmctl.stages.reporter import Reporter
-from llmctl.stages.tokenize import TokenizeConfig, tokenize
+from llmctl.reporting.reporter import Reporter
+from llmctl.stages.tokenize import stage
+from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
 from llmctl.tokenizers import load
 from llmctl.tokenizers.characters import SPECIAL as CHARACTERS_SPECIAL
 from llmctl.tokenizers.wordpiece import SPECIAL

@@ -20,12 +20,15 @@ from typing import Any
 
 import pytest
 
-from llmctl.data import columnar, decoding, encoding, shards
+from llmctl.data.shards import encoding
+from llmctl.data.shards import files as shards
+from llmctl.data.tables import columnar
+from llmctl.data.text import decoding
 from llmctl.errors import BusyError, InputError, UsageError
-from llmctl.stages import tokenize_parts as stage
-from llmctl.stages.reporter import Reporter
-from llmctl.stages.tokenize import TokenizeConfig, tokenize
-from llmctl.stages.tokenize_parts import MOST_PARTS, Outcome, Part, parse_part, tokenize_part
+from llmctl.reporting.reporter import Reporter
+from llmctl.stages.tokenize import parts as stage
+from llmctl.stages.tokenize.parts import MOST_PARTS, Outcome, Part, parse_part, tokenize_part
+from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import sha256_file
 from llmctl.workspace.locks import writer_lock
@@ -42,7 +45,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(decoding, "BLOCK", 256)
     monkeypatch.setattr(columnar, "BATCH_ROWS", 8)
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
-    monkeypatch.setattr("llmctl.stages.tokenize_shards.BATCH_CHARACTERS", 500)
+    monkeypatch.setattr("llmctl.stages.tokenize.shards.BATCH_CHARACTERS", 500)
 
 
 WORDS = [
@@ -267,9 +270,11 @@ def test_what_one_process_made_meanwhile_ends_the_parts(tmp_path: Path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from llmctl.data import columnar, decoding
-from llmctl.stages import tokenize_parts, tokenize_shards
-from llmctl.stages.tokenize import TokenizeConfig
+from llmctl.data.tables import columnar
+from llmctl.data.text import decoding
+from llmctl.stages.tokenize import parts as tokenize_parts
+from llmctl.stages.tokenize import shards as tokenize_shards
+from llmctl.stages.tokenize.stage import TokenizeConfig
 from llmctl.workspace import parts
 from llmctl.workspace.artefacts import Workspace
 

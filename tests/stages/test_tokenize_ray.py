@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from llmctl.errors import InputError, UsageError
-from llmctl.stages import tokenize_ray as stage
-from llmctl.stages.tokenize_parts import parse_part, tokenize_part
-from llmctl.stages.tokenize_ray import make_part, tokenize_on_ray
+from llmctl.stages.tokenize import ray_data as stage
+from llmctl.stages.tokenize.parts import parse_part, tokenize_part
+from llmctl.stages.tokenize.ray_data import make_part, tokenize_on_ray
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.parts import PartsFolder
 from tests.run import llmctl, one_sentence

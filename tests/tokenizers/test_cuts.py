@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 
 from llmctl import tokenizers
-from llmctl.data import encoding
+from llmctl.data.shards import encoding
 from llmctl.errors import InputError
 from llmctl.tokenizers import Tokenizer, base, cuts
 from llmctl.tokenizers.base import FastTokenizer, count_words

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError
-from llmctl.training.distributed import World
+from llmctl.training.distributed.processes import World
 
 
 class Group:

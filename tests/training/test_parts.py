@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from llmctl.data.windows import Rows
+from llmctl.data.shards.windows import Rows
 from llmctl.errors import ResourceError
 from llmctl.models import ARCHITECTURES
-from llmctl.models.layers import BOUNDS_STEP, Texts
+from llmctl.models.layers.attention import BOUNDS_STEP, Texts
 from llmctl.objectives.base import LossParts, TensorBatch
 from llmctl.objectives.causal_lm import CausalLM, collate
 from llmctl.objectives.masked_lm import MaskedBatch, MaskedLM
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
-from llmctl.training.distributed import World, recompute_activations
-from llmctl.training.memory import kept_for_backward, largest_part
+from llmctl.training.distributed.processes import World, recompute_activations
+from llmctl.training.planning.memory import kept_for_backward, largest_part
 from llmctl.training.trainer import Trainer
 from tests.training.test_trainer import Regression, numbers
 

@@ -15,7 +15,7 @@ from llmctl.errors import DivergedError, InputError
 from llmctl.objectives.base import LossParts, Ratio, TensorBatch
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
-from llmctl.training.optimiser import build_optimiser
+from llmctl.training.optim.optimiser import build_optimiser
 from llmctl.training.trainer import Record, Trainer
 from llmctl.training.validation import LookStopped, evaluate
 

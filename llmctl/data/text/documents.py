@@ -1,0 +1,463 @@
+"""Documents: the pieces of text that a corpus is made of, read one after another.
+
+Sources are files (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, .arrow, the text formats also
+.gz and .zst), folders, globs, ``-`` for standard input, and the two corpora that every Python
+carries: ``python:docs`` and ``python:code``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+from unicodedata import category
+
+from llmctl.data.tables.rows import RowReader
+from llmctl.data.text.decoding import DEFAULT, ReadOptions, text_blocks, text_lines
+from llmctl.data.text.files import format_of, is_readable, split_columns
+from llmctl.data.text.kinds import look_at
+from llmctl.data.text.python_corpora import python_code, python_docs
+from llmctl.data.text.sentences import sentence_starts
+from llmctl.data.text.sources import find, is_stream
+from llmctl.errors import InputError, UsageError, did_you_mean
+from llmctl.workspace.files import sha256_file
+from llmctl.workspace.names import slug
+
+UNITS = ("auto", "file", "paragraph", "line")
+
+LONG_FILE = 1 << 16
+"""Characters; a plain text up to this length is one document …"""
+PIECE = 1 << 14
+"""… and a longer one (a book, a dump) is cut into documents of about this, so that there is
+something to split into training and validation."""
+
+LONGEST = 1 << 27
+"""Characters in a document, which is held whole."""
+
+TEXT_COLUMNS = (
+    "text", "content", "document", "body", "article", "sentence", "review", "abstract",
+    "description", "title",
+)  # fmt: skip
+"""Where a table's text is looked for, in this order."""
+
+STDIN = "standard input"
+PYTHON_CORPORA = {"python:docs": python_docs, "python:code": python_code}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text, with newlines as ``\\n``; stripped, unless its corpus keeps its ends."""
+
+    text: str
+    source: str
+    """Its file, with the line where that tells more; for messages."""
+    position: int
+    """Bytes of the corpus read once this document is; compressed bytes of compressed files."""
+
+
+@dataclass
+class PlainText:
+    """What files of plain text were taken for, where the unit is ``auto``."""
+
+    documents: int = 0
+    paragraphs: int = 0
+    """Parts between blank lines."""
+    whole: int = 0
+    """Files that are a document each."""
+    cut: int = 0
+    """Files that were cut into several."""
+
+    def add(self, number: int, text: str) -> None:
+        """Count the ``number``-th piece of a file."""
+        paragraphs = sum(1 for part in text.split("\n\n") if part.strip())
+        if paragraphs:
+            self.documents += 1
+            self.paragraphs += paragraphs
+        self.whole += number == 1
+        if number == 2:
+            self.whole, self.cut = self.whole - 1, self.cut + 1
+
+    def __str__(self) -> str:
+        """What the user is told; empty where there is nothing to choose."""
+        if self.paragraphs <= self.documents:
+            return ""
+        cut = f"each piece of about {PIECE:,} characters of {_files(self.cut, 'long')}"
+        whole = f"each of {_files(self.whole, 'short')}" if self.whole > 1 else "the whole file"
+        if self.cut and self.whole:
+            whole = f"each of {_files(self.whole, 'short')}"
+        what = " and ".join([cut] * bool(self.cut) + [whole] * bool(self.whole))
+        return (
+            f"of plain text {what} is a document ({self.documents:,} in all): with --document "
+            f"paragraph each of its {self.paragraphs:,} parts between blank lines would be one"
+        )
+
+
+def _files(count: int, kind: str) -> str:
+    return f"{count:,} {kind} file{'s' * (count != 1)}"
+
+
+class Corpus:
+    """The documents of some sources, in a fixed order; can be iterated again and again."""
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        *,
+        text_column: str | None = None,
+        reading: ReadOptions = DEFAULT,
+        unit: str = "auto",
+        keep_ends: bool = False,
+    ) -> None:
+        """keep_ends: whether white space at the ends of a document stays.
+
+        Raises InputError for a source that isn't there, UsageError for an unknown unit.
+        """
+        if unit not in UNITS:
+            raise UsageError(
+                f"--document {unit!r} is not known{did_you_mean(unit, UNITS)}; "
+                f"choose one of {', '.join(UNITS)}"
+            )
+        self._columns = split_columns(text_column)
+        self._reading = replace(reading, note=lambda said: reading.say(self._shown(said)))
+        self._unit, self._keep_ends = unit, keep_ends
+        self._sources = list(sources)
+        self._spools: dict[str, tempfile._TemporaryFileWrapper[bytes]] = {}
+        """What could be read once only, by its source."""
+        self.notes: list[str] = []
+        """What was not read, or taken for something, for the user."""
+        self._files = [file for source in sources for file in self._resolve(source)]
+        if not self._files:
+            raise InputError("no text was given; name files, folders, - or python:docs")
+        self.names = [self._shown(str(file)) for file in self._files]
+        self.sizes = [self._size(file) for file in self._files]
+        self.begins = list(accumulate(self.sizes, initial=0))
+        """The corpus's bytes before each file, and after the last."""
+        self.total_bytes = self.begins[-1]
+        self._digests: dict[int, tuple[str, bytes]] = {}
+        self.plain = PlainText()
+        """What became of plain text; known once the corpus has been iterated."""
+
+    @property
+    def suggested_name(self) -> str:
+        """A name for what is made of this corpus: that of its first source."""
+        first = self._sources[0]
+        if first == "-":
+            return "stdin"
+        if first in self._spools and first.startswith("/dev/fd/"):
+            return "pipe"
+        stem = first.replace(":", "-") if first in PYTHON_CORPORA else Path(first).name
+        while Path(stem).suffix and len(stem) > len(Path(stem).suffix):
+            stem = Path(stem).stem
+        return slug(stem, "corpus")
+
+    def __iter__(self) -> Iterator[Document]:
+        found = False
+        self.plain = PlainText()
+        for number in range(len(self._files)):
+            for document in self.of_file(number):
+                if document.text:
+                    found = True
+                    yield document
+        if not found:
+            raise self.no_text()
+
+    def of_file(self, number: int, after: int = 0) -> Iterator[Document]:
+        """All that a file has, empty texts too.
+
+        A text that ends within the file's first ``after`` bytes may come empty: it is skipped.
+        """
+        begin, size = self.begins[number], self.sizes[number]
+        try:
+            for text, source, position in self._read(self._files[number], after):
+                _refuse_longer(len(text), source)
+                stripped = text.strip()
+                kept = text if stripped and self._keep_ends else stripped
+                yield Document(kept, self._shown(source), begin + min(max(position, 1), size))
+        except InputError as error:
+            raise InputError(self._shown(str(error))) from None
+
+    def part_of(self, document: Document, of: int) -> int:
+        """The number of the ``CorpusPart`` that has a document of this corpus."""
+        return max(1, -(-document.position * of // max(self.total_bytes, 1)))
+
+    def no_text(self) -> InputError:
+        """What is raised where there is nothing but empty documents."""
+        return InputError(f"{', '.join(self._sources)} has no text: every document is empty")
+
+    def digest(self) -> str:
+        """SHA-256 of the content, whatever the files are called."""
+        total = hashlib.sha256()
+        for number in range(len(self._files)):
+            total.update(self._digested(number)[1])
+        return total.hexdigest()
+
+    def file_digest(self, number: int) -> str:
+        """SHA-256 of one file."""
+        return self._digested(number)[0]
+
+    def _digested(self, number: int) -> tuple[str, bytes]:
+        """SHA-256 of a file, and what it adds to the corpus's; reckoned once."""
+        if number not in self._digests:
+            file = self._files[number]
+            if isinstance(file, Path):
+                with _named(file):
+                    digest = sha256_file(file)
+                self._digests[number] = digest, digest.encode()
+            else:
+                added = b"".join(
+                    hashlib.sha256(text.encode()).digest() for _, text in PYTHON_CORPORA[file]()
+                )
+                self._digests[number] = hashlib.sha256(added).hexdigest(), added
+        return self._digests[number]
+
+    def _shown(self, message: str) -> str:
+        """A message in which a stream is not called by its temporary file's name."""
+        for source, spool in self._spools.items():
+            message = message.replace(spool.name, STDIN if source == "-" else source)
+        return message
+
+    @property
+    def streams(self) -> list[str]:
+        """Sources that can be read once only, by this process alone."""
+        return [STDIN if source == "-" else source for source in self._spools]
+
+    def _resolve(self, source: str) -> list[Path | str]:
+        if source in PYTHON_CORPORA:
+            return [source]
+        if source == "-":
+            return [self._spooled(source)]
+        found = find(source)
+        if found is None:
+            hint = did_you_mean(source, PYTHON_CORPORA) if ":" in source else ""
+            raise InputError(f"{source}: no such file or folder{hint}")
+        self.notes += found.notes
+        files: list[Path | str] = []
+        unknown = []
+        for file in found.files:
+            with _named(file):
+                if is_stream(file):
+                    files.append(self._spooled(str(file)))
+                    continue
+            files.append(file)
+            if not is_readable(file):
+                unknown.append(file)
+        if self._reading.errors == "strict":
+            self.notes += look_at(unknown)
+        return files
+
+    def _spooled(self, source: str) -> Path:
+        """All of a stream in a temporary file, which can be read again and again."""
+        if source not in self._spools:
+            suffix = "" if source == "-" else "".join(Path(source).suffixes[-2:])
+            spool = tempfile.NamedTemporaryFile(prefix="llmctl-stream-", suffix=suffix)  # noqa: SIM115
+            with nullcontext(sys.stdin.buffer) if source == "-" else open(source, "rb") as stream:
+                shutil.copyfileobj(stream, spool)
+            spool.flush()
+            self._spools[source] = spool
+        return Path(self._spools[source].name)
+
+    def _size(self, file: Path | str) -> int:
+        if isinstance(file, Path):
+            with _named(file):
+                return file.stat().st_size
+        return sum(len(text) for _, text in PYTHON_CORPORA[file]())
+
+    def _read(self, file: Path | str, after: int) -> Iterator[tuple[str, str, int]]:
+        if isinstance(file, str):
+            position = 0
+            for name, text in PYTHON_CORPORA[file]():
+                position += len(text)
+                yield text, name, position
+        elif format_of(file) == ".txt":
+            yield from self._read_text(file)
+        else:
+            yield from self._read_rows(file, after)
+
+    def _read_rows(self, file: Path, after: int) -> Iterator[tuple[str, str, int]]:
+        reader = RowReader(
+            file,
+            requested=self._columns,
+            known=frozenset(TEXT_COLUMNS) | {"label", "class"},
+            reading=self._reading,
+        )
+        if not reader.columns:
+            return
+        lower = {name.lower(): name for name in reversed(reader.names)}
+        guessed = next((lower[name] for name in TEXT_COLUMNS if name in lower), "")
+        if not self._columns and not guessed and not reader.has_header:
+            raise InputError(
+                f"{file} has no header that names its text (its first row is "
+                f"{reader.shown_first_row()}): choose with --text-column, by name or by number "
+                "from 1"
+            )
+        if not self._columns and not guessed:
+            raise InputError(
+                f"{file} has no column 'text'{did_you_mean('text', reader.columns)}; it has "
+                f"{reader.listed()}: choose with --text-column"
+            )
+        columns = [reader.column("--text-column", name) for name in self._columns or (guessed,)]
+        for row in reader.rows(columns, after):
+            values = [row.values.get(name) for name in columns]
+            for name, value in zip(columns, values, strict=True):
+                if value is not None and not isinstance(value, str):
+                    raise InputError(
+                        f"{row.source}: {name} is {type(value).__name__}, not text; "
+                        "choose another --text-column"
+                    )
+            yield _clean(" ".join(v for v in values if v)), row.source, row.position
+
+    def _read_text(self, file: Path) -> Iterator[tuple[str, str, int]]:
+        if self._unit == "line":
+            for number, (line, position) in enumerate(text_lines(file, self._reading), 1):
+                yield _clean(line), f"{file}:{number}", position
+        elif self._unit == "file":
+            blocks, size = [], 0
+            for block, _ in text_blocks(file, self._reading):
+                blocks.append(block)
+                size += len(block)
+                _refuse_longer(size, str(file))
+            yield "".join(blocks), str(file), self._size(file)
+        elif self._unit == "paragraph":
+            yield from _pieces(file, self._reading, 0, 0)
+        else:
+            pieces = _pieces(file, self._reading, PIECE, LONG_FILE)
+            for number, piece in enumerate(pieces, 1):
+                self.plain.add(number, piece[0])
+                yield piece
+
+
+class CorpusPart:
+    """A part of a corpus: the documents that end in the ``number``-th of ``of`` equal stretches of
+    its bytes, in their order. Files outside it are not read; one that it shares is read from its
+    beginning.
+
+    So parts need only the number of bytes of each file to share out the documents.
+    """
+
+    def __init__(self, corpus: Corpus, number: int, of: int) -> None:
+        total = corpus.total_bytes
+        self._corpus = corpus
+        # Nothing ends before the first byte, but an empty file ends there.
+        self.begin = total * (number - 1) // of if number > 1 else -1
+        self.end = total * number // of
+        self.total_bytes = self.end - max(self.begin, 0)
+        self.files = [
+            file
+            for file, (first, last) in enumerate(pairwise(corpus.begins))
+            if min(first + 1, last) <= self.end and last > self.begin
+        ]
+        """Numbers of the files that it reads."""
+        self.before = self.until = 0
+        """Once iterated: how many texts of its first file come before it, and how many of its last
+        file do not come after it."""
+
+    def __iter__(self) -> Iterator[Document]:
+        self.before = self.until = 0
+        for file in self.files:
+            self.until = 0
+            after = max(self.begin - self._corpus.begins[file], 0)
+            for document in self._corpus.of_file(file, after):
+                if document.position > self.end:
+                    break
+                self.until += 1
+                if document.position <= self.begin:
+                    self.before += 1
+                elif document.text:
+                    yield document
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Turns what the system says about a file into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{file} can't be read: {error.strerror}") from None
+
+
+def _refuse_longer(characters: int, source: str) -> None:
+    """Raises InputError for a document that would take more memory than a machine need have."""
+    if characters > LONGEST:
+        raise InputError(
+            f"{source}: a document has more than {LONGEST:,} characters; divide it (plain text by "
+            "--document auto or line)"
+        )
+
+
+def _clean(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _pieces(
+    file: Path, reading: ReadOptions, smallest: int, longest: int
+) -> Iterator[tuple[str, str, int]]:
+    """A file up to ``longest`` whole; a longer one cut at the first blank line after ``smallest``
+    characters, else at a line end once a piece is four times as long, else there."""
+    pending, position, whole = "", 0, longest > 0
+    for block, position in text_blocks(file, reading):
+        pending += block
+        if whole and len(pending) <= longest:
+            continue
+        _refuse_longer(len(pending), str(file))
+        whole = False
+        start = 0
+        while True:
+            cut = _cut(pending, start, smallest)
+            if cut is None:
+                break
+            yield pending[start:cut], str(file), position
+            start = cut
+        pending = pending[start:]
+    while not whole and (cut := _cut(pending, 0, smallest)) is not None:
+        yield pending[:cut], str(file), position
+        pending = pending[cut:]
+    yield pending, str(file), position
+
+
+def _cut(text: str, start: int, smallest: int) -> int | None:
+    """Where the piece that begins at ``start`` ends, or None if the text may be short of it."""
+    from_ = start + smallest
+    if not smallest:
+        # The blank line before a paragraph is not its end.
+        while text.startswith("\n", from_):
+            from_ += 1
+    blank = text.find("\n\n", from_)
+    limit = start + 4 * smallest
+    if blank != -1 and (not smallest or blank < limit):
+        return blank + 2
+    if smallest and len(text) > limit:
+        line = text.rfind("\n", from_, limit)
+        return line + 1 if line != -1 else _within_line(text, from_, limit)
+    return None
+
+
+def _within_line(text: str, begin: int, end: int) -> int:
+    """Where to cut a stretch without line ends: where its last sentence starts, else before its
+    last space, behind its last mark of punctuation, between two letters of a script without
+    spaces. One that has none of these is no text, and is cut at its end."""
+    sentence = begin + sentence_starts(text[begin:end])[-1]
+    if sentence > begin:
+        return sentence
+    for fits in (_before_space, _behind_mark, _between_letters):
+        for place in range(end, begin, -1):
+            if fits(text[place - 1], text[place]):
+                return place
+    return end
+
+
+def _before_space(before: str, after: str) -> bool:
+    return after.isspace() and not before.isspace()
+
+
+def _behind_mark(before: str, after: str) -> bool:
+    return before in ",;:，、；：" and not after.isspace()
+
+
+def _between_letters(before: str, after: str) -> bool:
+    return category(before) == category(after) == "Lo"

@@ -1,0 +1,1 @@
+"""N-gram language models: counts, smoothing, and the model that is asked."""

@@ -1,0 +1,1 @@
+"""Tokenize: text files to a tokenizer and Arrow shards, by one process or by many."""

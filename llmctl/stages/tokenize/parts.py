@@ -1,0 +1,452 @@
+"""Tokenize in parts: processes on any machines that share the workspace make what one would.
+
+The first to come makes the plan: it learns the tokenizer and records the digest of every file. Then
+each encodes the documents that end in its stretch of the corpus's bytes, and the one that finds all
+parts done puts them together: it drops what is repeated between parts and splits, as one process
+does while it reads. Nobody waits for a part that may not have been started.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from llmctl import __version__
+from llmctl.data.shards.placed import PlacedBatch, PlacedWriter, read_placed
+from llmctl.data.text.documents import Corpus, CorpusPart
+from llmctl.data.text.duplicates import SeenHashes
+from llmctl.errors import InputError, UsageError
+from llmctl.reporting.reporter import Reporter
+from llmctl.stages.tokenize.shards import (
+    ByHash,
+    ByTail,
+    FromText,
+    Vocabulary,
+    count_characters,
+    note_split,
+    write_shards,
+)
+from llmctl.stages.tokenize.stage import (
+    Existing,
+    TokenizeConfig,
+    corpus_inputs,
+    existing_tokenizer,
+    open_corpus,
+    tokenizer_for,
+)
+from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.identity import Identity
+from llmctl.workspace.manifests import describe_files, new_manifest, now, verify_files
+from llmctl.workspace.parts import (
+    PartRecord,
+    PartsFolder,
+    Plan,
+    PlannedFile,
+    write_plan,
+    write_record,
+)
+
+MOST_PARTS = 99_999
+DOCUMENTS = "documents.arrow"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of so many, counted from 1."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+def parse_part(text: str) -> Part:
+    """``3/8``. Raises UsageError for anything else than i/n with i from 1 to n."""
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip())
+    if match is None:
+        raise UsageError(
+            f"--part {text!r} is not i/n: write 3/8 for the third of eight parts, in a job array "
+            "for example $SLURM_ARRAY_TASK_ID/8"
+        )
+    part = Part(int(match[1]), int(match[2]))
+    if not 1 <= part.of <= MOST_PARTS:
+        raise UsageError(f"--part {text}: there can be 1 to {MOST_PARTS:,} parts")
+    if not 1 <= part.number <= part.of:
+        raise UsageError(
+            f"--part {text}: parts are counted from 1 to {part.of}; number the job array so "
+            f"(for Slurm --array=1-{part.of})"
+        )
+    return part
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far the parts are once a process has done its own."""
+
+    shards: Artefact | None
+    """None while other parts are missing."""
+    there: bool
+    """Whether there was nothing to do."""
+    missing: list[int] = field(default_factory=list)
+    """Parts that are not finished."""
+
+
+@dataclass
+class Job:
+    """What the parts of some shards are to be made from, as one process has been told."""
+
+    workspace: Workspace
+    sources: Sequence[str]
+    config: TokenizeConfig
+    name: str
+    force: bool = False
+    reporter: Reporter = field(default_factory=Reporter)
+
+    def __post_init__(self) -> None:
+        self.parts = PartsFolder(self.workspace, self.name)
+        self.corpus: Corpus = open_corpus(self.sources, self.config, self.reporter)
+
+    @cached_property
+    def existing(self) -> Existing | None:
+        """The tokenizer, if it is not to be learned."""
+        return existing_tokenizer(self.workspace, self.config)
+
+    def waiting(self) -> None:
+        self.reporter.note(
+            f"waiting for another process that prepares shards {self.name} or puts their parts "
+            "together"
+        )
+
+
+def tokenize_part(
+    workspace: Workspace,
+    sources: Sequence[str],
+    config: TokenizeConfig,
+    part: Part,
+    *,
+    name: str,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> Outcome:
+    """Make one part of the shards ``name``, and the shards if all parts are there."""
+    job = Job(workspace, sources, config, name, force, reporter or Reporter())
+    plan = agree(job, part.of, part.number)
+    if isinstance(plan, Artefact):
+        return Outcome(plan, there=True)
+    written = write_part(job, plan, part.number)
+    shards, missing = put_together(job, plan)
+    return Outcome(shards, there=not written and shards is None, missing=missing)
+
+
+def agree(job: Job, of: int, number: int | None = None) -> Plan | Artefact:
+    """The plan that all parts follow, made if there is none, or the shards if they are finished.
+
+    number: the part whose files are compared with the plan; None for all of them.
+    Raises UsageError for other options than the plan's, InputError naming a file that differs from
+    it, unless the job is to begin anew (``force``).
+    """
+    job.workspace.prepare("shards")
+    refused: Plan | None = None
+    while True:
+        with job.parts.turn(job.waiting):
+            plan = _standing_plan(job)
+            if plan is not None:
+                error = _difference(job, plan, of)
+                if error is not None and not job.force:
+                    raise error
+                if error is not None or plan == refused:
+                    plan = None
+            if plan is None:
+                return _found(job) or _new_plan(job, of)
+        # Not in the turn: it takes as long as reading the files.
+        changed = None if number and job.parts.has(number) else changed_file(job, plan, number)
+        if changed is None:
+            return plan
+        if not job.force:
+            raise changed
+        refused = plan
+
+
+def _standing_plan(job: Job) -> Plan | None:
+    """The plan, unless shards made since have settled it; what is left without one goes."""
+    try:
+        plan = job.parts.plan()
+    except InputError:
+        if not job.force:
+            raise
+        plan = None
+    if plan is not None and plan.replaces == _created(job):
+        return plan
+    job.parts.remove()
+    return None
+
+
+def _created(job: Job) -> str | None:
+    """When the shards that are there were made."""
+    if job.name not in job.workspace.names("shards"):
+        return None
+    return job.workspace.get("shards", job.name).manifest.created
+
+
+def _found(job: Job) -> Artefact | None:
+    inputs = corpus_inputs(job.corpus, job.sources, job.existing)
+    identity = Identity.of("tokenize", job.config, inputs)
+    return job.workspace.match("shards", job.name, job.name, identity, force=job.force)[1]
+
+
+def _difference(job: Job, plan: Plan, of: int) -> UsageError | InputError | None:
+    """What is wrong with a plan, as far as can be seen without reading."""
+    anew = "or begin anew with --force on every part"
+    under_way = f"the parts of shards {job.name} that are under way"
+    if plan.parts != of:
+        return UsageError(
+            f"{under_way} are {plan.parts}, not {of}: go on with --part i/{plan.parts}, {anew}"
+        )
+    defaults = job.config.defaults()
+    for key, value in job.config.identity().items():
+        # What the plan knows nothing of came later, and was as its default is.
+        planned_value = plan.identity.get(key, defaults.get(key))
+        if value != planned_value:
+            return UsageError(
+                f"{under_way} have {key} = {planned_value}, not {value}: give "
+                f"every part the same options, {anew}"
+            )
+    if plan.llmctl_version != __version__:
+        return UsageError(
+            f"{under_way} were begun by llmctl {plan.llmctl_version}, and this is {__version__}: "
+            f"go on with that one, {anew}"
+        )
+    tokenizers_given = [
+        [record.digest for record in records if record.role == "tokenizer"]
+        for records in (plan.inputs, [job.existing[1]] if job.existing else [])
+    ]
+    if tokenizers_given[0] != tokenizers_given[1]:
+        return InputError(
+            f"--tokenizer {job.config.tokenizer} has changed since {under_way} began; put it back "
+            f"as it was, {anew}"
+        )
+    names, planned = job.corpus.names, [file.name for file in plan.files]
+    if len(names) != len(planned):
+        more = len(names) > len(planned)
+        longer, shorter = (names, set(planned)) if more else (planned, set(names))
+        odd = next((name for name in longer if name not in shorter), longer[-1])
+        return InputError(
+            f"{odd} {'was not' if more else 'is no longer'} among the files of {under_way}; give "
+            f"every part the same files, {anew}"
+        )
+    for name, size, file in zip(names, job.corpus.sizes, plan.files, strict=True):
+        if size != file.size:
+            return InputError(
+                f"{name} has {size} bytes, and had {file.size} when {under_way} began; put it back "
+                f"as it was, {anew}"
+            )
+    return None
+
+
+def changed_file(job: Job, plan: Plan, number: int | None) -> InputError | None:
+    """An error that names a file, among those that a part reads, that isn't the plan's."""
+    corpus = job.corpus
+    read = range(len(corpus.names)) if number is None else _part(job, plan, number).files
+    for file in read:
+        if corpus.file_digest(file) != plan.files[file].sha256:
+            return InputError(
+                f"{corpus.names[file]} has changed since the parts of shards {job.name} began (its "
+                "SHA-256 differs); put it back as it was, or begin anew with --force on every part"
+            )
+    return None
+
+
+def _part(job: Job, plan: Plan, number: int) -> CorpusPart:
+    return CorpusPart(job.corpus, number, plan.parts)
+
+
+def _new_plan(job: Job, of: int) -> Plan:
+    """Learn the tokenizer and write down what all parts have in common, in one's turn."""
+    job.parts.remove()
+    corpus, config = job.corpus, job.config
+    created = now()
+    inputs = corpus_inputs(corpus, job.sources, job.existing)
+    tokenizer, made_from = tokenizer_for(
+        job.workspace, corpus, config, inputs, job.name, job.existing, job.force, job.reporter
+    )
+    vocabulary = Vocabulary.of(tokenizer)
+    with job.parts.new_plan() as folder:
+        tokenizer.save(folder / "tokenizer")
+        plan = Plan(
+            parts=of,
+            identity=config.identity(),
+            inputs=inputs,
+            made_from=made_from,
+            fingerprint=Identity.of("tokenize", config, inputs).fingerprint,
+            files=[
+                PlannedFile(name=name, size=size, sha256=corpus.file_digest(number))
+                for number, (name, size) in enumerate(zip(corpus.names, corpus.sizes, strict=True))
+            ],
+            tokenizer_kind=vocabulary.kind,
+            tokenizer_digest=vocabulary.digest,
+            vocab_size=vocabulary.size,
+            tokenizer_files=describe_files(folder / "tokenizer"),
+            characters=(
+                count_characters(corpus, of, job.reporter) if config.split == "tail" else None
+            ),
+            created=created,
+            replaces=_created(job),
+        )
+        write_plan(folder, plan)
+    return plan
+
+
+def write_part(job: Job, plan: Plan, number: int) -> bool:
+    """Encode a part; False if it is there already. Raises BusyError if another process is at it."""
+    with ExitStack() as mine:
+        with job.parts.turn(job.waiting):
+            if job.parts.plan() != plan or job.parts.has(number):
+                # Somebody else has done it, and perhaps put the parts together since.
+                return False
+            mine.enter_context(job.parts.lock(number, plan.parts))
+        _encode_part(job, plan, number)
+    return True
+
+
+def _encode_part(job: Job, plan: Plan, number: int) -> None:
+    begun = time.perf_counter()
+    tokenizer = job.parts.tokenizer
+    verify_files(tokenizer, plan.tokenizer_files, remedy="begin anew with --force on every part")
+    part = _part(job, plan, number)
+    order = _order(job, plan, part, number)
+    source = FromText(order, tokenizer, job.config.workers, part.total_bytes)
+    documents = tokens = text_bytes = 0
+    with job.parts.publish(number) as folder, ExitStack() as cleanup:
+        writer = PlacedWriter(folder / DOCUMENTS, plan.vocab_size)
+        cleanup.callback(writer.abandon)
+        for batch in source.batches():
+            writer.add(batch)
+            documents += len(batch.places)
+            tokens += len(batch.encoded.tokens)
+            text_bytes += int(batch.text_bytes.sum())
+            speed = text_bytes / 1e6 / (time.perf_counter() - begun)
+            done = batch.position - max(part.begin, 0)
+            job.reporter.progress(source.task, done, part.total_bytes, f"{speed:.1f} MB/s")
+        writer.close()
+        record = PartRecord(
+            documents=documents,
+            tokens=tokens,
+            text_bytes=text_bytes,
+            duplicates=source.duplicates,
+            first_file=part.files[0] if part.files else None,
+            before=part.before,
+            last_file=part.files[-1] if part.files else None,
+            until=part.until,
+            seconds=time.perf_counter() - begun,
+        )
+        write_record(folder, record)
+
+
+def _order(job: Job, plan: Plan, part: CorpusPart | tuple[()], number: int) -> ByHash | ByTail:
+    share = job.config.validation
+    if plan.characters is None:
+        return ByHash(part, share)
+    return ByTail(part, share, sum(plan.characters), sum(plan.characters[: number - 1]))
+
+
+def put_together(job: Job, plan: Plan) -> tuple[Artefact | None, list[int]]:
+    """The shards, if all parts are there, else None and the numbers of those that are missing."""
+    with job.parts.turn(job.waiting):
+        if job.parts.plan() != plan:
+            return _settled(job, plan), []
+        missing = job.parts.missing(plan)
+        if missing:
+            return None, missing
+        begun = time.perf_counter()
+        records = [job.parts.verified(number) for number in range(1, plan.parts + 1)]
+        _check_seams(job, plan, records)
+        if not any(record.documents for record in records):
+            raise job.corpus.no_text()
+        manifest = new_manifest(
+            "shards",
+            job.name,
+            stage="tokenize",
+            config=job.config.model_dump(mode="json"),
+            identity=Identity.of("tokenize", job.config, plan.inputs),
+            inputs=plan.made_from,
+            seed=None,
+        ).model_copy(update={"created": plan.created})
+        vocabulary = Vocabulary(plan.vocab_size, plan.tokenizer_kind, plan.tokenizer_digest)
+        with job.workspace.publish(manifest) as (target, summary):
+            shutil.copytree(job.parts.tokenizer, target / "tokenizer")
+            source = _FromParts(job, plan, records)
+            summary.update(
+                write_shards(source, target, vocabulary, job.config.validation, job.reporter)
+            )
+            # As long as it takes where all parts are made at once.
+            seconds = max(record.seconds for record in records) + time.perf_counter() - begun
+            summary.update(
+                seconds=round(seconds, 3),
+                megabytes_per_second=source.text_bytes / 1e6 / seconds,
+            )
+        job.parts.remove()
+    if plan.characters is None:
+        note_split(summary, job.config.validation, job.reporter)
+    return job.workspace.get("shards", job.name), []
+
+
+def _settled(job: Job, plan: Plan) -> Artefact:
+    """The shards that another process has put together."""
+    if job.name in job.workspace.names("shards"):
+        shards = job.workspace.get("shards", job.name)
+        if Identity.of("tokenize", job.config, plan.inputs).made(shards.manifest):
+            return shards
+    raise UsageError(
+        f"the parts of shards {job.name} were begun anew with other options or files by another "
+        "process; run this part again with the same"
+    )
+
+
+def _check_seams(job: Job, plan: Plan, records: Sequence[PartRecord]) -> None:
+    """Where two parts share a file, one begins where the other ends."""
+    numbered = [(n, record) for n, record in enumerate(records, 1) if record.first_file is not None]
+    for (number, record), (after, other) in pairwise(numbered):
+        if record.last_file == other.first_file and record.until != other.before:
+            raise InputError(
+                f"parts {number} and {after} of shards {job.name} disagree where "
+                f"{plan.files[other.first_file or 0].name} is cut: read by other versions of a "
+                "library; begin anew with --force on every part and the same versions"
+            )
+
+
+class _FromParts:
+    """The documents of all parts, in order, without those that an earlier part has."""
+
+    task = "putting parts together"
+
+    def __init__(self, job: Job, plan: Plan, records: Sequence[PartRecord]) -> None:
+        self._parts, self._records = job.parts, records
+        self._each_once = plan.characters is None
+        self.limit = _order(job, plan, (), 1).limit
+        self.total = sum(record.tokens for record in records)
+        self.duplicates = self.text_bytes = 0
+
+    def batches(self) -> Iterator[PlacedBatch]:
+        seen = SeenHashes()
+        self.duplicates = sum(record.duplicates for record in self._records)
+        self.text_bytes = 0
+        done = 0
+        for number, record in enumerate(self._records, 1):
+            for batch in read_placed(self._parts.part(number) / DOCUMENTS):
+                if self._each_once:
+                    new = seen.add(batch.places)
+                    self.duplicates += len(new) - int(np.count_nonzero(new))
+                    batch = batch.select(new)
+                self.text_bytes += int(batch.text_bytes.sum())
+                if len(batch.places):
+                    yield replace(batch, position=done + batch.position)
+            done += record.tokens

@@ -1,0 +1,1 @@
+"""Instruction tuning: conversations to a model that answers."""

@@ -1,0 +1,252 @@
+"""Pretrain an n-gram model: shards to counts, counts to probabilities.
+
+What ``llmctl pretrain --arch ngram`` does. It takes seconds to minutes, so there is nothing to go
+on from: a run appears when it is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from llmctl import tokenizers
+from llmctl.config import Config, build
+from llmctl.data.shards.files import ShardReader
+from llmctl.errors import InputError
+from llmctl.evaluation.perplexity import Tally
+from llmctl.formats.ngram.ngram_folder import write_ngram_folder
+from llmctl.formats.open import choose_shards, find_pretraining, pretraining_identity
+from llmctl.models.ngram.counts import Block
+from llmctl.models.ngram.model import NgramModel
+from llmctl.models.ngram.smoothing import NgramConfig, Trained, train
+from llmctl.reporting.reporter import Reporter
+from llmctl.reporting.run_log import LoggedReporter
+from llmctl.tokenizers import Tokenizer
+from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.files import published_folder
+from llmctl.workspace.locks import writer_lock
+from llmctl.workspace.manifests import describe_files, new_manifest, now, write_manifest
+from llmctl.workspace.runs import RunRecorder
+
+BLOCK_TOKENS = 1 << 20
+"""Tokens sorted together: fastest where the keys fit into a processor's cache."""
+SAMPLE_TOKENS = 1 << 19
+"""Tokens counted to tell how long all will take."""
+BYTES_OF_NGRAM = 64
+"""Memory at the peak for each distinct n-gram, as measured at order 5."""
+
+
+class NgramRunConfig(Config):
+    """Everything that decides an n-gram model."""
+
+    arch: Literal["ngram"] = "ngram"
+    """The architecture."""
+    model: NgramConfig = NgramConfig()
+
+
+def resolve(*layers: Mapping[str, Any]) -> NgramRunConfig:
+    """The configuration from the defaults and what is laid over them."""
+    return build(NgramRunConfig, *layers)
+
+
+def shards_of(workspace: Workspace, name: str | None, reporter: Reporter) -> Artefact:
+    """The shards of a name, or the newest that n-grams can be counted on; checked."""
+    return choose_shards(
+        workspace,
+        name,
+        reporter,
+        suits=lambda tokenizer: tokenizer.boundaries is not None,
+        wanted="--arch ngram (their tokenizer needs tokens for a document's start and end)",
+    )
+
+
+class Documents:
+    """The documents of shards, each between the tokens of its start and end."""
+
+    def __init__(self, shards: Artefact) -> None:
+        """Raises InputError if the tokenizer has no such tokens."""
+        self.tokenizer = tokenizers.load(shards.folder / "tokenizer")
+        around = self.tokenizer.boundaries
+        if around is None:
+            raise InputError(
+                f"the tokenizer of shards {shards.manifest.name} has no tokens for a document's "
+                "start and end, which an n-gram model needs; learn one with `llmctl tokenize "
+                "--tokenizer bpe`"
+            )
+        self.start, self.end = around
+        self._shards = shards
+
+    def blocks(self, split: str, size: int = BLOCK_TOKENS) -> Iterator[Block]:
+        """The documents of a split in blocks of ``size`` tokens, or of one document if longer."""
+        reader = ShardReader(self._shards.folder, split, self.tokenizer.vocab_size)
+        dtype = np.min_scalar_type(self.tokenizer.vocab_size - 1)
+        start, end = np.array([self.start], dtype), np.array([self.end], dtype)
+        lengths = reader.document_lengths + 2
+        stops = np.cumsum(lengths)
+        first = 0
+        while first < len(reader):
+            done = stops[first] - lengths[first]
+            last = max(int(np.searchsorted(stops, done + size, side="right")), first + 1)
+            parts = []
+            for document in range(first, last):
+                parts += [start, reader.tokens(document).astype(dtype, copy=False), end]
+            yield Block(np.concatenate(parts), stops[first:last] - lengths[first:last] - done)
+            first = last
+
+    def train_blocks(self) -> list[Block]:
+        """The blocks to learn from. Raises InputError if there are none."""
+        blocks = list(self.blocks("train"))
+        if not blocks:
+            raise InputError(
+                f"shards {self._shards.manifest.name} have no training documents; tokenize more "
+                "text, or with a smaller --validation"
+            )
+        return blocks
+
+
+def score(model: NgramModel, blocks: Iterable[Block], tokenizer: Tokenizer) -> Tally:
+    """How well a model predicts documents: their tokens and their ends."""
+    size_of = tokenizer.token_bytes
+    tally = Tally()
+    for block in blocks:
+        tally.nll -= float(model.log_probabilities(block).sum())
+        tally.tokens += len(block.tokens) - len(block.starts)
+        tally.bytes += int(size_of[block.tokens].sum())  # those around a document have none
+        tally.documents += len(block.starts)
+    return tally
+
+
+def train_ngram(
+    workspace: Workspace,
+    config: NgramRunConfig,
+    *,
+    shards_name: str | None = None,
+    name: str | None = None,
+    force: bool = False,
+    begun: float | None = None,
+    reporter: Reporter | None = None,
+    command: Sequence[str] | None = None,
+) -> tuple[Artefact, bool]:
+    """Train an n-gram model on shards; returns the run, and whether it was there already."""
+    reporter = LoggedReporter(reporter or Reporter())
+    shards = shards_of(workspace, shards_name, reporter)
+    run_name, found = find_pretraining(
+        workspace, config, shards, name, force=force, reporter=reporter
+    )
+    if found is not None:
+        return found, True
+    manifest = new_manifest(
+        "run",
+        run_name,
+        stage="pretrain",
+        config=config.model_dump(mode="json"),
+        identity=pretraining_identity(config, shards),
+        seed=None,
+        command=command,
+    )
+    documents = Documents(shards)
+    target = workspace.path("run", run_name)
+    workspace.prepare("run")
+    with writer_lock(target), published_folder(target) as folder:
+        reporter.attach(folder)
+        summary = _train(folder, config.model, documents, reporter)
+        # A run's identity is its model: the log beside it tells of a process and a time.
+        files = {f"model/{k}": v for k, v in describe_files(folder / "model").items()}
+        done = {"finished": now(), "summary": summary, "files": files}
+        write_manifest(folder, manifest.model_copy(update=done))
+    return workspace.get("run", run_name), False
+
+
+def _train(
+    folder: Path, config: NgramConfig, documents: Documents, reporter: Reporter
+) -> dict[str, Any]:
+    """Write the model and the record of its making; returns the summary."""
+    order, tokenizer = config.order, documents.tokenizer
+    recorder = RunRecorder(folder)
+    recorder.start(step=0, total_steps=order)
+    started = time.perf_counter()
+    blocks = documents.train_blocks()
+    tokens = sum(len(block.tokens) - len(block.starts) for block in blocks)
+    trained = train(
+        blocks,
+        tokenizer.vocab_size,
+        documents.start,
+        config,
+        dtype=np.float32,
+        progress=lambda done: reporter.progress("counting n-grams", done, order),
+    )
+    seconds = time.perf_counter() - started
+    _note_thin(trained, config, reporter)
+    write_ngram_folder(folder / "model", trained.model, config, tokenizer)
+    tally = score(trained.model, documents.blocks("validation"), tokenizer)
+    figures = {
+        "loss": tally.loss,
+        "perplexity": tally.perplexity,
+        "bits_per_byte": tally.bits_per_byte,
+    }
+    speed = {"tokens": tokens, "tokens_per_second": tokens / seconds}
+    recorder.record({"kind": "train", "step": order, **speed})
+    if tally.documents:
+        recorder.record({"kind": "validation", "step": order, **figures})
+        reporter.metrics("validation", order, order, figures)
+    else:
+        reporter.note("the shards have no validation documents: trained without a look")
+    recorder.update(state="finished", step=order, share_done=1.0, elapsed=seconds)
+    return {
+        "parameters": trained.model.parameters,
+        "steps": order,
+        "seconds": round(seconds, 3),
+        **speed,
+        **({"validation": figures} if tally.documents else {}),
+        "discounts": trained.discounts,
+    }
+
+
+def _note_thin(trained: Trained, config: NgramConfig, reporter: Reporter) -> None:
+    if trained.thin:
+        orders = ", ".join(map(str, trained.thin))
+        values = ", ".join(f"{value:g}" for value in trained.discounts[trained.thin[0] - 1])
+        reporter.note(
+            f"n-grams of order {orders}: too few are rare to tell {config.smoothing}'s discounts "
+            f"from; using {values}"
+        )
+
+
+def plan(
+    workspace: Workspace,
+    config: NgramRunConfig,
+    shards_name: str | None,
+    reporter: Reporter,
+    *,
+    begun: float | None = None,
+    price: float | None = None,
+) -> dict[str, Any]:
+    """The resolved configuration, and what it will take on this machine."""
+    from llmctl.training.planning.plan import cost
+
+    shards = shards_of(workspace, shards_name, reporter)
+    documents = Documents(shards)
+    blocks = documents.train_blocks()
+    tokens = sum(len(block.tokens) - len(block.starts) for block in blocks)
+    sample = next(documents.blocks("train", SAMPLE_TOKENS))
+    vocab_size = documents.tokenizer.vocab_size
+    started = time.perf_counter()
+    train([sample], vocab_size, documents.start, config.model, dtype=np.float32)
+    seconds = time.perf_counter() - started
+    ngrams = vocab_size + (config.model.order - 1) * tokens
+    expected = seconds * tokens / len(sample.tokens)
+    return {
+        "config": config.model_dump(mode="json"),
+        "plan": {
+            "shards": shards.manifest.name,
+            "tokens": tokens,
+            "parameters_at_most": ngrams,
+            "memory_bytes_at_most": ngrams * BYTES_OF_NGRAM,
+            "expected_seconds": expected,
+            **cost(expected, price),
+        },
+    }

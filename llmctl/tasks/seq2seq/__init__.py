@@ -1,0 +1,1 @@
+"""Sequence to sequence: sources to targets."""

@@ -1,0 +1,308 @@
+"""Finetune on pairs of texts: a GPT to a translator or summariser, by a decoder or a prefix."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from llmctl.config import NOT_IDENTITY, ColumnName
+from llmctl.data.keyed import key_of, permute
+from llmctl.data.tables.source_target import read_pairs, resolve_pair_columns
+from llmctl.data.text.decoding import ReadConfig
+from llmctl.data.text.duplicates import is_held_out
+from llmctl.errors import ConfigError, InputError
+from llmctl.evaluation.overlap import length_in_words
+from llmctl.formats.columns import pair_record
+from llmctl.formats.huggingface.model_folder import (
+    COLUMNS,
+    LEAD_WORDS,
+    MAX_LENGTH,
+    MAX_SOURCE,
+    MAX_TARGET,
+    STYLE,
+    ModelFolder,
+    write_model_folder,
+)
+from llmctl.objectives import seq2seq
+from llmctl.objectives.base import TensorBatch
+from llmctl.objectives.causal_lm import CausalLM
+from llmctl.objectives.seq2seq import Pair, Seq2SeqShape, collated, encode
+from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.finetuning import (
+    METHOD_FACTOR,
+    FinetuneConfig,
+    Method,
+    Task,
+    by_width,
+)
+from llmctl.training.config import TrainingConfig
+
+Style = Literal["decoder", "prefix"]
+
+WINDOW_BATCHES = 256
+"""Batches whose pairs are sorted by length among themselves, so that little is padding."""
+
+
+class Seq2SeqData(ReadConfig):
+    """Where pairs stand, and what is held out."""
+
+    target: Path | None = Field(None, json_schema_extra=NOT_IDENTITY)
+    """The file whose line n goes with line n of the data."""
+    source_column: ColumnName | None = None
+    """The source's column in a table. Unset: an obvious one, named on stderr."""
+    target_column: ColumnName | None = None
+    """The target's column in a table. Unset: an obvious one, named on stderr."""
+    validation: float = Field(0.02, ge=0, lt=1)
+    """Share of the pairs, chosen by the source's hash, for early stopping."""
+    max_source: int = Field(0, ge=0)
+    """Tokens of a source; longer ones are cut. 0: as pretrained."""
+    max_target: int = Field(0, ge=0)
+    """Tokens of a target; longer ones are cut. 0: as pretrained."""
+
+
+class Seq2SeqConfig(FinetuneConfig):
+    """Everything that decides a finetuning on pairs."""
+
+    task: Literal["seq2seq"] = "seq2seq"
+    """What is learned."""
+    style: Style = "decoder"
+    """What writes the target. decoder: the GPT reads the source, and a Transformer decoder attached
+    to it writes. prefix: the GPT does both, source and target in one sequence."""
+    model: Seq2SeqShape = Seq2SeqShape()
+    data: Seq2SeqData = Seq2SeqData()
+    freeze_encoder: bool = False
+    """The GPT stays as it is, with the embeddings that the decoder shares."""
+    decoder_rate: float = Field(2.0, gt=0)
+    """Factor of the learning rate for the decoder: what is new learns faster than what is
+    pretrained."""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """Label smoothing ε: training's targets keep 1 - ε, and the rest is shared by all tokens."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout in the GPT and the decoder, where the architecture has any."""
+    patience: int = Field(4, ge=0)
+    """Validations without a better one before training stops; 0: never early."""
+    training: TrainingConfig = TrainingConfig(
+        epochs=10, batch_size=64, warmup=0.1, schedule="linear"
+    )
+
+    @model_validator(mode="after")
+    def _check_style(self) -> Self:
+        if self.style == "prefix" and self.model != Seq2SeqShape():
+            raise ValueError("model.* describes the decoder, and --style prefix has none")
+        if self.style == "prefix" and self.freeze_encoder:
+            raise ValueError(
+                "--freeze-encoder leaves nothing to train with --style prefix; leave one out"
+            )
+        if self.style == "prefix" and self.label_smoothing not in (0.0, 0.1):
+            raise ValueError("label_smoothing goes with --style decoder")
+        return self
+
+
+class Seq2SeqTask(Task):
+    """Pairs as batches of like length, and the network to train on them."""
+
+    peft_task: ClassVar[str] = "SEQ_2_SEQ_LM"
+
+    def __init__(
+        self,
+        data: Path,
+        base: ModelFolder,
+        config: Seq2SeqConfig,
+        *,
+        scratch: bool,
+        reporter: Reporter,
+    ) -> None:
+        super().__init__(base, config, scratch=scratch)
+        self._options = config
+        most = base.config.max_positions
+        for name in ("max_source", "max_target"):
+            if getattr(config.data, name) > most:
+                raise ConfigError(f"data.{name} is beyond the model's context; use at most {most}")
+        self._start, self._end = base.boundaries
+        self._max_source = config.data.max_source or base.max_length
+        self._max_target = config.data.max_target or base.max_length
+        if config.style == "prefix":
+            self._fit_prefix()
+        self._read(data, reporter)
+        self.train_examples, self.held_out_examples = len(self._train), len(self._held_out)
+        self._lengths = np.asarray([pair.lengths for pair in self._train])
+        self._window = lru_cache(maxsize=2)(self._make_window)
+
+    def _fit_prefix(self) -> None:
+        """Source and target share the context: each has half, or what the other leaves."""
+        most, data = self.base.config.max_positions, self._options.data
+        if not data.max_target:
+            self._max_target = most - self._max_source if data.max_source else most // 2
+        if not data.max_source:
+            self._max_source = most - self._max_target
+        if self._max_source + self._max_target > most:
+            raise ConfigError(
+                f"data.max_source and data.max_target together are beyond the model's context of "
+                f"{most} tokens, which --style prefix puts both into"
+            )
+
+    def _read(self, data: Path, reporter: Reporter) -> None:
+        """Fill ``_train`` and ``_held_out`` from a file. Raises InputError if nothing is left."""
+        self._train: list[Pair] = []
+        self._held_out: list[Pair] = []
+        options, what = self._options.data, Counter[str]()
+        reading = options.read_options(reporter.note)
+        columns = self._columns = resolve_pair_columns(
+            data,
+            source_column=options.source_column,
+            target_column=options.target_column,
+            reading=reading,
+        )
+        if columns is not None:
+            reporter.note(f"{data.name}: {columns.describe()}")
+        for pair in read_pairs(
+            data,
+            target_file=options.target,
+            source_column=options.source_column,
+            target_column=options.target_column,
+            reading=reading,
+        ):
+            what["read"] += 1
+            if not pair.source or not pair.target:
+                what["empty"] += 1
+                continue
+            encoded = self._encoded(pair.source, pair.target, what)
+            held_out = is_held_out(pair.source, options.validation)
+            (self._held_out if held_out else self._train).append(encoded)
+        if what["empty"]:
+            reporter.note(f"left out {what['empty']:,} pairs of which one text is empty")
+        if not self._train:
+            raise InputError(
+                f"{data}: every pair fell to validation; give more pairs"
+                if self._held_out
+                else f"{data} has no pair of two texts that are not empty"
+            )
+        self._lead_words = max(1, round(what["words"] / (what["read"] - what["empty"])))
+        most = self.base.config.max_positions
+        for name, limit, other in (
+            ("source", self._max_source, self._max_target),
+            ("target", self._max_target, self._max_source),
+        ):
+            # With --style prefix both share the context: one grows as far as the other is cut.
+            shared = f" together with data.max_{'target' if name == 'source' else 'source'}"
+            shared = shared if self._options.style == "prefix" and limit + other >= most else ""
+            more = f"--set data.max_{name}=… reads more, up to {most}{shared}"
+            if what[name]:
+                reporter.note(
+                    f"{what[name]:,} of {what['read']:,} {name}s are longer than {limit} tokens "
+                    f"and were cut; {more if limit < most else 'more the network does not take'}"
+                )
+
+    def _encoded(self, source: str, target: str, what: Counter[str]) -> Pair:
+        """A pair as ids; what had to be cut is counted."""
+        source_ids, target_ids = map(self.base.tokenizer.encode, (source, target))
+        what["source"] += len(source_ids) >= self._max_source
+        what["target"] += len(target_ids) >= self._max_target
+        what["words"] += length_in_words(target)
+        return encode(
+            source_ids, target_ids,
+            start=self._start, end=self._end,
+            max_source=self._max_source, max_target=self._max_target,
+        )  # fmt: skip
+
+    @staticmethod
+    def peak_rate(base: ModelFolder, method: Method, *, scratch: bool) -> float:
+        """The learning rate where none is given: 1e-3 for a body up to 128 wide."""
+        return by_width(1e-3 * METHOD_FACTOR[method], base.config.hidden_size)
+
+    def describe(self) -> str:
+        tokens = self._lengths.sum(0)
+        return (
+            f"{self.train_examples:,} pairs to train on, {self.held_out_examples:,} held out; "
+            f"{tokens[0]:,} tokens of sources, {tokens[1]:,} of targets"
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            MAX_SOURCE: self._max_source,
+            MAX_TARGET: self._max_target,
+            LEAD_WORDS: self._lead_words,
+            # Two files of plain text have none.
+            **({COLUMNS: pair_record(self._columns)} if self._columns else {}),
+        }
+
+    @property
+    def new_parts(self) -> tuple[str, ...]:
+        return ("decoder", "start") if self._options.style == "decoder" else ()
+
+    @property
+    def rate_scale(self) -> dict[str, float]:
+        return dict.fromkeys(self.new_parts, self._options.decoder_rate)
+
+    def network(self) -> nn.Module:
+        options, base = self._options, self.base
+        if base.kind == "seq2seq":
+            return base.seq2seq(dropout=options.dropout, smoothing=options.label_smoothing)
+        config = base.config_with(options.dropout)
+        if options.style == "prefix":
+            return (
+                CausalLM(base.architecture.model(config))
+                if self._scratch
+                else base.causal_lm(dropout=options.dropout)
+            )
+        smoothing = options.label_smoothing
+        if self._scratch:
+            model = seq2seq.build(config, options.model, base.architecture, smoothing=smoothing)
+        else:
+            gpt = base.causal_lm(dropout=options.dropout)
+            model = seq2seq.attach(gpt, options.model, base.architecture, smoothing=smoothing)
+        if options.freeze_encoder:
+            model.body.requires_grad_(False)  # type: ignore[attr-defined]
+        return model
+
+    def batch(self, number: int) -> TensorBatch:
+        """Batch ``number``: ``batch_size`` random pairs of about the same length."""
+        epoch, place = divmod(number, self.batches_per_epoch)
+        window, place = divmod(place, WINDOW_BATCHES)
+        return self._collated([self._train[n] for n in self._window(epoch, window)[place]])
+
+    def _make_window(self, epoch: int, window: int) -> list[list[int]]:
+        """The members of some consecutive batches of an epoch: sorted by length, dealt out, and
+        shuffled as batches."""
+        seed, size = self.config.seed, self.config.training.batch_size
+        first = window * WINDOW_BATCHES * size
+        places = np.arange(first, min(first + WINDOW_BATCHES * size, len(self._train)))
+        members = permute(key_of(seed, "order", epoch), len(self._train), places)
+        sources, targets = self._lengths[members].T
+        members = members[np.lexsort((sources, targets))]
+        batches = np.array_split(members, -(-len(members) // size))
+        order = permute(
+            key_of(seed, "batches", epoch, window), len(batches), np.arange(len(batches))
+        )
+        return [batches[n].tolist() for n in order]
+
+    def held_out_batches(self) -> list[TensorBatch]:
+        size = self.config.training.batch_size
+        pairs = sorted(self._held_out, key=lambda pair: pair.lengths[::-1])
+        return [self._collated(pairs[begin : begin + size]) for begin in range(0, len(pairs), size)]
+
+    def _collated(self, pairs: list[Pair]) -> TensorBatch:
+        return collated(pairs, self._options.style, self.base.tokenizer.token_bytes)
+
+    def judged(self, values: dict[str, float]) -> dict[str, float]:
+        loss = values.get("target_loss", values.get("lm_loss", math.nan))
+        return {**values, "perplexity": math.exp(loss)}
+
+    def write(self, folder: Path, model: nn.Module) -> None:
+        extra: dict[str, Any] = {STYLE: self._options.style, **self.facts}
+        extra[MAX_LENGTH] = self.base.max_length
+        write_model_folder(folder, model, self.base.tokenizer, extra)
+
+    def heads(self, model: nn.Module) -> dict[str, Tensor]:
+        if not isinstance(model, seq2seq.Seq2Seq):
+            return {}
+        tensors = seq2seq.to_tensors(model, self.base.architecture)
+        return {k: v for k, v in tensors.items() if not k.startswith(seq2seq.ENCODER)}

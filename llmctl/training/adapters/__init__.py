@@ -1,0 +1,1 @@
+"""What trains and what stays as it is: LoRA and freezing."""

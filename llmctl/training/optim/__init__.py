@@ -1,0 +1,1 @@
+"""Optimisers, schedules and number formats of a training step."""

@@ -1,0 +1,1 @@
+"""What a training will take and come to, before it starts."""

@@ -1,0 +1,122 @@
+"""What a model does is said by its folder: heads that look like a classifier's and are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmctl.errors import InputError
+from llmctl.formats.huggingface.model_folder import read_model_folder
+from llmctl.formats.huggingface.purposes import PurposeError, names_of_labels, purpose_of
+from llmctl.models import BY_MODEL_TYPE
+from llmctl.stages.evaluate import EvaluateConfig, Files, evaluate_model
+from llmctl.stages.predict import predict
+from llmctl.workspace.artefacts import Workspace
+from tests.foreign_models import save_model
+
+pytest.importorskip("transformers")
+
+OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "regression": (
+        "BertForSequenceClassification",
+        {"num_labels": 1, "problem_type": "regression"},
+        'problem_type is "regression"',
+    ),
+    "one label": ("BertForSequenceClassification", {"num_labels": 1}, "one label.*regression"),
+    "reward": ("LlamaForSequenceClassification", {"num_labels": 1}, "one label.*regression"),
+    "several labels": (
+        "BertForSequenceClassification",
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+        "multi_label_classification",
+    ),
+    "choices": ("BertForMultipleChoice", {}, "BertForMultipleChoice"),
+    "spans": ("BertForQuestionAnswering", {}, "BertForQuestionAnswering"),
+    "tokens": ("BertForTokenClassification", {}, "BertForTokenClassification"),
+    "tokens of a decoder": ("LlamaForTokenClassification", {}, "LlamaForTokenClassification"),
+    "next sentence": ("BertForNextSentencePrediction", {}, "BertForNextSentencePrediction"),
+    "spans of a decoder": ("LlamaForQuestionAnswering", {}, "LlamaForQuestionAnswering"),
+}
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_head_that_is_no_classifier_is_refused_by_its_name(tmp_path: Path, name: str):
+    kind, fields, says = OTHERS[name]
+    folder = tmp_path / "model"
+    like = "bert" if kind.startswith("Bert") else "llama"
+    save_model(folder, kind, like=like, **fields)
+    workspace = Workspace(tmp_path / "w")
+    with pytest.raises(InputError, match=f"model can't be used as it is: .*{says}"):
+        list(predict(workspace, str(folder), []))
+    data = tmp_path / "x.csv"
+    data.write_text("label,text\nLABEL_0,a\n")
+    with pytest.raises(InputError, match=says):
+        evaluate_model(workspace, str(folder), Files(data), EvaluateConfig())
+    if name == "spans of a decoder":  # whose body has other names
+        return
+    # Its body is as good as any.
+    classifier = read_model_folder(folder).new_classifier(
+        2, dropout=0.0, class_weights=None, scratch=False
+    )
+    assert classifier.output.out_features == 2
+
+
+BERT = {"model_type": "bert"}
+HEAD = {"classifier.weight": (3, 16), "classifier.bias": (3,)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "shapes", "kind"),
+    [
+        ({"architectures": ["BertForSequenceClassification"]}, HEAD, "classify"),
+        ({"architectures": ["BertForMaskedLM"]}, {}, "masked_lm"),
+        ({"architectures": ["BertForMaskedLM"]}, HEAD, "masked_lm"),  # a surplus, named later
+        ({"architectures": ["BertModel"]}, {}, "masked_lm"),
+        ({}, {}, "masked_lm"),
+        ({"architectures": None}, HEAD, None),
+        ({"architectures": ["BertLMHeadModel"]}, {}, None),
+        ({"architectures": ["RobertaForSequenceClassification"]}, HEAD, None),
+        ({"llmctl_task": "classify", "architectures": ["x"]}, HEAD, "classify"),
+    ],
+)
+def test_what_says_what_a_model_does(
+    fields: dict[str, Any], shapes: dict[str, tuple[int, ...]], kind: str | None
+):
+    purpose = purpose_of({**BERT, **fields}, BY_MODEL_TYPE["bert"], shapes)
+    assert purpose.kind == kind
+    assert bool(purpose.reason) == (kind is None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"llmctl_task": "embed"}, 'llmctl_task is "embed", which is not known here'),
+        ({"llmctl_task": ["classify"]}, "llmctl_task is"),
+        ({"architectures": "BertModel"}, 'architectures is "BertModel", not a list'),
+        ({"architectures": [3]}, r"architectures is \[3\]"),
+    ],
+)
+def test_a_purpose_that_can_not_be_understood(fields: dict[str, Any], says: str):
+    with pytest.raises(PurposeError, match=says):
+        purpose_of({**BERT, **fields}, BY_MODEL_TYPE["bert"], {})
+
+
+def test_names_of_labels():
+    assert names_of_labels({}, 2) == ["LABEL_0", "LABEL_1"]
+    assert names_of_labels({"id2label": {"1": "b", "0": "a"}}, 2) == ["a", "b"]
+    for wrong in ([], ["a", "b"], {"0": "a"}, {"0": "a", "2": "b"}, {"0": "a", "1": None}):
+        with pytest.raises(PurposeError, match="each of the 2 classes"):
+            names_of_labels({"id2label": wrong}, 2)
+    with pytest.raises(PurposeError, match="'a' twice"):
+        names_of_labels({"id2label": {"0": "a", "1": "a"}}, 2)
+
+
+def test_what_llmctl_writes_says_what_it_does(tiny_workspace: Path):
+    for run, task in {"tiny": "masked_lm", "subjects": "classify"}.items():
+        path = tiny_workspace / "runs" / run / "model"
+        fields = json.loads((path / "config.json").read_text())
+        assert fields["llmctl_task"] == task
+        assert read_model_folder(path).kind == task
