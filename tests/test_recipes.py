@@ -1,21 +1,17 @@
-"""The README and the recipes say what is so."""
+"""The recipes run as written."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from llmctl.cli.app import app
-from llmctl.cli.reference import insert, reference
 from llmctl.config import Config, build
 from llmctl.data.text.python_corpora import python_code
 from llmctl.inference.prompts import read_template
@@ -27,40 +23,9 @@ from llmctl.stages.pretrain import resolve
 from llmctl.stages.tokenize.stage import TokenizeConfig
 from tests.conftest import SUBJECTS
 from tests.fork_server import AVAILABLE, READ_AT_LOAD
-from tests.run import fork_server, llmctl
+from tests.run import fork_server
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_the_reference_is_that_of_the_app():
-    page = (ROOT / "llmctl" / "cli" / "README.md").read_text(encoding="utf-8")
-    assert insert(page) == page, "run: python -m llmctl.cli.reference llmctl/cli/README.md"
-
-
-NOT_BY_ITSELF = ("Of ", "As ", "…", "And ", "Likewise", "The same", "Its ", "Their ", "Unset")
-
-
-def test_the_reference_says_what_every_key_and_option_is():
-    """In a sentence or a noun phrase that needs no other row to be understood."""
-    rows = re.findall(r"^\| `.*\| (?:One of: [^.]*\. )?(.*) \|$", reference(), flags=re.MULTILINE)
-    assert len(rows) > 100
-    for what in rows:
-        assert re.fullmatch(r"[A-Z].*\.", what), what
-        assert not what.startswith(NOT_BY_ITSELF), what
-
-
-def test_every_file_that_the_readme_names_is_there():
-    named = r"\b(?:llmctl|recipes|tests|data)/[\w./-]+\.(?:sh|py|md|svg|toml)"
-    for path in re.findall(named, README):
-        assert (ROOT / path).is_file(), path
-
-
-def test_every_room_of_the_picture_is_there():
-    rooms = re.findall(r"^  (\w+)/  ", README, flags=re.MULTILINE)
-    assert set(rooms) == {
-        p.name for p in (ROOT / "llmctl").iterdir() if (p / "__init__.py").exists()
-    }
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.name)
@@ -327,71 +292,3 @@ def test_summarise_and_dialogue_run_as_written(
         out = run_recipe(tmp_path, TINY_PAIRS_RECIPE, ROOT / "recipes" / script, file)
         for row in (f"BLEU over {name}-prefix: ", "BLEU over copy of the source: ", "written "):
             assert row in out
-
-
-COMMANDS = [
-    line
-    for block in re.findall(
-        r"^```bash\n(.*?)^```$", README.partition("## Reference")[0], flags=re.DOTALL | re.MULTILINE
-    )
-    for line in block.replace("\\\n", " ").splitlines()
-    if "llmctl " in line.partition("#")[0]
-]
-"""The README's commands, a line each, in their order."""
-
-SHORT = ["--set", "training.max_steps=2", "--set", "training.precision=fp32"]
-SMALL = [*SHORT, "--set", "model.hidden_size=32", "--set", "model.num_heads=2",
-         "--set", "training.batch_size=2", "--set", "data.eval_batches=1"]  # fmt: skip
-
-
-def add_files_of_the_readme(folder: Path, corpus: Path, labelled: Path, sayings: Path) -> None:
-    """What the README's commands find beside them."""
-    (folder / "recipes").symlink_to(ROOT / "recipes")
-    stories = corpus.read_text().splitlines()
-    for path, text in {
-        **{f"corpus/{n}.txt": "\n".join(stories[n::30]) for n in range(30)},
-        "reviews.csv": labelled.read_text(),
-        "test.csv": labelled.read_text(),
-        "alpaca.json": json.dumps([json.loads(line) for line in sayings.read_text().splitlines()]),
-        "prompts.txt": "The ship\nThe cows\n",
-        "train.en": "\n".join(stories[:40]),
-        "train.de": "\n".join(stories[:40]).upper(),
-        "test.en": "\n".join(stories[40:44]),
-        "test.de": "\n".join(stories[40:44]).upper(),
-        "workspace/tasks/stdlib-train.csv": labelled.read_text(),
-        "workspace/tasks/stdlib-test.csv": "\n".join(labelled.read_text().splitlines()[:13]) + "\n",
-    }.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
-
-
-def test_every_command_of_the_readme_runs(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    corpus_file: Path,
-    labelled_file: Path,
-    sayings_file: Path,
-):
-    pytest.importorskip("sklearn")
-    add_files_of_the_readme(tmp_path, corpus_file, labelled_file, sayings_file)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LLMCTL_WORKSPACE", raising=False)
-    assert len(COMMANDS) > 15
-    for line in ["llmctl tokenize corpus/ --tokenizer bpe --name python-code",
-                 "llmctl pretrain --arch llama --shards python-code --name gpt-code",
-                 *COMMANDS]:  # fmt: skip
-        said, _, command = line.rpartition(" | ")
-        words = shlex.split(command, comments=True)
-        several = words[0] == "torchrun" or "--nproc" in words
-        words = words[words.index("llmctl") + 1 :]
-        if words[0] == "pretrain" and "ngram" not in words:
-            words += SMALL
-        if words[0] == "finetune":
-            words += SHORT
-        if words[0] == "sweep":
-            words += [*SMALL, "--set", "training.max_steps=6"]
-        if several:
-            llmctl(tmp_path / "workspace", *words, *([] if "--nproc" in words else ["--nproc", 2]))
-            continue
-        result = CliRunner().invoke(app, words, input=f"{said.removeprefix('echo ')}\n")
-        assert result.exit_code == 0, f"{line}\n{result.output}"
