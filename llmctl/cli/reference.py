@@ -17,6 +17,8 @@ from llmctl.config import Config, config_of, words_of
 
 BEGIN, END = "<!-- reference: generated -->", "<!-- /reference -->"
 
+SHARED = "Those of every training, above, and:"
+
 
 def reference() -> str:
     """Every command with its options, and every key of ``--set``, as Markdown."""
@@ -67,21 +69,30 @@ def _keys() -> list[str]:
         "generate": GenerateConfig(),
         "chat": ChatConfig(),
     }
-    tables = []
-    for stage, config in stages.items():
-        lines = [
-            f"#### `--set` and recipe keys of `{stage}`",
-            "",
-            "| key | default | what |",
-            "| --- | --- | --- |",
-        ]
-        lines += [f"| `{key}` | `{value}` | {what} |" for key, value, what in _fields(config, "")]
-        tables.append("\n".join(lines))
+    fields = {stage: _fields(config, "") for stage, config in stages.items()}
+    trainings = [rows for stage, rows in fields.items() if "--" in stage and "ngram" not in stage]
+    shared = [row for row in trainings[0] if all(row in rows for rows in trainings)]
+    tables = [_table("every training", shared, "")]
+    for stage, rows in fields.items():
+        own = [row for row in rows if row not in shared]
+        tables.append(_table(f"`{stage}`", own, SHARED if rows in trainings else ""))
     return tables
 
 
-def _fields(config: Config, prefix: str) -> list[tuple[str, object, str]]:
-    rows: list[tuple[str, object, str]] = []
+Row = tuple[str, object, str]
+"""A key, its default and what it is."""
+
+
+def _table(of: str, rows: list[Row], besides: str) -> str:
+    lines = [f"#### `--set` and recipe keys of {of}", ""]
+    if besides:
+        lines += [besides, ""]
+    lines += ["| key | default | what |", "| --- | --- | --- |"]
+    return "\n".join(lines + [f"| `{key}` | `{value}` | {what} |" for key, value, what in rows])
+
+
+def _fields(config: Config, prefix: str) -> list[Row]:
+    rows: list[Row] = []
     # As declared: a default such as 0, "by the width", is filled in when a configuration is made.
     complete = not any(field.is_required() for field in type(config).model_fields.values())
     declared = complete and config == type(config)()
