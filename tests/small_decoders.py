@@ -41,7 +41,7 @@ def make_model(
     config = architecture.config(vocab_size=vocab_size, max_positions=max_positions, **fields)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    model = CausalLM(architecture.model(config))
+    model = CausalLM(architecture.build(config))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += spread * torch.randn(parameter.shape, generator=generator)

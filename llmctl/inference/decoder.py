@@ -91,7 +91,7 @@ class CausalDecoder:
         starts = [longest - len(prompt) for prompt in prompts]
         ids = [[0] * start + list(prompt) for start, prompt in zip(starts, prompts, strict=True)]
         starts_B = torch.tensor(starts, device=self.device) if any(starts) else None
-        config, weight = self.model.body.config, self.model.body.token_embedding.weight
+        config, weight = self.model.body.config, self.model.body.embedding().weight
         self.cache = config.new_cache(len(prompts), longest + room, weight, starts_B)
         # Logits of the last place only: those of a long prompt would be a large table.
         self.hidden_BTD = self._read(torch.tensor(ids, device=self.device))

@@ -1,70 +1,27 @@
-"""What the decoders share: the shape's common fields, fresh weights, reading others' names."""
+"""What the decoders share: the shape's common fields and fresh weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Self
+from abc import abstractmethod
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from llmctl.config import Config
-from llmctl.errors import InputError
-from llmctl.models.layers.attention import MOST_LAYERS, initialise
+from llmctl.models.layers.attention import Texts, initialise
 from llmctl.models.layers.cache import KeyValueCache
+from llmctl.models.layers.cross_attention import Source
+from llmctl.models.spec import Backbone, ModelConfig
 
-HEAD_SIZE = 64
-"""Width of a head where the number of heads isn't given: GPT-2's and Llama's smaller sizes'."""
 
-
-class DecoderConfig(Config):
+class DecoderConfig(ModelConfig):
     """The shape that every decoder has."""
 
-    vocab_size: int = Field(0, ge=0)
-    """Pieces of the vocabulary; filled in from the tokenizer."""
-    num_layers: int = Field(6, ge=1, le=MOST_LAYERS, strict=True)
-    """Blocks."""
-    hidden_size: int = Field(192, ge=1, strict=True)
-    """Width of the hidden states; a multiple of the heads."""
-    num_heads: int = Field(0, ge=0, strict=True)
-    """Attention heads. 0: one for each 64 of the width."""
-    intermediate_size: int = Field(0, ge=0, strict=True)
-    """Width inside the feed-forward network. 0: four times the hidden states'."""
-    max_positions: int = Field(1024, ge=8)
-    """Tokens that a text may have: the longest context."""
     initializer_range: float = Field(0.02, gt=0.0)
     """Standard deviation of fresh weights."""
     tie_embeddings: bool = False
     """Whether the output layer is the token embedding."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        width = values.get("hidden_size", cls.model_fields["hidden_size"].default)
-        if isinstance(width, int) and width > 0:
-            values = dict(values)
-            values["num_heads"] = values.get("num_heads") or max(1, width // HEAD_SIZE)
-            values["intermediate_size"] = values.get("intermediate_size") or cls.inner_width(width)
-        return values
-
-    @classmethod
-    def inner_width(cls, width: int) -> int:
-        """The feed-forward network's width where none is given."""
-        return 4 * width
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.hidden_size % self.num_heads:
-            below = self.hidden_size - self.hidden_size % self.num_heads
-            raise ValueError(
-                f"model.hidden_size {self.hidden_size} is not divisible by model.num_heads "
-                f"{self.num_heads}; try {below or self.num_heads}"
-            )
-        return self
 
     def kv_shape(self) -> tuple[int, int]:
         """Heads of keys and values, and the width of each."""
@@ -94,6 +51,30 @@ class DecoderConfig(Config):
         )
 
 
+class Decoder(Backbone):
+    """A network in which a token sees those before it."""
+
+    kind = "decoder"
+    config: DecoderConfig
+
+    @abstractmethod
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        mask: Tensor | Texts | None = None,
+        position_ids_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        source: Source | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) of the last layer, normalised.
+
+        input_ids_BT: int64. mask: where attention is narrower than causal, the texts of packed
+        rows, or bool, (B, T, T) True where token i may attend to token j. position_ids_BT: default
+        0 … T-1, or behind the cache's. cache: of the tokens before, which these are added to.
+        source: what is written from.
+        """
+
+
 @torch.no_grad()
 def start_decoder(body: nn.Module, config: DecoderConfig) -> None:
     """Fresh weights as GPT-2's: normal, and smaller by √(2 · layers) where a block's result is
@@ -103,11 +84,3 @@ def start_decoder(body: nn.Module, config: DecoderConfig) -> None:
         if name.endswith(("attention.output", "feed_forward.contract")):
             assert isinstance(module, nn.Linear)
             module.weight.div_(math.sqrt(2 * config.num_layers))
-
-
-def take_tensor(tensors: Mapping[str, Tensor], name: str, prefix: str, what: str) -> Tensor:
-    """A tensor by its name; a bare body's file has no prefix. Raises InputError without it."""
-    for candidate in (name, name.removeprefix(prefix)):
-        if candidate in tensors:
-            return tensors[candidate]
-    raise InputError(f"the model file has no tensor {name}; it is not {what} of this shape")

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldTable, Read
-from llmctl.models.decoder import DecoderConfig, start_decoder, take_tensor
+from llmctl.models.decoder import Decoder, DecoderConfig, start_decoder
 from llmctl.models.layers.attention import (
     Activation,
     CausalSelfAttention,
@@ -31,6 +32,9 @@ from llmctl.models.layers.attention import (
 )
 from llmctl.models.layers.cache import KeyValueCache
 from llmctl.models.layers.cross_attention import CrossAttention, Source
+from llmctl.models.scaling import CAUSAL
+from llmctl.models.spec import HUGGING_FACE, ModelSpec
+from llmctl.models.weight_map import BOTH, Rename, Transpose, WeightMap
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The three small ones are minGPT's, the two large ones those of Radford et al. 2019.
@@ -113,8 +117,10 @@ class Block(nn.Module):
         return x_BTD + self.dropout(self.feed_forward(self.norm_2(x_BTD)))
 
 
-class Gpt(nn.Module):
+class Gpt(Decoder):
     """The decoder: token ids to hidden states."""
+
+    config: GptConfig
 
     def __init__(self, config: GptConfig, *, cross_attention: bool = False) -> None:
         """cross_attention: whether the blocks attend to a source too."""
@@ -139,13 +145,6 @@ class Gpt(nn.Module):
         cache: KeyValueCache | None = None,
         source: Source | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D) of the last layer, normalised.
-
-        input_ids_BT: int64. mask: where attention is narrower than causal, the texts of packed
-        rows, or bool, (B, T, T) True where token i may attend to token j. position_ids_BT: default
-        0 … T-1, or behind the cache's. cache: of the tokens before, which these are added to.
-        source: what is written from.
-        """
         dropout = self.config.dropout if self.training else 0.0
         here = context(input_ids_BT, mask, position_ids_BT, cache, source, dropout)
         x_BTD = self.token_embedding(input_ids_BT) + self.position_embedding(here.position_ids)
@@ -157,51 +156,22 @@ class Gpt(nn.Module):
         return self.norm(x_BTD)
 
 
-# Our names and Hugging Face's; {} stands for the layer's number.
-_NAMES = {
-    "token_embedding.weight": "transformer.wte.weight",
-    "position_embedding.weight": "transformer.wpe.weight",
-    "norm.weight": "transformer.ln_f.weight",
-    "norm.bias": "transformer.ln_f.bias",
-} | {
-    f"blocks.{{}}.{ours}.{kind}": f"transformer.h.{{}}.{theirs}.{kind}"
-    for ours, theirs in {
-        "norm_1": "ln_1",
-        "attention.query_key_value": "attn.c_attn",
-        "attention.output": "attn.c_proj",
-        "norm_2": "ln_2",
-        "feed_forward.expand": "mlp.c_fc",
-        "feed_forward.contract": "mlp.c_proj",
-    }.items()
-    for kind in ("weight", "bias")
-}
-_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-"""GPT-2's linear layers are kept as (inputs, outputs)."""
-
-
-def export_tensors(body: Mapping[str, Tensor], config: GptConfig) -> dict[str, Tensor]:
-    """The body's state dict in Hugging Face's names."""
-    return {
-        theirs: body[ours].T if theirs.endswith(_TRANSPOSED) else body[ours]
-        for ours, theirs in _pairs(config)
-    }
-
-
-def import_tensors(tensors: Mapping[str, Tensor], config: GptConfig) -> dict[str, Tensor]:
-    """The inverse of ``export_tensors``. Raises InputError naming a tensor that is missing."""
-    body = {}
-    for ours, theirs in _pairs(config):
-        tensor = take_tensor(tensors, theirs, "transformer.", "a GPT-2")
-        body[ours] = tensor.T if theirs.endswith(_TRANSPOSED) else tensor
-    return body
-
-
-def _pairs(config: GptConfig) -> list[tuple[str, str]]:
-    return [
-        (ours.format(layer), theirs.format(layer))
-        for ours, theirs in _NAMES.items()
-        for layer in (range(config.num_layers) if "{}" in ours else (0,))
-    ]
+WEIGHTS = WeightMap(
+    "a GPT-2",
+    "transformer.",
+    (
+        Rename("token_embedding", "transformer.wte"),
+        Rename("position_embedding", "transformer.wpe"),
+        Rename("norm", "transformer.ln_f", BOTH),
+        Rename("blocks.{}.norm_1", "transformer.h.{}.ln_1", BOTH),
+        Transpose("blocks.{}.attention.query_key_value", "transformer.h.{}.attn.c_attn", BOTH),
+        Transpose("blocks.{}.attention.output", "transformer.h.{}.attn.c_proj", BOTH),
+        Rename("blocks.{}.norm_2", "transformer.h.{}.ln_2", BOTH),
+        Transpose("blocks.{}.feed_forward.expand", "transformer.h.{}.mlp.c_fc", BOTH),
+        Transpose("blocks.{}.feed_forward.contract", "transformer.h.{}.mlp.c_proj", BOTH),
+    ),
+)
+"""The names of Hugging Face's."""
 
 
 _ACTIVATION_NAMES = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "relu2": "relu2"}
@@ -279,3 +249,18 @@ def from_hugging_face(fields: Mapping[str, Any]) -> GptConfig:
     Raises FieldError for what this GPT does not have.
     """
     return FIELDS.build(GptConfig, fields)
+
+
+SPEC = ModelSpec(
+    name="gpt",
+    config=GptConfig,
+    build=Gpt,
+    presets=PRESETS,
+    tasks=("causal_lm",),
+    weights={HUGGING_FACE: WEIGHTS},
+    classes={"gpt2": "GPT2"},
+    lm_class="LMHeadModel",
+    to_hugging_face=to_hugging_face,
+    from_hugging_face=from_hugging_face,
+    scaling=replace(CAUSAL, tokens_factor=9.595),
+)

@@ -14,25 +14,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
-from llmctl.models.decoder import DecoderConfig, start_decoder, take_tensor
+from llmctl.models.decoder import Decoder, DecoderConfig, start_decoder
 from llmctl.models.layers.attention import (
     CausalSelfAttention,
     Context,
     RMSNorm,
     Texts,
     context,
-    fuse,
     rotary_table,
 )
 from llmctl.models.layers.cache import KeyValueCache
 from llmctl.models.layers.cross_attention import CrossAttention, Source
 from llmctl.models.layers.elementwise import rotate
+from llmctl.models.scaling import CAUSAL
+from llmctl.models.spec import HUGGING_FACE, ModelSpec
+from llmctl.models.weight_map import Fuse, Rename, WeightMap
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The sizes of llama2.c's models of TinyStories, and TinyLlama (Zhang et al. 2024).
@@ -108,6 +109,10 @@ class LlamaConfig(DecoderConfig):
     def kv_shape(self) -> tuple[int, int]:
         return self.num_kv_heads, self.head_size
 
+    @property
+    def attention_width(self) -> int:
+        return self.num_heads * self.head_size
+
 
 class Attention(CausalSelfAttention):
     """Self-attention with rotary positions, behind a normalisation where there is one."""
@@ -142,7 +147,7 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int, inner_width: int) -> None:
         super().__init__()
         self.gate_up = nn.Linear(width, 2 * inner_width, bias=False)
-        fuse(self.gate_up, [inner_width] * 2)
+        self.fused_rows = {"gate_up": [inner_width] * 2}
         self.contract = nn.Linear(inner_width, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -177,8 +182,12 @@ class Block(nn.Module):
         return x_BTD + self.feed_forward(self.norm_2(x_BTD))
 
 
-class Llama(nn.Module):
+class Llama(Decoder):
     """The decoder: token ids to hidden states."""
+
+    config: LlamaConfig
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: LlamaConfig, *, cross_attention: bool = False) -> None:
         """cross_attention: whether the blocks attend to a source too."""
@@ -192,8 +201,6 @@ class Llama(nn.Module):
         cos, sin = rotary_table(config.max_positions, config.head_size, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.cos: Tensor
-        self.sin: Tensor
         start_decoder(self, config)
 
     def forward(
@@ -204,7 +211,6 @@ class Llama(nn.Module):
         cache: KeyValueCache | None = None,
         source: Source | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D) of the last layer, normalised; arguments as ``Gpt.forward``'s."""
         here = context(input_ids_BT, mask, position_ids_BT, cache, source)
         # The heads' dimension, where each row has positions of its own.
         cos, sin = (table[here.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
@@ -217,63 +223,27 @@ class Llama(nn.Module):
         return self.norm(x_BTD)
 
 
-# Our names and Hugging Face's; {} stands for the layer's number.
-_NAMES = {
-    "token_embedding.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "blocks.{}.norm_1.weight": "model.layers.{}.input_layernorm.weight",
-    "blocks.{}.attention.output.weight": "model.layers.{}.self_attn.o_proj.weight",
-    "blocks.{}.norm_2.weight": "model.layers.{}.post_attention_layernorm.weight",
-    "blocks.{}.feed_forward.contract.weight": "model.layers.{}.mlp.down_proj.weight",
-}
-_QK_NORM_NAMES = {
-    "blocks.{}.attention.query_norm.weight": "model.layers.{}.self_attn.q_norm.weight",
-    "blocks.{}.attention.key_norm.weight": "model.layers.{}.self_attn.k_norm.weight",
-}
-_FUSED_NAMES = {
-    "blocks.{}.attention.query_key_value.weight": tuple(
-        f"model.layers.{{}}.self_attn.{part}_proj.weight" for part in "qkv"
+_RULES = (
+    Rename("token_embedding", "model.embed_tokens"),
+    Rename("norm", "model.norm"),
+    Rename("blocks.{}.norm_1", "model.layers.{}.input_layernorm"),
+    Fuse(
+        "blocks.{}.attention.query_key_value",
+        tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
+        shares=("num_heads", "num_kv_heads", "num_kv_heads"),
     ),
-    "blocks.{}.feed_forward.gate_up.weight": tuple(
-        f"model.layers.{{}}.mlp.{part}_proj.weight" for part in ("gate", "up")
+    Rename("blocks.{}.attention.query_norm", "model.layers.{}.self_attn.q_norm", where="qk_norm"),
+    Rename("blocks.{}.attention.key_norm", "model.layers.{}.self_attn.k_norm", where="qk_norm"),
+    Rename("blocks.{}.attention.output", "model.layers.{}.self_attn.o_proj"),
+    Rename("blocks.{}.norm_2", "model.layers.{}.post_attention_layernorm"),
+    Fuse(
+        "blocks.{}.feed_forward.gate_up",
+        tuple(f"model.layers.{{}}.mlp.{part}_proj" for part in ("gate", "up")),
     ),
-}
-
-
-def export_tensors(body: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
-    """The body's state dict in Hugging Face's names; fused projections are split."""
-    tensors = {theirs: body[ours] for ours, theirs in _pairs(config)}
-    for ours, theirs, sizes in _fused(config):
-        tensors |= zip(theirs, body[ours].split(sizes), strict=True)
-    return tensors
-
-
-def import_tensors(tensors: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
-    """The inverse of ``export_tensors``. Raises InputError naming a tensor that is missing."""
-    what = "a Qwen3" if config.qk_norm else "a Llama"
-    body = {ours: take_tensor(tensors, theirs, "model.", what) for ours, theirs in _pairs(config)}
-    for ours, theirs, _ in _fused(config):
-        body[ours] = torch.cat([take_tensor(tensors, name, "model.", what) for name in theirs])
-    return body
-
-
-def _pairs(config: LlamaConfig) -> list[tuple[str, str]]:
-    names = _NAMES | _QK_NORM_NAMES if config.qk_norm else _NAMES
-    return [
-        (ours.format(layer), theirs.format(layer))
-        for ours, theirs in names.items()
-        for layer in (range(config.num_layers) if "{}" in ours else (0,))
-    ]
-
-
-def _fused(config: LlamaConfig) -> list[tuple[str, list[str], list[int]]]:
-    query, key = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
-    sizes = ([query, key, key], [config.intermediate_size] * 2)
-    return [
-        (ours.format(layer), [name.format(layer) for name in theirs], size)
-        for (ours, theirs), size in zip(_FUSED_NAMES.items(), sizes, strict=True)
-        for layer in range(config.num_layers)
-    ]
+    Rename("blocks.{}.feed_forward.contract", "model.layers.{}.mlp.down_proj"),
+)
+"""The names of Hugging Face's."""
+WEIGHTS = WeightMap("a Llama", "model.", _RULES)
 
 
 def to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
@@ -360,3 +330,17 @@ def from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
     ):
         raise FieldError(f"layer_types is {shown(layers)}: only full_attention is supported")
     return FIELDS[kind].build(LlamaConfig, fields, qk_norm=kind == "qwen3")
+
+
+SPEC = ModelSpec(
+    name="llama",
+    config=LlamaConfig,
+    build=Llama,
+    presets=PRESETS,
+    tasks=("causal_lm",),
+    weights={HUGGING_FACE: WEIGHTS},
+    classes={"llama": "Llama", "qwen3": "Qwen3"},
+    to_hugging_face=to_hugging_face,
+    from_hugging_face=from_hugging_face,
+    scaling=replace(CAUSAL, tokens_factor=9.237),
+)

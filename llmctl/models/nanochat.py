@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
-from llmctl.models.decoder import DecoderConfig, take_tensor
+from llmctl.models.decoder import Decoder, DecoderConfig
 from llmctl.models.layers.attention import (
     CausalSelfAttention,
     Context,
@@ -33,6 +33,9 @@ from llmctl.models.layers.attention import (
 from llmctl.models.layers.cache import KeyValueCache
 from llmctl.models.layers.cross_attention import CrossAttention, Source
 from llmctl.models.layers.elementwise import rms_norm, rotate
+from llmctl.models.scaling import CAUSAL
+from llmctl.models.spec import HUGGING_FACE, ModelSpec
+from llmctl.models.weight_map import Fuse, Rename, WeightMap
 
 PRESETS: dict[str, dict[str, Any]] = {
     # nanochat's own: the width is 64 times the depth.
@@ -123,8 +126,12 @@ class Block(nn.Module):
         return x_BTD + self.feed_forward(rms_norm(x_BTD, self.epsilon))
 
 
-class NanoChat(nn.Module):
+class NanoChat(Decoder):
     """The decoder: token ids to hidden states."""
+
+    config: NanoChatConfig
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: NanoChatConfig, *, cross_attention: bool = False) -> None:
         """cross_attention: whether the blocks attend to a source too."""
@@ -140,8 +147,6 @@ class NanoChat(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         # It turns the other way round than Llama.
         self.register_buffer("sin", -sin, persistent=False)
-        self.cos: Tensor
-        self.sin: Tensor
         self._start(config)
 
     @torch.no_grad()
@@ -164,7 +169,6 @@ class NanoChat(nn.Module):
         cache: KeyValueCache | None = None,
         source: Source | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D) of the last layer, normalised; arguments as ``Gpt.forward``'s."""
         here = context(input_ids_BT, mask, position_ids_BT, cache, source)
         # The heads' dimension, where each row has positions of its own.
         cos, sin = (table[here.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
@@ -178,45 +182,21 @@ class NanoChat(nn.Module):
         return rms_norm(x_BTD, epsilon)
 
 
-# Our names and Hugging Face's; {} stands for the layer's number.
-_NAMES = {
-    "token_embedding.weight": "model.embed_tokens.weight",
-    "blocks.{}.attention.output.weight": "model.layers.{}.self_attn.o_proj.weight",
-    "blocks.{}.feed_forward.expand.weight": "model.layers.{}.mlp.fc1.weight",
-    "blocks.{}.feed_forward.contract.weight": "model.layers.{}.mlp.fc2.weight",
-}
-_FUSED = "blocks.{}.attention.query_key_value.weight"
-_SPLIT = tuple(f"model.layers.{{}}.self_attn.{part}_proj.weight" for part in "qkv")
-
-
-def export_tensors(body: Mapping[str, Tensor], config: NanoChatConfig) -> dict[str, Tensor]:
-    """The body's state dict in Hugging Face's names; the fused projection is split in three."""
-    tensors = {theirs: body[ours] for ours, theirs in _pairs(config)}
-    for layer in range(config.num_layers):
-        parts = body[_FUSED.format(layer)].chunk(3)
-        tensors |= zip((name.format(layer) for name in _SPLIT), parts, strict=True)
-    return tensors
-
-
-def import_tensors(tensors: Mapping[str, Tensor], config: NanoChatConfig) -> dict[str, Tensor]:
-    """The inverse of ``export_tensors``. Raises InputError naming a tensor that is missing."""
-    body = {
-        ours: take_tensor(tensors, theirs, "model.", "a nanochat model")
-        for ours, theirs in _pairs(config)
-    }
-    for layer in range(config.num_layers):
-        names = [name.format(layer) for name in _SPLIT]
-        parts = [take_tensor(tensors, name, "model.", "a nanochat model") for name in names]
-        body[_FUSED.format(layer)] = torch.cat(parts)
-    return body
-
-
-def _pairs(config: NanoChatConfig) -> list[tuple[str, str]]:
-    return [
-        (ours.format(layer), theirs.format(layer))
-        for ours, theirs in _NAMES.items()
-        for layer in (range(config.num_layers) if "{}" in ours else (0,))
-    ]
+WEIGHTS = WeightMap(
+    "a nanochat model",
+    "model.",
+    (
+        Rename("token_embedding", "model.embed_tokens"),
+        Fuse(
+            "blocks.{}.attention.query_key_value",
+            tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
+        ),
+        Rename("blocks.{}.attention.output", "model.layers.{}.self_attn.o_proj"),
+        Rename("blocks.{}.feed_forward.expand", "model.layers.{}.mlp.fc1"),
+        Rename("blocks.{}.feed_forward.contract", "model.layers.{}.mlp.fc2"),
+    ),
+)
+"""The names of Hugging Face's."""
 
 
 def to_hugging_face(config: NanoChatConfig) -> dict[str, Any]:
@@ -277,3 +257,19 @@ def from_hugging_face(fields: Mapping[str, Any]) -> NanoChatConfig:
             "key/value heads are not supported; use --arch llama"
         )
     return FIELDS.build(NanoChatConfig, fields)
+
+
+SPEC = ModelSpec(
+    name="nanochat",
+    config=NanoChatConfig,
+    build=NanoChat,
+    presets=PRESETS,
+    tasks=("causal_lm",),
+    weights={HUGGING_FACE: WEIGHTS},
+    classes={"nanochat": "NanoChat"},
+    to_hugging_face=to_hugging_face,
+    from_hugging_face=from_hugging_face,
+    # Embeddings start ten to fifty times as large as elsewhere.
+    training={"embedding_rate": 10.0},
+    scaling=CAUSAL,
+)

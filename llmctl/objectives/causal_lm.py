@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,11 +24,8 @@ from torch.nn import functional as F
 from llmctl.config import Config
 from llmctl.data.shards.windows import Rows
 from llmctl.errors import InputError
-from llmctl.models import Architecture
-from llmctl.models.decoder import DecoderConfig
 from llmctl.models.layers.attention import Texts, initialise
-from llmctl.models.layers.cache import KeyValueCache
-from llmctl.models.layers.cross_attention import Source
+from llmctl.models.spec import Backbone, ModelSpec
 from llmctl.objectives.base import IGNORED, LossParts, Ratio, TensorBatch
 from llmctl.objectives.cross_entropy import linear_cross_entropy
 
@@ -40,23 +36,6 @@ class CausalLMConfig(Config):
     z_loss: float = Field(0.0, ge=0.0)
     """Weight of the squared logarithm of the softmax's normaliser, which keeps logits from
     drifting in long runs; PaLM has 1e-4. In the training loss only."""
-
-
-class DecoderBody(Protocol):
-    """A causal body: ``llmctl/models/gpt.py``'s, ``llmctl/models/llama.py``'s, …"""
-
-    config: DecoderConfig
-    token_embedding: nn.Embedding
-    blocks: nn.ModuleList
-
-    def __call__(
-        self,
-        input_ids_BT: Tensor,
-        mask: Tensor | Texts | None = None,
-        position_ids_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        source: Source | None = None,
-    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -96,9 +75,9 @@ class CausalBatch(TensorBatch):
 class CausalLM(nn.Module):
     """A decoder's body with its output layer: the token embedding, or one of its own."""
 
-    def __init__(self, body: nn.Module, *, z_loss: float = 0.0) -> None:
+    def __init__(self, body: Backbone, *, z_loss: float = 0.0) -> None:
         super().__init__()
-        self.body: DecoderBody = body  # type: ignore[assignment]
+        self.body = body
         self.z_loss = z_loss
         config = self.body.config
         self.output: nn.Linear | None = None
@@ -109,7 +88,7 @@ class CausalLM(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """The matrix from hidden states to logits."""
-        return (self.output or self.body.token_embedding).weight
+        return (self.output or self.body.embedding()).weight
 
     def logits(self, hidden_MD: Tensor) -> Tensor:
         """Logits (…, V) of the next token, in fp32."""
@@ -175,7 +154,7 @@ def collate(
 HEAD_NAME = "lm_head.weight"
 
 
-def to_hugging_face(model: CausalLM, architecture: Architecture) -> dict[str, Tensor]:
+def to_hugging_face(model: CausalLM, architecture: ModelSpec) -> dict[str, Tensor]:
     """Tensors in the names of Hugging Face's class for causal language modelling."""
     state = model.state_dict()
     body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
@@ -186,7 +165,7 @@ def to_hugging_face(model: CausalLM, architecture: Architecture) -> dict[str, Te
 
 
 def from_hugging_face(
-    body: nn.Module, tensors: Mapping[str, Tensor], architecture: Architecture
+    body: Backbone, tensors: Mapping[str, Tensor], architecture: ModelSpec
 ) -> CausalLM:
     """The inverse of ``to_hugging_face``; the given body is filled.
 

@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import nn
 
 from llmctl.data.shards.windows import TokenStream, WindowBatches
+from llmctl.models.spec import Backbone
 from llmctl.objectives.causal_lm import CausalBatch, CausalLM, CausalLMConfig, collate
 from llmctl.objectives.pretraining import DataConfig, Pretraining
 from llmctl.tokenizers import Tokenizer
@@ -90,16 +89,8 @@ class CausalPretraining(Pretraining[CausalLMConfig, CausalData]):
         )
         return CausalBatches(windows, self.tokenizer, document_mask=self.data.document_mask)
 
-    def model(self, body: nn.Module) -> CausalLM:
+    def model(self, body: Backbone) -> CausalLM:
         return CausalLM(body, z_loss=self.objective.z_loss)
 
-    def flops_per_token(self) -> float:
-        model = self.model_config
-        with torch.device("meta"):
-            parameters = self.architecture.model(model).named_parameters()
-        blocks = sum(p.numel() for name, p in parameters if "blocks." in name and p.dim() > 1)
-        # Scores and what they mix, of which a causal row needs half.
-        attention = model.num_layers * self.data.sequence_length * model.hidden_size
-        head = model.hidden_size * model.vocab_size
-        # Six operations for each weight and token: two forward, four backward (Kaplan et al. 2020).
-        return 6.0 * (blocks + attention + head)
+    def head_weights(self) -> float:
+        return self.model_config.hidden_size * self.model_config.vocab_size

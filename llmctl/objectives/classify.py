@@ -22,9 +22,8 @@ from torch.nn import functional as F
 
 from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
-from llmctl.models import Architecture
-from llmctl.models.decoder import DecoderConfig
 from llmctl.models.layers.attention import initialise
+from llmctl.models.spec import Backbone, ModelSpec
 from llmctl.objectives.base import LossParts, Ratio, TensorBatch, rounded_up
 from llmctl.tokenizers import Layout, Tokenizer
 
@@ -66,17 +65,17 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        body: nn.Module,
+        body: Backbone,
         num_classes: int,
         *,
         dropout: float = 0.1,
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.body: Any = body
+        self.body = body
         config: Any = body.config
         width = config.hidden_size
-        self.causal = isinstance(config, DecoderConfig)
+        self.causal = self.body.kind == "decoder"
         self.pooler = None if self.causal else nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
         # Without a bias: so Hugging Face has it for every decoder.
@@ -251,7 +250,7 @@ _ENCODER_HEAD = {
 _DECODER_HEAD = {"output.weight": "score.weight"}
 
 
-def to_hugging_face(model: Classifier, architecture: Architecture) -> dict[str, Tensor]:
+def to_hugging_face(model: Classifier, architecture: ModelSpec) -> dict[str, Tensor]:
     """Tensors in the names of Hugging Face's class for sequence classification."""
     body = model.body.state_dict()
     return {**architecture.export_tensors(body, model.body.config), **head_tensors(model)}
@@ -265,7 +264,7 @@ def head_tensors(model: Classifier) -> dict[str, Tensor]:
 
 
 def from_hugging_face(
-    body: nn.Module, tensors: Mapping[str, Tensor], architecture: Architecture
+    body: Backbone, tensors: Mapping[str, Tensor], architecture: ModelSpec
 ) -> Classifier:
     """The inverse of ``to_hugging_face``; the given body is filled.
 
@@ -287,10 +286,10 @@ def from_hugging_face(
 
 
 def start_from(
-    body: nn.Module,
+    body: Backbone,
     tensors: Mapping[str, Tensor] | None,
     num_classes: int,
-    architecture: Architecture,
+    architecture: ModelSpec,
     *,
     dropout: float,
     class_weights: Sequence[float] | None = None,

@@ -28,8 +28,8 @@ from llmctl.data.keyed import integers, key_of, uniform
 from llmctl.data.shards.chunks import ChunkRefs, Chunks
 from llmctl.data.shards.pairs import TextPair, draw_pairs
 from llmctl.errors import InputError
-from llmctl.models.bert import Bert, export_tensors, import_tensors
 from llmctl.models.layers.attention import ACTIVATIONS, Texts, initialise
+from llmctl.models.spec import Backbone, ModelSpec
 from llmctl.objectives.base import IGNORED, LossParts, Ratio, TensorBatch, rounded_up
 from llmctl.objectives.cross_entropy import linear_cross_entropy
 
@@ -122,7 +122,7 @@ class MaskedBatch(TensorBatch):
 class MaskedLM(nn.Module):
     """BERT's body with the two heads of its pretraining."""
 
-    def __init__(self, body: Bert, *, next_sentence: bool = True) -> None:
+    def __init__(self, body: Backbone, *, next_sentence: bool = True) -> None:
         super().__init__()
         self.body = body
         width, config = body.config.hidden_size, body.config
@@ -141,7 +141,7 @@ class MaskedLM(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """The matrix from what is transformed to logits: the token embedding, or one of its own."""
-        return (self.output or self.body.token_embedding).weight
+        return (self.output or self.body.embedding()).weight
 
     def token_logits(self, hidden_MD: Tensor) -> Tensor:
         """Logits (M, V): a transform, then the output layer and a bias."""
@@ -314,11 +314,11 @@ _HEAD_NAMES = {
 _BIAS, _OUTPUT = "cls.predictions.bias", "cls.predictions.decoder"
 
 
-def to_hugging_face(model: MaskedLM) -> dict[str, Tensor]:
+def to_hugging_face(model: MaskedLM, architecture: ModelSpec) -> dict[str, Tensor]:
     """Tensors in the names of BertForPreTraining, or of BertForMaskedLM without pair judging."""
     state = model.state_dict()
     body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
-    tensors = export_tensors(body, model.body.config)
+    tensors = architecture.export_tensors(body, model.body.config)
     for ours, theirs in _HEAD_NAMES.items():
         for kind in ("weight", "bias"):
             if f"{ours}.{kind}" in state:
@@ -331,7 +331,9 @@ def to_hugging_face(model: MaskedLM) -> dict[str, Tensor]:
     return tensors
 
 
-def from_hugging_face(body: Bert, tensors: Mapping[str, Tensor]) -> MaskedLM:
+def from_hugging_face(
+    body: Backbone, tensors: Mapping[str, Tensor], architecture: ModelSpec
+) -> MaskedLM:
     """The inverse of ``to_hugging_face``; the given body is filled.
 
     Raises InputError if the heads of pretraining are not there.
@@ -342,7 +344,7 @@ def from_hugging_face(body: Bert, tensors: Mapping[str, Tensor]) -> MaskedLM:
         )
     model = MaskedLM(body, next_sentence="cls.seq_relationship.weight" in tensors)
     state: dict[str, Any] = {
-        f"body.{k}": v for k, v in import_tensors(tensors, body.config).items()
+        f"body.{k}": v for k, v in architecture.import_tensors(tensors, body.config).items()
     }
     for ours, theirs in _HEAD_NAMES.items():
         for kind in ("weight", "bias"):

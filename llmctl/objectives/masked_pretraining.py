@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from llmctl.data.packing import PackedBatches
 from llmctl.data.shards.chunks import Chunks
-from llmctl.models.bert import Bert
+from llmctl.models.spec import Backbone
 from llmctl.objectives.masked_lm import MaskedBatch, MaskedLM, MaskedLMConfig, Vocabulary, collate
 from llmctl.objectives.pretraining import DataConfig, Pretraining
 from llmctl.tokenizers import Tokenizer
@@ -75,8 +73,7 @@ class MaskedPretraining(Pretraining[MaskedLMConfig, DataConfig]):
         )
         return MaskedBatches(packed, self.vocabulary, self.objective, length, seed)
 
-    def model(self, body: nn.Module) -> MaskedLM:
-        assert isinstance(body, Bert)
+    def model(self, body: Backbone) -> MaskedLM:
         return MaskedLM(body, next_sentence=self.objective.next_sentence)
 
     @property
@@ -84,14 +81,9 @@ class MaskedPretraining(Pretraining[MaskedLMConfig, DataConfig]):
         """What masking needs to know of the tokenizer."""
         return vocabulary_of(self.tokenizer)
 
-    def flops_per_token(self) -> float:
-        model = self.model_config
-        width, inner, layers = model.hidden_size, model.intermediate_size, model.num_layers
-        blocks = layers * (4 * width**2 + 2 * width * inner)
-        attention = layers * 2 * self.data.sequence_length * width
-        head = self.objective.mask_rate * (width * model.vocab_size + width**2)
-        # Six operations for each weight and token: two forward, four backward (Kaplan et al. 2020).
-        return 6.0 * (blocks + attention + head)
+    def head_weights(self) -> float:
+        width = self.model_config.hidden_size
+        return self.objective.mask_rate * (width * self.model_config.vocab_size + width**2)
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:

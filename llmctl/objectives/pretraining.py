@@ -15,7 +15,8 @@ from llmctl.config import Config
 from llmctl.data.keyed import key_of
 from llmctl.data.shards.files import ShardReader
 from llmctl.errors import InputError
-from llmctl.models import Architecture
+from llmctl.models.flops import flops_per_token
+from llmctl.models.spec import Backbone, ModelSpec
 from llmctl.objectives.base import TensorBatch
 from llmctl.tokenizers import Tokenizer
 
@@ -66,7 +67,7 @@ class Pretraining(ABC, Generic[C, D]):
         self,
         shards: Path,
         tokenizer: Tokenizer,
-        architecture: Architecture,
+        architecture: ModelSpec,
         model: Any,
         objective: C,
         data: D,
@@ -96,18 +97,24 @@ class Pretraining(ABC, Generic[C, D]):
         """The batches of a split: endless and shuffled for training, one pass for validation."""
 
     @abstractmethod
-    def model(self, body: nn.Module) -> nn.Module:
+    def model(self, body: Backbone) -> nn.Module:
         """A body with the objective's heads."""
 
     @abstractmethod
+    def head_weights(self) -> float:
+        """Weights of the heads that a token is multiplied with, on average."""
+
     def flops_per_token(self) -> float:
         """Of a forward and a backward pass, for each token of a row; a multiplication and an
         addition are two."""
+        with torch.device("meta"):
+            body = self.architecture.build(self.model_config)
+        return flops_per_token(body, self.data.sequence_length, self.head_weights())
 
     def build_model(self, seed: int) -> nn.Module:
         """The model with fresh weights, drawn from the run's seed."""
         torch.manual_seed(key_of(seed, "weights"))
-        return self.model(self.architecture.model(self.model_config))
+        return self.model(self.architecture.build(self.model_config))
 
     def reader(self, split: str) -> ShardReader:
         """The documents of a split. Raises InputError if there are none to train on."""

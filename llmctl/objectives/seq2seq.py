@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from llmctl.config import Config
 from llmctl.data.packing import pack
 from llmctl.errors import InputError
-from llmctl.models import Architecture
 from llmctl.models.layers.attention import initialise
 from llmctl.models.layers.cross_attention import Source, source_mask
+from llmctl.models.spec import Backbone, ModelSpec
 from llmctl.objectives import instruct
 from llmctl.objectives.base import IGNORED, LossParts, Ratio, TensorBatch, rounded_up
-from llmctl.objectives.causal_lm import CausalLM, DecoderBody
+from llmctl.objectives.causal_lm import CausalLM
 from llmctl.objectives.cross_entropy import linear_cross_entropy
 from llmctl.objectives.instruct import InstructExample
 
@@ -103,10 +103,10 @@ class Seq2SeqBatch(TensorBatch):
 class Seq2Seq(nn.Module):
     """The GPT, and the decoder with its output layer."""
 
-    def __init__(self, body: nn.Module, decoder: CausalLM, *, smoothing: float = 0.0) -> None:
+    def __init__(self, body: Backbone, decoder: CausalLM, *, smoothing: float = 0.0) -> None:
         """body: the GPT. smoothing: of the labels in the training loss."""
         super().__init__()
-        self.body: DecoderBody = body  # type: ignore[assignment]
+        self.body = body
         self.decoder = decoder
         self.smoothing = smoothing
         self.decoder.body.token_embedding = self.body.token_embedding
@@ -126,7 +126,7 @@ class Seq2Seq(nn.Module):
     @property
     def attends(self) -> bool:
         """Whether the decoder attends to the source."""
-        return any(block.cross_attention is not None for block in self.decoder.body.blocks)
+        return any(block.cross_attention is not None for block in self.decoder.body.layers())
 
     def read(self, source_ids_BS: Tensor, lengths_B: Tensor) -> Source:
         """What the decoder writes from; sources are padded behind their ``lengths_B``."""
@@ -231,32 +231,25 @@ def collate(pairs: Sequence[Pair]) -> Seq2SeqBatch:
 
 
 def attach(
-    gpt: CausalLM, shape: Seq2SeqShape, architecture: Architecture, *, smoothing: float
+    gpt: CausalLM, shape: Seq2SeqShape, architecture: ModelSpec, *, smoothing: float
 ) -> Seq2Seq:
     """A GPT with a new decoder of its own architecture, width and output layer behind it."""
     model = build(gpt.body.config, shape, architecture, smoothing=smoothing)
-    model.body.load_state_dict(gpt.body.state_dict())  # type: ignore[attr-defined]
+    model.body.load_state_dict(gpt.body.state_dict())
     if model.decoder.output is not None:
         model.decoder.output.load_state_dict(gpt.output.state_dict())  # type: ignore[union-attr]
     if shape.decoder_start == "gpt":
-        for name, part in gpt.body.named_children():  # type: ignore[attr-defined]
-            if name != "blocks":
-                getattr(model.decoder.body, name).load_state_dict(part.state_dict())
-        blocks, theirs = model.decoder.body.blocks, gpt.body.blocks
-        chosen = np.linspace(0, len(theirs) - 1, len(blocks)).round().astype(int)
-        for block, number in zip(blocks, chosen.tolist(), strict=True):
-            # What attends to the source is not among theirs, and stays fresh.
-            block.load_state_dict(theirs[number].state_dict(), strict=False)
+        model.decoder.body.start_as(gpt.body)
     return model
 
 
 def build(
-    config: Any, shape: Seq2SeqShape, architecture: Architecture, *, smoothing: float = 0.0
+    config: Any, shape: Seq2SeqShape, architecture: ModelSpec, *, smoothing: float = 0.0
 ) -> Seq2Seq:
     """The network with fresh weights."""
     layers = shape.decoder_layers or config.num_layers
-    body = architecture.model(config)
-    decoder = architecture.model(
+    body = architecture.build(config)
+    decoder = architecture.build(
         config.replace(num_layers=layers), cross_attention=shape.cross_attention
     )
     return Seq2Seq(body, CausalLM(decoder), smoothing=smoothing)
@@ -267,14 +260,14 @@ _CROSS = "cross_attention."
 _OUTPUT = "lm_head.weight"
 
 
-def to_tensors(model: Seq2Seq, architecture: Architecture) -> dict[str, Tensor]:
+def to_tensors(model: Seq2Seq, architecture: ModelSpec) -> dict[str, Tensor]:
     """Tensors by name: the two networks in Hugging Face's names behind ``encoder.`` and
     ``decoder.``, and what others don't have in ours. The embedding is the encoder's."""
     encoder = architecture.export_tensors(
-        model.body.state_dict(),  # type: ignore[attr-defined]
+        model.body.state_dict(),
         model.body.config,
     )
-    state = model.decoder.body.state_dict()  # type: ignore[attr-defined]
+    state = model.decoder.body.state_dict()
     shared = state[_EMBEDDING]
     decoder = architecture.export_tensors(state, model.decoder.body.config)
     tensors = {ENCODER + name: tensor for name, tensor in encoder.items()}
@@ -286,20 +279,20 @@ def to_tensors(model: Seq2Seq, architecture: Architecture) -> dict[str, Tensor]:
     return tensors
 
 
-def from_tensors(model: Seq2Seq, tensors: Mapping[str, Tensor], architecture: Architecture) -> None:
+def from_tensors(model: Seq2Seq, tensors: Mapping[str, Tensor], architecture: ModelSpec) -> None:
     """The inverse of ``to_tensors``: fill a network. Raises InputError for one that is missing."""
     parts = {
         part: {name.removeprefix(part): t for name, t in tensors.items() if name.startswith(part)}
         for part in (ENCODER, DECODER)
     }
     body = architecture.import_tensors(parts[ENCODER], model.body.config)
-    model.body.load_state_dict(body)  # type: ignore[attr-defined]
+    model.body.load_state_dict(body)
     names = _embedding_name(architecture, model)
     decoder = architecture.import_tensors(
         {**parts[DECODER], names: parts[ENCODER][names]}, model.decoder.body.config
     )
     decoder |= {name: tensor for name, tensor in parts[DECODER].items() if _CROSS in name}
-    model.decoder.body.load_state_dict(decoder)  # type: ignore[attr-defined]
+    model.decoder.body.load_state_dict(decoder)
     for name, module in ((DECODER + _OUTPUT, model.decoder.output), (START, model.start)):
         if module is not None:
             if name not in tensors:
@@ -307,8 +300,8 @@ def from_tensors(model: Seq2Seq, tensors: Mapping[str, Tensor], architecture: Ar
             module.load_state_dict({"weight": tensors[name]})
 
 
-def _embedding_name(architecture: Architecture, model: Seq2Seq) -> str:
+def _embedding_name(architecture: ModelSpec, model: Seq2Seq) -> str:
     """What Hugging Face calls the token embedding."""
-    state = model.body.state_dict()  # type: ignore[attr-defined]
+    state = model.body.state_dict()
     named = architecture.export_tensors(state, model.body.config)
     return next(name for name, tensor in named.items() if tensor is state[_EMBEDDING])

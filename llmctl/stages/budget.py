@@ -24,6 +24,9 @@ from torch import nn
 
 from llmctl.errors import ConfigError, UsageError
 from llmctl.models import ARCHITECTURES
+from llmctl.models.flops import multiplied_weights
+from llmctl.models.scaling import ScalingLaw, entropy
+from llmctl.models.spec import backbones
 from llmctl.objectives.pretraining import Pretraining
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.units import count, duration
@@ -31,9 +34,8 @@ from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.distributed.processes import ALONE, World
 from llmctl.training.machine import is_busy
 from llmctl.training.planning.memory import free_bytes
-from llmctl.training.planning.plan import multiplied_weights, process_seconds
+from llmctl.training.planning.plan import process_seconds
 from llmctl.training.planning.rehearsal import Rehearsal, rehearse, time_steps
-from llmctl.training.planning.scaling import LAWS, ScalingLaw, entropy
 from llmctl.training.precision import (
     choose_compile,
     choose_device,
@@ -179,7 +181,9 @@ class Chooser:
         self._unique = float(reader.document_lengths.sum())
         self._vocab_size = opened.model.vocab_size
         self._entropy = entropy(reader.token_counts(self._vocab_size))
-        self.law: ScalingLaw = LAWS[config.arch]
+        law = ARCHITECTURES[config.arch].scaling
+        assert law is not None
+        self.law: ScalingLaw = law
         self._text_factor = 1.0
 
     def spent(self) -> float:
@@ -202,12 +206,12 @@ class Chooser:
             key = (model.num_layers, model.hidden_size)
             if key not in rungs:
                 config = self.config.replace(model=model.model_dump())
-                pretraining, opened = self._open(config)
+                pretraining, _ = self._open(config)
                 with torch.device("meta"):
                     network = pretraining.build_model(config.seed)
                 rungs[key] = Rung(
                     config,
-                    multiplied_weights(network, opened.model),
+                    multiplied_weights(backbones(network)["body."]),
                     sum(p.numel() for p in network.parameters()),
                     pretraining.flops_per_token(),
                 )
@@ -222,7 +226,7 @@ class Chooser:
         if "training.batch_size" not in self.config.chosen:
             return [self.config.training.batch_size]
         length = self.config.data.sequence_length
-        considered = STEP_TOKENS[ARCHITECTURES[self.config.arch].objective]
+        considered = STEP_TOKENS[ARCHITECTURES[self.config.arch].task]
         scale = 1 if self.machine.device.type == "cpu" else ON_ACCELERATOR
         return sorted({max(1, tokens * scale // length) for tokens in considered})
 

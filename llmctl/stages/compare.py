@@ -182,4 +182,4 @@ def _objective(run: Artefact) -> str:
     config = run.manifest.config
     if run.manifest.stage == "finetune":
         return str(config.get("task"))
-    return "masked tokens" if config.get("arch") == "bert" else "next tokens"
+    return "masked tokens" if "mask_rate" in config.get("objective", {}) else "next tokens"

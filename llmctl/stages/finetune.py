@@ -420,9 +420,7 @@ WRITING = ("instruct", "seq2seq")
 def _could_learn(run: Artefact, task: str) -> bool:
     """Whether a pretrained run's network can learn a task."""
     architecture = ARCHITECTURES.get(run.manifest.config.get("arch", ""))
-    return architecture is not None and (
-        task not in WRITING or architecture.objective == "causal_lm"
-    )
+    return architecture is not None and (task not in WRITING or architecture.kind == "decoder")
 
 
 def _suits(base: ModelFolder, config: FinetuneConfig) -> bool:

@@ -72,7 +72,7 @@ def resolve(
     config = build(
         kind,
         {"arch": arch, "model": presets[preset], "objective": {}, "data": {}},
-        PRETRAINING[architecture.objective].defaults,
+        PRETRAINING[architecture.task].defaults,
         {"training": architecture.training},
         *layers,
     )
@@ -113,7 +113,7 @@ def _with_budget(
 
 def shards_of(workspace: Workspace, arch: str, name: str | None, reporter: Reporter) -> Artefact:
     """The shards of a name, or the newest that an architecture can learn from; checked."""
-    kind = PRETRAINING[ARCHITECTURES[arch].objective]
+    kind = PRETRAINING[ARCHITECTURES[arch].task]
     return choose_shards(
         workspace,
         name,

@@ -51,7 +51,7 @@ def config_for(arch: str) -> type[PretrainConfig[Any, Any, Any]]:
             f"choose one of {', '.join(ARCHITECTURES)}, or ngram, which counts"
         )
     architecture = ARCHITECTURES[arch]
-    kind = PRETRAINING[architecture.objective]
+    kind = PRETRAINING[architecture.task]
     return PretrainConfig[architecture.config, kind.config, kind.data_config]  # type: ignore[name-defined]
 
 
@@ -61,7 +61,7 @@ def open_pretraining(
     """A pretraining with its data, and the configuration with what follows from the data."""
     tokenizer = tokenizers.load(shards.folder / "tokenizer")
     architecture = ARCHITECTURES[config.arch]
-    kind = PRETRAINING[architecture.objective]
+    kind = PRETRAINING[architecture.task]
     rate = config.training.learning_rate or kind.peak_rate(config.model.hidden_size)
     config = config.replace(
         model=config.model.replace(vocab_size=tokenizer.vocab_size).model_dump(),

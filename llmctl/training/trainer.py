@@ -170,7 +170,7 @@ class Trainer:
         self._micro_batch = config.micro_batch if isinstance(config.micro_batch, int) else 0
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = build_optimiser(
-            model.named_parameters(),
+            model,
             config,
             rate_scale=rate_scale,
             product_type=torch.float32 if precision == "fp32" else torch.bfloat16,

@@ -48,7 +48,7 @@ def main() -> None:
     shape, vocabulary, rows = SIZES[options.size]
     architecture = ARCHITECTURES["gpt"]
     config = architecture.config(vocab_size=vocabulary, max_positions=SEQUENCE, **shape)
-    model = CausalLM(architecture.model(config))
+    model = CausalLM(architecture.build(config))
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     full = np.full(rows, SEQUENCE)
 

@@ -39,7 +39,7 @@ def ours(arch: str, compiled: bool) -> tuple[torch.nn.Module, Loss]:
     architecture = ARCHITECTURES[arch]
     shape: dict[str, Any] = {"num_layers": LAYERS, "hidden_size": WIDTH, "num_heads": HEADS}
     config = architecture.config(vocab_size=VOCABULARY, max_positions=SEQUENCE, **shape)
-    model = CausalLM(architecture.model(config))
+    model = CausalLM(architecture.build(config))
     if compiled:
         model.body.compile(dynamic=False)  # type: ignore[attr-defined]
 

@@ -87,10 +87,10 @@ def ours(arch: str, rows: int, precision: str = "bf16") -> Speed:
     shape: dict[str, Any] = {"num_layers": LAYERS, "hidden_size": WIDTH, "num_heads": HEADS}
     if arch == "bert":
         config = architecture.config(vocab_size=BERT_PIECES, max_positions=BERT_CONTEXT, **shape)
-        model: torch.nn.Module = MaskedLM(architecture.model(config))  # type: ignore[arg-type]
+        model: torch.nn.Module = MaskedLM(architecture.build(config))  # type: ignore[arg-type]
     else:
         config = architecture.config(vocab_size=GPT_PIECES, max_positions=GPT_CONTEXT, **shape)
-        model = CausalLM(architecture.model(config))
+        model = CausalLM(architecture.build(config))
     made = [bert_batch(n, rows) if arch == "bert" else gpt_batch(n, rows) for n in range(4)]
 
     def batches(step: int) -> TensorBatch:

@@ -1,4 +1,4 @@
-"""The constants of llmctl/training/planning/scaling.py: small trainings and the law fitted to them.
+"""The constants of llmctl/models/scaling.py: small trainings and the law fitted to them.
 
     python tests/benchmarks/scaling.py measure POINTS.jsonl [--jobs 2]   # adds what is missing
     python tests/benchmarks/scaling.py fit POINTS.jsonl
@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from llmctl.training.planning.scaling import ScalingLaw, entropy, repeated
+from llmctl.models.scaling import ScalingLaw, entropy, repeated
 
 DATA = Path(os.environ.get("LLMCTL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

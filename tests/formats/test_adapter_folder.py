@@ -33,7 +33,7 @@ def adapted(name: str, folder: Path, targets: tuple[str, ...]) -> None:
         vocab_size=V, num_layers=2, hidden_size=32, num_heads=2, max_positions=32,
         initializer_range=0.2, **MORE.get(name, {}),
     )  # fmt: skip
-    body = architecture.model(config)
+    body = architecture.build(config)
     model = Classifier(body, 2) if name == "bert" else CausalLM(body)
     tokenizer = learn_bpe(["a"], V)
     write_model_folder(folder / "base", model, tokenizer, {})

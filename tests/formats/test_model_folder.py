@@ -136,7 +136,7 @@ def decoder_folder(path: Path, kind: str) -> CausalLM:
     shape = {**architecture.presets["nano"], "num_layers": 2, "max_positions": 64, **changes}
     config = architecture.config(vocab_size=tokenizer.vocab_size, **shape)
     torch.manual_seed(0)
-    model = CausalLM(architecture.model(config)).eval()
+    model = CausalLM(architecture.build(config)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

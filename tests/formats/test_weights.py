@@ -34,7 +34,7 @@ def make(folder: Path, arch: str = "gpt") -> CausalLM:
     }  # fmt: skip
     torch.manual_seed(0)
     model = CausalLM(
-        architecture.model(architecture.config(vocab_size=tokenizer.vocab_size, **shape))
+        architecture.build(architecture.config(vocab_size=tokenizer.vocab_size, **shape))
     )
     write_model_folder(folder, model, tokenizer, {})
     path = folder / "config.json"

@@ -30,7 +30,7 @@ def make_model(arch: str) -> CausalLM:
         vocab_size=VOCABULARY, num_layers=2, hidden_size=16, num_heads=2, max_positions=POSITIONS,
         **{"initializer_range": 0.5} if arch != "nanochat" else {},
     )  # fmt: skip
-    model = CausalLM(architecture.model(config)).eval()
+    model = CausalLM(architecture.build(config)).eval()
     if arch == "nanochat":  # its blocks begin at zero, as if there were no context
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.5)

@@ -130,9 +130,9 @@ def ids() -> torch.Tensor:
 @torch.no_grad()
 def ours(fields: dict[str, Any], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     architecture = BY_MODEL_TYPE[fields["model_type"]]
-    body = architecture.model(architecture.from_hugging_face(fields))
-    if architecture.name == "bert":
-        pretrained = masked_lm.from_hugging_face(body, tensors).eval()  # type: ignore[arg-type]
+    body = architecture.build(architecture.from_hugging_face(fields))
+    if architecture.kind == "encoder":
+        pretrained = masked_lm.from_hugging_face(body, tensors, architecture).eval()
         return pretrained.token_logits(pretrained.body(ids()))
     model = causal_lm.from_hugging_face(body, tensors, architecture).eval()
     return model.logits(model.body(ids()))  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmctl.errors import InputError
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
+from llmctl.models.spec import roles_of
 from llmctl.objectives import causal_lm
 from llmctl.objectives.causal_lm import CausalLM
 
@@ -31,7 +32,7 @@ def make(kind: str) -> CausalLM:
     shape = {**architecture.presets["nano"], "num_layers": 2, **changes}
     torch.manual_seed(0)
     model = CausalLM(
-        architecture.model(
+        architecture.build(
             architecture.config(vocab_size=VOCABULARY, max_positions=48, **shape)  # type: ignore[arg-type]
         )
     )
@@ -82,7 +83,7 @@ def test_the_names_of_hugging_face_lead_back(kind: str):
     config = architecture.from_hugging_face(fields)
     assert config == model.body.config
     tensors = causal_lm.to_hugging_face(model, architecture)
-    back = causal_lm.from_hugging_face(architecture.model(config), tensors, architecture)
+    back = causal_lm.from_hugging_face(architecture.build(config), tensors, architecture)
     for name, value in model.state_dict().items():
         assert torch.equal(back.state_dict()[name], value), name
 
@@ -168,10 +169,12 @@ def test_every_parameter_learns(kind: str):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fused_projections_say_what_they_are_made_of(kind: str):
-    for name, parameter in make(kind).named_parameters():
-        parts = getattr(parameter, "fused_parts", None)
-        assert (parts is not None) == name.endswith(("query_key_value.weight", "gate_up.weight"))
-        assert parts is None or sum(parts) == len(parameter)
+    model = make(kind)
+    roles = roles_of(model)
+    for name, parameter in model.named_parameters():
+        parts = roles[name].fused
+        assert bool(parts) == name.endswith(("query_key_value.weight", "gate_up.weight"))
+        assert not parts or sum(parts) == len(parameter)
 
 
 def test_published_sizes():
@@ -192,7 +195,7 @@ def test_published_sizes():
             **tied,  # type: ignore[arg-type]
         )
         with torch.device("meta"):
-            model = CausalLM(architecture.model(config))
+            model = CausalLM(architecture.build(config))
         count = sum(p.numel() for p in model.parameters())
         assert count == pytest.approx(expected, rel=0.04), (arch, preset, count)
 

@@ -73,7 +73,7 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(arch: str):
     architecture = ARCHITECTURES[arch]
     torch.manual_seed(0)
     config = architecture.config(vocab_size=10, **architecture.presets["nano"])  # type: ignore[arg-type]
-    model = CausalLM(architecture.model(config), z_loss=0.01)
+    model = CausalLM(architecture.build(config), z_loss=0.01)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)

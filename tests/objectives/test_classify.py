@@ -87,7 +87,7 @@ def tiny_decoder(name: str) -> Classifier:
     torch.manual_seed(0)
     config = decoder_config(name)
     architecture = next(a for a in ARCHITECTURES.values() if a.config is type(config))
-    model = Classifier(architecture.model(config), CLASSES, dropout=0.0)
+    model = Classifier(architecture.build(config), CLASSES, dropout=0.0)
     with torch.no_grad():  # nanochat's blocks begin as the identity
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
@@ -261,7 +261,7 @@ def test_a_classifier_survives_the_names_of_hugging_face(name: str):
     model = tiny_decoder(name) if causal else tiny()
     batch = collate(examples(8, causal=causal), PAD)
     architecture = ARCHITECTURES[name]
-    body = architecture.model(model.body.config)
+    body = architecture.build(model.body.config)
     copy = from_hugging_face(body, to_hugging_face(model, architecture), architecture)
     assert copy.output.out_features == CLASSES
     assert torch.equal(model.eval()(batch), copy.eval()(batch))
@@ -285,9 +285,9 @@ def test_finetuning_starts_from_the_pretrained_body_and_pooler():
 def test_finetuning_starts_from_a_pretrained_decoder(name: str):
     torch.manual_seed(1)
     architecture, config = ARCHITECTURES[name], decoder_config(name)
-    pretrained = CausalLM(architecture.model(config))
+    pretrained = CausalLM(architecture.build(config))
     tensors = causal_lm_tensors(pretrained, architecture)
-    model = start_from(architecture.model(config), tensors, CLASSES, architecture, dropout=0.1)
+    model = start_from(architecture.build(config), tensors, CLASSES, architecture, dropout=0.1)
     for key, value in pretrained.body.state_dict().items():  # type: ignore[attr-defined]
         assert torch.equal(model.body.state_dict()[key], value), key
     assert model.pooler is None

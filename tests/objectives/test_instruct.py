@@ -29,7 +29,7 @@ def tiny(name: str) -> CausalLM:
         vocab_size=V, num_layers=2, hidden_size=32, num_heads=2, max_positions=128,
         initializer_range=0.2,
     )  # fmt: skip
-    model = CausalLM(architecture.model(config))
+    model = CausalLM(architecture.build(config))
     with torch.no_grad():  # nanochat's blocks begin as the identity
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)

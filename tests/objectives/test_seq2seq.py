@@ -32,7 +32,7 @@ def gpt(arch: str = "gpt", layers: int = 2) -> CausalLM:
     config = architecture.config(
         vocab_size=V, num_layers=layers, hidden_size=16, num_heads=2, max_positions=16
     )
-    return spread(CausalLM(architecture.model(config)))
+    return spread(CausalLM(architecture.build(config)))
 
 
 def spread(model: nn.Module) -> nn.Module:

@@ -188,7 +188,7 @@ def _model(folder: Path, arch: str, kind: str, **options: Any) -> None:
         shape["intermediate_size"] = 32
     config = architecture.config(vocab_size=tokenizer.vocab_size, **shape, **options)
     torch.manual_seed(0)
-    body: Any = architecture.model(config)
+    body: Any = architecture.build(config)
     extra: dict[str, Any] = {}
     model: torch.nn.Module
     if kind == "classify":
@@ -235,7 +235,7 @@ def _answers(folder: Path) -> list[Any]:
     place = Workspace(folder / "workspace")
     opened, _, record = open_any_model(place, str(folder / "model"))
     architecture = getattr(opened, "architecture", None)
-    if architecture is not None and architecture.objective == "masked_lm":
+    if architecture is not None and architecture.kind == "encoder":
         texts = ["the ship [MASK] over the sea", "[MASK] lay eggs"]
         examples = [Example(text, None, None, f"text {n}") for n, text in enumerate(texts)]
         return list(predict(place, str(folder / "model"), examples, device="cpu"))

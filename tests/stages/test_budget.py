@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,14 @@ from typing import Any
 import pytest
 
 from llmctl.errors import ConfigError, Interrupted, UsageError
+from llmctl.models import ARCHITECTURES
+from llmctl.models.scaling import ScalingLaw
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages import budget
 from llmctl.stages.budget import LADDER, Chooser
 from llmctl.stages.pretrain import make_trainer, pretrain, resolve
 from llmctl.tasks.pretraining import open_pretraining
 from llmctl.training.planning.rehearsal import Rehearsal
-from llmctl.training.planning.scaling import ScalingLaw
 from llmctl.workspace.artefacts import Workspace
 from tests.run import llmctl, one_sentence
 
@@ -194,7 +196,7 @@ def test_the_search_finds_the_best_of_the_whole_ladder(
         )
 
     monkeypatch.setattr(budget, "time_steps", fake_steps)
-    monkeypatch.setattr(budget, "LAWS", {"gpt": LAW})
+    monkeypatch.setitem(ARCHITECTURES, "gpt", replace(ARCHITECTURES["gpt"], scaling=LAW))
     monkeypatch.setattr(budget, "matrix_rate", lambda device, dtype: rate)
     monkeypatch.setattr(budget, "free_bytes", lambda device: 1e15)
     chooser = Chooser(

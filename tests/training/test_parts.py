@@ -35,7 +35,7 @@ def causal_model() -> CausalLM:
     torch.manual_seed(0)
     architecture = ARCHITECTURES["gpt"]
     shape = {**architecture.presets["nano"], "num_layers": 2, "max_positions": T}
-    return CausalLM(architecture.model(architecture.config(vocab_size=VOCABULARY, **shape)))  # type: ignore[arg-type]
+    return CausalLM(architecture.build(architecture.config(vocab_size=VOCABULARY, **shape)))  # type: ignore[arg-type]
 
 
 def causal_batch(rows: int = 5) -> TensorBatch:
@@ -54,7 +54,7 @@ def masked_model() -> MaskedLM:
     torch.manual_seed(0)
     architecture = ARCHITECTURES["bert"]
     shape = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "max_positions": T}
-    return MaskedLM(architecture.model(architecture.config(vocab_size=VOCABULARY, **shape)))  # type: ignore[arg-type]
+    return MaskedLM(architecture.build(architecture.config(vocab_size=VOCABULARY, **shape)))  # type: ignore[arg-type]
 
 
 def masked_batch(rows: int = 5) -> MaskedBatch:

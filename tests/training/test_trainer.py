@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.errors import DivergedError, InputError
+from llmctl.models.spec import Backbone
 from llmctl.objectives.base import LossParts, Ratio, TensorBatch
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
@@ -48,17 +49,25 @@ class Regression(nn.Module):
         return LossParts({"squared_error": Ratio(error.sum(), len(error))})
 
 
-class Blocks(Regression):
+class Body(Backbone):
+    """A backbone of one layer."""
+
+    kind = "encoder"
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([layer])
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.blocks[0](x)
+
+
+class InLayers(Regression):
     """The same with its matrices where Muon looks for them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks, self.layers = self.layers, nn.Identity()
-
-    def loss(self, batch: TensorBatch) -> LossParts:
-        assert isinstance(batch, Numbers)
-        error = (self.blocks(batch.x).squeeze(-1) - batch.y) ** 2
-        return LossParts({"squared_error": Ratio(error.sum(), len(error))})
+        self.layers: nn.Module = Body(self.layers)
 
 
 def numbers(step: int, scale: float = 1.0) -> Numbers:
@@ -147,7 +156,7 @@ def test_a_precision_that_was_changed_in_between_is_refused(tmp_path: Path):
 
 def test_muons_momentum_is_gone_on_from_too(tmp_path: Path):
     def make(folder: Path, **changes: object) -> Trainer:
-        trainer = make_trainer(folder, 12, optimiser="muon", model=Blocks(), **changes)
+        trainer = make_trainer(folder, 12, optimiser="muon", model=InLayers(), **changes)
         assert any(group["muon"] for group in trainer.optimiser.param_groups)
         return trainer
 
@@ -243,9 +252,10 @@ def test_stops_early_and_stays_stopped_after_a_resume(tmp_path: Path):
 def test_first_update_is_adamw_by_hand():
     """One step from zero moments: m̂ = g, v̂ = g², so the update is -lr (g / (|g| + ε) + λ w)."""
     torch.manual_seed(0)
-    weight, bias = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(3))
+    linear = nn.Linear(2, 3)
+    weight, bias = linear.weight, linear.bias
     config = TrainingConfig(learning_rate=0.1, weight_decay=0.5, epsilon=1e-6)
-    optimiser = build_optimiser([("weight", weight), ("bias", bias)], config)
+    optimiser = build_optimiser(linear, config)
     before = weight.detach().clone(), bias.detach().clone()
     weight.grad, bias.grad = torch.randn(3, 2), torch.randn(3)
     optimiser.step()

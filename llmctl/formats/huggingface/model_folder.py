@@ -26,9 +26,9 @@ from llmctl.formats.huggingface.purposes import (
     purpose_of,
 )
 from llmctl.formats.huggingface.weights import AGAIN, WEIGHTS, check_body, check_sizes, weights_of
-from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE, Architecture
-from llmctl.models.bert import Bert
+from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
 from llmctl.models.config_json import FieldError, shown
+from llmctl.models.spec import ModelSpec
 from llmctl.objectives import causal_lm, classify, masked_lm, seq2seq
 from llmctl.parsing import read_json_object
 from llmctl.tokenizers import Tokenizer
@@ -55,7 +55,7 @@ class ModelFolder:
     path: Path
     fields: dict[str, Any]
     """config.json."""
-    architecture: Architecture
+    architecture: ModelSpec
     config: Any
     """Our configuration of the body."""
     tensors: dict[str, Tensor]
@@ -105,7 +105,7 @@ class ModelFolder:
         """The token that a decoder's classifier takes for padding at a text's end: it looks at the
         last one before. None: at the last one, whatever it is."""
         pad = self.fields.get("pad_token_id")
-        return pad if self.architecture.objective == "causal_lm" and type(pad) is int else None
+        return pad if self.architecture.kind == "decoder" and type(pad) is int else None
 
     @property
     def boundaries(self) -> tuple[int, int]:
@@ -144,7 +144,7 @@ class ModelFolder:
             )
         with self._fitting():
             config = self.config if dropout is None else self.config_with(dropout)
-            body = self.architecture.model(config)
+            body = self.architecture.build(config)
             return causal_lm.from_hugging_face(body, self.tensors, self.architecture)
 
     def described(self) -> str:
@@ -178,18 +178,19 @@ class ModelFolder:
 
     def masked_lm(self) -> masked_lm.MaskedLM:
         """The model with the heads of pretraining. Raises InputError if it has none."""
-        if self.architecture.objective != "masked_lm" or not self.kind:
+        if self.architecture.kind != "encoder" or not self.kind:
             raise InputError(
                 f"{self.path} is no masked language model but a {self.architecture.name}; give a "
                 "pretrained BERT"
             )
         with self._fitting():
-            return masked_lm.from_hugging_face(Bert(self.config), self.tensors)
+            body = self.architecture.build(self.config)
+            return masked_lm.from_hugging_face(body, self.tensors, self.architecture)
 
     def classifier(self) -> classify.Classifier:
         """The model with its classification head. Raises InputError if it has none."""
         with self._fitting():
-            body = self.architecture.model(self.config)
+            body = self.architecture.build(self.config)
             return classify.from_hugging_face(body, self.tensors, self.architecture)
 
     def new_classifier(
@@ -203,7 +204,7 @@ class ModelFolder:
         """The body with a new classification head, and with random weights from ``scratch``."""
         with self._fitting():
             return classify.start_from(
-                self.architecture.model(self.config_with(dropout)),
+                self.architecture.build(self.config_with(dropout)),
                 None if scratch else self.tensors,
                 num_classes,
                 self.architecture,
@@ -245,12 +246,12 @@ def write_model_folder(
         tensors = classify.to_hugging_face(model, architecture)
     elif isinstance(model, causal_lm.CausalLM):
         task = "causal_lm"
-        class_name = "LMHeadModel" if beginning == "GPT2" else "ForCausalLM"
+        class_name = architecture.lm_class
         tensors = causal_lm.to_hugging_face(model, architecture)
     elif isinstance(model, masked_lm.MaskedLM):
         task = "masked_lm"
         class_name = "ForPreTraining" if model.next_sentence is not None else "ForMaskedLM"
-        tensors = masked_lm.to_hugging_face(model)
+        tensors = masked_lm.to_hugging_face(model, architecture)
     elif isinstance(model, seq2seq.Seq2Seq):
         task, beginning, class_name = "seq2seq", "Llmctl", "Seq2Seq"
         tensors = seq2seq.to_tensors(model, architecture)
@@ -262,7 +263,7 @@ def write_model_folder(
     else:
         raise TypeError(f"no Hugging Face layout for {type(model).__name__}")
     folder.mkdir(parents=True, exist_ok=True)
-    if architecture.objective == "masked_lm":
+    if architecture.kind == "encoder":
         tokenizer = tokenizer.for_encoder()
     ids = {f"{role}_token_id": tokenizer.special[role] for role in ("pad", "bos", "eos")
            if role in tokenizer.special}  # fmt: skip
@@ -321,7 +322,7 @@ def read_model_folder(path: Path) -> ModelFolder:
     try:
         check_sizes(config, weights.shapes)
         if fields is described and purpose.kind is not None:
-            heads = HEADS[architecture.objective][purpose.kind]
+            heads = HEADS[architecture.task][purpose.kind]
             check_body(architecture, config, weights.shapes, heads)
             if purpose.kind == "classify" and not set(CLASS_HEADS) & weights.shapes.keys():
                 raise ValueError("it has no layer that gives classes")
@@ -332,7 +333,7 @@ def read_model_folder(path: Path) -> ModelFolder:
 
 
 def _as_trained(
-    tokenizer: Tokenizer, fields: Mapping[str, Any], architecture: Architecture, purpose: Purpose
+    tokenizer: Tokenizer, fields: Mapping[str, Any], architecture: ModelSpec, purpose: Purpose
 ) -> Tokenizer:
     """A tokenizer that puts around a text what the model was trained on.
 
@@ -340,7 +341,7 @@ def _as_trained(
     """
     if tokenizer.keeps_layout and (TASK in fields or TOKENIZER not in fields):
         return tokenizer
-    if architecture.objective == "masked_lm":
+    if architecture.kind == "encoder":
         return tokenizer.for_encoder()
     if TOKENIZER not in fields or not {"bos", "eos"} <= tokenizer.special.keys():
         return tokenizer

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmctl.errors import InputError
-from llmctl.models import Architecture
 from llmctl.models.config_json import shown
+from llmctl.models.spec import ModelSpec
 
 TASK = "llmctl_task"
 """The field of config.json that says what a model of llmctl does."""
@@ -62,7 +62,7 @@ class Purpose:
 
 def purpose_of(
     fields: Mapping[str, Any],
-    architecture: Architecture,
+    architecture: ModelSpec,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Purpose:
     """What a model does, from its config.json and the shapes of its tensors.
@@ -81,7 +81,7 @@ def purpose_of(
     if given is None or given == []:
         head = next((name for name in CLASS_HEADS if name in shapes), None)
         if head is None:
-            return Purpose(architecture.objective)
+            return Purpose(architecture.task)
         return Purpose(
             None,
             f"config.json does not say what the model does (it has no architectures), and there is "
@@ -95,17 +95,17 @@ def purpose_of(
 def _of_class(
     name: str,
     fields: Mapping[str, Any],
-    architecture: Architecture,
+    architecture: ModelSpec,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Purpose:
     beginning = architecture.classes[fields["model_type"]]
     ending = name.lower().removeprefix(beginning.lower())
     if ending == "model":  # the body alone
-        return Purpose(architecture.objective)
-    if (beginning, ending) == ("GPT2", "lmheadmodel"):
+        return Purpose(architecture.task)
+    if architecture.kind == "decoder" and ending == architecture.lm_class.lower():
         return Purpose("causal_lm")
     kind = _ENDINGS.get(ending)
-    if kind not in ("classify", architecture.objective):
+    if kind not in ("classify", architecture.task):
         return Purpose(None, f"it is a {name}, and what that answers is not supported")
     if kind == "classify":
         problem, labels = fields.get("problem_type"), fields.get("id2label")

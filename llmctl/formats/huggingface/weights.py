@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from llmctl.errors import InputError
-from llmctl.models import Architecture
+from llmctl.models.spec import ModelSpec
 from llmctl.parsing import read_json_object
 from llmctl.workspace.tensors import read_tensors
 
@@ -218,7 +218,7 @@ class _Undrawn(TorchFunctionMode):
 
 
 def check_body(
-    architecture: Architecture,
+    architecture: ModelSpec,
     config: Any,
     shapes: Mapping[str, tuple[int, ...]],
     heads: Collection[str],
@@ -229,7 +229,7 @@ def check_body(
     missing, has another shape, or is one too many.
     """
     with torch.device("meta"), _Undrawn():
-        body = architecture.model(config)
+        body = architecture.build(config)
     expected = architecture.export_tensors(body.state_dict(), config)
     prefix = next(iter(expected)).partition(".")[0] + "."
     found = {name if name in expected else prefix + name: name for name in shapes}

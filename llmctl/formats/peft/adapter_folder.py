@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmctl.models import Architecture
+from llmctl.models.spec import ModelSpec
 from llmctl.workspace.files import to_json
 from llmctl.workspace.tensors import write_tensors
 
@@ -31,7 +31,7 @@ def write_adapter_folder(
     additions: Additions,
     *,
     body: Mapping[str, Tensor],
-    architecture: Architecture,
+    architecture: ModelSpec,
     model_config: Any,
     heads: Mapping[str, Tensor],
     rank: int,
@@ -79,7 +79,7 @@ def write_adapter_folder(
 
 
 def cut(
-    additions: Additions, body: Mapping[str, Tensor], architecture: Architecture, config: Any
+    additions: Additions, body: Mapping[str, Tensor], architecture: ModelSpec, config: Any
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], bool]:
     """A and B by the names of Hugging Face's layers, and whether those keep their matrices as
     (inputs, outputs)."""

@@ -47,7 +47,7 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.query_key_value = nn.Linear(width, 3 * width)
-        fuse(self.query_key_value, [width] * 3)
+        self.fused_rows = {"query_key_value": [width] * 3}
         self.output = nn.Linear(width, width)
 
     def forward(
@@ -66,8 +66,6 @@ class SelfAttention(nn.Module):
         return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, D))
 
 
-MOST_LAYERS = 10_000
-"""Blocks of a model; more would take minutes to build before anything could be said of them."""
 SHORT = 256
 """Tokens up to which the formula as written beats PyTorch's fused bf16 kernel on a processor,
 whose backward pass is slow: four times at 128, once at 512 (measured on a Xeon with AMX)."""
@@ -325,7 +323,8 @@ class CausalSelfAttention(nn.Module):
         self.dropout = dropout
         heads = num_heads + 2 * num_kv_heads
         self.query_key_value = nn.Linear(width, heads * head_size, bias=bias)
-        fuse(self.query_key_value, [n * head_size for n in (num_heads, num_kv_heads, num_kv_heads)])
+        sizes = [n * head_size for n in (num_heads, num_kv_heads, num_kv_heads)]
+        self.fused_rows = {"query_key_value": sizes}
         self.output = nn.Linear(num_heads * head_size, width, bias=bias)
 
     def place(self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -350,12 +349,6 @@ class CausalSelfAttention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
         )
         return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, -1))
-
-
-def fuse(linear: nn.Linear, sizes: list[int]) -> None:
-    """Note that a projection is several, one above another, of so many rows: an optimiser that
-    treats matrices as a whole treats each alone."""
-    linear.weight.fused_parts = sizes  # type: ignore[attr-defined]
 
 
 def rotary_table(positions: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from llmctl.models.layers.attention import attention, by_columns, fuse
+from llmctl.models.layers.attention import attention, by_columns
 from llmctl.models.layers.elementwise import additive_mask
 
 
@@ -107,7 +107,7 @@ class CrossAttention(nn.Module):
         self.norm, self.head_norm = norm, head_norm
         self.query = nn.Linear(width, width, bias=bias)
         self.key_value = nn.Linear(width, 2 * width, bias=bias)
-        fuse(self.key_value, [width, width])
+        self.fused_rows = {"key_value": [width, width]}
         self.output = nn.Linear(width, width, bias=bias)
 
     def forward(self, x_BTD: Tensor, source: Source, layer: int) -> Tensor:

@@ -100,7 +100,7 @@ class ClassifyTask(Task):
     ) -> None:
         super().__init__(base, config, scratch=scratch)
         self._options = config
-        self._causal = base.architecture.objective == "causal_lm"
+        self._causal = base.architecture.kind == "decoder"
         reading = config.data.read_options(reporter.note)
         self._columns = resolve_labelled(data, config.data, reading)
         reporter.note(f"{data.name}: {self._columns.describe()}")
@@ -174,7 +174,7 @@ class ClassifyTask(Task):
         width to the 5e-5 that Devlin et al. 2018 (§A.3) give for BERT-base, 768 wide. Decoders
         measured best at 1e-3 of 3e-4, 1e-3 and 3e-3 (see ``METHOD_FACTOR``). Random weights have
         nothing to lose and further to go: 1e-3, so that the comparison is with their best."""
-        low = base.architecture.objective == "masked_lm" and not scratch
+        low = base.architecture.kind == "encoder" and not scratch
         return by_width((3e-4 if low else 1e-3) * METHOD_FACTOR[method], base.config.hidden_size)
 
     def describe(self) -> str:

@@ -176,7 +176,7 @@ class InstructTask(Task):
     def network(self) -> CausalLM:
         if self._scratch:
             return CausalLM(
-                self.base.architecture.model(self.base.config_with(self._options.dropout))
+                self.base.architecture.build(self.base.config_with(self._options.dropout))
             )
         return self.base.causal_lm(dropout=self._options.dropout)
 

@@ -249,7 +249,7 @@ class Seq2SeqTask(Task):
         config = base.config_with(options.dropout)
         if options.style == "prefix":
             return (
-                CausalLM(base.architecture.model(config))
+                CausalLM(base.architecture.build(config))
                 if self._scratch
                 else base.causal_lm(dropout=options.dropout)
             )
@@ -260,7 +260,7 @@ class Seq2SeqTask(Task):
             gpt = base.causal_lm(dropout=options.dropout)
             model = seq2seq.attach(gpt, options.model, base.architecture, smoothing=smoothing)
         if options.freeze_encoder:
-            model.body.requires_grad_(False)  # type: ignore[attr-defined]
+            model.body.requires_grad_(False)
         return model
 
     def batch(self, number: int) -> TensorBatch:

@@ -6,7 +6,6 @@ Lower layers hold what is common to texts, upper ones what a task needs (Howard 
 
 from __future__ import annotations
 
-from itertools import takewhile
 from typing import Any
 
 from torch import nn
@@ -18,7 +17,5 @@ def freeze_layers(model: nn.Module, count: int) -> None:
     An output layer that is the token embedding stays with it.
     """
     body: Any = model.body
-    # What a body applies before its blocks stands before them: embeddings and, in BERT, their norm.
-    before = takewhile(lambda child: child[0] != "blocks", body.named_children())
-    for module in [*(module for _, module in before), *list(body.blocks)[:count]]:
+    for module in body.lowest(count):
         module.requires_grad_(False)

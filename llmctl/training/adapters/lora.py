@@ -83,9 +83,10 @@ def add_lora(model: nn.Module, config: LoraConfig, *, new: tuple[str, ...] = ())
     Raises ConfigError for a target that the blocks don't have, or a rank beyond their layers'.
     """
     body: Any = model.body
-    chosen = _chosen(body.blocks[0], config.targets)
+    blocks = body.layers()
+    chosen = _chosen(blocks[0], config.targets)
     for path in chosen:
-        layer = body.blocks[0].get_submodule(path)
+        layer = blocks[0].get_submodule(path)
         most = min(layer.in_features, layer.out_features)
         if config.rank > most:
             raise ConfigError(
@@ -95,7 +96,7 @@ def add_lora(model: nn.Module, config: LoraConfig, *, new: tuple[str, ...] = ())
     model.requires_grad_(False)
     for name in new:
         model.get_submodule(name).requires_grad_(True)
-    for block in body.blocks:
+    for block in blocks:
         for path in chosen:
             parent, _, leaf = path.rpartition(".")
             module = block.get_submodule(parent)

@@ -36,6 +36,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.utils.checkpoint import checkpoint
 
 from llmctl.errors import LlmctlError, LostProcess, UsageError, error_of, record_of
+from llmctl.models.spec import layers_of
 from llmctl.parsing import parse_json
 from llmctl.training.config import TrainingConfig
 from llmctl.training.distributed.meeting import STORE, refuse_strangers
@@ -302,31 +303,17 @@ def _shard(model: nn.Module, config: TrainingConfig, world: World, device: torch
     refuse_strangers()
     offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
     share = partial(fully_shard, mesh=mesh, offload_policy=offload)
-    # The shares are parameters of their own: what is noted at the whole ones is lost otherwise.
-    notes = {name: vars(parameter) for name, parameter in model.named_parameters()}
-    for block in blocks_of(model):
-        share(block)
+    for layer in layers_of(model):
+        share(layer)
     share(model)
-    for name, parameter in model.named_parameters():
-        vars(parameter).update(notes[name])
     register_fsdp_forward_method(model, "loss")
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a model's bodies, which are computed one after another."""
-    return [
-        block
-        for name, module in model.named_modules()
-        if name.split(".")[-1] == "blocks" and isinstance(module, nn.ModuleList)
-        for block in module
-    ]
 
 
 def recompute_activations(model: nn.Module) -> None:
     """Keep only each block's input for the backward pass, and compute the block again there
     (Chen et al. 2016): a third more work, and memory for one block instead of all."""
-    for block in blocks_of(model):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    for layer in layers_of(model):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def is_shared(tensor: Tensor) -> bool:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from llmctl.models.spec import layers_of
+
 VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
 ALIGNED = 16
 """The matrix units take rows and columns in multiples of so many."""
@@ -86,12 +88,10 @@ def _product(
 def use_float8(model: nn.Module) -> None:
     """Let the blocks' linear layers compute in float8, in place; those of a width that the matrix
     units don't take stay as they are."""
-    layers = [
-        (name, module)
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear
-        and "blocks." in name
-        and module.in_features % ALIGNED == module.out_features % ALIGNED == 0
-    ]
-    for name, module in layers:
-        model.set_submodule(name, Float8Linear.of(module))
+    for layer in layers_of(model):
+        for name, module in list(layer.named_modules()):
+            if (
+                type(module) is nn.Linear
+                and module.in_features % ALIGNED == module.out_features % ALIGNED == 0
+            ):
+                layer.set_submodule(name, Float8Linear.of(module))

@@ -12,7 +12,7 @@ P matrices of m rows and n columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,11 +47,13 @@ class Muon(torch.optim.AdamW):
         *,
         momentum: float,
         product_type: torch.dtype,
+        fused_rows: Mapping[nn.Parameter, Sequence[int]],
         **adamw: Any,
     ) -> None:
-        """groups: as AdamW's. product_type: of the Newton–Schulz products."""
+        """groups: as AdamW's. product_type: of the Newton–Schulz products. fused_rows: of each of
+        the matrices that a projection holds, one above another."""
         super().__init__(groups, **adamw)
-        self.momentum, self._product_type = momentum, product_type
+        self.momentum, self._product_type, self._fused_rows = momentum, product_type, fused_rows
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -77,7 +79,7 @@ class Muon(torch.optim.AdamW):
                 state["momentum"] = torch.zeros_like(weight)
             state["momentum"].lerp_(weight.grad, 1 - self.momentum)
             update = weight.grad.lerp(state["momentum"], self.momentum)  # Nesterov's
-            sizes = fused_parts(weight)
+            sizes = list(self._fused_rows.get(weight, (len(weight),)))
             if is_shared(weight):  # a share has no directions of its own
                 self._update_shared(group, weight, whole(update), sizes)
                 continue
@@ -107,13 +109,3 @@ class Muon(torch.optim.AdamW):
 def _size(rows: int, columns: int) -> float:
     """√max(1, m/n): a step moves the outputs of tall matrices as much as those of others."""
     return max(1.0, rows / columns) ** 0.5
-
-
-def fused_parts(weight: Tensor) -> list[int]:
-    """Rows of each of the matrices that a projection holds, one above another."""
-    return getattr(weight, "fused_parts", None) or [len(weight)]
-
-
-def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix of a block: what Muon is for."""
-    return parameter.dim() == 2 and "blocks." in name

@@ -3,39 +3,45 @@ the matrices of the blocks and AdamW for the rest. Weight decay is on matrices o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from llmctl.models.spec import roles_of
 from llmctl.training.config import TrainingConfig
-from llmctl.training.optim.muon import Muon, is_hidden_matrix
+from llmctl.training.optim.muon import Muon
 
 
 def build_optimiser(
-    parameters: Iterable[tuple[str, nn.Parameter]],
+    model: nn.Module,
     config: TrainingConfig,
     *,
     rate_scale: dict[str, float] | None = None,
     product_type: torch.dtype = torch.float32,
 ) -> torch.optim.AdamW:
-    """The optimiser of the parameters that require a gradient.
+    """The optimiser of a model's parameters that require a gradient.
 
     rate_scale: factors of the learning rate by a parameter name's prefix; default 1. Each group
     keeps its factor under ``scale``. product_type: of Muon's matrix products.
     """
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
-    for name, parameter in parameters:
+    roles = roles_of(model)
+    fused_rows: dict[nn.Parameter, Sequence[int]] = {}
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        role = roles[name]
+        if role.fused:
+            fused_rows[parameter] = role.fused
         # Biases and norms are vectors: decaying them shrinks what they merely shift or scale.
         decay = config.weight_decay if parameter.dim() >= 2 else 0.0
         scale = next(
             (value for prefix, value in (rate_scale or {}).items() if name.startswith(prefix)), 1.0
         )
-        if "token_embedding" in name:
+        if role.kind == "token-embedding":
             scale *= config.embedding_rate
-        muon = config.optimiser == "muon" and is_hidden_matrix(name, parameter)
+        muon = config.optimiser == "muon" and role.kind == "matrix"
         groups.setdefault((decay, scale, muon), []).append(parameter)
     described = [
         {"params": members, "weight_decay": decay, "scale": scale, "muon": muon}
@@ -48,8 +54,13 @@ def build_optimiser(
         "fused": True,
     }
     if config.optimiser == "muon":
-        momentum = config.muon_momentum
-        return Muon(described, momentum=momentum, product_type=product_type, **options)
+        return Muon(
+            described,
+            momentum=config.muon_momentum,
+            product_type=product_type,
+            fused_rows=fused_rows,
+            **options,
+        )
     return torch.optim.AdamW(described, **options)  # type: ignore[arg-type]
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
+from llmctl.models.spec import Part, roles_of
 from llmctl.training.config import TrainingConfig
 from llmctl.training.machine import is_busy
 from llmctl.training.planning.rehearsal import Rehearsal
 
-PARTS = ("embeddings", "attention", "feed-forward", "norms", "heads")
+PARTS = get_args(Part)
 
 PROCESS_SECONDS = 0.5
 """Python's start and end, which a command can't time itself: 0.1 s until the first line, the rest
@@ -29,31 +30,10 @@ def process_seconds(processes: int) -> float:
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
     """Weights of each of ``PARTS``, each weight once; ``model`` may be on the meta device."""
     counts = dict.fromkeys(PARTS, 0)
+    roles = roles_of(model)
     for name, parameter in model.named_parameters():
-        counts[part_of(name)] += parameter.numel()
+        counts[roles[name].part] += parameter.numel()
     return counts
-
-
-def part_of(name: str) -> str:
-    """The part that a parameter belongs to, by its name."""
-    if "norm" in name:
-        return "norms"
-    if "embedding" in name:
-        return "embeddings"
-    if "attention." in name:
-        return "attention"
-    return "feed-forward" if "feed_forward." in name else "heads"
-
-
-def multiplied_weights(model: nn.Module, config: Any) -> int:
-    """Weights that each token is multiplied with: the blocks' matrices and the output layer, also
-    where that is the token embedding."""
-    blocks = sum(
-        parameter.numel()
-        for name, parameter in model.named_parameters()
-        if "blocks." in name and parameter.dim() > 1
-    )
-    return blocks + config.hidden_size * config.vocab_size
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def test_padding_of_a_source_changes_nothing(arch: str):
     config = architecture.config(
         vocab_size=20, num_layers=2, hidden_size=16, num_heads=2, max_positions=16
     )
-    body = filled(architecture.model(config, cross_attention=True))
+    body = filled(architecture.build(config, cross_attention=True))
     states = torch.randn(2, 6, config.hidden_size)
     lengths = torch.tensor([6, 3])
     tokens = torch.randint(config.vocab_size, (2, 4))

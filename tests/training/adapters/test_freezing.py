@@ -25,7 +25,7 @@ DECODERS = ["gpt", "llama", "nanochat"]
 def tiny(name: str, *, classify: bool) -> nn.Module:
     torch.manual_seed(0)
     architecture = ARCHITECTURES[name]
-    body = architecture.model(
+    body = architecture.build(
         architecture.config(
             vocab_size=V, num_layers=LAYERS, hidden_size=32, num_heads=2, max_positions=64,
             initializer_range=0.2,
@@ -50,7 +50,7 @@ def batch(seed: int, *, classify: bool) -> TensorBatch:
 
 def train(model: nn.Module, *, classify: bool) -> None:
     config = TrainingConfig(learning_rate=0.01, weight_decay=0.1)
-    optimiser = build_optimiser(model.named_parameters(), config)
+    optimiser = build_optimiser(model, config)
     for step in range(3):
         optimiser.zero_grad()
         loss = model.train().loss(batch(step, classify=classify))  # type: ignore[operator]

@@ -7,15 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.errors import UsageError
+from llmctl.models.spec import Backbone
 from llmctl.training.optim.float8 import Float8Linear, use_float8
 from llmctl.training.precision import choose_precision
 
 
-class Blocks(nn.Module):
+class Layered(Backbone):
+    kind = "encoder"
+
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([nn.Linear(64, 32), nn.Linear(30, 7)])
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(64, 32), nn.Linear(30, 7))])
         self.output = nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.output(x)
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
@@ -45,13 +51,14 @@ def test_products_and_gradients_are_near_those_in_fp32():
 
 
 def test_blocks_alone_are_changed_where_their_widths_allow():
-    model = Blocks()
+    model = Layered()
     names = set(model.state_dict())
-    weight = model.blocks[0].weight
+    weight = model.blocks[0][0].weight  # type: ignore[index]
     use_float8(model)
-    assert isinstance(model.blocks[0], Float8Linear)
-    assert model.blocks[0].weight is weight
-    assert type(model.blocks[1]) is type(model.output) is nn.Linear
+    aligned, other = model.blocks[0].children()
+    assert isinstance(aligned, Float8Linear)
+    assert aligned.weight is weight
+    assert type(other) is type(model.output) is nn.Linear
     assert set(model.state_dict()) == names
 
 

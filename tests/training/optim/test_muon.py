@@ -7,10 +7,24 @@ import pytest
 import torch
 from torch import nn
 
-from llmctl.models.layers.attention import fuse
+from llmctl.models.spec import Backbone
 from llmctl.training.config import TrainingConfig
 from llmctl.training.optim.muon import Muon, orthogonalised
 from llmctl.training.optim.optimiser import build_optimiser, set_learning_rate
+
+
+class Layered(Backbone):
+    """An embedding and one layer of some parts."""
+
+    kind = "encoder"
+
+    def __init__(self, parts: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(10, 4)
+        self.blocks = nn.ModuleList([nn.ModuleDict(parts)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return x
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (16, 64), (64, 16)])
@@ -43,18 +57,15 @@ def newton_schulz(g: np.ndarray) -> np.ndarray:
 
 def test_steps_are_those_of_the_formula_part_by_part():
     torch.manual_seed(0)
-    fused, tall = nn.Linear(8, 16, bias=False), nn.Linear(4, 12, bias=False)
-    fuse(fused, [8, 4, 4])
-    expected = {
-        "blocks.0.fused.weight": fused.weight.detach().double().numpy().copy(),
-        "blocks.0.tall.weight": tall.weight.detach().double().numpy().copy(),
-    }
+    body = Layered({"fused": nn.Linear(8, 16, bias=False), "tall": nn.Linear(4, 12, bias=False)})
+    body.blocks[0].fused_rows = {"fused": [8, 4, 4]}  # type: ignore[assignment]
+    named = dict(body.blocks.named_parameters())
+    expected = {name: weight.detach().double().numpy().copy() for name, weight in named.items()}
     config = TrainingConfig(
         optimiser="muon", muon_learning_rate=0.1, learning_rate=1e-3, weight_decay=0.5,
         muon_momentum=0.9,
     )  # fmt: skip
-    named = {"blocks.0.fused.weight": fused.weight, "blocks.0.tall.weight": tall.weight}
-    optimiser = build_optimiser(named.items(), config)
+    optimiser = build_optimiser(body, config)
     assert isinstance(optimiser, Muon)
     momentum = {name: np.zeros_like(value) for name, value in expected.items()}
     for share in (1.0, 0.5):
@@ -64,7 +75,7 @@ def test_steps_are_those_of_the_formula_part_by_part():
             g = weight.grad.double().numpy()
             m = momentum[name] = 0.9 * momentum[name] + 0.1 * g
             direction = 0.1 * g + 0.9 * m
-            cuts = [8, 12] if "fused" in name else []
+            cuts = [8, 12] if "0.fused" in name else []
             for place, part in zip(
                 np.split(np.arange(len(g)), cuts), np.split(direction, cuts), strict=True
             ):
@@ -79,14 +90,11 @@ def test_steps_are_those_of_the_formula_part_by_part():
 
 def test_what_is_no_matrix_of_a_block_is_adamws():
     torch.manual_seed(0)
-    parameters = {
-        "body.token_embedding.weight": nn.Parameter(torch.randn(10, 4)),
-        "body.blocks.0.norm.weight": nn.Parameter(torch.ones(4)),
-        "body.blocks.0.attention.output.weight": nn.Parameter(torch.randn(4, 4)),
-        "output.weight": nn.Parameter(torch.randn(10, 4)),
-    }
+    parts = {"norm": nn.LayerNorm(4, bias=False), "output": nn.Linear(4, 4, bias=False)}
+    model = nn.ModuleDict({"body": Layered(parts), "output": nn.Linear(4, 10, bias=False)})
+    parameters = dict(model.named_parameters())
     config = TrainingConfig(optimiser="muon", learning_rate=1e-2, embedding_rate=3.0)
-    optimiser = build_optimiser(parameters.items(), config)
+    optimiser = build_optimiser(model, config)
     set_learning_rate(optimiser, config, 1.0)
     rates = {
         name: group["lr"]
@@ -97,7 +105,7 @@ def test_what_is_no_matrix_of_a_block_is_adamws():
     assert rates == {
         "body.token_embedding.weight": pytest.approx(3e-2),
         "body.blocks.0.norm.weight": 1e-2,
-        "body.blocks.0.attention.output.weight": 0.04,
+        "body.blocks.0.output.weight": 0.04,
         "output.weight": 1e-2,
     }
     copies = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -107,4 +115,4 @@ def test_what_is_no_matrix_of_a_block_is_adamws():
     # AdamW's first step is the sign of the gradient, times the rate.
     step = parameters["output.weight"] - copies["output.weight"] * (1 - 1e-2 * 0.01)
     torch.testing.assert_close(step.abs(), torch.full_like(step, 1e-2), rtol=1e-3, atol=1e-5)
-    assert set(optimiser.state[parameters["body.blocks.0.attention.output.weight"]]) == {"momentum"}
+    assert set(optimiser.state[parameters["body.blocks.0.output.weight"]]) == {"momentum"}

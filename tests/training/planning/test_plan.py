@@ -14,6 +14,7 @@ from rich.console import Console
 from llmctl.errors import UsageError
 from llmctl.models import ARCHITECTURES
 from llmctl.models.bert import Bert, BertConfig
+from llmctl.models.flops import multiplied_weights
 from llmctl.objectives.causal_lm import CausalLM
 from llmctl.objectives.masked_lm import MaskedLM, MaskedLMConfig
 from llmctl.objectives.masked_pretraining import MaskedPretraining
@@ -22,7 +23,7 @@ from llmctl.reporting.plan import render_plan
 from llmctl.tokenizers import learn
 from llmctl.training import precision
 from llmctl.training.config import TrainingConfig
-from llmctl.training.planning.plan import Extent, Plan, multiplied_weights, parameters_by_part
+from llmctl.training.planning.plan import Extent, Plan, parameters_by_part
 from llmctl.training.planning.rehearsal import Memory, Rehearsal
 
 BERT_BASE = BertConfig(vocab_size=30522, num_layers=12, hidden_size=768)
@@ -50,7 +51,7 @@ def test_parameters_by_part_are_all_there_are(arch: str):
     shape: dict[str, Any] = {"num_layers": 3, "hidden_size": 64, "num_heads": 4}
     more = {"qk_norm": True} if arch == "llama" else {}
     config = architecture.config(vocab_size=300, max_positions=32, **shape, **more)
-    model = CausalLM(architecture.model(config))
+    model = CausalLM(architecture.build(config))
     parts = parameters_by_part(model)
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
     assert (parts["heads"] == 0) == (arch == "gpt")  # tied: the token embedding
@@ -58,7 +59,7 @@ def test_parameters_by_part_are_all_there_are(arch: str):
     assert (parts["norms"] == 0) == (arch == "nanochat")  # without gains
     # Attention's four matrices, the feed-forward's two of 256, or three of 192, and the output.
     inner = 3 * 192 if arch == "llama" else 2 * 256
-    assert multiplied_weights(model, config) == 3 * (4 * 64 * 64 + inner * 64) + 300 * 64
+    assert multiplied_weights(model.body) == 3 * (4 * 64 * 64 + inner * 64) + 300 * 64
 
 
 def test_operations_of_bert_base():

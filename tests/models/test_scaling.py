@@ -8,7 +8,13 @@ import math
 import numpy as np
 import pytest
 
-from llmctl.training.planning.scaling import HOFFMANN, LAWS, ScalingLaw, entropy, repeated
+from llmctl.models import ARCHITECTURES
+from llmctl.models.scaling import HOFFMANN, ScalingLaw, entropy, repeated
+
+LAWS = {
+    "hoffmann": HOFFMANN,
+    **{name: spec.scaling for name, spec in ARCHITECTURES.items() if spec.scaling},
+}
 
 
 def test_chinchillas_own_loss():
@@ -16,7 +22,7 @@ def test_chinchillas_own_loss():
     assert HOFFMANN.loss(70e9, 1.4e12) == pytest.approx(1.936, abs=0.002)
 
 
-@pytest.mark.parametrize("law", [HOFFMANN, *LAWS.values()], ids=["hoffmann", *LAWS])
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("flops", [1e12, 1e15, 5.76e23])
 def test_the_best_size_on_a_grid_is_that_of_the_closed_form(law: ScalingLaw, flops: float):
     sizes = np.geomspace(1e2, 1e13, 20_001)

@@ -1,0 +1,132 @@
+"""What tensors are called elsewhere: rules that work in both directions.
+
+A rule names modules of ours and of theirs, ``{}`` standing for a layer's number, and how the one's
+tensors become the other's. From a table of such rules follow the export of a network's tensors, the
+import of theirs, and their exact inverse relation.
+
+    Rename("norm", "model.norm")                         the same under another name
+    Transpose("blocks.{}.mlp", "h.{}.mlp")               matrices kept as (inputs, outputs)
+    Fuse("blocks.{}.qk", ("h.{}.q", "h.{}.k"))           theirs lie one above another in ours
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmctl.errors import InputError
+
+BOTH = ("weight", "bias")
+"""The tensors of a module with a bias."""
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """One module of ours and what it is elsewhere."""
+
+    ours: str
+    """The module's name; ``{}`` for the layer's number."""
+    theirs: str | tuple[str, ...]
+    """The name elsewhere, or the names of several modules."""
+    parts: tuple[str, ...] = ("weight",)
+    """The tensors of the module."""
+    where: str = ""
+    """A field of the configuration that is true where there is such a module; "": always."""
+
+    @abstractmethod
+    def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
+        """Their tensors from ours."""
+
+    @abstractmethod
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Our tensor from theirs."""
+
+
+class Rename(Rule):
+    """The same tensors under another name."""
+
+    def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
+        return [tensor]
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0]
+
+
+class Transpose(Rule):
+    """Matrices are kept as (inputs, outputs) elsewhere; vectors are the same."""
+
+    def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
+        return [tensor.mT if tensor.dim() > 1 else tensor]
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        return self.split(tensors[0], None)[0]
+
+
+@dataclass(frozen=True)
+class Fuse(Rule):
+    """One module of ours holds several of theirs, one above another."""
+
+    shares: tuple[str, ...] = ()
+    """Fields of the configuration that their rows are in proportion to; none: as many each."""
+
+    def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
+        shares = [getattr(config, field) for field in self.shares] or [1] * len(self.theirs)
+        unit, rest = divmod(len(tensor), sum(shares))
+        assert not rest, (self.ours, len(tensor), shares)
+        return tensor.split([unit * share for share in shares])
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(tensors))
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """The tensors of an architecture's networks in the names of a format."""
+
+    what: str
+    """What is described, for messages: "a BERT"."""
+    prefix: str
+    """What the names begin with where heads stand beside the network; a bare one's don't."""
+    rules: tuple[Rule, ...]
+
+    def export_tensors(self, state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+        """A network's state dict in the format's names."""
+        return {
+            name: tensor
+            for rule, ours, theirs in self._tensors(config)
+            for name, tensor in zip(theirs, rule.split(state[ours], config), strict=True)
+        }
+
+    def import_tensors(self, tensors: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+        """The inverse of ``export_tensors``. Each tensor is read once, and others are left.
+
+        Raises InputError naming a tensor that is missing.
+        """
+        return {
+            ours: rule.join([self._take(tensors, name) for name in theirs])
+            for rule, ours, theirs in self._tensors(config)
+        }
+
+    def _tensors(self, config: Any) -> Iterator[tuple[Rule, str, list[str]]]:
+        """Each tensor of ours with its rule and its names elsewhere."""
+        for rule in self.rules:
+            if rule.where and not getattr(config, rule.where):
+                continue
+            theirs = (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
+            for layer in range(config.num_layers) if "{}" in rule.ours else (0,):
+                for part in rule.parts:
+                    names = [f"{name.format(layer)}.{part}" for name in theirs]
+                    yield rule, f"{rule.ours.format(layer)}.{part}", names
+
+    def _take(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+        for candidate in (name, name.removeprefix(self.prefix)):
+            if candidate in tensors:
+                return tensors[candidate]
+        raise InputError(
+            f"the model file has no tensor {name}; it is not {self.what} of this shape"
+        )
