@@ -84,7 +84,7 @@ def ours(dtype: Any, rows: int) -> Callable[[Ids], Ids]:
 
     config = gpt.GptConfig(vocab_size=VOCABULARY, **gpt.PRESETS["small"])
     model = CausalLM(gpt.Gpt(config))
-    model.body.load_state_dict(gpt.import_tensors(weights().state_dict(), config))  # type: ignore[attr-defined]
+    model.body.load_state_dict(gpt.SPEC.import_tensors(weights().state_dict(), config))  # type: ignore[attr-defined]
     decoder = CausalDecoder(model, head=prepare(model, dtype, rows=rows))
     rules = Rules(GenerationConfig(max_new_tokens=NEW), NoText())  # type: ignore[arg-type]
 

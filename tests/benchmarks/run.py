@@ -58,7 +58,7 @@ def pretraining(options: argparse.Namespace) -> None:
 
     from llmctl.data.shards.files import ShardReader
     from llmctl.formats.huggingface.model_folder import read_model_folder
-    from llmctl.models.bert import Bert
+    from llmctl.models.bert import SPEC, Bert
     from llmctl.objectives.masked_lm import from_hugging_face
     from llmctl.objectives.pretraining import VALIDATION_SEED
     from llmctl.stages.pretrain import resolve
@@ -85,7 +85,7 @@ def pretraining(options: argparse.Namespace) -> None:
             return evaluate(model, batches.__getitem__, len(batches), device=device)
 
         def score_theirs(model: Any) -> dict[str, float]:
-            return score(from_hugging_face(Bert(config.model), model.state_dict()))
+            return score(from_hugging_face(Bert(config.model), model.state_dict(), SPEC))
 
         def ours(precision: str, repeat: int) -> dict[str, Any]:
             name = f"{precision}-{repeat}"

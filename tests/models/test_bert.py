@@ -19,11 +19,10 @@ from llmctl.errors import ConfigError, InputError
 from llmctl.formats.huggingface.model_folder import read_model_folder, write_model_folder
 from llmctl.models.bert import (
     PRESETS,
+    SPEC,
     Bert,
     BertConfig,
-    export_tensors,
     from_hugging_face,
-    import_tensors,
     to_hugging_face,
 )
 from llmctl.models.layers import attention as layers
@@ -299,7 +298,7 @@ def test_positions_begin_as_sinusoids(width: int):
 def test_export_and_import_are_inverse():
     body = Bert(tiny_config())
     state = body.state_dict()
-    back = import_tensors(export_tensors(state, body.config), body.config)
+    back = SPEC.import_tensors(SPEC.export_tensors(state, body.config), body.config)
     assert set(back) == set(state)
     assert all(torch.equal(back[name], state[name]) for name in state)
     fields = {**to_hugging_face(body.config)}
@@ -325,7 +324,7 @@ def test_names_of_old_and_of_bare_models_are_understood(tmp_path: Path, prefix: 
         renamed[name] = tensor
     save_file(renamed, tmp_path / "model.safetensors")
     folder = read_model_folder(tmp_path)
-    state = import_tensors(folder.tensors, folder.config)
+    state = SPEC.import_tensors(folder.tensors, folder.config)
     for name, value in model.body.state_dict().items():
         assert torch.equal(state[name], value), name
     if prefix:
@@ -480,7 +479,7 @@ def test_a_bert_of_transformers_gives_the_same_hidden_states(
     tokenizer().save(tmp_path)
     folder = read_model_folder(tmp_path)
     body = Bert(folder.config)
-    body.load_state_dict(import_tensors(folder.tensors, folder.config))
+    body.load_state_dict(SPEC.import_tensors(folder.tensors, folder.config))
     ids, segments, mask = batch()
     out = theirs(
         input_ids=ids,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
+from llmctl.models import ARCHITECTURES
 from llmctl.models.decoder import Decoder, DecoderConfig
 from llmctl.models.spec import Backbone, ModelConfig, backbones, layers_of, roles_of
 from llmctl.objectives import PRETRAINING
@@ -18,7 +18,6 @@ from llmctl.objectives import PRETRAINING
 PACKAGE = Path(__file__).parents[2] / "llmctl"
 NAMES = {
     *ARCHITECTURES,
-    *BY_MODEL_TYPE,
     *(beginning for spec in ARCHITECTURES.values() for beginning in spec.classes.values()),
 }
 CLASSES = {

@@ -271,7 +271,7 @@ def test_finetuning_starts_from_the_pretrained_body_and_pooler():
     torch.manual_seed(1)
     pretrained = MaskedLM(Bert(tiny_config()))
     model = start_from(
-        Bert(tiny_config()), masked_lm_tensors(pretrained), CLASSES, BERT, dropout=0.1
+        Bert(tiny_config()), masked_lm_tensors(pretrained, BERT), CLASSES, BERT, dropout=0.1
     )
     for name, value in pretrained.body.state_dict().items():
         assert torch.equal(model.body.state_dict()[name], value), name
@@ -298,7 +298,7 @@ def test_a_model_without_pooler_gives_the_body_alone():
     torch.manual_seed(1)
     pretrained = MaskedLM(Bert(tiny_config()), next_sentence=False)
     model = start_from(
-        Bert(tiny_config()), masked_lm_tensors(pretrained), CLASSES, BERT, dropout=0.1
+        Bert(tiny_config()), masked_lm_tensors(pretrained, BERT), CLASSES, BERT, dropout=0.1
     )
     assert torch.equal(model.body.norm.weight, pretrained.body.norm.weight)
     assert torch.equal(model.body.token_embedding.weight, pretrained.body.token_embedding.weight)
@@ -307,7 +307,7 @@ def test_a_model_without_pooler_gives_the_body_alone():
 def test_a_pretrained_model_is_no_classifier():
     with pytest.raises(InputError, match="not a classifier"):
         from_hugging_face(
-            Bert(tiny_config()), masked_lm_tensors(MaskedLM(Bert(tiny_config()))), BERT
+            Bert(tiny_config()), masked_lm_tensors(MaskedLM(Bert(tiny_config())), BERT), BERT
         )
 
 

@@ -121,7 +121,7 @@ def test_else_steps(workspace: Workspace):
 
 
 def test_what_can_not_be_compared_is_said(workspace: Workspace):
-    write_run(workspace, "bert", [], arch="bert")
+    write_run(workspace, "bert", [], arch="bert", objective={"mask_rate": 0.15})
     assert "masked tokens, next tokens" in compare(workspace, ["small", "bert"])["caution"]
     write_run(workspace, "other", [], shards="b", arch="gpt")
     assert "different texts" in compare(workspace, ["small", "other"])["caution"]

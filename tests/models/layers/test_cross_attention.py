@@ -89,14 +89,14 @@ def test_blocks_equal_pytorchs_decoder():
 def test_a_decoder_equals_transformers_gpt2_with_cross_attention():
     import transformers
 
-    from llmctl.models.gpt import export_tensors, to_hugging_face
+    from llmctl.models.gpt import SPEC, to_hugging_face
 
     body = decoder()
     config = transformers.GPT2Config(**to_hugging_face(body.config), add_cross_attention=True)
     theirs = transformers.GPT2Model(config).eval()
     state = {
         name.removeprefix("transformer."): tensor
-        for name, tensor in export_tensors(body.state_dict(), body.config).items()
+        for name, tensor in SPEC.export_tensors(body.state_dict(), body.config).items()
     }
     for n, block in enumerate(body.blocks):
         cross = block.cross_attention
