@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from tests import repeating
+from tests.once import made_once, own_copy
+
 pytest_plugins = ("tests.model_fixtures",)
 
 # Before PyTorch is loaded, here and in the commands that tests start: threads that wait for work by
 # spinning keep it from those of the other worker, and a test takes ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+repeating.keep_parsers()
+
+
+def pytest_runtest_setup() -> None:
+    repeating.settle()
+
 
 SUBJECTS = {
     "sea": "the ship sails over the wide sea . waves rise and fall . the captain watches the stars",
@@ -30,30 +39,36 @@ def make_sentences(subject: str, count: int, generator: random.Random) -> str:
     )
 
 
-@pytest.fixture(scope="session")
-def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 short documents, a line each."""
+def write_corpus(folder: Path) -> None:
     generator = random.Random(0)
-    path = tmp_path_factory.mktemp("corpus") / "stories.txt"
+    path = folder / "stories.txt"
     lines = [
         make_sentences(generator.choice(list(SUBJECTS)), generator.randint(2, 8), generator)
         for _ in range(300)
     ]
     path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 @pytest.fixture(scope="session")
-def labelled_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 labelled texts as CSV with a header."""
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 short documents, a line each."""
+    return made_once(tmp_path_factory, "corpus", write_corpus) / "stories.txt"
+
+
+def write_labelled(folder: Path) -> None:
     generator = random.Random(1)
-    path = tmp_path_factory.mktemp("labelled") / "subjects.csv"
+    path = folder / "subjects.csv"
     rows = ["label,text"]
     for number in range(120):
         subject = list(SUBJECTS)[number % 3]
         rows.append(f"{subject},{make_sentences(subject, 2, generator)}")
     path.write_text("\n".join(rows) + "\n")
-    return path
+
+
+@pytest.fixture(scope="session")
+def labelled_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 labelled texts as CSV with a header."""
+    return made_once(tmp_path_factory, "labelled", write_labelled) / "subjects.csv"
 
 
 TINY = [
@@ -64,21 +79,25 @@ TINY = [
 """Options of ``llmctl pretrain`` that make a step take milliseconds."""
 
 
-@pytest.fixture(scope="session")
-def tiny_workspace(
-    tmp_path_factory: pytest.TempPathFactory, corpus_file: Path, labelled_file: Path
-) -> Path:
-    """Shards ``stories``, a pretrained run ``tiny`` and a classifier ``subjects``."""
+def make_tiny_workspace(root: Path, corpus_file: Path, labelled_file: Path) -> None:
     from tests.run import llmctl
 
-    root = tmp_path_factory.mktemp("workspace")
     llmctl(root, "tokenize", corpus_file, "--document", "line", "--vocab-size", "120",
            "--validation", "0.1")  # fmt: skip
     llmctl(root, "pretrain", *TINY, "--set", "training.max_steps=30", "--name", "tiny")
     llmctl(root, "finetune", "--from", "tiny", "--data", labelled_file, "--name", "subjects",
            "--set", "training.epochs=3", "--set", "training.precision=fp32",
            "--keep-checkpoints", "last")  # fmt: skip
-    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_workspace(
+    tmp_path_factory: pytest.TempPathFactory, corpus_file: Path, labelled_file: Path
+) -> Path:
+    """Shards ``stories``, a pretrained run ``tiny`` and a classifier ``subjects``."""
+    return own_copy(
+        tmp_path_factory, "tiny", lambda root: make_tiny_workspace(root, corpus_file, labelled_file)
+    )
 
 
 SAYINGS = {
@@ -88,12 +107,10 @@ SAYINGS = {
 }
 
 
-@pytest.fixture(scope="session")
-def sayings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """90 conversations in three layouts: a question and its answer, every third time another."""
+def write_sayings(folder: Path) -> None:
     import json
 
-    path = tmp_path_factory.mktemp("sayings") / "sayings.jsonl"
+    path = folder / "sayings.jsonl"
     lines = []
     for number in range(90):
         (asked, answered), (then, told) = random.Random(number).sample(list(SAYINGS.items()), 2)
@@ -111,19 +128,19 @@ def sayings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ][number % 3]
         )  # fmt: skip
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 @pytest.fixture(scope="session")
-def decoder_workspace(
-    tmp_path_factory: pytest.TempPathFactory, corpus_file: Path, sayings_file: Path
-) -> Path:
-    """Pretrained decoders ``tiny-gpt`` and ``tiny-llama``, and ``talker``, which answers."""
+def sayings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """90 conversations in three layouts: a question and its answer, every third time another."""
+    return made_once(tmp_path_factory, "sayings", write_sayings) / "sayings.jsonl"
+
+
+def make_decoder_workspace(root: Path, corpus_file: Path, sayings_file: Path) -> None:
     from llmctl.stages import finetune, pretrain
     from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
     from llmctl.workspace.artefacts import Workspace
 
-    root = tmp_path_factory.mktemp("decoders")
     place = Workspace(root)
     # A document a line; the questions too, so that their words have pieces.
     lines = TokenizeConfig(tokenizer="bpe", vocab_size=400, document="line", workers=1)
@@ -140,4 +157,15 @@ def decoder_workspace(
     training = {"epochs": 12, "precision": "fp32", "learning_rate": 1e-2, "batch_size": 8}
     config = finetune.resolve("instruct", {"training": training, "patience": 0})
     finetune.finetune(place, "tiny-llama", sayings_file, config, name="talker")
-    return root
+
+
+@pytest.fixture(scope="session")
+def decoder_workspace(
+    tmp_path_factory: pytest.TempPathFactory, corpus_file: Path, sayings_file: Path
+) -> Path:
+    """Pretrained decoders ``tiny-gpt`` and ``tiny-llama``, and ``talker``, which answers."""
+    return own_copy(
+        tmp_path_factory,
+        "decoders",
+        lambda root: make_decoder_workspace(root, corpus_file, sayings_file),
+    )

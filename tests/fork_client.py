@@ -5,6 +5,7 @@ As a program, ``fork_client.py SOCKET WORD…`` stands for ``python -m llmctl WO
 
 import json
 import os
+import signal
 import socket
 import sys
 
@@ -15,6 +16,9 @@ def ask(address, request, streams):
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.connect(address)
         socket.send_fds(server, [json.dumps(request).encode()], streams)
+        pid = server.recv(64)
+        if pid and __name__ == "__main__":  # what stops this program is meant for that process
+            signal.signal(signal.SIGTERM, lambda number, frame: os.kill(int(pid), number))
         answer = server.recv(64)
     if not answer:
         raise RuntimeError("the fork server ended")

@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from tests import repeating
 from tests.fork_client import ask
 
 TESTS = Path(__file__).resolve().parent
@@ -44,6 +45,8 @@ def serves(environment: Mapping[str, str]) -> bool:
         for name in {*environment, *os.environ}
         if environment.get(name) != os.environ.get(name)
     }
+    if "OMP_NUM_THREADS" in environment:
+        changed.discard("OMP_NUM_THREADS")  # a fork heeds it
     return AVAILABLE and not any(name.startswith(READ_AT_LOAD) for name in changed)
 
 
@@ -58,13 +61,22 @@ class ForkServer:
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="llmctl-tests-"))
         self._address = self._folder / "socket"
+        self.python = self._folder / "python"
+        """A program that runs ``-m llmctl`` in a fork of the server, and all else as Python."""
+        client = f"{sys.executable} -S -E {TESTS / 'fork_client.py'} {self._address}"
+        self.python.write_text(
+            f'#!/bin/sh\nif [ "$1 $2" = "-m llmctl" ]; then shift 2; exec {client} "$@"; fi\n'
+            f'exec {sys.executable} "$@"\n'
+        )
+        self.python.chmod(0o755)
         # It ends with this: when this process does, or lets go of it.
         alive, self._alive = os.pipe()
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(str(self._address))
             listener.listen()
+            given = map(str, (listener.fileno(), alive, self.python))
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.fork_server", str(listener.fileno()), str(alive)],
+                [sys.executable, "-m", "tests.fork_server", *given],
                 pass_fds=[listener.fileno(), alive],
                 cwd=TESTS.parent,
             )
@@ -76,17 +88,6 @@ class ForkServer:
         os.close(self._alive)
         self._process.wait()
         shutil.rmtree(self._folder)
-
-    def python(self, folder: Path) -> Path:
-        """A program that runs ``-m llmctl`` in a fork of the server, and all else as Python."""
-        path = folder / "python"
-        client = f"{sys.executable} -S -E {TESTS / 'fork_client.py'} {self._address}"
-        path.write_text(
-            f'#!/bin/sh\nif [ "$1 $2" = "-m llmctl" ]; then shift 2; exec {client} "$@"; fi\n'
-            f'exec {sys.executable} "$@"\n'
-        )
-        path.chmod(0o755)
-        return path
 
     def run(
         self,
@@ -109,8 +110,8 @@ class ForkServer:
 LONGEST_REQUEST = 1 << 20
 
 
-def _serve(listener: socket.socket, alive: int) -> None:
-    """Fork for every request, and tell who asked how each process ended."""
+def _serve(listener: socket.socket, alive: int, python: str) -> None:
+    """Fork for every request, and tell who asked the process's number, and how it ended."""
     running: dict[int, tuple[int, socket.socket]] = {}
     while True:
         ready, _, _ = select.select([listener, alive, *running], [], [])
@@ -132,13 +133,15 @@ def _serve(listener: socket.socket, alive: int) -> None:
                     other.close()
                 for descriptor in (alive, *running):
                     os.close(descriptor)
-                _become(json.loads(message), files)
+                _become(json.loads(message), files, python)
+            with contextlib.suppress(OSError):
+                asker.send(str(pid).encode())
             running[os.pidfd_open(pid)] = pid, asker
             for descriptor in files:
                 os.close(descriptor)
 
 
-def _become(request: dict, files: Sequence[int]) -> None:
+def _become(request: dict, files: Sequence[int], python: str) -> None:
     """Run a command in this process, just forked, and leave with its exit code."""
     code = 1
     try:
@@ -155,7 +158,16 @@ def _become(request: dict, files: Sequence[int]) -> None:
         if request["largest_file"] is not None:
             limit_file_size(request["largest_file"])
         sys.argv = ["llmctl", *request["words"]]
+        sys.executable = python  # the processes of --nproc are forks, too
+        import torch
+
+        from llmctl.cli.launch import LAUNCHER
         from llmctl.cli.streams import main
+
+        if LAUNCHER in os.environ:
+            os.environ[LAUNCHER] = str(os.getppid())
+        if "OMP_NUM_THREADS" in os.environ:
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
         try:
             main()
@@ -180,6 +192,7 @@ def _load_everything() -> None:
     """Import what commands import, with the settings that they make before they do."""
     from llmctl.cli.options import ask_for_large_pages
 
+    repeating.keep_parsers()
     ask_for_large_pages()
     import llmctl
 
@@ -187,8 +200,9 @@ def _load_everything() -> None:
     for name in ("torch", *LOADED_LATE, "sentencepiece", "tokenizers", *own):
         if not name.endswith(("__main__", "_ray")):
             importlib.import_module(name)
+    repeating.settle()
 
 
 if __name__ == "__main__":
     _load_everything()
-    _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+    _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3])

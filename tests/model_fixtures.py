@@ -10,22 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmctl.stages.finetune import finetune
-from llmctl.stages.finetune import resolve as resolve_finetune
-from llmctl.stages.pretrain import pretrain, resolve
-from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
-from llmctl.tasks.ngram import train as ngram
 from llmctl.workspace.artefacts import Workspace
-from tests.language_models import DATA, MODEL, TEMPLATE, TRAINING
+from tests.once import own_copy
 
 
-@pytest.fixture(scope="session")
-def models(
-    tmp_path_factory: pytest.TempPathFactory, corpus_file: Path, labelled_file: Path
-) -> Workspace:
-    """Shards ``stories`` with a GPT ``gpt``, a Llama ``llama`` and an n-gram model ``grams``;
-    ``other``, an n-gram model with another tokenizer; a classifier ``subjects``."""
-    place = Workspace(tmp_path_factory.mktemp("workspace"))
+def make_models(root: Path, corpus_file: Path, labelled_file: Path) -> None:
+    # Not above: pytest's own process loads this file, too.
+    from llmctl.stages.finetune import finetune
+    from llmctl.stages.finetune import resolve as resolve_finetune
+    from llmctl.stages.pretrain import pretrain, resolve
+    from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
+    from llmctl.tasks.ngram import train as ngram
+    from tests.language_models import DATA, MODEL, TRAINING
+
+    place = Workspace(root)
     for name, kind in (("stories", "bpe"), ("other", "characters")):
         config = TokenizeConfig(
             tokenizer=kind, document="line", validation=0.05, workers=1,
@@ -41,7 +39,18 @@ def models(
         )
     tuning = {"training": {**TRAINING, "max_steps": 15}}
     finetune(place, "gpt", labelled_file, resolve_finetune("classify", tuning), name="subjects")
-    return place
+
+
+@pytest.fixture(scope="session")
+def models(
+    tmp_path_factory: pytest.TempPathFactory, corpus_file: Path, labelled_file: Path
+) -> Workspace:
+    """Shards ``stories`` with a GPT ``gpt``, a Llama ``llama`` and an n-gram model ``grams``;
+    ``other``, an n-gram model with another tokenizer; a classifier ``subjects``."""
+    root = own_copy(
+        tmp_path_factory, "models", lambda root: make_models(root, corpus_file, labelled_file)
+    )
+    return Workspace(root)
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +72,8 @@ def theirs(models: Workspace) -> tuple[Any, Callable[[Sequence[int]], np.ndarray
 
 @pytest.fixture
 def template(tmp_path: Path) -> Path:
+    from tests.language_models import TEMPLATE
+
     path = tmp_path / "subject.toml"
     path.write_text(TEMPLATE)
     return path

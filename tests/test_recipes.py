@@ -104,7 +104,7 @@ def run_recipe(folder: Path, recipe: str, *words: object) -> str:
     path.write_text(recipe)
     environment = {
         **{name: value for name, value in os.environ.items() if name.startswith(READ_AT_LOAD)},
-        "LLMCTL_PYTHON": str(fork_server().python(folder)) if AVAILABLE else sys.executable,
+        "LLMCTL_PYTHON": str(fork_server().python) if AVAILABLE else sys.executable,
         "LLMCTL_WORKSPACE": str(folder / "w"),
         "PATH": "/usr/bin:/bin",
         "COLUMNS": "160",

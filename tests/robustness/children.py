@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.cli.options import guarded
-from tests.robustness.mutators import Mutators
+from tests.robustness.mutators import BY_HYPOTHESIS, Mutators
 
 KINDS = ("ok", "refused", "bug", "wrong", "panic", "signal", "hang", "memory", "outside")
 """How reading an input can end: it is read; an error says in a sentence what is wrong with it (exit
@@ -88,12 +88,20 @@ def run(
     limits: Limits,
 ) -> Iterator[Ending]:
     """Read some inputs, each made from its number alone."""
+    draw_once()
     begin = numbers.start
     while begin < numbers.stop:
         part = range(begin, min(begin + INPUTS_OF_A_CHILD, numbers.stop))
         for ending in _run_child(reader, base, part, limits):
             yield ending
             begin = ending.number + 1
+
+
+@functools.cache
+def draw_once() -> None:
+    """Let hypothesis load what it draws from before this process is forked: half a second that each
+    child would take."""
+    Mutators("", {"input": "text"}, {"input": b"a"}).input(BY_HYPOTHESIS - 1)
 
 
 def in_child(work: Callable[[], None]) -> None:

