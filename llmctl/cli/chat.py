@@ -8,12 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from llmctl.cli import artefact_names, options
-from llmctl.cli.options import guarded
+from llmctl.cli.guard import guarded
+from llmctl.cli.options import flag, option
 from llmctl.reporting.visible import visible
 
 if TYPE_CHECKING:
@@ -30,49 +29,33 @@ COMMAND = re.compile(r"/[a-z]+", re.IGNORECASE)
 
 @guarded
 def command(
-    start: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            autocompletion=artefact_names.RUNS,
-            help="A run of finetune --task instruct, or a model folder.",
-        ),
-    ],
-    system: Annotated[
-        str | None, typer.Option(help="What stands before the conversation, as /system says it.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of an answer at most.", show_default="256")
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            help="Below 1 answers are safer, above 1 bolder; 0: always the likeliest token.",
-            show_default="0.7",
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Choose among the likeliest tokens that have this probability together.",
-            show_default="0.9",
-        ),
-    ] = None,
-    seed: options.SeedOption = None,
-    device: options.DeviceOption = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Number format of the weights: fp32, bf16, or int8, the fastest on a processor.",
-            show_default="fp32",
-        ),
-    ] = None,
-    threads: options.ThreadsOption = None,
-    workspace: options.WorkspaceOption = Path("workspace"),
-    recipe: options.RecipeOption = None,
-    set_: options.SetOption = [],  # noqa: B006
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object an answer.")] = False,
-    quiet: options.QuietOption = False,
+    start: str = option(
+        "A run of finetune --task instruct, or a model folder.",
+        "--from",
+        default=...,
+        autocompletion=artefact_names.RUNS,
+    ),
+    system: str | None = option("What stands before the conversation, as /system says it."),
+    max_new_tokens: int | None = option("Tokens of an answer at most.", show_default="256"),
+    temperature: float | None = option(
+        "Below 1 answers are safer, above 1 bolder; 0: always the likeliest token.",
+        show_default="0.7",
+    ),
+    top_p: float | None = option(
+        "Choose among the likeliest tokens that have this probability together.", show_default="0.9"
+    ),
+    seed: int | None = options.SEED,
+    device: str | None = options.DEVICE,
+    dtype: str | None = option(
+        "Number format of the weights: fp32, bf16, or int8, the fastest on a processor.",
+        show_default="fp32",
+    ),
+    threads: int | None = options.THREADS,
+    workspace: Path = options.WORKSPACE,
+    recipe: Path | None = options.RECIPE,
+    set_: list[str] = options.SET,
+    json: bool = flag("Print one JSON object an answer.", "--json"),
+    quiet: bool = options.QUIET,
 ) -> None:
     """Talk with a model that has learned to answer. From a pipe, each line is a turn."""
     options.ask_for_large_pages()

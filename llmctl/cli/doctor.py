@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 from llmctl.cli import options
-from llmctl.cli.options import guarded
+from llmctl.cli.guard import guarded
 
 EXAMPLE = "Example: llmctl doctor, or llmctl doctor --json > machine.json to report a fault"
 
 
 @guarded
 def command(
-    workspace: options.WorkspaceOption = Path("workspace"),
-    json: options.JsonOption = False,
+    workspace: Path = options.WORKSPACE,
+    json: bool = options.JSON,
 ) -> None:
     """Look whether this machine has what llmctl needs and how fast it is: versions, processor,
     threads, memory, disk and locks of the workspace. Ends with 3 where something is broken."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from llmctl.cli import artefact_names, options
+from llmctl.cli.guard import guarded
 from llmctl.cli.launch import divided
-from llmctl.cli.options import guarded
+from llmctl.cli.options import option
 from llmctl.cli.threads import note_others
 
 EXAMPLE = "Example: llmctl eval --from reviews --data test.csv"
@@ -17,135 +16,85 @@ EXAMPLE = "Example: llmctl eval --from reviews --data test.csv"
 
 @guarded
 def command(
-    start: Annotated[
-        str,
-        typer.Option(
-            "--from", autocompletion=artefact_names.RUNS, help="A run, or a model folder."
-        ),
-    ],
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Labelled texts for a classifier; pairs for a model that writes from sources; "
-            "text, a task's questions or, with --template, labelled rows for a language model. By "
-            "default the validation part of the run's shards."
-        ),
-    ] = None,
-    compare: Annotated[
-        list[str],
-        typer.Option(
-            autocompletion=artefact_names.RUNS,
-            help="Another model for the same table: a classifier or a language model; may be "
-            "repeated.",
-        ),
-    ] = [],  # noqa: B006
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="What a language model is asked: perplexity, lambada, multiple-choice "
-            "(HellaSwag, PIQA, ARC, or query, choices and gold) or blimp.",
-            show_default="by the data's columns",
-        ),
-    ] = None,
-    template: Annotated[
-        Path | None,
-        typer.Option(
-            help="A TOML file that writes a prompt for each row of the data, to classify without "
-            "finetuning."
-        ),
-    ] = None,
-    shots: Annotated[
-        str | None,
-        typer.Option(
-            help="Solved examples in a prompt; several numbers (0,1,4) give a row each.",
-            show_default="0",
-        ),
-    ] = None,
-    examples: Annotated[
-        Path | None, typer.Option(help="Labelled rows that the solved examples are drawn from.")
-    ] = None,
-    score: Annotated[
-        str | None,
-        typer.Option(
-            help="What chooses an answer: plain (its likelihood), tokens or bytes (that for each), "
-            "or pmi (against its prior).",
-            show_default="plain",
-        ),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens by which the window of a perplexity moves on.", show_default="half of it"
-        ),
-    ] = None,
-    target: Annotated[
-        Path | None,
-        typer.Option(help="References, line by line, where --data is plain text with sources."),
-    ] = None,
-    source_column: options.SourceColumnOption = None,
-    target_column: options.TargetColumnOption = None,
-    num_beams: Annotated[
-        int | None,
-        typer.Option(
-            help="Beams by which a model writes from sources; 1: the likeliest token always.",
-            show_default="4",
-        ),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Tokens that a model writes from a source at most: more than the references "
-            "have, as what is cut off scores less.",
-            show_default="128",
-        ),
-    ] = None,
-    text_column: options.TextColumnOption = None,
-    text_pair_column: options.TextPairColumnOption = None,
-    label_column: options.LabelColumnOption = None,
-    encoding: options.EncodingOption = None,
-    encoding_errors: options.EncodingErrorsOption = None,
-    header: options.HeaderOption = None,
-    document: Annotated[
-        str | None,
-        typer.Option(
-            help="What a document is in plain text: auto, file, paragraph, line.",
-            show_default="auto",
-        ),
-    ] = None,
-    baselines: Annotated[
-        bool | None,
-        typer.Option(
-            "--baselines/--no-baselines", help="Measure baselines beside it.", show_default="yes"
-        ),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens scored of running text.",
-            show_default="all, or 2000 for a pseudo-perplexity",
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="A language model's weights: fp32, bf16 or int8; a perplexity stands beside "
-            "that of fp32.",
-            show_default="fp32",
-        ),
-    ] = None,
-    device: options.DeviceOption = None,
-    seed: options.SeedOption = None,
-    name: options.NameOption = None,
-    threads: options.ThreadsOption = None,
-    nproc: options.NprocOption = None,
-    workspace: options.WorkspaceOption = Path("workspace"),
-    recipe: options.RecipeOption = None,
-    set_: options.SetOption = [],  # noqa: B006
-    force: options.ForceOption = False,
-    dry_run: options.DryRunOption = False,
-    json: options.JsonOption = False,
-    quiet: options.QuietOption = False,
+    start: str = option(
+        "A run, or a model folder.", "--from", default=..., autocompletion=artefact_names.RUNS
+    ),
+    data: Path | None = option(
+        "Labelled texts for a classifier; pairs for a model that writes from sources; text, a "
+        "task's questions or, with --template, labelled rows for a language model. By default the "
+        "validation part of the run's shards.",
+    ),
+    compare: list[str] = option(
+        "Another model for the same table: a classifier or a language model; may be repeated.",
+        default=[],
+        autocompletion=artefact_names.RUNS,
+    ),
+    task: str | None = option(
+        "What a language model is asked: perplexity, lambada, multiple-choice (HellaSwag, PIQA, "
+        "ARC, or query, choices and gold) or blimp.",
+        show_default="by the data's columns",
+    ),
+    template: Path | None = option(
+        "A TOML file that writes a prompt for each row of the data, to classify without finetuning."
+    ),
+    shots: str | None = option(
+        "Solved examples in a prompt; several numbers (0,1,4) give a row each.", show_default="0"
+    ),
+    examples: Path | None = option("Labelled rows that the solved examples are drawn from."),
+    score: str | None = option(
+        "What chooses an answer: plain (its likelihood), tokens or bytes (that for each), or pmi "
+        "(against its prior).",
+        show_default="plain",
+    ),
+    stride: int | None = option(
+        "Tokens by which the window of a perplexity moves on.", show_default="half of it"
+    ),
+    target: Path | None = option(
+        "References, line by line, where --data is plain text with sources."
+    ),
+    source_column: str | None = options.SOURCE_COLUMN,
+    target_column: str | None = options.TARGET_COLUMN,
+    num_beams: int | None = option(
+        "Beams by which a model writes from sources; 1: the likeliest token always.",
+        show_default="4",
+    ),
+    max_new_tokens: int | None = option(
+        "Tokens that a model writes from a source at most: more than the references have, as what "
+        "is cut off scores less.",
+        min=1,
+        show_default="128",
+    ),
+    text_column: str | None = options.TEXT_COLUMN,
+    text_pair_column: str | None = options.TEXT_PAIR_COLUMN,
+    label_column: str | None = options.LABEL_COLUMN,
+    encoding: str | None = options.ENCODING,
+    encoding_errors: str | None = options.ENCODING_ERRORS,
+    header: str | None = options.HEADER,
+    document: str | None = option(
+        "What a document is in plain text: auto, file, paragraph, line.", show_default="auto"
+    ),
+    baselines: bool | None = option(
+        "Measure baselines beside it.", "--baselines/--no-baselines", show_default="yes"
+    ),
+    max_tokens: int | None = option(
+        "Tokens scored of running text.", show_default="all, or 2000 for a pseudo-perplexity"
+    ),
+    dtype: str | None = option(
+        "A language model's weights: fp32, bf16 or int8; a perplexity stands beside that of fp32.",
+        show_default="fp32",
+    ),
+    device: str | None = options.DEVICE,
+    seed: int | None = options.SEED,
+    name: str | None = options.NAME,
+    threads: int | None = options.THREADS,
+    nproc: int | None = options.NPROC,
+    workspace: Path = options.WORKSPACE,
+    recipe: Path | None = options.RECIPE,
+    set_: list[str] = options.SET,
+    force: bool = options.FORCE,
+    dry_run: bool = options.DRY_RUN,
+    json: bool = options.JSON,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Measure a model on held-out data, with baselines and intervals; keeps a report."""
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json

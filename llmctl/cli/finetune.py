@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from llmctl.cli import artefact_names, options
+from llmctl.cli.guard import guarded
 from llmctl.cli.launch import run_together
-from llmctl.cli.options import guarded
+from llmctl.cli.options import flag, option
 from llmctl.cli.threads import note_others
 
 EXAMPLE = "Example: llmctl finetune --from bert-docs --task classify --data reviews.csv"
@@ -17,95 +16,68 @@ EXAMPLE = "Example: llmctl finetune --from bert-docs --task classify --data revi
 
 @guarded
 def command(
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            autocompletion=artefact_names.RUNS,
-            help="A pretrained run, a model folder, or scratch: the same network with random "
-            "weights.",
-            show_default="the recipe's from",
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="What to learn from: labelled texts (CSV, TSV, JSONL, Parquet); instructions and "
-            "conversations in Alpaca's, messages' or ShareGPT's layout (JSON, JSONL, Parquet); or "
-            "pairs of source and target (a table, or plain text with --target).",
-            show_default="the recipe's data",
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="What to learn: classify; instruct, to answer in a chat; or seq2seq, to translate "
-            "or summarise.",
-            show_default="classify",
-        ),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="What trains: full, lora (a small addition, kept in the run's folder adapter too) "
-            "or last-layers.",
-            show_default="full",
-        ),
-    ] = None,
-    like: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=artefact_names.RUNS,
-            help="With --from scratch: the run whose network it is.",
-            show_default="the newest pretrained run",
-        ),
-    ] = None,
-    text_column: options.TextColumnOption = None,
-    text_pair_column: options.TextPairColumnOption = None,
-    label_column: options.LabelColumnOption = None,
-    target: Annotated[
-        Path | None,
-        typer.Option(help="With plain text as --data: the targets, line by line."),
-    ] = None,
-    source_column: options.SourceColumnOption = None,
-    target_column: options.TargetColumnOption = None,
-    style: Annotated[
-        str | None,
-        typer.Option(
-            help="With --task seq2seq: decoder, a Transformer decoder attached to the GPT, or "
-            "prefix, both texts in one sequence.",
-            show_default="decoder",
-        ),
-    ] = None,
-    encoding: options.EncodingOption = None,
-    encoding_errors: options.EncodingErrorsOption = None,
-    header: options.HeaderOption = None,
-    freeze_encoder: Annotated[
-        bool,
-        typer.Option("--freeze-encoder", help="With --task seq2seq: keep the GPT as it is."),
-    ] = False,
-    freeze_layers: Annotated[
-        int | None,
-        typer.Option(help="Keep the embeddings and this many of the lowest blocks as they are."),
-    ] = None,
-    class_weights: Annotated[
-        str | None,
-        typer.Option(help="How classes weigh: none, all alike, or balanced, rare ones more."),
-    ] = None,
-    keep_checkpoints: options.KeepCheckpointsOption = None,
-    seed: options.SeedOption = None,
-    name: options.NameOption = None,
-    workspace: options.WorkspaceOption = Path("workspace"),
-    recipe: options.RecipeOption = None,
-    set_: options.SetOption = [],  # noqa: B006
-    force: options.ForceOption = False,
-    dry_run: options.DryRunOption = False,
-    profile: options.ProfileOption = False,
-    threads: options.ThreadsOption = None,
-    nproc: options.NprocOption = None,
-    max_restarts: options.MaxRestartsOption = 0,
-    json: options.JsonOption = False,
-    quiet: options.QuietOption = False,
+    start: str | None = option(
+        "A pretrained run, a model folder, or scratch: the same network with random weights.",
+        "--from",
+        autocompletion=artefact_names.RUNS,
+        show_default="the recipe's from",
+    ),
+    data: Path | None = option(
+        "What to learn from: labelled texts (CSV, TSV, JSONL, Parquet); instructions and "
+        "conversations in Alpaca's, messages' or ShareGPT's layout (JSON, JSONL, Parquet); or "
+        "pairs of source and target (a table, or plain text with --target).",
+        show_default="the recipe's data",
+    ),
+    task: str | None = option(
+        "What to learn: classify; instruct, to answer in a chat; or seq2seq, to translate or "
+        "summarise.",
+        show_default="classify",
+    ),
+    method: str | None = option(
+        "What trains: full, lora (a small addition, kept in the run's folder adapter too) or "
+        "last-layers.",
+        show_default="full",
+    ),
+    like: str | None = option(
+        "With --from scratch: the run whose network it is.",
+        autocompletion=artefact_names.RUNS,
+        show_default="the newest pretrained run",
+    ),
+    text_column: str | None = options.TEXT_COLUMN,
+    text_pair_column: str | None = options.TEXT_PAIR_COLUMN,
+    label_column: str | None = options.LABEL_COLUMN,
+    target: Path | None = option("With plain text as --data: the targets, line by line."),
+    source_column: str | None = options.SOURCE_COLUMN,
+    target_column: str | None = options.TARGET_COLUMN,
+    style: str | None = option(
+        "With --task seq2seq: decoder, a Transformer decoder attached to the GPT, or prefix, both "
+        "texts in one sequence.",
+        show_default="decoder",
+    ),
+    encoding: str | None = options.ENCODING,
+    encoding_errors: str | None = options.ENCODING_ERRORS,
+    header: str | None = options.HEADER,
+    freeze_encoder: bool = flag("With --task seq2seq: keep the GPT as it is.", "--freeze-encoder"),
+    freeze_layers: int | None = option(
+        "Keep the embeddings and this many of the lowest blocks as they are."
+    ),
+    class_weights: str | None = option(
+        "How classes weigh: none, all alike, or balanced, rare ones more."
+    ),
+    keep_checkpoints: str | None = options.KEEP_CHECKPOINTS,
+    seed: int | None = options.SEED,
+    name: str | None = options.NAME,
+    workspace: Path = options.WORKSPACE,
+    recipe: Path | None = options.RECIPE,
+    set_: list[str] = options.SET,
+    force: bool = options.FORCE,
+    dry_run: bool = options.DRY_RUN,
+    profile: bool = options.PROFILE,
+    threads: int | None = options.THREADS,
+    nproc: int | None = options.NPROC,
+    max_restarts: int = options.MAX_RESTARTS,
+    json: bool = options.JSON,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Train a pretrained model on labelled texts, on instructions to answer in a chat, or on pairs
     to translate or summarise. The same command goes on after a stop."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from llmctl.cli import artefact_names, options
+from llmctl.cli.guard import guarded
 from llmctl.cli.launch import divided, speaks
-from llmctl.cli.options import guarded
+from llmctl.cli.options import option
 from llmctl.reporting.visible import visible
 
 if TYPE_CHECKING:
@@ -23,147 +22,91 @@ EXAMPLE = 'Example: llmctl generate --from gpt-docs --prompt "def main(" --top-p
 
 @guarded
 def command(
-    start: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            autocompletion=artefact_names.RUNS,
-            help="A run of a language model, or a model folder.",
-        ),
-    ],
-    prompt: Annotated[
-        list[str],
-        typer.Option(help="A text to go on from; may be repeated, and may be empty."),
-    ] = [],  # noqa: B006
-    prompt_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Prompts: a line each, or the field prompt of a JSONL file or table; - for "
-            "standard input."
-        ),
-    ] = None,
-    template: Annotated[
-        Path | None,
-        typer.Option(help="A TOML file that writes a prompt for each row of --data."),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="With --template: the table whose rows are asked.")
-    ] = None,
-    shots: Annotated[
-        int,
-        typer.Option(min=0, help="With --template: solved examples before each question."),
-    ] = 0,
-    examples: Annotated[
-        Path | None,
-        typer.Option(help="With --shots: the table that solved examples are drawn from."),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Tokens that are added at most.", show_default="100")
-    ] = None,
-    min_new_tokens: Annotated[
-        int | None, typer.Option(help="Tokens before which a text may not end.", show_default="0")
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Sample, sharper below 1 and flatter above; 0: the likeliest always."),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Sample among so many of the likeliest tokens.")
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(help="Sample among the likeliest tokens that have this probability together."),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(help="Sample among tokens at least this share as likely as the likeliest."),
-    ] = None,
-    typical_p: Annotated[
-        float | None,
-        typer.Option(help="Sample among tokens of typical surprise, up to this probability."),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None,
-        typer.Option(help="Above 1, tokens that the text has come less often."),
-    ] = None,
-    frequency_penalty: Annotated[
-        float | None,
-        typer.Option(help="What is taken from a token's logit for each time it was written."),
-    ] = None,
-    no_repeat_ngram_size: Annotated[
-        int | None, typer.Option(help="No so many tokens in a row come twice.")
-    ] = None,
-    bad_words: Annotated[
-        list[str], typer.Option(help="A word that is not written; may be repeated.")
-    ] = [],  # noqa: B006
-    stop: Annotated[
-        list[str], typer.Option(help="A text at which writing ends; may be repeated.")
-    ] = [],  # noqa: B006
-    num_beams: Annotated[
-        int | None, typer.Option(help="Beam search over so many texts.", show_default="1")
-    ] = None,
-    length_penalty: Annotated[
-        float | None,
-        typer.Option(help="Beam search: above 0 it favours long texts.", show_default="1"),
-    ] = None,
-    early_stopping: Annotated[
-        str | None,
-        typer.Option(
-            help="Beam search ends with enough texts (true), when none seems able to beat them "
-            "(false), or none can (never).",
-            show_default="false",
-        ),
-    ] = None,
-    num_samples: Annotated[
-        int | None,
-        typer.Option(help="Texts for each prompt; of beam search the best.", show_default="1"),
-    ] = None,
-    penalty_alpha: Annotated[
-        float | None,
-        typer.Option(help="Contrastive search among --top-k tokens: the weight of being unlike."),
-    ] = None,
-    draft: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=artefact_names.RUNS,
-            help="A smaller model that writes ahead (speculative decoding).",
-        ),
-    ] = None,
-    source: Annotated[
-        Path | None,
-        typer.Option(
-            help="For a model finetuned with --task seq2seq: a file to translate or summarise, a "
-            "source a line or row; with --output, and goes on where it stopped."
-        ),
-    ] = None,
-    source_column: options.SourceColumnOption = None,
-    encoding: options.EncodingOption = None,
-    encoding_errors: options.EncodingErrorsOption = None,
-    header: options.HeaderOption = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the answers here, a JSON object a line; with --source a text a line, "
-            "unless the name ends in .jsonl. A file is replaced when all are there; - is standard "
-            "output, and to a pipe or a device they are written."
-        ),
-    ] = None,
-    seed: options.SeedOption = None,
-    device: options.DeviceOption = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Number format of the weights: fp32, bf16, or int8, the fastest on a processor.",
-            show_default="fp32",
-        ),
-    ] = None,
-    threads: options.ThreadsOption = None,
-    nproc: options.NprocOption = None,
-    workspace: options.WorkspaceOption = Path("workspace"),
-    recipe: options.RecipeOption = None,
-    set_: options.SetOption = [],  # noqa: B006
-    json: options.JsonOption = False,
-    quiet: options.QuietOption = False,
+    start: str = option(
+        "A run of a language model, or a model folder.",
+        "--from",
+        default=...,
+        autocompletion=artefact_names.RUNS,
+    ),
+    prompt: list[str] = option(
+        "A text to go on from; may be repeated, and may be empty.", default=[]
+    ),
+    prompt_file: Path | None = option(
+        "Prompts: a line each, or the field prompt of a JSONL file or table; - for standard input."
+    ),
+    template: Path | None = option("A TOML file that writes a prompt for each row of --data."),
+    data: Path | None = option("With --template: the table whose rows are asked."),
+    shots: int = option("With --template: solved examples before each question.", default=0, min=0),
+    examples: Path | None = option("With --shots: the table that solved examples are drawn from."),
+    max_new_tokens: int | None = option("Tokens that are added at most.", show_default="100"),
+    min_new_tokens: int | None = option(
+        "Tokens before which a text may not end.", show_default="0"
+    ),
+    temperature: float | None = option(
+        "Sample, sharper below 1 and flatter above; 0: the likeliest always."
+    ),
+    top_k: int | None = option("Sample among so many of the likeliest tokens."),
+    top_p: float | None = option(
+        "Sample among the likeliest tokens that have this probability together."
+    ),
+    min_p: float | None = option(
+        "Sample among tokens at least this share as likely as the likeliest."
+    ),
+    typical_p: float | None = option(
+        "Sample among tokens of typical surprise, up to this probability."
+    ),
+    repetition_penalty: float | None = option("Above 1, tokens that the text has come less often."),
+    frequency_penalty: float | None = option(
+        "What is taken from a token's logit for each time it was written."
+    ),
+    no_repeat_ngram_size: int | None = option("No so many tokens in a row come twice."),
+    bad_words: list[str] = option("A word that is not written; may be repeated.", default=[]),
+    stop: list[str] = option("A text at which writing ends; may be repeated.", default=[]),
+    num_beams: int | None = option("Beam search over so many texts.", show_default="1"),
+    length_penalty: float | None = option(
+        "Beam search: above 0 it favours long texts.", show_default="1"
+    ),
+    early_stopping: str | None = option(
+        "Beam search ends with enough texts (true), when none seems able to beat them (false), or "
+        "none can (never).",
+        show_default="false",
+    ),
+    num_samples: int | None = option(
+        "Texts for each prompt; of beam search the best.", show_default="1"
+    ),
+    penalty_alpha: float | None = option(
+        "Contrastive search among --top-k tokens: the weight of being unlike."
+    ),
+    draft: str | None = option(
+        "A smaller model that writes ahead (speculative decoding).",
+        autocompletion=artefact_names.RUNS,
+    ),
+    source: Path | None = option(
+        "For a model finetuned with --task seq2seq: a file to translate or summarise, a source a "
+        "line or row; with --output, and goes on where it stopped.",
+    ),
+    source_column: str | None = options.SOURCE_COLUMN,
+    encoding: str | None = options.ENCODING,
+    encoding_errors: str | None = options.ENCODING_ERRORS,
+    header: str | None = options.HEADER,
+    output: Path | None = option(
+        "Write the answers here, a JSON object a line; with --source a text a line, unless the "
+        "name ends in .jsonl. A file is replaced when all are there; - is standard output, and to "
+        "a pipe or a device they are written.",
+    ),
+    seed: int | None = options.SEED,
+    device: str | None = options.DEVICE,
+    dtype: str | None = option(
+        "Number format of the weights: fp32, bf16, or int8, the fastest on a processor.",
+        show_default="fp32",
+    ),
+    threads: int | None = options.THREADS,
+    nproc: int | None = options.NPROC,
+    workspace: Path = options.WORKSPACE,
+    recipe: Path | None = options.RECIPE,
+    set_: list[str] = options.SET,
+    json: bool = options.JSON,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Write on from prompts. Always the likeliest token, unless an option asks for sampling."""
     options.ask_for_large_pages()

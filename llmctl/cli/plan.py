@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from llmctl.cli import artefact_names, launch, options
-from llmctl.cli.options import guarded
+from llmctl.cli.guard import guarded
+from llmctl.cli.options import argument, option
 from llmctl.cli.pretrain import plan_of, resolved
 from llmctl.cli.threads import note_others
 
@@ -17,52 +15,35 @@ EXAMPLE = "Example: llmctl plan recipes/gpt.toml --price-per-hour 2.5"
 
 @guarded
 def command(
-    recipe: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A TOML file; the table of the stage is read.", show_default="the defaults"
-        ),
-    ] = None,
-    stage: Annotated[
-        str, typer.Option(help="What to plan: pretrain or finetune.", show_default=True)
-    ] = "pretrain",
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            help="The architecture, as llmctl pretrain takes it.",
-            show_default="the recipe's, or bert",
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="The model's size, as llmctl pretrain takes it.",
-            show_default="the recipe's, or mini",
-        ),
-    ] = None,
-    budget: options.BudgetOption = None,
-    shards: options.ShardsOption = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            autocompletion=artefact_names.RUNS,
-            help="With --stage finetune: a run or model folder.",
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="With --stage finetune: the file to learn from.")
-    ] = None,
-    price_per_hour: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="What an hour on this machine costs, in any currency."),
-    ] = None,
-    threads: options.ThreadsOption = None,
-    nproc: options.NprocOption = None,
-    workspace: options.WorkspaceOption = Path("workspace"),
-    set_: options.SetOption = [],  # noqa: B006
-    json: options.JsonOption = False,
-    quiet: options.QuietOption = False,
+    recipe: Path | None = argument(
+        "A TOML file; the table of the stage is read.", show_default="the defaults"
+    ),
+    stage: str = option(
+        "What to plan: pretrain or finetune.", default="pretrain", show_default=True
+    ),
+    arch: str | None = option(
+        "The architecture, as llmctl pretrain takes it.", show_default="the recipe's, or bert"
+    ),
+    preset: str | None = option(
+        "The model's size, as llmctl pretrain takes it.", show_default="the recipe's, or mini"
+    ),
+    budget: str | None = options.BUDGET,
+    shards: str | None = options.SHARDS,
+    start: str | None = option(
+        "With --stage finetune: a run or model folder.",
+        "--from",
+        autocompletion=artefact_names.RUNS,
+    ),
+    data: Path | None = option("With --stage finetune: the file to learn from."),
+    price_per_hour: float | None = option(
+        "What an hour on this machine costs, in any currency.", min=0.0
+    ),
+    threads: int | None = options.THREADS,
+    nproc: int | None = options.NPROC,
+    workspace: Path = options.WORKSPACE,
+    set_: list[str] = options.SET,
+    json: bool = options.JSON,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Say what a training will take on this machine before it starts: parameters, operations,
     memory, time and cost. Its first steps are rehearsed, and nothing is kept of them."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from llmctl.cli import artefact_names, options
+from llmctl.cli.guard import guarded
 from llmctl.cli.launch import divided
-from llmctl.cli.options import guarded
+from llmctl.cli.options import argument, flag, option
 from llmctl.reporting.visible import visible
 
 if TYPE_CHECKING:
@@ -24,31 +23,22 @@ SHOWN = 60
 
 @guarded
 def command(
-    start: Annotated[
-        str,
-        typer.Option(
-            "--from", autocompletion=artefact_names.RUNS, help="A run, or a model folder."
-        ),
-    ],
-    texts: Annotated[
-        list[str] | None,
-        typer.Argument(help="Texts; with none, or -, standard input is read."),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="A file of texts (a line each, or a table), - for standard input."),
-    ] = None,
-    text_column: options.TextColumnOption = None,
-    text_pair_column: options.TextPairColumnOption = None,
-    encoding: options.EncodingOption = None,
-    encoding_errors: options.EncodingErrorsOption = None,
-    header: options.HeaderOption = None,
-    top: Annotated[int, typer.Option(min=1, help="Classes or candidates shown.")] = 5,
-    device: options.DeviceOption = None,
-    threads: options.ThreadsOption = None,
-    nproc: options.NprocOption = None,
-    workspace: options.WorkspaceOption = Path("workspace"),
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    start: str = option(
+        "A run, or a model folder.", "--from", default=..., autocompletion=artefact_names.RUNS
+    ),
+    texts: list[str] | None = argument("Texts; with none, or -, standard input is read."),
+    data: Path | None = option("A file of texts (a line each, or a table), - for standard input."),
+    text_column: str | None = options.TEXT_COLUMN,
+    text_pair_column: str | None = options.TEXT_PAIR_COLUMN,
+    encoding: str | None = options.ENCODING,
+    encoding_errors: str | None = options.ENCODING_ERRORS,
+    header: str | None = options.HEADER,
+    top: int = option("Classes or candidates shown.", default=5, min=1),
+    device: str | None = options.DEVICE,
+    threads: int | None = options.THREADS,
+    nproc: int | None = options.NPROC,
+    workspace: Path = options.WORKSPACE,
+    json: bool = flag("Print one JSON object a line.", "--json"),
 ) -> None:
     """Classify texts, or fill the [MASK]s of a text with a pretrained model."""
     from llmctl.cli.console import TerminalReporter

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from llmctl.cli import launch, options
-from llmctl.cli.options import guarded
+from llmctl.cli.guard import guarded
+from llmctl.cli.options import option
 from llmctl.cli.threads import note_others
 
 EXAMPLE = "Example: llmctl pretrain --arch gpt --preset mini --set training.max_steps=2000"
@@ -17,42 +16,35 @@ EXAMPLE = "Example: llmctl pretrain --arch gpt --preset mini --set training.max_
 
 @guarded
 def command(
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            help="The architecture: bert, gpt (GPT-2), llama (with model.qk_norm a Qwen3), "
-            "nanochat, which learns fastest, or ngram, the baseline without a network.",
-            show_default="bert",
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="The model's size: nano (for tests), mini (for a laptop), small, medium, …; "
-            "GPT-2's own are gpt small (12 layers × 768) and medium (24 × 1024).",
-            show_default="mini",
-        ),
-    ] = None,
-    order: Annotated[
-        int | None,
-        typer.Option(help="With --arch ngram: tokens in the longest n-gram.", show_default="5"),
-    ] = None,
-    budget: options.BudgetOption = None,
-    shards: options.ShardsOption = None,
-    keep_checkpoints: options.KeepCheckpointsOption = None,
-    seed: options.SeedOption = None,
-    name: options.NameOption = None,
-    workspace: options.WorkspaceOption = Path("workspace"),
-    recipe: options.RecipeOption = None,
-    set_: options.SetOption = [],  # noqa: B006
-    force: options.ForceOption = False,
-    dry_run: options.DryRunOption = False,
-    profile: options.ProfileOption = False,
-    threads: options.ThreadsOption = None,
-    nproc: options.NprocOption = None,
-    max_restarts: options.MaxRestartsOption = 0,
-    json: options.JsonOption = False,
-    quiet: options.QuietOption = False,
+    arch: str | None = option(
+        "The architecture: bert, gpt (GPT-2), llama (with model.qk_norm a Qwen3), nanochat, which "
+        "learns fastest, or ngram, the baseline without a network.",
+        show_default="bert",
+    ),
+    preset: str | None = option(
+        "The model's size: nano (for tests), mini (for a laptop), small, medium, …; GPT-2's own "
+        "are gpt small (12 layers × 768) and medium (24 × 1024).",
+        show_default="mini",
+    ),
+    order: int | None = option(
+        "With --arch ngram: tokens in the longest n-gram.", show_default="5"
+    ),
+    budget: str | None = options.BUDGET,
+    shards: str | None = options.SHARDS,
+    keep_checkpoints: str | None = options.KEEP_CHECKPOINTS,
+    seed: int | None = options.SEED,
+    name: str | None = options.NAME,
+    workspace: Path = options.WORKSPACE,
+    recipe: Path | None = options.RECIPE,
+    set_: list[str] = options.SET,
+    force: bool = options.FORCE,
+    dry_run: bool = options.DRY_RUN,
+    profile: bool = options.PROFILE,
+    threads: int | None = options.THREADS,
+    nproc: int | None = options.NPROC,
+    max_restarts: int = options.MAX_RESTARTS,
+    json: bool = options.JSON,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Train a model on shards. Stopped or killed, the same command goes on where it was."""
     begun = launch.begun()

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from llmctl.cli import options
-from llmctl.cli.options import guarded
+from llmctl.cli.guard import guarded
+from llmctl.cli.options import flag
 
 EXAMPLE = "Example: llmctl prune --dry-run"
 
 
 @guarded
 def command(
-    kept: Annotated[
-        bool,
-        typer.Option(
-            "--kept",
-            help="Checkpoints that --keep-checkpoints keeps, too: such runs can then be extended "
-            "from their weights only.",
-        ),
-    ] = False,
-    workspace: options.WorkspaceOption = Path("workspace"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go only.")] = False,
-    json: options.JsonOption = False,
+    kept: bool = flag(
+        "Checkpoints that --keep-checkpoints keeps, too: such runs can then be extended from their "
+        "weights only.",
+        "--kept",
+    ),
+    workspace: Path = options.WORKSPACE,
+    dry_run: bool = flag("Say what would go only.", "--dry-run"),
+    json: bool = options.JSON,
 ) -> None:
     """Free what nothing needs: checkpoints of finished runs, what crashed writers left, locks of
     what is gone. What a command could go on from stays."""

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from llmctl.cli import artefact_names, options
-from llmctl.cli.options import guarded
+from llmctl.cli.guard import guarded
+from llmctl.cli.options import argument, flag
 
 EXAMPLE = "Example: llmctl rename bert-docs baseline"
 
 
 @guarded
 def command(
-    old: Annotated[
-        str,
-        typer.Argument(
-            help="A name, or KIND/NAME (run, report, shards, tokenizer) where several have it.",
-            metavar="OLD",
-            autocompletion=artefact_names.ANYTHING,
-        ),
-    ],
-    new: Annotated[str, typer.Argument(help="The new name.", metavar="NEW")],
-    workspace: options.WorkspaceOption = Path("workspace"),
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be renamed, and what refers to it.")
-    ] = False,
-    json: options.JsonOption = False,
+    old: str = argument(
+        "A name, or KIND/NAME (run, report, shards, tokenizer) where several have it.",
+        default=...,
+        metavar="OLD",
+        autocompletion=artefact_names.ANYTHING,
+    ),
+    new: str = argument("The new name.", default=..., metavar="NEW"),
+    workspace: Path = options.WORKSPACE,
+    dry_run: bool = flag("Say what would be renamed, and what refers to it.", "--dry-run"),
+    json: bool = options.JSON,
 ) -> None:
     """Rename an artefact, and every reference to it: what was made from it stays up to date."""
     from llmctl.cli.console import out, print_json

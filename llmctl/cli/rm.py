@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from llmctl.cli import artefact_names, options
-from llmctl.cli.options import guarded
+from llmctl.cli.guard import guarded
+from llmctl.cli.options import argument, flag
 
 EXAMPLE = "Example: llmctl rm old-run report/old-run-test --dry-run"
-
-YesOption = Annotated[
-    bool, typer.Option("--yes", "-y", help="Don't ask; only on a terminal is asked at all.")
-]
 
 
 @guarded
 def command(
-    names: Annotated[
-        list[str],
-        typer.Argument(
-            help="What goes: a name, or KIND/NAME (run, report, shards, tokenizer) where several "
-            "have it.",
-            metavar="NAME…",
-            autocompletion=artefact_names.ANYTHING,
-        ),
-    ],
-    force: Annotated[
-        bool, typer.Option("--force", help="Remove it even if other artefacts were made from it.")
-    ] = False,
-    yes: YesOption = False,
-    workspace: options.WorkspaceOption = Path("workspace"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go only.")] = False,
-    json: options.JsonOption = False,
+    names: list[str] = argument(
+        "What goes: a name, or KIND/NAME (run, report, shards, tokenizer) where several have it.",
+        default=...,
+        metavar="NAME…",
+        autocompletion=artefact_names.ANYTHING,
+    ),
+    force: bool = flag("Remove it even if other artefacts were made from it.", "--force"),
+    yes: bool = flag("Don't ask; only on a terminal is asked at all.", "--yes", "-y"),
+    workspace: Path = options.WORKSPACE,
+    dry_run: bool = flag("Say what would go only.", "--dry-run"),
+    json: bool = options.JSON,
 ) -> None:
     """Remove runs, reports, shards or tokenizers; what others were made from only with --force."""
     from llmctl.cli.console import out, print_json

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from llmctl.cli import artefact_names, options
-from llmctl.cli.options import guarded
+from llmctl.cli.guard import guarded
+from llmctl.cli.options import argument, flag, option
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,28 +24,23 @@ REFRESH_SECONDS = 2.0
 
 @guarded
 def command(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="An artefact to show in full; with --compare, further runs.",
-            metavar="[NAME]…",
-            autocompletion=artefact_names.ANYTHING,
-            show_default=False,
-        ),
-    ] = None,
-    compare: Annotated[
-        list[str],
-        typer.Option(
-            "--compare",
-            metavar="RUN RUN…",
-            autocompletion=artefact_names.RUNS,
-            help="Show runs together: what their configurations differ in, their figures, and "
-            "their curves on common axes.",
-        ),
-    ] = [],  # noqa: B006
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
-    workspace: options.WorkspaceOption = Path("workspace"),
-    json: options.JsonOption = False,
+    names: list[str] | None = argument(
+        "An artefact to show in full; with --compare, further runs.",
+        metavar="[NAME]…",
+        autocompletion=artefact_names.ANYTHING,
+        show_default=False,
+    ),
+    compare: list[str] = option(
+        "Show runs together: what their configurations differ in, their figures, and their curves "
+        "on common axes.",
+        "--compare",
+        default=[],
+        metavar="RUN RUN…",
+        autocompletion=artefact_names.RUNS,
+    ),
+    watch: bool = flag("Refresh until Ctrl-C.", "--watch"),
+    workspace: Path = options.WORKSPACE,
+    json: bool = options.JSON,
 ) -> None:
     """Show what the workspace holds and how far its runs are, or runs beside one another."""
     from llmctl.cli.console import out, print_json

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 import signal
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from llmctl.cli import artefact_names, options
-from llmctl.cli.options import guarded
+from llmctl.cli.guard import guarded
+from llmctl.cli.options import argument, flag, option
 from llmctl.cli.threads import note_others
 
 EXAMPLE = "Example: llmctl sweep recipe.toml --grid training.lr=1e-4,3e-4,1e-3 --halving"
@@ -18,99 +17,62 @@ EXAMPLE = "Example: llmctl sweep recipe.toml --grid training.lr=1e-4,3e-4,1e-3 -
 
 @guarded
 def command(
-    recipe: Annotated[
-        Path,
-        typer.Argument(help="A TOML file with a table pretrain or finetune.", metavar="RECIPE"),
-    ],
-    grid: Annotated[
-        list[str],
-        typer.Option(
-            "--grid",
-            metavar="FIELD=V1,V2,…",
-            help="A field and the values to try, e.g. training.lr=1e-4,3e-4,1e-3; with several "
-            "fields, every combination.",
-        ),
-    ] = [],  # noqa: B006
-    stage: Annotated[
-        str | None,
-        typer.Option(
-            help="What to train, where the recipe has both: pretrain or finetune.",
-            show_default="the recipe's only one",
-        ),
-    ] = None,
-    halving: Annotated[
-        bool,
-        typer.Option(
-            "--halving",
-            help="Successive halving: all train with a part of the recipe's budget (max_steps, "
-            "time_limit or epochs), the best of them anew with more, the last with all of it.",
-        ),
-    ] = False,
-    factor: Annotated[
-        int | None,
-        typer.Option(
-            help="With --halving: 1 in so many goes on, with so many times the budget.",
-            show_default="3",
-        ),
-    ] = None,
-    seeds: Annotated[
-        int, typer.Option(help="Runs of each configuration; their mean is compared.", min=1)
-    ] = 1,
-    shards: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=artefact_names.SHARDS,
-            help="With pretrain: shards to train on.",
-            show_default="the newest",
-        ),
-    ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            autocompletion=artefact_names.RUNS,
-            help="With finetune: a pretrained run, a model folder, or scratch (with --like).",
-            show_default="the recipe's from",
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="With finetune: what to learn from.", show_default="the recipe's data"),
-    ] = None,
-    like: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=artefact_names.RUNS,
-            help="With finetune, and --from scratch: the run whose network it is.",
-        ),
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="With finetune: what to learn.", show_default="the recipe's")
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            "--name",
-            help="What the runs' names begin with.",
-            show_default="the recipe's name and the stage",
-        ),
-    ] = None,
-    threads: options.ThreadsOption = None,
-    workspace: options.WorkspaceOption = Path("workspace"),
-    set_: options.SetOption = [],  # noqa: B006
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Replace runs of these names that were made otherwise, and try again what "
-            "diverged; what is finished stays.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the runs and their configurations only.")
-    ] = False,
-    json: options.JsonOption = False,
-    quiet: options.QuietOption = False,
+    recipe: Path = argument(
+        "A TOML file with a table pretrain or finetune.", default=..., metavar="RECIPE"
+    ),
+    grid: list[str] = option(
+        "A field and the values to try, e.g. training.lr=1e-4,3e-4,1e-3; with several fields, "
+        "every combination.",
+        "--grid",
+        default=[],
+        metavar="FIELD=V1,V2,…",
+    ),
+    stage: str | None = option(
+        "What to train, where the recipe has both: pretrain or finetune.",
+        show_default="the recipe's only one",
+    ),
+    halving: bool = flag(
+        "Successive halving: all train with a part of the recipe's budget (max_steps, time_limit "
+        "or epochs), the best of them anew with more, the last with all of it.",
+        "--halving",
+    ),
+    factor: int | None = option(
+        "With --halving: 1 in so many goes on, with so many times the budget.", show_default="3"
+    ),
+    seeds: int = option("Runs of each configuration; their mean is compared.", default=1, min=1),
+    shards: str | None = option(
+        "With pretrain: shards to train on.",
+        autocompletion=artefact_names.SHARDS,
+        show_default="the newest",
+    ),
+    start: str | None = option(
+        "With finetune: a pretrained run, a model folder, or scratch (with --like).",
+        "--from",
+        autocompletion=artefact_names.RUNS,
+        show_default="the recipe's from",
+    ),
+    data: Path | None = option(
+        "With finetune: what to learn from.", show_default="the recipe's data"
+    ),
+    like: str | None = option(
+        "With finetune, and --from scratch: the run whose network it is.",
+        autocompletion=artefact_names.RUNS,
+    ),
+    task: str | None = option("With finetune: what to learn.", show_default="the recipe's"),
+    name: str | None = option(
+        "What the runs' names begin with.", "--name", show_default="the recipe's name and the stage"
+    ),
+    threads: int | None = options.THREADS,
+    workspace: Path = options.WORKSPACE,
+    set_: list[str] = options.SET,
+    force: bool = flag(
+        "Replace runs of these names that were made otherwise, and try again what diverged; what "
+        "is finished stays.",
+        "--force",
+    ),
+    dry_run: bool = flag("Print the runs and their configurations only.", "--dry-run"),
+    json: bool = options.JSON,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Train a run for each point of a grid, or find the best by successive halving. The same
     command goes on after a stop; finished runs are not made again. The best comes first: by the
@@ -205,9 +167,9 @@ def _given(stage: str, **options: dict[str, str | None]) -> dict[str, Any]:
             "finetune"
         )
     for owner, values in options.items():
-        for option, value in values.items():
+        for name, value in values.items():
             if value is not None and owner != stage:
-                raise UsageError(f"--{option} goes with --stage {owner}; leave it out")
+                raise UsageError(f"--{name} goes with --stage {owner}; leave it out")
     return {key: value for key, value in options[stage].items() if value is not None}
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from typer.core import TyperCommand
 
 from llmctl.cli import artefact_names, options
-from llmctl.cli.options import guarded
+from llmctl.cli.guard import guarded
+from llmctl.cli.options import argument, flag, option
 from llmctl.cli.threads import note_others
 from llmctl.errors import UsageError
 
@@ -36,71 +36,49 @@ class Command(TyperCommand):
 
 @guarded
 def command(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            help="Files (.txt .md .jsonl .csv .parquet .arrow, .gz .zst), folders, globs, "
-            "- for standard input, python:docs or python:code."
-        ),
-    ],
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=artefact_names.TOKENIZERS,
-            help="A kind to learn (wordpiece, bpe, unigram, sentencepiece-bpe, characters) or an "
-            "existing one: a name in the workspace, a folder, a tokenizer.json, GPT-2's "
-            "vocab.json, a .model, a .tiktoken, a vocab.txt.",
-            show_default="wordpiece",
-        ),
-    ] = None,
-    vocab_size: Annotated[
-        int | None, typer.Option(help="Pieces to learn.", show_default="by corpus size")
-    ] = None,
-    cased: Annotated[bool, typer.Option("--cased", help="Keep capitals and accents.")] = False,
-    text_column: options.TextColumnOption = None,
-    document: Annotated[
-        str | None,
-        typer.Option(help="What a document is in plain text: auto, file, paragraph, line."),
-    ] = None,
-    validation: Annotated[
-        float | None, typer.Option(help="Share held out to validate on.", show_default="0.02")
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="What is held out. hash: documents by their hash; tail: the corpus's last "
-            "characters.",
-            show_default="hash",
-        ),
-    ] = None,
-    encoding: options.EncodingOption = None,
-    encoding_errors: options.EncodingErrorsOption = None,
-    header: options.HeaderOption = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; 0: one a core.")] = None,
-    part: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Make the I-th of N parts, each by a process on any machine with the workspace, "
-            "in any order, e.g. --part $SLURM_ARRAY_TASK_ID/8; the last to end puts them together.",
-        ),
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="[ADDRESS]",
-            help="Make all parts on a Ray cluster: the one at an address (host:port, ray://…), by "
-            "default the running one, or else this machine. Needs the extra scale.",
-        ),
-    ] = None,
-    name: options.NameOption = None,
-    workspace: options.WorkspaceOption = Path("workspace"),
-    recipe: options.RecipeOption = None,
-    set_: options.SetOption = [],  # noqa: B006
-    force: options.ForceOption = False,
-    dry_run: options.DryRunOption = False,
-    json: options.JsonOption = False,
-    quiet: options.QuietOption = False,
+    sources: list[str] = argument(
+        "Files (.txt .md .jsonl .csv .parquet .arrow, .gz .zst), folders, globs, - for standard "
+        "input, python:docs or python:code.",
+        default=...,
+    ),
+    tokenizer: str | None = option(
+        "A kind to learn (wordpiece, bpe, unigram, sentencepiece-bpe, characters) or an existing "
+        "one: a name in the workspace, a folder, a tokenizer.json, GPT-2's vocab.json, a .model, a "
+        ".tiktoken, a vocab.txt.",
+        autocompletion=artefact_names.TOKENIZERS,
+        show_default="wordpiece",
+    ),
+    vocab_size: int | None = option("Pieces to learn.", show_default="by corpus size"),
+    cased: bool = flag("Keep capitals and accents.", "--cased"),
+    text_column: str | None = options.TEXT_COLUMN,
+    document: str | None = option("What a document is in plain text: auto, file, paragraph, line."),
+    validation: float | None = option("Share held out to validate on.", show_default="0.02"),
+    split: str | None = option(
+        "What is held out. hash: documents by their hash; tail: the corpus's last characters.",
+        show_default="hash",
+    ),
+    encoding: str | None = options.ENCODING,
+    encoding_errors: str | None = options.ENCODING_ERRORS,
+    header: str | None = options.HEADER,
+    workers: int | None = option("Processes; 0: one a core."),
+    part: str | None = option(
+        "Make the I-th of N parts, each by a process on any machine with the workspace, in any "
+        "order, e.g. --part $SLURM_ARRAY_TASK_ID/8; the last to end puts them together.",
+        metavar="I/N",
+    ),
+    ray: str | None = option(
+        "Make all parts on a Ray cluster: the one at an address (host:port, ray://…), by default "
+        "the running one, or else this machine. Needs the extra scale.",
+        metavar="[ADDRESS]",
+    ),
+    name: str | None = options.NAME,
+    workspace: Path = options.WORKSPACE,
+    recipe: Path | None = options.RECIPE,
+    set_: list[str] = options.SET,
+    force: bool = options.FORCE,
+    dry_run: bool = options.DRY_RUN,
+    json: bool = options.JSON,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Learn a tokenizer from text, or take one, and write the text as shards of tokens."""
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json

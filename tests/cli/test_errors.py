@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from llmctl.cli import options
+from llmctl.cli import guard
 from llmctl.errors import LostProcess, ResourceError, UsageError
 from tests.conftest import TINY
 from tests.run import llmctl, one_sentence
@@ -284,9 +284,9 @@ def test_of_several_processes_the_one_tells_that_met_it(
 ):
     """What all meet the first tells of; what one may meet alone, that one."""
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(options, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(guard, "SILENT_SECONDS", 0.0)
 
-    @options.guarded
+    @guard.guarded
     def command() -> None:
         raise error
 
@@ -301,14 +301,14 @@ def test_of_several_processes_the_one_tells_that_met_it(
 def test_a_signal_that_a_library_swallows_ends_the_process_all_the_same(tiny_workspace: Path):
     script = """
 import signal, time
-from llmctl.cli import options
-options.LAST_RESORT_SECONDS = 0.3
+from llmctl.cli import guard
+guard.LAST_RESORT_SECONDS = 0.3
 
 class Library:
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)  # what is raised in here is dropped
 
-@options.guarded
+@guard.guarded
 def command():
     Library()
     time.sleep(30)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.cli import console, streams
-from llmctl.cli.options import guarded
+from llmctl.cli.guard import guarded
 from llmctl.errors import Interrupted
 from llmctl.reporting.visible import visible
 from tests.run import start

@@ -9,7 +9,7 @@ import pytest
 from llmctl.cli import threads
 from llmctl.cli.app import COMMANDS
 from llmctl.cli.console import TerminalReporter
-from llmctl.cli.options import guarded
+from llmctl.cli.guard import guarded
 from llmctl.cli.threads import COUNTING, WAITING, note_others, settle_threads
 from llmctl.errors import UsageError
 from llmctl.training import machine

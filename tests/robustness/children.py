@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmctl.cli.options import guarded
+from llmctl.cli.guard import guarded
 from tests.robustness.mutators import BY_HYPOTHESIS, Mutators
 
 KINDS = ("ok", "refused", "bug", "wrong", "panic", "signal", "hang", "memory", "outside")
