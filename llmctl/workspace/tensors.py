@@ -5,11 +5,12 @@ What reads or writes them knows PyTorch; what merely looks into a workspace does
 
 from __future__ import annotations
 
+import contextlib
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import InputError
 from llmctl.workspace.files import errors_naming
@@ -43,11 +44,21 @@ def write_tensors(
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read safetensors. Raises InputError if the file is missing or malformed."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Open safetensors: of what is opened each tensor, its type and its shape can be asked.
+
+    Raises InputError if the file is missing or malformed.
+    """
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            yield file
     except FileNotFoundError:
         raise InputError(f"{path} is missing; copy it again from where it was made") from None
     except (SafetensorError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,55 @@ def test_a_head_that_is_no_classifier_is_refused_by_its_name(tmp_path: Path, nam
         2, dropout=0.0, class_weights=None, scratch=False
     )
     assert classifier.output.out_features == 2
+
+
+ANSWERS = {
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION": "classify",
+    "MODEL_FOR_MASKED_LM": "masked_lm",
+    "MODEL_FOR_CAUSAL_LM": "causal_lm",
+    **dict.fromkeys(("MODEL", "MODEL_FOR_PRETRAINING", "MODEL_FOR_TEXT_ENCODING"), "pretraining"),
+}
+"""What the classes of transformers' tables answer; nothing that is known here where it isn't said.
+``pretraining``: what the architecture's pretraining teaches."""
+
+
+def classes_of_transformers() -> dict[str, tuple[str, str | None]]:
+    """Each class that transformers has for a model_type that is read here, with that and what the
+    class answers."""
+    from transformers.models.auto import modeling_auto
+
+    found: dict[str, tuple[str, str | None]] = {}
+    for table, classes in sorted(vars(modeling_auto).items()):
+        what = re.fullmatch(r"(MODEL(_FOR_\w+)?)_MAPPING_NAMES", table)
+        for model_type in BY_MODEL_TYPE if what else ():
+            taught = BY_MODEL_TYPE[model_type].task
+            kind = ANSWERS.get(what[1]) if what else None
+            kind = taught if kind == "pretraining" else kind
+            if name := classes.get(model_type):
+                # A BERT that reads from left to right is another network.
+                found.setdefault(name, (model_type, kind if kind in (taught, "classify") else None))
+    return found
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", classes_of_transformers())
+def test_each_class_of_transformers_is_what_it_is_or_refused_by_its_name(tmp_path: Path, name: str):
+    import transformers
+
+    model_type, kind = classes_of_transformers()[name]
+    fields = {"model_type": model_type, "architectures": [name]}
+    purpose = purpose_of(fields, BY_MODEL_TYPE[model_type], {})
+    assert purpose.kind == kind
+    assert kind or name in purpose.reason
+    if not hasattr(transformers, name):
+        return
+    like = {"bert": "bert", "gpt2": "gpt2"}.get(model_type, "llama")
+    save_model(tmp_path, name, like=like)
+    if kind is not None:
+        assert read_model_folder(tmp_path).kind == kind
+        return
+    with pytest.raises(InputError, match=f"can't be used as it is: .*{name}"):
+        _ = read_model_folder(tmp_path).kind
 
 
 BERT = {"model_type": "bert"}

@@ -70,7 +70,7 @@ def test_a_number_that_is_not_finite_is_refused_with_its_tensor(
 
     edit(tmp_path, spoil)
     with pytest.raises(InputError, match=rf"{NORM['gpt']} has numbers that are not finite"):
-        read_model_folder(tmp_path)
+        read_model_folder(tmp_path).causal_lm()
 
 
 def test_numbers_whose_sum_overflows_are_finite():

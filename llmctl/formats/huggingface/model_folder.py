@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from llmctl import tokenizers
 from llmctl.errors import InputError, did_you_mean
@@ -25,7 +25,14 @@ from llmctl.formats.huggingface.purposes import (
     names_of_labels,
     purpose_of,
 )
-from llmctl.formats.huggingface.weights import AGAIN, WEIGHTS, check_body, check_sizes, weights_of
+from llmctl.formats.huggingface.weights import (
+    AGAIN,
+    WEIGHTS,
+    Weights,
+    check_body,
+    check_sizes,
+    weights_of,
+)
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
 from llmctl.models.config_json import FieldError, shown
 from llmctl.models.spec import ModelSpec
@@ -58,7 +65,7 @@ class ModelFolder:
     architecture: ModelSpec
     config: Any
     """Our configuration of the body."""
-    tensors: dict[str, Tensor]
+    tensors: Weights
     tokenizer: Tokenizer
     """What it puts around a text is what the model was trained on."""
     purpose: Purpose
@@ -87,7 +94,7 @@ class ModelFolder:
         """Names of the classes by number, if this is a classifier."""
         if self.kind != "classify":
             return None
-        count = next(len(self.tensors[name]) for name in CLASS_HEADS if name in self.tensors)
+        count = next(self.tensors.shapes[name][0] for name in CLASS_HEADS if name in self.tensors)
         try:
             return names_of_labels(self.fields, count)
         except PurposeError as error:
@@ -329,7 +336,7 @@ def read_model_folder(path: Path) -> ModelFolder:
     except ValueError as error:
         raise _not_the_model(weights.files[0], error) from None
     tokenizer = _as_trained(tokenizer, fields, architecture, purpose)
-    return ModelFolder(path, fields, architecture, config, weights.read(), tokenizer, purpose)
+    return ModelFolder(path, fields, architecture, config, weights, tokenizer, purpose)
 
 
 def _as_trained(

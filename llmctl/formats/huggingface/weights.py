@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 import re
 import zipfile
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from llmctl.errors import InputError
 from llmctl.models.spec import ModelSpec
 from llmctl.parsing import read_json_object
-from llmctl.workspace.tensors import read_tensors
+from llmctl.workspace.tensors import open_tensors
 
 WEIGHTS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
@@ -43,22 +42,32 @@ _BUFFERS = re.compile(
 """What classes of transformers once kept beside their weights, and make anew."""
 
 
-@dataclass(frozen=True)
-class Weights:
-    """The files of a model's tensors."""
+class _Place(NamedTuple):
+    """Where a tensor lies."""
 
-    files: tuple[Path, ...]
+    file: Path
+    name: str
+    """As the file has it."""
+    shape: tuple[int, ...]
+
+
+class Weights(Mapping[str, Tensor]):
+    """The tensors of some files by name, buffers left out; each is read when it is looked up.
+
+    A tensor that nobody holds any more takes no memory: safetensors are read where they lie.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = tuple(files)
+        self._unpickled: dict[Path, dict[str, Tensor]] = {}
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes by name, read from the files' heads; buffers left out.
-
-        Raises InputError for a tensor that holds no floating-point numbers.
-        """
+    def _places(self) -> dict[str, _Place]:
+        """Raises InputError for a tensor that holds no floating-point numbers."""
         found = {}
         for path in self.files:
-            for name, (dtype, shape) in _head(path).items():
-                name = current_name(name)
+            for inner, (dtype, shape) in self._head(path).items():
+                name = current_name(inner)
                 if _BUFFERS.search(name):
                     continue
                 if dtype not in FLOATS:
@@ -66,34 +75,64 @@ class Weights:
                         f"{path}: the tensor {name} is of type {dtype.lower()}, and weights are "
                         "fp64, fp32, fp16 or bf16; take the model in one of these"
                     )
-                found[name] = shape
+                found[name] = _Place(path, inner, shape)
         return found
 
-    def read(self) -> dict[str, Tensor]:
-        """The tensors by name. Raises InputError for one whose numbers are not finite."""
-        tensors = {}
-        for path in self.files:
-            for name, tensor in _tensors(path).items():
-                name = current_name(name)
-                if _BUFFERS.search(name):
-                    continue
-                if not is_finite(tensor):
-                    raise InputError(
-                        f"{path}: the tensor {name} has numbers that are not finite; the model "
-                        "diverged, or its file is damaged: take another"
-                    )
-                tensors[name] = tensor
-        return tensors
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name, read from the files' heads."""
+        return {name: place.shape for name, place in self._places.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor. Raises InputError where its numbers are not finite."""
+        path, inner, _ = self._places[name]
+        if path.suffix == ".bin":
+            tensor = self._pickled(path)[inner]
+        else:
+            with open_tensors(path) as file:
+                tensor = file.get_tensor(inner)
+        if not is_finite(tensor):
+            raise InputError(
+                f"{path}: the tensor {name} has numbers that are not finite; the model diverged, "
+                "or its file is damaged: take another"
+            )
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def _head(self, path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Type and shape of each tensor of a file."""
+        if path.suffix == ".bin":
+            return {
+                name: (_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+                for name, tensor in self._pickled(path).items()
+            }
+        with open_tensors(path) as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (p.get_dtype(), tuple(p.get_shape())) for name, p in parts.items()}
+
+    def _pickled(self, path: Path) -> dict[str, Tensor]:
+        """The tensors of a pickled file, mapped where they can be."""
+        if path not in self._unpickled:
+            self._unpickled[path] = _unpickled(path)
+        return self._unpickled[path]
 
 
 def weights_of(folder: Path) -> Weights:
     """The weights of a folder. Raises InputError if there are none, or an index is damaged."""
     for name in (WEIGHTS, PICKLED):
         if (folder / name).exists():
-            return Weights((folder / name,))
+            return Weights([folder / name])
         index = folder / f"{name}{INDEX}"
         if index.is_file():
-            return Weights(tuple(folder / file for file in _named_in(index)))
+            return Weights([folder / file for file in _named_in(index)])
     raise InputError(f"{folder / WEIGHTS} is missing; {AGAIN}")
 
 
@@ -116,29 +155,6 @@ _NAMES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }
-
-
-def _head(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor of a file."""
-    if path.suffix == ".bin":
-        return {
-            name: (_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
-            for name, tensor in _unpickled(path).items()
-        }
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: (p.get_dtype(), tuple(p.get_shape())) for name, p in parts.items()}
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; {AGAIN}") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} can't be read as safetensors: {error}") from None
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    return _unpickled(path) if path.suffix == ".bin" else read_tensors(path)
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
