@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import typer
-from filelock import FileLock
 from typer.testing import CliRunner
 
 from llmctl.cli.app import COMMANDS, app
 from llmctl.cli.reference import insert, reference
 from llmctl.config import ALIASES
 from llmctl.models import ARCHITECTURES
+from tests.once import made_once
 from tests.run import llmctl
 from tests.test_rooms import FLOORS
 
@@ -247,28 +247,23 @@ def beside(folder: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def toured(
     tmp_path_factory: pytest.TempPathFactory,
-    worker_id: str,
     corpus_file: Path,
     labelled_file: Path,
     sayings_file: Path,
 ) -> Path:
-    """A folder in which all commands of the README have run, and what the guides name besides;
-    made once for all workers."""
+    """A folder in which the README's commands have run, and what the guides name besides."""
     pytest.importorskip("sklearn")
-    common = tmp_path_factory.getbasetemp()
-    folder = (common if worker_id == "master" else common.parent) / "toured"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "done").exists():
-            folder.mkdir()
-            add_files(folder, corpus_file, labelled_file, sayings_file)
-            commands = runnable(README)
-            assert len(commands) > 10
-            with beside(folder):
-                for line in commands:
-                    run(folder, line)
-                run(folder, "llmctl pretrain --arch llama --shards prose --name gpt-code")
-            (folder / "done").touch()
-    return folder
+
+    def tour(folder: Path) -> None:
+        add_files(folder, corpus_file, labelled_file, sayings_file)
+        commands = runnable(README)
+        assert len(commands) > 10
+        with beside(folder):
+            for line in commands:
+                run(folder, line)
+            run(folder, "llmctl pretrain --arch llama --shards prose --name gpt-code")
+
+    return made_once(tmp_path_factory, "toured", tour)
 
 
 def test_every_command_of_the_readme_runs(toured: Path):
