@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
@@ -58,25 +58,12 @@ def command(
     quiet: bool = options.QUIET,
 ) -> None:
     """Talk with a model that has learned to answer. From a pipe, each line is a turn."""
+    given = locals()
     options.ask_for_large_pages()
     from llmctl.cli.console import TerminalReporter
-    from llmctl.config import build, parse_assignments, read_recipe
     from llmctl.stages.chat import ChatConfig, open_chat
 
-    given: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-    }
-    config = build(
-        ChatConfig,
-        read_recipe(recipe, "chat") if recipe else {},
-        {key: value for key, value in given.items() if value is not None},
-        parse_assignments(set_),
-    )
+    config = options.configured(ChatConfig, "chat", given)
     place = options.open_workspace(workspace)
     session = open_chat(place, start, config, system=system)
     _Talk(session, TerminalReporter(quiet=quiet), json=json).run()

@@ -97,39 +97,12 @@ def command(
     quiet: bool = options.QUIET,
 ) -> None:
     """Measure a model on held-out data, with baselines and intervals; keeps a report."""
+    given = locals()
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.cli.evaluation_tables import print_kept, print_report
-    from llmctl.config import build, parse_assignments, read_recipe
     from llmctl.stages.evaluate import REPORT, EvaluateConfig, Files, evaluate_model, plan
 
-    given: dict[str, Any] = {
-        "task": task,
-        "text_column": text_column,
-        "text_pair_column": text_pair_column,
-        "label_column": label_column,
-        "source_column": source_column,
-        "target_column": target_column,
-        "num_beams": num_beams,
-        "max_new_tokens": max_new_tokens,
-        "encoding": encoding,
-        "encoding_errors": encoding_errors,
-        "header": header,
-        "document": document,
-        "stride": stride,
-        "shots": shots,
-        "score": score,
-        "baselines": baselines,
-        "max_tokens": max_tokens,
-        "dtype": dtype,
-        "device": device,
-        "seed": seed,
-    }
-    config = build(
-        EvaluateConfig,
-        read_recipe(recipe, "eval") if recipe else {},
-        {key: value for key, value in given.items() if value is not None},
-        parse_assignments(set_),
-    )
+    config = options.configured(EvaluateConfig, "eval", given)
     place, files = options.open_workspace(workspace), Files(data, template, examples, target)
     how: dict[str, Any] = {"compare": compare, "name": name, "force": force}
     with divided(nproc, reads_stdin=False), TerminalReporter(quiet=quiet) as reporter:

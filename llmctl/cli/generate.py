@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
@@ -109,9 +109,9 @@ def command(
     quiet: bool = options.QUIET,
 ) -> None:
     """Write on from prompts. Always the likeliest token, unless an option asks for sampling."""
+    given = locals()
     options.ask_for_large_pages()
     from llmctl.cli.console import TerminalReporter, print_json
-    from llmctl.config import build, parse_assignments, read_recipe
     from llmctl.errors import UsageError
     from llmctl.stages.generate import (
         GenerateConfig,
@@ -124,34 +124,7 @@ def command(
     from llmctl.stages.generate_source import write_from_file
     from llmctl.workspace.outputs import output_at
 
-    given: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "min_new_tokens": min_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "typical_p": typical_p,
-        "repetition_penalty": repetition_penalty,
-        "frequency_penalty": frequency_penalty,
-        "no_repeat_ngram_size": no_repeat_ngram_size,
-        "bad_words": bad_words or None,
-        "stop": stop or None,
-        "num_beams": num_beams,
-        "length_penalty": length_penalty,
-        "early_stopping": early_stopping,
-        "num_samples": num_samples,
-        "penalty_alpha": penalty_alpha,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-    }
-    config = build(
-        GenerateConfig,
-        read_recipe(recipe, "generate") if recipe else {},
-        {key: value for key, value in given.items() if value is not None},
-        parse_assignments(set_),
-    )
+    config = options.configured(GenerateConfig, "generate", given)
     ways = {
         "--prompt": bool(prompt),
         "--prompt-file": prompt_file,

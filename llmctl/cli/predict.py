@@ -41,8 +41,8 @@ def command(
     json: bool = flag("Print one JSON object a line.", "--json"),
 ) -> None:
     """Classify texts, or fill the [MASK]s of a text with a pretrained model."""
+    given = locals()
     from llmctl.cli.console import TerminalReporter
-    from llmctl.config import build
     from llmctl.data.text.sources import no_file
     from llmctl.errors import UsageError
     from llmctl.formats.open import LabelledColumns
@@ -63,19 +63,12 @@ def command(
     path = data or Path("-")
     if path.is_dir():
         raise no_file("--data", path)
-    asked = {
-        "text_column": text_column,
-        "text_pair_column": text_pair_column,
-        "encoding": encoding,
-        "encoding_errors": encoding_errors,
-        "header": header,
-    }
-    given = build(LabelledColumns, {k: value for k, value in asked.items() if value is not None})
+    config = options.configured(LabelledColumns, "predict", given)
     place, reporter = options.open_workspace(workspace), TerminalReporter()
     found = False
     with divided(nproc, reads_stdin=not texts and str(path) == "-"):
         predictor = Predictor(place, start, device=device or "auto")
-        examples = predictor.alone(texts) if texts else predictor.of_file(path, given, reporter)
+        examples = predictor.alone(texts) if texts else predictor.of_file(path, config, reporter)
         for answer in predictor.answers(examples, top=top, reporter=reporter):
             found = True
             _show(answer, top, as_json=json)

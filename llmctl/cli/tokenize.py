@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
-from llmctl.cli.options import argument, flag, option
+from llmctl.cli.options import argument, option
 from llmctl.cli.threads import note_others
 from llmctl.errors import UsageError
 
@@ -49,7 +49,7 @@ def command(
         show_default="wordpiece",
     ),
     vocab_size: int | None = option("Pieces to learn.", show_default="by corpus size"),
-    cased: bool = flag("Keep capitals and accents.", "--cased"),
+    cased: bool | None = option("Keep capitals and accents.", "--cased"),
     text_column: str | None = options.TEXT_COLUMN,
     document: str | None = option("What a document is in plain text: auto, file, paragraph, line."),
     validation: float | None = option("Share held out to validate on.", show_default="0.02"),
@@ -81,80 +81,56 @@ def command(
     quiet: bool = options.QUIET,
 ) -> None:
     """Learn a tokenizer from text, or take one, and write the text as shards of tokens."""
+    given = locals()
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
-    from llmctl.config import build, parse_assignments, read_recipe
     from llmctl.stages.tokenize.parts import tokenize_part
     from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
 
-    given: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "vocab_size": vocab_size,
-        "cased": cased or None,
-        "text_column": text_column,
-        "document": document,
-        "validation": validation,
-        "split": split,
-        "encoding": encoding,
-        "encoding_errors": encoding_errors,
-        "header": header,
-        "workers": workers,
-    }
-    config = build(
-        TokenizeConfig,
-        read_recipe(recipe, "tokenize") if recipe else {},
-        {key: value for key, value in given.items() if value is not None},
-        parse_assignments(set_),
-    )
+    config = options.configured(TokenizeConfig, "tokenize", given)
     chosen = _chosen_part(part, ray, name)
     if dry_run:
-        print_dry_run(
-            {
-                "config": config.model_dump(mode="json"),
-                "sources": sources,
-                **({} if chosen is None else {"part": str(chosen)}),
-            },
-            config,
-            json=json,
-        )
+        plan: dict[str, Any] = {"config": config.model_dump(mode="json"), "sources": sources}
+        if chosen is not None:
+            plan["part"] = str(chosen)
+        print_dry_run(plan, config, json=json)
         return
-    place, missing = options.open_workspace(workspace), None
+    place, missing = options.open_workspace(workspace), list[int]()
     with TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter, "fewer --workers leave them more")
-        how: dict[str, Any] = {"force": force, "reporter": reporter}
+        how: dict[str, Any] = {"name": name, "force": force, "reporter": reporter}
         if chosen is not None:
-            assert name is not None
-            done = tokenize_part(place, sources, config, chosen, name=name, **how)
+            done = tokenize_part(place, sources, config, chosen, **how)
             artefact, there, missing = done.shards, done.there, done.missing
         elif ray is not None:
             from llmctl.stages.tokenize.ray_data import tokenize_on_ray
 
-            artefact, there = tokenize_on_ray(place, sources, config, ray, name=name, **how)
+            artefact, there = tokenize_on_ray(place, sources, config, ray, **how)
         else:
-            artefact, there = tokenize(place, sources, config, name=name, **how)
+            artefact, there = tokenize(place, sources, config, **how)
         if there:
             what = f"shards {artefact.manifest.name}" if artefact else f"part {chosen} of {name}"
             reporter.note(f"{what}: up to date")
-    parts = {"part": chosen.number, "parts": chosen.of, "missing": missing} if chosen else {}
-    if artefact is None:
-        assert chosen is not None
-        assert missing
-        if json:
-            print_json({"name": name, "folder": None, **parts})
-            return
+    if json:
+        shards = {
+            "name": artefact.manifest.name if artefact else name,
+            "folder": str(artefact.folder) if artefact else None,
+        }
+        parts = {"part": chosen.number, "parts": chosen.of, "missing": missing} if chosen else {}
+        print_json({**shards, **parts, **(artefact.manifest.summary if artefact else {})})
+    elif artefact is None:
         shown = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
         out().print(f"part {chosen} of shards {name}: done; {len(missing)} missing ({shown})")
-        return
-    summary = artefact.manifest.summary
-    if json:
-        shards = {"name": artefact.manifest.name, "folder": str(artefact.folder)}
-        print_json({**shards, **parts, **summary})
-        return
+    else:
+        out().print(f"shards {artefact.manifest.name}: {_figures(artefact.manifest.summary)}")
+
+
+def _figures(summary: dict[str, Any]) -> str:
     words = summary["tokens"] / max(summary["tokens_per_word"], 1e-9)
     # Where words are short, most are Chinese characters.
     per = "word" if summary["characters"] > 2.5 * words else "word (a Chinese character is one)"
     duplicates = f", {summary['duplicates']:,} duplicates dropped" if summary["duplicates"] else ""
-    out().print(
-        f"shards {artefact.manifest.name}: {summary['documents']:,} documents"
+    return (
+        f"{summary['documents']:,} documents"
         f" ({summary['validation_documents']:,} for validation{duplicates}), "
         f"{summary['tokens']:,} tokens, {summary['tokens_per_word']:.2f} tokens per {per}, "
         f"{summary['unknown_share']:.3%} unknown, {summary['megabytes_per_second']:.1f} MB/s"
