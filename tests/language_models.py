@@ -56,8 +56,9 @@ def measure(
         workspace, start, files, config, compare=compare, force=True, reporter=reporter
     )
     assert not there
-    assert json.loads(json.dumps(report)) == report
-    return report
+    document = report.document()
+    assert json.loads(json.dumps(document)) == document
+    return document
 
 
 def of_text(theirs: Any, context: str, text: str) -> list[float]:

@@ -30,7 +30,6 @@ EVERYWHERE = {"", "errors", "parsing", "config"}
 """``llmctl`` itself (its version), and what has no room because every room may use it."""
 
 EXCEPTIONS = {
-    ("tasks.seq2seq.evaluate", "stages.generate"): "it measures what the command writes",
     ("config", "reporting.units"): "durations such as 10m, parsed where they are printed",
 }
 """(module, what it imports): why it may import from its own floor or from above."""

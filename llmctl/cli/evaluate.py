@@ -99,8 +99,8 @@ def command(
     """Measure a model on held-out data, with baselines and intervals; keeps a report."""
     given = locals()
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
-    from llmctl.cli.evaluation_tables import print_kept, print_report
-    from llmctl.stages.evaluate import REPORT, EvaluateConfig, Files, evaluate_model, plan
+    from llmctl.reporting.report import render_report
+    from llmctl.stages.evaluate import REPORT, EvaluateConfig, Files, evaluate_model, parts_of, plan
 
     config = options.configured(EvaluateConfig, "eval", given)
     place, files = options.open_workspace(workspace), Files(data, template, examples, target)
@@ -112,14 +112,11 @@ def command(
                 plan(place, start, files, config, reporter=reporter, **how), config, json=json
             )
             return
-        report, artefact, there = evaluate_model(
+        report, artefact, up_to_date = evaluate_model(
             place, start, files, config, reporter=reporter, **how
         )
-        reporter.note(f"report {artefact.folder}{': up to date' if there else ''}")
+        reporter.note(f"report {artefact.folder}{': up to date' if up_to_date else ''}")
     if json:
-        print_json({"name": artefact.manifest.name, **report})
+        print_json({"name": artefact.manifest.name, **report.document()})
     else:
-        if there:
-            print_kept(out(), report, artefact.folder / REPORT)
-        else:
-            print_report(out(), report)
+        out().print(render_report(parts_of(report, artefact.folder / REPORT)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
@@ -15,7 +15,7 @@ from llmctl.reporting.visible import visible
 
 if TYPE_CHECKING:
     from llmctl.data.text.decoding import ReadOptions
-    from llmctl.stages.generate import Answer, Prompt
+    from llmctl.tasks.generation import Answer, Prompt
 
 EXAMPLE = 'Example: llmctl generate --from gpt-docs --prompt "def main(" --top-p 0.9'
 
@@ -112,75 +112,37 @@ def command(
     given = locals()
     options.ask_for_large_pages()
     from llmctl.cli.console import TerminalReporter, print_json
-    from llmctl.errors import UsageError
     from llmctl.stages.generate import (
-        GenerateConfig,
-        Generation,
         Templated,
         as_record,
-        open_to_write,
+        open_generation,
+        templated,
         write_records,
     )
     from llmctl.stages.generate_source import write_from_file
+    from llmctl.tasks.generation import GenerateConfig
     from llmctl.workspace.outputs import output_at
 
     config = options.configured(GenerateConfig, "generate", given)
-    ways = {
-        "--prompt": bool(prompt),
-        "--prompt-file": prompt_file,
-        "--template": template,
-        "--source": source,
-    }
-    chosen = [name for name, value in ways.items() if value]
-    if len(chosen) > 1:
-        raise UsageError(f"give {' or '.join(chosen)}, not both")
-    if template and data is None:
-        raise UsageError("--template needs --data FILE, whose rows it is filled in from")
-    for name, value in (("--data", data), ("--examples", examples), ("--shots", shots)):
-        if value and not template:
-            raise UsageError(f"{name} goes with --template FILE, which makes prompts of it")
-    if source and output is None:
-        raise UsageError("--source needs --output FILE, which the texts are written into")
-    if source_column and not source:
-        raise UsageError("--source-column goes with --source FILE, a table")
-    if not chosen and sys.stdin.isatty():
-        raise UsageError('give a prompt: llmctl generate --from RUN --prompt "Once upon a time"')
-    if output and json and str(output) == "-":
-        raise UsageError("--output - and --json both write to standard output; leave one out")
+    _check(given)
     target = output_at(output) if output else None
     place = options.open_workspace(workspace)
-    reads_stdin = not chosen or str(prompt_file) == "-"
+    reads_stdin = not (prompt or prompt_file or template or source) or str(prompt_file) == "-"
     with divided(nproc, reads_stdin=reads_stdin), TerminalReporter(quiet=quiet) as reporter:
         reading = options.read_options(encoding, encoding_errors, header, reporter.note)
-        generation = Generation(
-            open_to_write(place, start),
-            config,
-            draft=open_to_write(place, draft) if draft is not None else None,
-            prompts=len(prompt) or None,
-            reporter=reporter,
+        generation = open_generation(
+            place, start, config, draft=draft, prompts=len(prompt) or None, reporter=reporter
         )
         if source and target:
-            if not generation.from_sources:
-                raise UsageError(
-                    f"--source is for models finetuned with --task seq2seq, and {start} is none; "
-                    "give its prompts with --prompt-file"
-                )
-            count = write_from_file(
-                generation,
-                source,
-                target,
-                source_column=source_column,
-                reading=reading,
-                reporter=reporter,
-            )
+            how: dict[str, Any] = {"source_column": source_column, "reading": reading}
+            count = write_from_file(generation, source, target, reporter=reporter, **how)
             reporter.note(f"{count:,} texts in {output}")
             if json:
                 print_json({"model": start, "output": str(output), "texts": count})
             return
         if template and data:
-            prompts: Iterable[Prompt] = generation.templated(
-                Templated(template, data, examples, shots, reading)
-            )
+            asked = Templated(template, data, examples, shots, reading)
+            prompts: Iterable[Prompt] = templated(generation, asked)
         else:
             prompts = _prompts(prompt, prompt_file, reading)
         if json or target:
@@ -203,11 +165,35 @@ def command(
             _print(answer, first=number == 0, alone=generation.from_sources)
 
 
+def _check(given: Mapping[str, Any]) -> None:
+    """Raises UsageError for options, by name, that don't go together."""
+    from llmctl.errors import UsageError
+
+    ways = ("prompt", "prompt_file", "template", "source")
+    chosen = [f"--{way.replace('_', '-')}" for way in ways if given[way]]
+    if len(chosen) > 1:
+        raise UsageError(f"give {' or '.join(chosen)}, not both")
+    if given["template"] and given["data"] is None:
+        raise UsageError("--template needs --data FILE, whose rows it is filled in from")
+    for name in ("data", "examples", "shots"):
+        if given[name] and not given["template"]:
+            raise UsageError(f"--{name} goes with --template FILE, which makes prompts of it")
+    if given["source"] and given["output"] is None:
+        raise UsageError("--source needs --output FILE, which the texts are written into")
+    if given["source_column"] and not given["source"]:
+        raise UsageError("--source-column goes with --source FILE, a table")
+    if not chosen and sys.stdin.isatty():
+        raise UsageError('give a prompt: llmctl generate --from RUN --prompt "Once upon a time"')
+    if given["output"] and given["json"] and str(given["output"]) == "-":
+        raise UsageError("--output - and --json both write to standard output; leave one out")
+
+
 def _prompts(
     texts: list[str], path: Path | None, reading: ReadOptions
 ) -> list[Prompt] | Iterator[Prompt]:
     from llmctl.errors import UsageError
-    from llmctl.stages.generate import Prompt, read_prompts
+    from llmctl.stages.generate import read_prompts
+    from llmctl.tasks.generation import Prompt
 
     for number, text in enumerate(texts, 1):
         # The shell hands over any bytes; what is not UTF-8 comes as lone surrogates.

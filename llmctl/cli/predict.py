@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.launch import divided
 from llmctl.cli.options import argument, flag, option
-from llmctl.reporting.visible import visible
-
-if TYPE_CHECKING:
-    from llmctl.stages.predict import Filling, Prediction
 
 EXAMPLE = 'Example: llmctl predict --from reviews "I would buy it again"'
-
-SHOWN = 60
-"""Characters of a text in a table."""
 
 
 @guarded
@@ -42,11 +34,11 @@ def command(
 ) -> None:
     """Classify texts, or fill the [MASK]s of a text with a pretrained model."""
     given = locals()
-    from llmctl.cli.console import TerminalReporter
+    from llmctl.cli.console import TerminalReporter, print_json
     from llmctl.data.text.sources import no_file
     from llmctl.errors import UsageError
     from llmctl.formats.open import LabelledColumns
-    from llmctl.stages.predict import Predictor
+    from llmctl.stages.predict import open_predictor
 
     if texts == ["-"]:
         texts, data = None, data or Path("-")
@@ -56,56 +48,28 @@ def command(
         raise UsageError('give texts, --data FILE or standard input: llmctl predict "a text"')
     if texts:
         _check_text(texts)
-        columns = {"--text-column": text_column, "--text-pair-column": text_pair_column}
-        for option, column in columns.items():
+        named = {"--text-column": text_column, "--text-pair-column": text_pair_column}
+        for option, column in named.items():
             if column is not None:
                 raise UsageError(f"{option} {column} goes with --data FILE, a table")
     path = data or Path("-")
     if path.is_dir():
         raise no_file("--data", path)
-    config = options.configured(LabelledColumns, "predict", given)
+    columns = options.configured(LabelledColumns, "predict", given)
     place, reporter = options.open_workspace(workspace), TerminalReporter()
     found = False
     with divided(nproc, reads_stdin=not texts and str(path) == "-"):
-        predictor = Predictor(place, start, device=device or "auto")
-        examples = predictor.alone(texts) if texts else predictor.of_file(path, config, reporter)
+        predictor = open_predictor(place, start, device=device or "auto")
+        examples = predictor.alone(texts) if texts else predictor.of_file(path, columns, reporter)
         for answer in predictor.answers(examples, top=top, reporter=reporter):
             found = True
-            _show(answer, top, as_json=json)
+            if json:
+                print_json(answer.record())
+            else:
+                sys.stdout.write("".join(f"{line}\n" for line in answer.lines(top)))
+            sys.stdout.flush()
     if not found:
         raise UsageError("there was no text to predict for; give texts, --data or standard input")
-
-
-def _show(answer: Filling | Prediction, top: int, *, as_json: bool) -> None:
-    from llmctl.cli.console import print_json
-    from llmctl.stages.predict import Filling
-
-    if isinstance(answer, Filling):
-        if as_json:
-            candidates = [
-                [{"token": c.token, "probability": c.probability} for c in mask]
-                for mask in answer.masks
-            ]
-            print_json({"text": answer.text, "masks": candidates})
-        else:
-            _print_filling(answer)
-    elif as_json:
-        pair = {"text_pair": answer.text_pair} if answer.text_pair is not None else {}
-        print_json(
-            {
-                "text": answer.text,
-                **pair,
-                "label": answer.label,
-                "probabilities": answer.probabilities,
-            }
-        )
-    else:
-        best = list(answer.probabilities.items())[:top]
-        ranking = "  ".join(f"{visible(label)} {share:.1%}" for label, share in best)
-        shown = answer.text if len(answer.text) <= SHOWN else f"{answer.text[: SHOWN - 1]}…"
-        line = f"{visible(answer.label)}\t{ranking}\t{visible(' '.join(shown.split()))}"
-        sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 def _check_text(texts: list[str]) -> None:
@@ -119,11 +83,3 @@ def _check_text(texts: list[str]) -> None:
                 f"text {number} is not UTF-8; convert it, or give it in a file with "
                 "--encoding-errors replace"
             )
-
-
-def _print_filling(answer: Any) -> None:
-    sys.stdout.write(f"{visible(answer.text)}\n")
-    for number, mask in enumerate(answer.masks, 1):
-        words = "  ".join(f"{visible(c.token)} {c.probability:.1%}" for c in mask)
-        prefix = f"  {number}: " if len(answer.masks) > 1 else "  "
-        sys.stdout.write(f"{prefix}{words}\n")

@@ -55,9 +55,9 @@ def _keys() -> list[str]:
     from llmctl.stages.evaluate import EvaluateConfig
     from llmctl.stages.finetune import TASKS
     from llmctl.stages.finetune import resolve as resolve_finetune
-    from llmctl.stages.generate import GenerateConfig
     from llmctl.stages.pretrain import resolve
     from llmctl.stages.tokenize.stage import TokenizeConfig
+    from llmctl.tasks.generation import GenerateConfig
     from llmctl.tasks.ngram.train import NgramRunConfig
 
     stages: dict[str, Config] = {

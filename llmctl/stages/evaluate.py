@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmctl.errors import InputError
+from llmctl.evaluation.report import MODEL, Report
 from llmctl.parsing import read_json_object
+from llmctl.reporting.report import Part
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages.evaluate_inputs import COMPARED, Files, Measure, choose
-from llmctl.tasks.evaluation import EvaluateConfig, Given, open_subject
+from llmctl.tasks.causal_lm.benchmarks import BenchmarkEvaluator
+from llmctl.tasks.causal_lm.evaluate import PerplexityEvaluator
+from llmctl.tasks.causal_lm.prompted import PromptEvaluator
+from llmctl.tasks.classify.evaluate import ClassifierEvaluator
+from llmctl.tasks.evaluation import COMPARED, EvaluateConfig, Evaluator, Files
 from llmctl.tasks.learned import weak_start
-from llmctl.tasks.training_data import pretrained_on
+from llmctl.tasks.masked_lm.evaluate import MaskedEvaluator
+from llmctl.tasks.opened import OpenedModel
+from llmctl.tasks.seq2seq.evaluate import Seq2SeqEvaluator
 from llmctl.training.distributed.processes import current
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -21,17 +30,27 @@ from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import new_manifest
 from llmctl.workspace.names import slug
 
-__all__ = ["REPORT", "EvaluateConfig", "Files", "evaluate_model", "plan"]
+__all__ = ["REPORT", "EvaluateConfig", "Files", "evaluate_model", "parts_of", "plan", "read_report"]
 
 REPORT = "report.json"
+
+EVALUATORS: Sequence[type[Evaluator]] = (
+    ClassifierEvaluator,
+    MaskedEvaluator,
+    Seq2SeqEvaluator,
+    PromptEvaluator,
+    BenchmarkEvaluator,
+    PerplexityEvaluator,
+)
+"""All ways of measuring: the first that is for a model, and suits the files and options, is
+taken."""
 
 
 @dataclass(frozen=True)
 class _Resolved:
     """What is to be done, and the report that it gives."""
 
-    given: Given
-    measure: Measure
+    evaluator: Evaluator
     identity: Identity
     name: str
     found: Artefact | None
@@ -47,18 +66,18 @@ def evaluate_model(
     name: str | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
-) -> tuple[dict[str, Any], Artefact, bool]:
+) -> tuple[Report, Artefact, bool]:
     """Measure a model; returns the report, its artefact, and whether it was there already.
 
     compare: further models to measure on the same data, in the same table. Several processes divide
-    the data.
+    the data. Raises InputError where a report that was there is damaged.
     """
     reporter, world = reporter or Reporter(), current()
     resolved = _resolve(workspace, start, files, config, compare, name, force, reporter)
     world.wait()  # until all have found the same
     if resolved.found is not None:
         resolved.found.verify()
-        return read_json_object(resolved.found.folder / REPORT), resolved.found, True
+        return read_report(resolved.found.folder / REPORT), resolved.found, True
     manifest = new_manifest(
         "report",
         resolved.name,
@@ -69,25 +88,38 @@ def evaluate_model(
     )
     # Before the work: a report that can't be kept is not worth its minutes.
     workspace.prepare("report")
-    report = {"model": start, **resolved.measure(resolved.given, config, reporter)}
-    subject = resolved.given.subject
-    # Beside the report's notes, which are of this measurement.
-    report["learned"] = weak_start(workspace, subject.run)
-    noticed = []
-    if report["task"] == "perplexity" and files.data is not None:
-        known = pretrained_on(workspace, subject.finetuned, files.data)
-        report["training_file"] = bool(known)
-        noticed += known
-    for note in (*noticed, report["learned"]):
-        if note is not None:
-            reporter.note(note)
-    report["notes"] = [*report["notes"], *noticed]
+    evaluator = resolved.evaluator
+    report = evaluator.run(reporter)
+    learned = weak_start(workspace, evaluator.model.run)
+    for note in (*report.notes, *([learned] if learned else [])):
+        reporter.note(note)
+    report = replace(
+        report,
+        model=start,
+        notes=[*evaluator.notes, *report.notes],
+        facts={**report.facts, "learned": learned},
+    )
     if world.is_main:
         with workspace.publish(manifest) as (target, summary):
-            write_json(target / REPORT, report)
-            summary.update(report["summary"])
+            write_json(target / REPORT, report.document())
+            summary.update(report.summary)
     world.wait()
     return report, workspace.get("report", resolved.name), False
+
+
+def read_report(path: Path) -> Report:
+    """A report that was kept. Raises InputError where its file, by whoever wrote it, lacks what
+    every report has."""
+    with _whole(path):
+        return Report.read(read_json_object(path))
+
+
+def parts_of(report: Report, path: Path) -> list[Part]:
+    """What a report has to show. path: where it is kept. Raises InputError where it lacks what a
+    report of its kind has."""
+    with _whole(path):
+        evaluator = {kind: entry for entry in EVALUATORS for kind in entry.reports}[report.task]
+        return [*evaluator.parts(report), *report.remarks()]
 
 
 def plan(
@@ -104,13 +136,14 @@ def plan(
     """The resolved configuration, and what ``evaluate_model`` would do."""
     reporter = reporter or Reporter()
     resolved = _resolve(workspace, start, files, config, compare, name, force, reporter)
+    inputs = resolved.identity.inputs
     return {
         "config": config.model_dump(mode="json"),
         "plan": {
             "name": resolved.name,
             "up_to_date": resolved.found is not None,
-            "inputs": {r.role: r.name for r in resolved.identity.inputs if r.role != COMPARED},
-            "compare": [r.name for r in resolved.identity.inputs if r.role == COMPARED],
+            "inputs": {record.role: record.name for record in inputs if record.role != COMPARED},
+            "compare": [record.name for record in inputs if record.role == COMPARED],
         },
     }
 
@@ -126,12 +159,14 @@ def _resolve(
     reporter: Reporter,
 ) -> _Resolved:
     choose_device(config.device, "--device")
-    subject = open_subject(workspace, start)
-    others = {other: open_subject(workspace, other) for other in compare}
-    given, measure, inputs = choose(workspace, subject, others, files, config)
-    model_name = start if subject.run else slug(Path(start).resolve().name, "model")
+    names = {MODEL: start, **{other: other for other in compare}}
+    models = {row: OpenedModel.open(workspace, given) for row, given in names.items()}
+    model = models[MODEL]
+    made = next(e for e in EVALUATORS if model.kind in e.kinds and e.suits(files, config))
+    evaluator = made(workspace, models, files, config)
+    model_name = start if model.run else slug(Path(start).resolve().name, "model")
     data_name = slug(files.data.name.partition(".")[0], "data") if files.data else "validation"
-    identity = Identity.of("eval", config, inputs)
+    identity = Identity.of("eval", config, evaluator.inputs())
     report_name, found = workspace.match(
         "report",
         name,
@@ -140,6 +175,18 @@ def _resolve(
         force=force,
         note=reporter.note,
     )
-    for note in given.notes:
+    for note in evaluator.notes:
         reporter.note(note)
-    return _Resolved(given, measure, identity, report_name, found)
+    return _Resolved(evaluator, identity, report_name, found)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Raises InputError where a report lacks a part."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a whole report ({type(error).__name__}: {error}); make it again with "
+            "--force"
+        ) from None

@@ -17,10 +17,11 @@ from typing import Any, BinaryIO
 
 from llmctl.data.tables.source_target import read_pairs
 from llmctl.data.text.decoding import DEFAULT, ReadOptions
-from llmctl.errors import InputError, LlmctlError, error_of, record_of
+from llmctl.errors import InputError, LlmctlError, UsageError, error_of, record_of
 from llmctl.formats.columns import pair_columns
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages.generate import Answer, Generation, Prompt, as_record
+from llmctl.stages.generate import as_record
+from llmctl.tasks.generation import Answer, Generation, Prompt
 from llmctl.training.distributed.processes import current
 from llmctl.workspace.files import sha256_file, sha256_json, to_json
 from llmctl.workspace.outputs import Output
@@ -43,9 +44,15 @@ def write_from_file(
     sources: plain text, a source a line, or a table. output: a text a line, or with the ending
     .jsonl objects with source, text, tokens and log-probabilities. source_column: by default that
     of the finetuning, where the file has it. A source of blanks gets an
-    empty text. Raises InputError if there are no sources.
+    empty text. Raises InputError if there are no sources, UsageError for a model that writes from
+    none.
     """
     reporter = reporter or Reporter()
+    if not generation.from_sources:
+        raise UsageError(
+            f"--source is for models finetuned with --task seq2seq, and {generation.model.name} is "
+            "none; give its prompts with --prompt-file"
+        )
     if reading.header == "auto":  # one that had to be named once is there in files of the kind
         reading = replace(reading, header=generation.model.read_config.header)
     columns = pair_columns(

@@ -1,30 +1,37 @@
-"""What every kind of evaluation is given."""
+"""What every kind of evaluation is given, and what it gives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import BeforeValidator, Field, model_validator
+from torch import nn
 
 from llmctl.config import ColumnName, Config
-from llmctl.data.text.decoding import Encoding, Header, ReadConfig
-from llmctl.formats.columns import Finetuned
-from llmctl.formats.huggingface.model_folder import ModelFolder
-from llmctl.formats.ngram.ngram_folder import NgramFolder
-from llmctl.formats.open import open_any_model
+from llmctl.data.text.decoding import Encoding, Header, ReadConfig, ReadOptions
+from llmctl.errors import InputError, UsageError
+from llmctl.evaluation.report import MODEL, Report
 from llmctl.inference.decoding.config import LARGEST_POWER, MOST_AT_ONCE
-from llmctl.inference.ngram_decoder import NgramScorer
-from llmctl.inference.scoring import READ_AHEAD, Answer, CausalScorer, Query, Scorer
-from llmctl.inference.weights import WeightType, prepare
-from llmctl.tasks.pretraining import PretrainConfig, config_for
-from llmctl.tokenizers import Tokenizer
+from llmctl.inference.weights import WeightType
+from llmctl.objectives.pretraining import VALIDATION_SEED
+from llmctl.reporting.report import Part
+from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.opened import OpenedModel
+from llmctl.tasks.pretraining import PretrainConfig, config_for, open_pretraining
 from llmctl.training.distributed.processes import current
-from llmctl.training.precision import choose_device
+from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.files import sha256_file
 from llmctl.workspace.manifests import InputRecord, Manifest
+
+COMPARED = "compared with"
+"""The role of further models among a report's inputs."""
 
 
 def _counts(value: object) -> object:
@@ -112,78 +119,140 @@ class EvaluateConfig(Config):
         return self
 
 
-MANY = 256
-"""Rows of a product when texts are scored, about: more than when they are written."""
-
-
 @dataclass(frozen=True)
-class Subject:
-    """A model that is measured."""
+class Files:
+    """What a model is measured on."""
 
-    name: str
-    """As it was given."""
-    folder: ModelFolder | NgramFolder
-    run: Artefact | None
-    """The run that it is of, if it isn't a mere folder."""
-    record: InputRecord
+    data: Path | None = None
+    """Labelled texts, questions or text; None: the validation part of the run's shards."""
+    template: Path | None = None
+    """Asks about the rows of ``data`` …"""
+    examples: Path | None = None
+    """… and these are solved examples for its prompts."""
+    target: Path | None = None
+    """References, line by line, where ``data`` is plain text with sources."""
+
+
+class Evaluator(ABC):
+    """A way of measuring models: on what, by which figures, and how these are shown.
+
+    Made, it has checked what it was given, found its data and computed nothing.
+    """
+
+    kinds: ClassVar[tuple[str, ...]]
+    """What models do that it is for."""
+    reports: ClassVar[tuple[str, ...]]
+    """Kinds of report that it makes."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        models: Mapping[str, OpenedModel],
+        files: Files,
+        config: EvaluateConfig,
+    ) -> None:
+        """models: ``model`` first, and those that it is compared with.
+
+        Raises UsageError where options don't go with the model or with one another, InputError for
+        a file that isn't there.
+        """
+        self.workspace, self.files, self.config = workspace, files, config
+        self.models = dict(models)
+        self.data: InputRecord | None = None
+        """The record of ``--data``."""
+        self.shards: Artefact | None = None
+        """Those whose validation part is measured on."""
+        self.notes: list[str] = []
+        """What was noticed while the data was chosen."""
+        self.choose()
+
+    @classmethod
+    def suits(cls, files: Files, config: EvaluateConfig) -> bool:
+        """Whether files and options ask for this way, of several for the same models."""
+        return True
+
+    @abstractmethod
+    def choose(self) -> None:
+        """Check what was given, and find the data."""
+
+    @abstractmethod
+    def run(self, reporter: Reporter) -> Report:
+        """Measure; the report has the notes of this and no name yet."""
+
+    @staticmethod
+    @abstractmethod
+    def parts(report: Report) -> Iterator[Part]:
+        """What the report has to show. Raises some error where it lacks what its kind has."""
 
     @property
-    def kind(self) -> str:
-        """``classify``, ``masked_lm``, ``causal_lm``, ``ngram``, or ``seq2seq``, whichever way it
-        writes from sources."""
-        if isinstance(self.folder, ModelFolder) and self.folder.writes_from_source:
-            return "seq2seq"
-        return "ngram" if isinstance(self.folder, NgramFolder) else self.folder.kind
+    def model(self) -> OpenedModel:
+        """The model that is measured."""
+        return self.models[MODEL]
 
     @property
-    def finetuned(self) -> Finetuned:
-        """The model, as far as the columns of its training matter."""
-        return Finetuned(self.name, self.folder, self.run)
+    def others(self) -> list[OpenedModel]:
+        """What it is compared with."""
+        return [model for name, model in self.models.items() if name != MODEL]
 
     @property
-    def is_language_model(self) -> bool:
-        """Whether it predicts next tokens."""
-        return self.kind in ("causal_lm", "ngram")
+    def path(self) -> Path:
+        """The file or folder of ``--data``."""
+        assert self.files.data is not None
+        return self.files.data
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.folder.tokenizer
+    def read_options(self, reporter: Reporter, *, as_trained: bool = False) -> ReadOptions:
+        """How the data is read. as_trained: what is not given is as in the model's finetuning."""
+        options = self.model.options if as_trained else None
+        return self.config.read_config(options).read_options(reporter.note)
 
-    @property
-    def neural(self) -> ModelFolder:
-        """The folder of a neural model."""
-        assert isinstance(self.folder, ModelFolder)
-        return self.folder
+    def note_for(self, reporter: Reporter, model: OpenedModel) -> Any:
+        """Tells a note of a model's columns, with its name where there are several."""
+        before = f"{model.name}: " if self.others else ""
+        return lambda text: reporter.note(before + text)
 
-    def scorer(self, device: str, dtype: WeightType) -> Scorer:
-        """A language model, to score texts with. An n-gram model knows no ``dtype``."""
-        if isinstance(self.folder, NgramFolder):
-            return _DividedScorer(NgramScorer(self.folder.model))
-        model = self.folder.causal_lm().to(choose_device(device, "--device"))
-        # As trained, fp32 needs no other form: that of writing is for few rows at once.
-        head = None if dtype == "fp32" else prepare(model, dtype, rows=MANY)
-        return _DividedScorer(CausalScorer(model, longest=self.folder.max_length, head=head))
+    def inputs(self) -> list[InputRecord]:
+        """All that the report is made from. Raises InputError for a file that isn't there."""
+        records = [self.model.record, *([self.data] if self.data else [])]
+        for role in ("template", "examples", "target"):
+            path: Path | None = getattr(self.files, role)
+            if path is not None:
+                if not path.is_file():
+                    raise InputError(f"--{role} {path}: no such file")
+                name, digest = str(path.resolve()), sha256_file(path)
+                records.append(InputRecord(role=role, name=name, digest=digest))
+        if self.shards is not None:
+            records.append(self.shards.as_input("shards"))
+        return [
+            *records,
+            *(other.record.model_copy(update={"role": COMPARED}) for other in self.others),
+        ]
+
+    def refuse_target(self) -> None:
+        """Raises UsageError where references of sources are given."""
+        why = f"is for models finetuned with --task seq2seq, and {self.model.name} is none"
+        _refuse({"--target": self.files.target}, why)
+
+    def refuse_language_options(self, why: str, *, dtype: bool = True) -> None:
+        """Raises UsageError for an option that is for language models. dtype: whether the number
+        format of the weights is one."""
+        given: dict[str, object] = {
+            "--template": self.files.template,
+            "--examples": self.files.examples,
+            "--task": self.config.task,
+        }
+        if dtype and self.config.dtype != "fp32":
+            given["--dtype"] = self.config.dtype
+        _refuse(given, f"is for language models, and {self.model.name} {why}")
 
 
-class _DividedScorer:
-    """A scorer whose queries several processes divide."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer, self.longest = scorer, scorer.longest
-
-    def score(self, queries: Iterable[Query], *, greedy: bool = False) -> Iterator[Answer]:
-        world = current()
-        yield from world.divided(
-            queries,
-            lambda part, first: self._scorer.score(part, greedy=greedy),
-            block=max(1, READ_AHEAD // world.size),
-            kind=Answer,
-        )
+NO_LANGUAGE_MODEL = "is not one; give --from a GPT, a Llama, a nanochat or an n-gram model"
 
 
-def open_subject(workspace: Workspace, name: str) -> Subject:
-    """The model of a run's name or of a folder. Raises InputError if there is none."""
-    return Subject(name, *open_any_model(workspace, name))
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Raises UsageError for the first option that is given."""
+    for option, value in options.items():
+        if value is not None:
+            raise UsageError(f"{option} {why}")
 
 
 def trained_config(manifest: Manifest) -> PretrainConfig[Any, Any, Any]:
@@ -194,27 +263,63 @@ def trained_config(manifest: Manifest) -> PretrainConfig[Any, Any, Any]:
     return config_for(config["arch"]).model_validate({**config, "model": model})
 
 
-@dataclass(frozen=True)
-class Given:
-    """What is measured on what."""
+def validation_losses(
+    model: nn.Module,
+    shards: Artefact,
+    config: PretrainConfig[Any, Any, Any],
+    device: torch.device,
+    *,
+    limit: int | None = None,
+    progress: Any,
+) -> tuple[dict[str, float], PretrainConfig[Any, Any, Any]]:
+    """Losses and metrics of shards' validation part as training takes it, and the configuration
+    with what follows from the data. limit: tokens that are enough. progress: is told of each
+    batch, by its number and how many there are.
 
-    subject: Subject
-    others: Mapping[str, Subject]
-    data: Path | None
-    target: Path | None = None
-    """The references of sources in plain text."""
-    template: Path | None = None
-    examples: Path | None = None
-    shards: Artefact | None = None
-    """Of the subject's run, where their validation part is measured on."""
-    notes: list[str] = field(default_factory=list)
-    """What was noticed while the inputs were chosen."""
+    Raises InputError if there are no validation documents.
+    """
+    pretraining, config = open_pretraining(shards, config)
+    batches = pretraining.batches("validation", seed=VALIDATION_SEED)
+    total = batches.per_epoch
+    if not total:
+        raise no_validation(shards, "")
+    if limit is not None:
+        tokens = config.data.sequence_length * config.training.batch_size
+        total = min(total, math.ceil(limit / tokens))
 
-    @property
-    def subjects(self) -> dict[str, Subject]:
-        """The model as ``model``, as reports have it, and what it is compared with."""
-        return {"model": self.subject, **self.others}
+    def batch(number: int) -> Any:
+        progress(number + 1, total)
+        return batches(number)
+
+    return evaluate(model, batch, total, device=device, world=current()), config
 
 
-Report = dict[str, Any]
-"""JSON values: ``task``, ``results``, ``notes``, and ``summary`` for the manifest."""
+def no_validation(shards: Artefact, otherwise: str) -> InputError:
+    """What to say of shards without validation documents. otherwise: what could be given."""
+    return InputError(
+        f"shards {shards.manifest.name} have no validation documents; tokenize with a larger "
+        f"--validation{otherwise}"
+    )
+
+
+def shards_record(workspace: Workspace, manifest: Manifest) -> InputRecord | None:
+    """The shards that a run was trained on, or the run that it was finetuned from."""
+    records = [*manifest.inputs, *(record for _, record, _ in workspace.lineage(manifest))]
+    return next((record for record in records if record.role == "shards"), None)
+
+
+def shards_of(workspace: Workspace, manifest: Manifest) -> Artefact:
+    """The shards of a run, their validation part checked. Raises InputError if they are gone."""
+    record = shards_record(workspace, manifest)
+    if record is None:
+        raise InputError(
+            f"run {manifest.name} names no shards to measure it on; give the text, --data FILE"
+        )
+    shards = workspace.get("shards", record.name.partition("/")[2])
+    if shards.manifest.digest != record.digest:
+        raise InputError(
+            f"shards {shards.manifest.name} are not those that run {manifest.name} was trained "
+            "on; make them again as they were"
+        )
+    shards.verify("validation")
+    return shards

@@ -94,12 +94,13 @@ def finetuning(workspace: Path, table: Path, seconds: float) -> float:
 
 def generation(workspace: Path, table: Path, seconds: float) -> float:
     """Tokens a second of one text at a time."""
-    from llmctl.stages.generate import GenerateConfig, Generation, Prompt, open_to_write
+    from llmctl.stages.generate import open_generation
+    from llmctl.tasks.generation import GenerateConfig, Prompt
     from llmctl.workspace.artefacts import Workspace
 
     tokens = 60
     config = GenerateConfig(max_new_tokens=tokens, min_new_tokens=tokens)
-    writer = Generation(open_to_write(Workspace(workspace), "gpt"), config, prompts=1)
+    writer = open_generation(Workspace(workspace), "gpt", config, prompts=1)
     prompt = [Prompt("The class of the", "benchmark")]
     list(writer.answers(prompt))
     begun, written = time.perf_counter(), 0

@@ -19,9 +19,10 @@ from llmctl.formats.columns import Finetuned, labelled_columns, pair_columns
 from llmctl.formats.huggingface.model_folder import COLUMNS
 from llmctl.formats.open import LabelledColumns, open_any_model
 from llmctl.stages.finetune import finetune, resolve
-from llmctl.stages.generate import GenerateConfig, Generation, open_to_write
+from llmctl.stages.generate import open_generation
 from llmctl.stages.generate_source import write_from_file
-from llmctl.stages.predict import Predictor, predict
+from llmctl.stages.predict import open_predictor, predict
+from llmctl.tasks.generation import GenerateConfig
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.outputs import output_at
 from tests.conftest import SUBJECTS
@@ -99,7 +100,7 @@ def finetuned(place: Workspace, name: str) -> Finetuned:
 def read(place: Workspace, name: str, path: Path, **given: Any) -> tuple[list[str], list[str]]:
     """The texts that a classifier reads of a file, and what is said of it."""
     notes = Notes()
-    examples = Predictor(place, name).of_file(path, LabelledColumns(**given), notes)
+    examples = open_predictor(place, name).of_file(path, LabelledColumns(**given), notes)
     texts = [f"{e.text}|{e.text_pair}" if e.text_pair is not None else e.text for e in examples]
     return texts, notes.notes
 
@@ -134,8 +135,8 @@ def test_predict_reads_the_column_of_the_training(
     assert named == [row[0] for row in rows("same")]
     assert notes == [f"{name}.csv: text from text"]
     # The answers, too: those of the texts themselves.
-    alone = list(predict(models, run, Predictor(models, run).alone(told)))
-    by_file = Predictor(models, run)
+    alone = list(predict(models, run, open_predictor(models, run).alone(told)))
+    by_file = open_predictor(models, run)
     assert list(by_file.answers(by_file.of_file(data, LabelledColumns()))) == alone
 
 
@@ -208,7 +209,7 @@ def test_pairs_and_single_texts_are_kept_apart(
         with pytest.raises(UsageError, match=says):
             read(models, on_pairs, both, **options)
     with pytest.raises(UsageError, match=r"one text alone is none; .*--data FILE"):
-        Predictor(models, on_pairs).alone(["one text"])
+        open_predictor(models, on_pairs).alone(["one text"])
     lines = folder / "single.txt"
     lines.write_text("one text\n")
     with pytest.raises(UsageError, match="trained on pairs"):
@@ -323,7 +324,7 @@ def test_sources_are_of_the_column_of_the_training(models: Workspace, folder: Pa
     notes = Notes()
     written = {}
     for name, column in (("by itself", None), ("named", "article"), ("other", "text")):
-        generation = Generation(open_to_write(models, "s2s"), GenerateConfig(max_new_tokens=3))
+        generation = open_generation(models, "s2s", GenerateConfig(max_new_tokens=3))
         output = tmp_path / f"{name}.jsonl"
         write_from_file(generation, data, output_at(output), source_column=column, reporter=notes)
         written[name] = [json.loads(line)["source"] for line in output.read_text().splitlines()]
@@ -385,7 +386,7 @@ def test_texts_that_are_cut_are_counted(models: Workspace, classifier: Finetune,
     told = "6 of 12 texts were longer than the 16 tokens of the finetuning and were cut"
     assert any(told in note for note in report["notes"])
     notes = Notes()
-    predictor = Predictor(models, "cut")
+    predictor = open_predictor(models, "cut")
     list(predictor.answers(predictor.alone(["short", "w" + " word" * 60]), reporter=notes))
     assert notes.notes[0].startswith("1 of 2 texts were longer than the 16 tokens of the finetun")
     # Those of the pretraining's length say so.

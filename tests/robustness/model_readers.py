@@ -25,8 +25,10 @@ from llmctl.objectives.causal_lm import CausalLM
 from llmctl.objectives.classify import Classifier
 from llmctl.objectives.masked_lm import MaskedLM
 from llmctl.objectives.seq2seq import Seq2SeqShape, attach
-from llmctl.stages.generate import GenerateConfig, Generation, Opened, Prompt
-from llmctl.stages.predict import Filling, predict
+from llmctl.stages.generate import open_generation
+from llmctl.stages.predict import predict
+from llmctl.tasks.generation import GenerateConfig, Prompt
+from llmctl.tasks.masked_lm.predict import Filling
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.chat import CHATML
 from llmctl.tokenizers.chat_template import ChatTemplate
@@ -233,14 +235,14 @@ def _ngram(folder: Path) -> None:
 def _answers(folder: Path) -> list[Any]:
     """What a command would make of a model: classes, words behind masks, or text."""
     place = Workspace(folder / "workspace")
-    opened, _, record = open_any_model(place, str(folder / "model"))
+    opened, _, _ = open_any_model(place, str(folder / "model"))
     architecture = getattr(opened, "architecture", None)
     if architecture is not None and architecture.kind == "encoder":
         texts = ["the ship [MASK] over the sea", "[MASK] lay eggs"]
         examples = [Example(text, None, None, f"text {n}") for n, text in enumerate(texts)]
         return list(predict(place, str(folder / "model"), examples, device="cpu"))
     config = GenerateConfig(max_new_tokens=4, temperature=0.0, device="cpu")
-    generation = Generation(Opened("model", opened, record), config)
+    generation = open_generation(place, str(folder / "model"), config)
     prompts = [Prompt("The ship sails", "prompt 1"), Prompt("Hens", "prompt 2")]
     return list(generation.answers(prompts))
 

@@ -10,16 +10,16 @@ from typing import Any
 
 from rich.console import Console
 
-from llmctl.cli.evaluation_tables import print_kept
 from llmctl.data.shards.files import ShardReader
 from llmctl.formats.open import choose_shards
 from llmctl.parsing import read_json
 from llmctl.reporting.compare import render_compare
+from llmctl.reporting.report import render_report
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.status import render_detail, render_overview
 from llmctl.stages import pretrain
 from llmctl.stages.compare import compare
-from llmctl.stages.evaluate import Files, evaluate_model
+from llmctl.stages.evaluate import Files, evaluate_model, parts_of
 from llmctl.stages.status import detail, overview
 from llmctl.stages.tokenize.parts import parse_part, tokenize_part
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
@@ -206,11 +206,12 @@ def _sealed_part(folder: Path) -> None:
 def _report(folder: Path) -> Any:
     place = Workspace(folder / "workspace")
     config = EvaluateConfig(baselines=False, max_tokens=200, device="cpu")
-    report, _, _ = evaluate_model(
+    report, artefact, _ = evaluate_model(
         place, "one", Files(None, None, None, None), config, name="report"
     )
-    print_kept(Console(file=io.StringIO(), width=100), report, folder)
-    return report
+    console = Console(file=io.StringIO(), width=100)
+    console.print(render_report(parts_of(report, artefact.folder)))
+    return report.document()
 
 
 def _sound_report(report: Any) -> None:

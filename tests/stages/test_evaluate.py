@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from llmctl.cli.app import app
-from llmctl.cli.evaluation_tables import print_report
 from llmctl.errors import InputError, LlmctlError, UsageError
-from llmctl.stages.evaluate import EvaluateConfig, Files, evaluate_model, plan
+from llmctl.reporting.report import render_report
+from llmctl.stages.evaluate import EvaluateConfig, Files, evaluate_model, parts_of, plan
 from llmctl.workspace.artefacts import Workspace
 from tests.language_models import PAIRS, TEMPLATE, WINDOW, measure, split, write
 
@@ -161,7 +161,11 @@ def test_a_folder_of_questions_is_printed_with_its_mean(
     rows = [{"sentence_good": good, "sentence_bad": bad} for good, bad in PAIRS]
     for name in ("agreement", "islands"):
         write(folder / f"{name}.jsonl", rows)
-    print_report(out(), {"model": "gpt", **measure(models, "gpt", folder, compare=["grams"])})
+    config = EvaluateConfig()
+    report, artefact, _ = evaluate_model(
+        models, "gpt", Files(folder), config, compare=["grams"], force=True
+    )
+    out().print(render_report(parts_of(report, artefact.folder)))
     printed = capsys.readouterr().out
     for part in ("agreement", "islands", "mean", "chance", "gpt", "grams"):
         assert part in printed

@@ -20,8 +20,11 @@ from llmctl.formats.huggingface.model_folder import read_model_folder
 from llmctl.stages import finetune
 from llmctl.stages.chat import ChatConfig, open_chat
 from llmctl.stages.evaluate import EvaluateConfig, Files, evaluate_model
-from llmctl.stages.generate import GenerateConfig, Generation, Prompt, open_to_write
-from llmctl.stages.predict import Filling, Prediction, predict
+from llmctl.stages.generate import open_generation
+from llmctl.stages.predict import predict
+from llmctl.tasks.classify.predict import Prediction
+from llmctl.tasks.generation import GenerateConfig, Prompt
+from llmctl.tasks.masked_lm.predict import Filling
 from llmctl.workspace.artefacts import Workspace
 from tests.foreign_models import TEXTS, learned, save_model
 
@@ -94,7 +97,7 @@ def test_a_classifier_from_anybodys_model_is_to_transformers_what_it_is_here(
         np.testing.assert_allclose(ours, theirs(folder, texts), atol=1e-5)
         assert ours.std() > 1e-3
     report, _, _ = evaluate_model(workspace, "c", Files(data), EvaluateConfig(baselines=False))
-    assert report["examples"] == 18
+    assert report.facts["examples"] == 18
 
 
 @pytest.mark.parametrize("pad", [None, "eos"])
@@ -128,13 +131,13 @@ def test_a_classifier_of_others_answers_as_in_transformers(
         np.testing.assert_allclose(ours, theirs(folder, texts), atol=1e-5)
     data = write_table(tmp_path / "data.jsonl", pairs=False, labels=LABELS)
     report, _, _ = evaluate_model(workspace, str(folder), Files(data), EvaluateConfig())
-    assert report["examples"] == 18
-    assert any("baselines left out" in note for note in report["notes"])
+    assert report.facts["examples"] == 18
+    assert any("baselines left out" in note for note in report.notes)
 
 
 def written(workspace: Workspace, start: str, text: str, **fields: Any) -> list[int]:
     config = GenerateConfig(**{"max_new_tokens": 12, **fields})
-    generation = Generation(open_to_write(workspace, start), config)
+    generation = open_generation(workspace, start, config)
     ((answer),) = generation.answers([Prompt(text, "x:1")])
     return list(answer.completions[0].ids)
 

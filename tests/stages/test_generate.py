@@ -15,9 +15,10 @@ from typer.testing import CliRunner, Result
 from llmctl.cli.app import app
 from llmctl.config import build
 from llmctl.formats.huggingface.model_folder import read_model_folder
-from llmctl.stages.generate import GenerateConfig, Generation, Prompt, open_to_write
+from llmctl.stages.generate import open_generation
 from llmctl.stages.pretrain import pretrain, resolve
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
+from llmctl.tasks.generation import GenerateConfig, Prompt
 from llmctl.workspace.artefacts import Workspace
 from tests.language_models import DATA, TRAINING, WINDOW, split
 from tests.run import llmctl, one_sentence
@@ -338,7 +339,7 @@ def test_models_that_write_no_text_are_refused(run: Run, tmp_path: Path, corpus_
 
 def test_the_stage_answers_in_the_order_of_the_prompts(models: Workspace):
     config = build(GenerateConfig, {"max_new_tokens": 4, "batch_size": 2, "device": "cpu"})
-    generation = Generation(open_to_write(models, "gpt"), config)
+    generation = open_generation(models, "gpt", config)
     prompts = [Prompt("the " * (n % 5), f"row {n}") for n in range(40)]
     found = list(generation.answers(prompts))
     assert [answer.prompt for answer in found] == prompts

@@ -13,7 +13,8 @@ import pytest
 
 from llmctl.data.text.files import STDIN
 from llmctl.errors import InputError
-from llmctl.stages.generate import GenerateConfig, Prompt, read_prompts, rows_at_once
+from llmctl.stages.generate import read_prompts
+from llmctl.tasks.generation import GenerateConfig, Prompt, rows_at_once
 
 Stream = Callable[[bytes], list[Prompt]]
 

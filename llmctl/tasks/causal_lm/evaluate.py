@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,21 +28,42 @@ from llmctl.evaluation.perplexity import (
     bits_per_byte_interval,
     perplexity,
 )
+from llmctl.evaluation.report import MODEL, Figure, Gap, Report
 from llmctl.formats.ngram.ngram_folder import NgramFolder
+from llmctl.formats.open import data_record
 from llmctl.inference.scoring import Query, Scorer
 from llmctl.inference.weights import WeightType
-from llmctl.objectives.pretraining import VALIDATION_SEED
+from llmctl.reporting.report import Part, Table
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks.evaluation import EvaluateConfig, Given, Report, Subject, trained_config
-from llmctl.tasks.pretraining import open_pretraining
+from llmctl.tasks.causal_lm.scoring import LanguageEvaluator
+from llmctl.tasks.evaluation import (
+    no_validation,
+    shards_of,
+    shards_record,
+    trained_config,
+    validation_losses,
+)
+from llmctl.tasks.opened import OpenedModel
+from llmctl.tasks.training_data import pretrained_on
 from llmctl.tokenizers import Tokenizer
-from llmctl.training.distributed.processes import current
 from llmctl.training.precision import choose_device
-from llmctl.training.validation import evaluate
-from llmctl.workspace.artefacts import Artefact
+from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.manifests import InputRecord
 
 NGRAM_WINDOW = 1 << 11
 """Tokens of a document that an n-gram model is given together; its own context is shorter."""
+
+FIGURES = (
+    Figure("loss, nats", "loss", ".4f"),
+    Figure("perplexity", "perplexity", ",.2f"),
+    Figure("bits per byte (95 %)", "bits_per_byte", ".4f", "interval", ".4f"),
+)
+BITS_GAP = Gap("bits per byte", "+.4f")
+EXPLAINED = (
+    "loss: in natural logarithms (nats) a token; perplexity: its exponential, among how many "
+    "tokens the model is torn; bits per byte: the same for each byte, which compares between "
+    "tokenizers; lower is better"
+)
 
 
 @dataclass(frozen=True)
@@ -57,110 +79,249 @@ class _Document:
     source: str
 
 
-def language_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> Report:
-    """A text under the model, and under those that it is compared with."""
-    tokenizer = given.subject.tokenizer
-    read, total = _text(given, config, reporter)
-    unknown = _Unknown(tokenizer)
-    results: dict[str, Any] = {}
-    tallies: dict[str, Tally] = {}
-    for name, subject, dtype in _variants(given, config):
-        shown = f"text under {subject.name}" + (f", {dtype}" if dtype != "fp32" else "")
+class PerplexityEvaluator(LanguageEvaluator):
+    """Text under language models."""
 
-        def progress(tally: Tally, shown: str = shown) -> None:
-            reporter.progress(shown, tally.tokens, total)
+    reports = ("perplexity",)
 
-        window, stride = _window(subject, config)
-        unknown.count = 0
+    def choose(self) -> None:
+        """Find the text, and an n-gram model to stand beside where there is one."""
+        super().choose()
+        self.refuse_prompts()
+        run = self.model.run
+        if self.files.data is None:
+            if run is None:
+                raise UsageError(
+                    f"{self.model.name} is a folder: its shards are not known; give the text to "
+                    "measure on, --data FILE"
+                )
+            self.shards = shards_of(self.workspace, run.manifest)
+        elif self.path.is_dir():
+            raise InputError(
+                f"--data {self.path} is a folder: of text give a file of it, or name the --task of "
+                "its questions"
+            )
+        else:
+            self.data = data_record(self.path)
+        measured = {model.kind for model in self.models.values()}
+        if self.config.baselines and run is not None and "ngram" not in measured:
+            record = shards_record(self.workspace, run.manifest)
+            if record is not None:
+                self._add_ngram(record)
+
+    def _add_ngram(self, shards: InputRecord) -> None:
+        """Compare with the newest n-gram model of some shards, or say how to make one."""
+        name = _ngram_of(self.workspace, shards)
+        if name is None:
+            self.notes.append(
+                f"no n-gram model of {shards.name} to compare with; make one: llmctl pretrain "
+                f"--arch ngram --shards {shards.name.partition('/')[2]}"
+            )
+            return
+        self.models[name] = OpenedModel.open(self.workspace, name)
+        self.notes.append(f"beside it: {name}, the n-gram model of {shards.name}")
+
+    def run(self, reporter: Reporter) -> Report:
+        """Read the text by a sliding window with all models."""
+        read, total = self._text(reporter)
+        unknown = _Unknown(self.model.folder.tokenizer)
+        results: dict[str, Any] = {}
+        tallies: dict[str, Tally] = {}
+        for name, model, dtype in self._variants():
+            unknown.count = 0
+            documents = unknown.counted(read())
+            tallies[name] = self._tally(model, dtype, documents, total, reporter)
+            results[name] = self._row(model, dtype, tallies[name])
+            if self.files.data is None and dtype == "fp32":
+                results[name] |= self._blocks(model, reporter)
+        notes = []
+        if unknown.count:
+            notes.append(
+                f"{unknown.count:,} tokens of the text are unknown to the tokenizer: what they "
+                "stand for is not predicted, so figures are better than they should be"
+            )
+        facts: dict[str, Any] = {"split": "validation" if self.files.data is None else None}
+        if self.files.data is not None:
+            known = pretrained_on(self.workspace, self.model, self.path)
+            facts["training_file"] = bool(known)
+            notes += known
+        main = tallies[MODEL]
+        return Report(
+            task="perplexity",
+            data=str(self.files.data or (self.shards and self.shards.manifest.reference)),
+            facts={**facts, "documents": main.documents, "bytes": main.bytes},
+            results=results,
+            differences={
+                name: self._difference(main, tally)
+                for name, tally in tallies.items()
+                if name != MODEL
+            },
+            notes=notes,
+            summary={key: results[MODEL][key] for key in ("loss", "perplexity", "bits_per_byte")},
+        )
+
+    @staticmethod
+    def parts(report: Report) -> Iterator[Part]:
+        """The rows, with a second one where shards are measured as in training."""
+        text, documents = report.data, report.facts["documents"]
+        if report.facts["split"]:
+            text = f"the validation part of {text}"
+        yield Table(
+            f"{report.model} on {text}: {documents:,} document{'' if documents == 1 else 's'}, "
+            f"{report.facts['bytes']:,} bytes",
+            ["tokens", *(figure.heading for figure in FIGURES)],
+            [
+                row
+                for name, values in report.results.items()
+                for row in _shown_rows(report.shown(name), values)
+            ],
+        )
+        yield EXPLAINED
+        if len({row["tokens"] for row in report.results.values()}) > 1:
+            yield "tokens differ: perplexities don't compare, bits per byte do"
+        yield from report.gaps(BITS_GAP)
+
+    def _variants(self) -> Iterator[tuple[str, OpenedModel, WeightType]]:
+        """The models in the weights' type that is asked for, and the first in fp32 beside it."""
+        for name, model in self.models.items():
+            dtype: WeightType = "fp32" if model.kind == "ngram" else self.config.dtype
+            yield name, model, dtype
+            if name == MODEL and dtype != "fp32":
+                yield f"{MODEL}, fp32", model, "fp32"
+
+    def _text(self, reporter: Reporter) -> tuple[Callable[[], Iterator[_Document]], int | None]:
+        """How to read the text, from its beginning each time, and the tokens to be scored if
+        known."""
+        tokenizer, limit = self.model.folder.tokenizer, self.config.max_tokens
+        if self.shards is not None:
+            reader = ShardReader(self.shards.folder, "validation", tokenizer.vocab_size)
+            if not len(reader):
+                raise no_validation(self.shards, ", or give --data FILE")
+            total = int(reader.document_lengths.sum()) + len(reader)
+            everything = _of_shards(reader, tokenizer, self.shards)
+        else:
+            corpus = Corpus(
+                [str(self.path)],
+                text_column=self.config.text_column,
+                reading=self.read_options(reporter),
+                unit=self.config.document,
+            )
+            for note in corpus.notes:
+                reporter.note(note)
+            total, everything = 0, _of_corpus(corpus, tokenizer)
+        if limit is not None:
+            total = min(total, limit) if total else limit
+        return lambda: _limited(everything(), limit), total or None
+
+    def _tally(
+        self,
+        model: OpenedModel,
+        dtype: WeightType,
+        documents: Iterable[_Document],
+        total: int | None,
+        reporter: Reporter,
+    ) -> Tally:
+        """The text under a model."""
+        shown = f"text under {model.name}" + (f", {dtype}" if dtype != "fp32" else "")
+        window, stride = self._window(model)
         tally = perplexity(
-            _passages(unknown.counted(read()), subject, tokenizer),
-            _log_probs(subject.scorer(config.device, dtype)),
+            _passages(documents, model, self.model.folder.tokenizer),
+            _log_probs(self.scorer(model, dtype)),
             window=window,
             stride=stride,
-            progress=progress,
+            progress=lambda tally: reporter.progress(shown, tally.tokens, total),
         )
         reporter.progress(shown, tally.tokens, tally.tokens)
-        tallies[name] = tally
-        results[name] = {
-            "kind": subject.kind,
-            **({"order": subject.folder.config.order} if isinstance(subject.folder, NgramFolder)
-               else {"window": window, "stride": stride, "dtype": dtype}),
-            **tally.report(),
-            "interval": _interval(tally.parts, config),
-        }  # fmt: skip
-        as_trained = given.data is None and dtype == "fp32"
-        if as_trained and (blocks := _blocks(given, subject, config, reporter)):
-            results[name]["blocks"] = blocks
-    notes = list(given.notes)
-    if unknown.count:
-        notes.append(
-            f"{unknown.count:,} tokens of the text are unknown to the tokenizer: what they stand "
-            "for is not predicted, so figures are better than they should be"
-        )
-        reporter.note(notes[-1])
-    main = tallies["model"]
-    return {
-        "task": "perplexity",
-        "data": _described(given),
-        "split": "validation" if given.data is None else None,
-        "documents": main.documents,
-        "bytes": main.bytes,
-        "results": results,
-        "differences": {
-            name: _difference(main, tally, config)
-            for name, tally in tallies.items()
-            if name != "model"
-        },
-        "notes": notes,
-        "summary": {k: results["model"][k] for k in ("loss", "perplexity", "bits_per_byte")},
-    }
+        return tally
 
-
-def _variants(given: Given, config: EvaluateConfig) -> Iterator[tuple[str, Subject, WeightType]]:
-    """The models in the weights' type that is asked for, and the first in fp32 beside it."""
-    for name, subject in given.subjects.items():
-        dtype: WeightType = "fp32" if subject.kind == "ngram" else config.dtype
-        yield name, subject, dtype
-        if name == "model" and dtype != "fp32":
-            yield "model, fp32", subject, "fp32"
-
-
-def _described(given: Given) -> str:
-    if given.data is not None:
-        return str(given.data)
-    assert given.shards is not None
-    return given.shards.manifest.reference
-
-
-def _text(
-    given: Given, config: EvaluateConfig, reporter: Reporter
-) -> tuple[Callable[[], Iterator[_Document]], int | None]:
-    """How to read the text, from its beginning each time, and the tokens to be scored if known."""
-    tokenizer = given.subject.tokenizer
-    if given.data is None:
-        assert given.shards is not None
-        reader = ShardReader(given.shards.folder, "validation", tokenizer.vocab_size)
-        if not len(reader):
-            raise InputError(
-                f"shards {given.shards.manifest.name} have no validation documents; tokenize with "
-                "a larger --validation, or give --data FILE"
+    def _window(self, model: OpenedModel) -> tuple[int, int]:
+        """Tokens that a model reads at once, and by how many its window moves on."""
+        if isinstance(model.folder, NgramFolder):
+            # Each token is behind all the context that the model looks at.
+            return NGRAM_WINDOW, NGRAM_WINDOW - model.folder.config.order + 1
+        window = model.folder.max_length
+        stride = self.config.stride or max(1, window // 2)
+        if stride > window:
+            raise UsageError(
+                f"--stride {stride}: {model.name} reads {window} tokens at once; use {window} or "
+                "less"
             )
-        total = int(reader.document_lengths.sum()) + len(reader)
-        everything = _of_shards(reader, tokenizer, given.shards)
-    else:
-        corpus = Corpus(
-            [str(given.data)],
-            text_column=config.text_column,
-            reading=config.read_config().read_options(reporter.note),
-            unit=config.document,
+        return window, stride
+
+    def _row(self, model: OpenedModel, dtype: WeightType, tally: Tally) -> dict[str, Any]:
+        """The figures of a model."""
+        window, stride = self._window(model)
+        how: dict[str, Any] = {"window": window, "stride": stride, "dtype": dtype}
+        if isinstance(model.folder, NgramFolder):
+            how = {"order": model.folder.config.order}
+        interval = self._interval(tally.parts)
+        return {"kind": model.kind, **how, **tally.report(), "interval": interval}
+
+    def _blocks(self, model: OpenedModel, reporter: Reporter) -> dict[str, Any]:
+        """The validation part as training looks at it, all of it; nothing for a model that was not
+        trained on these shards, and for an n-gram model, for which it is the same."""
+        run, shards = model.run, self.shards
+        if model.kind != "causal_lm" or run is None or shards is None:
+            return {}
+        trained_on = {record.digest for record in run.manifest.inputs if record.role == "shards"}
+        if shards.manifest.digest not in trained_on:
+            return {}
+        device = choose_device(self.config.device)
+        values, trained = validation_losses(
+            model.neural.causal_lm().to(device),
+            shards,
+            trained_config(run.manifest),
+            device,
+            limit=self.config.max_tokens,
+            progress=partial(reporter.progress, f"blocks under {model.name}"),
         )
-        for note in corpus.notes:
-            reporter.note(note)
-        total, everything = 0, _of_corpus(corpus, tokenizer)
-    limit = config.max_tokens
-    if limit is not None:
-        total = min(total, limit) if total else limit
-    return lambda: _limited(everything(), limit), total or None
+        blocks = {
+            "length": trained.data.sequence_length,
+            "document_mask": trained.data.document_mask,
+            "loss": values["lm_loss"],
+            "perplexity": math.exp(min(values["lm_loss"], 700.0)),
+            "bits_per_byte": values["bits_per_byte"],
+            "accuracy": values["lm_accuracy"],
+        }
+        return {"blocks": blocks}
+
+    def _interval(self, parts: list[tuple[float, int]]) -> list[float] | None:
+        how = {"resamples": self.config.resamples, "seed": self.config.seed}
+        found = bits_per_byte_interval(*zip(*parts, strict=True), **how)
+        return None if found is None else list(found)
+
+    def _difference(self, model: Tally, other: Tally) -> dict[str, float | None]:
+        """Bits per byte of the model less those of another, with its interval."""
+        pairs = zip(model.parts, other.parts, strict=True)
+        interval = self._interval([(a - b, size) for (a, size), (b, _) in pairs])
+        low, high = interval or (None, None)
+        return {"difference": model.bits_per_byte - other.bits_per_byte, "low": low, "high": high}
+
+
+def _shown_rows(name: str, row: dict[str, Any]) -> Iterator[list[str]]:
+    """A model's row, and that of its blocks."""
+    if row["kind"] == "ngram":
+        how = f"{row['order']}-gram"
+    else:
+        dtype = f"{row['dtype']}, " if row["dtype"] != "fp32" else ""
+        how = f"{dtype}window {row['window']}, stride {row['stride']}"
+    yield [f"{name}, {how}", f"{row['tokens']:,}", *(figure.cell(row) for figure in FIGURES)]
+    if blocks := row.get("blocks"):
+        name = f"{name}, blocks of {blocks['length']} as in training"
+        without = {**blocks, "interval": None}
+        yield [name, "", *(figure.cell(without) for figure in FIGURES)]
+
+
+def _ngram_of(workspace: Workspace, shards: InputRecord) -> str | None:
+    """The newest n-gram model of some shards."""
+    found = [
+        run.manifest.name
+        for run in workspace.list("run")
+        if run.finished
+        and run.manifest.config.get("arch") == "ngram"
+        and shards.digest in [r.digest for r in run.manifest.inputs if r.role == "shards"]
+    ]
+    return found[-1] if found else None
 
 
 def _of_shards(
@@ -215,48 +376,34 @@ class _Unknown:
 
 
 def _passages(
-    documents: Iterable[_Document], subject: Subject, tokenizer: Tokenizer
+    documents: Iterable[_Document], model: OpenedModel, tokenizer: Tokenizer
 ) -> Iterator[Passage]:
     """Documents as a model reads them; ``tokenizer``: whose ids they have."""
-    around = subject.tokenizer.boundaries
+    around = model.folder.tokenizer.boundaries
     if around is None:
         raise InputError(
-            f"the tokenizer of {subject.name} has no tokens for a document's start and end, from "
+            f"the tokenizer of {model.name} has no tokens for a document's start and end, from "
             "which text is scored; use a model that has them"
         )
     start, end = (np.array([token]) for token in around)
-    same = subject.tokenizer.digest() == tokenizer.digest()
+    same = model.folder.tokenizer.digest() == tokenizer.digest()
     for document in documents:
-        ids = document.ids if same else _again(document, tokenizer, subject)
+        ids = document.ids if same else _again(document, tokenizer, model)
         yield Passage(np.concatenate((start, ids, end)), document.size)
 
 
-def _again(document: _Document, tokenizer: Tokenizer, subject: Subject) -> Ids:
+def _again(document: _Document, tokenizer: Tokenizer, model: OpenedModel) -> Ids:
     """A document by another tokenizer. Raises InputError where its text can't be told."""
     text = document.text
     if text is None:
         text = tokenizer.decode(document.ids.tolist())
         if tokenizer.encode(text) != document.ids.tolist():
             raise InputError(
-                f"{document.source}: {subject.name} has another tokenizer, and the text can't be "
+                f"{document.source}: {model.name} has another tokenizer, and the text can't be "
                 "told from its tokens; give the text itself: --data FILE"
             )
-    ids, _ = subject.tokenizer.encode_batch([text])
+    ids, _ = model.folder.tokenizer.encode_batch([text])
     return ids.astype(np.int64)
-
-
-def _window(subject: Subject, config: EvaluateConfig) -> tuple[int, int]:
-    """Tokens that a model reads at once, and by how many its window moves on."""
-    if isinstance(subject.folder, NgramFolder):
-        # Each token is behind all the context that the model looks at.
-        return NGRAM_WINDOW, NGRAM_WINDOW - subject.folder.config.order + 1
-    window = subject.folder.max_length
-    stride = config.stride or max(1, window // 2)
-    if stride > window:
-        raise UsageError(
-            f"--stride {stride}: {subject.name} reads {window} tokens at once; use {window} or less"
-        )
-    return window, stride
 
 
 def _log_probs(scorer: Scorer) -> LogProbs:
@@ -265,53 +412,3 @@ def _log_probs(scorer: Scorer) -> LogProbs:
         return (answer.scores[0].log_probs for answer in scorer.score(queries))
 
     return log_probs
-
-
-def _blocks(
-    given: Given, subject: Subject, config: EvaluateConfig, reporter: Reporter
-) -> dict[str, Any] | None:
-    """The validation part as training looks at it, all of it; None for a model that was not
-    trained on these shards, and for an n-gram model, for which it is the same."""
-    run, shards = subject.run, given.shards
-    if subject.kind != "causal_lm" or run is None or shards is None:
-        return None
-    trained_on = {record.digest for record in run.manifest.inputs if record.role == "shards"}
-    if shards.manifest.digest not in trained_on:
-        return None
-    pretraining, trained = open_pretraining(shards, trained_config(run.manifest))
-    batches = pretraining.batches("validation", seed=VALIDATION_SEED)
-    total = batches.per_epoch
-    if config.max_tokens is not None:
-        tokens = trained.data.sequence_length * trained.training.batch_size
-        total = min(total, math.ceil(config.max_tokens / tokens))
-    device = choose_device(config.device)
-
-    def batch(number: int) -> Any:
-        reporter.progress(f"blocks under {subject.name}", number + 1, total)
-        return batches(number)
-
-    values = evaluate(
-        subject.neural.causal_lm().to(device), batch, total, device=device, world=current()
-    )
-    return {
-        "length": trained.data.sequence_length,
-        "document_mask": trained.data.document_mask,
-        "loss": values["lm_loss"],
-        "perplexity": math.exp(min(values["lm_loss"], 700.0)),
-        "bits_per_byte": values["bits_per_byte"],
-        "accuracy": values["lm_accuracy"],
-    }
-
-
-def _interval(parts: list[tuple[float, int]], config: EvaluateConfig) -> list[float] | None:
-    nll, size = zip(*parts, strict=True)
-    found = bits_per_byte_interval(nll, size, resamples=config.resamples, seed=config.seed)
-    return None if found is None else list(found)
-
-
-def _difference(model: Tally, other: Tally, config: EvaluateConfig) -> dict[str, float | None]:
-    """Bits per byte of the model less those of another, with its interval."""
-    pairs = zip(model.parts, other.parts, strict=True)
-    interval = _interval([(a - b, size) for (a, size), (b, _) in pairs], config)
-    low, high = interval or (None, None)
-    return {"difference": model.bits_per_byte - other.bits_per_byte, "low": low, "high": high}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,15 @@ from llmctl.data.tables.labelled import Columns, Example, read_examples
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation import baselines, classification
 from llmctl.evaluation.bootstrap import paired_difference
+from llmctl.evaluation.report import MODEL, Figure, Gap, Report, share
 from llmctl.formats.columns import labelled_columns, labelled_record
-from llmctl.formats.open import LabelledColumns, cut_in_use, with_label
-from llmctl.inference.prediction import BATCH, class_probabilities
+from llmctl.formats.open import LabelledColumns, cut_in_use, data_record, with_label
 from llmctl.objectives.classify import encode_examples, pad_token
+from llmctl.reporting.report import Part, Table
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks.evaluation import EvaluateConfig, Given, Report, Subject
+from llmctl.tasks.classify.predict import BATCH, class_probabilities
+from llmctl.tasks.evaluation import NO_LANGUAGE_MODEL, EvaluateConfig, Evaluator
+from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.training_data import (
     is_training_file,
     seen_examples,
@@ -28,6 +31,161 @@ from llmctl.training.distributed.processes import current
 from llmctl.training.precision import choose_device
 
 Probabilities = NDArray[np.float64]
+
+LARGEST_MATRIX = 20
+"""Classes; a larger confusion matrix is in the report only."""
+
+FIGURES = (
+    share("accuracy (95 %)", "accuracy", "intervals.accuracy"),
+    Figure("macro F1", "macro_f1"),
+    Figure("micro F1", "micro_f1"),
+    Figure("MCC", "mcc"),
+    Figure("ECE", "expected_calibration_error"),
+)
+EXPLAINED = (
+    "macro F1: the mean of the classes' F1, whatever their size; MCC: how labels and predictions "
+    "correlate, 0 by chance, 1 if all are right; ECE: how far probabilities are from the share "
+    "that is right, 0 at best"
+)
+ACCURACY_GAP = Gap("accuracy", "+.1f", 100, " points")
+
+
+class ClassifierEvaluator(Evaluator):
+    """Labelled texts under a classifier."""
+
+    kinds = ("classify",)
+    reports = ("classify",)
+
+    def choose(self) -> None:
+        """A classifier is compared with classifiers."""
+        self.refuse_target()
+        self.refuse_language_options(NO_LANGUAGE_MODEL)
+        if self.files.data is None:
+            raise UsageError(
+                f"{self.model.name} is a classifier: give --data FILE with labelled examples"
+            )
+        for other in self.others:
+            if other.kind not in self.kinds:
+                raise UsageError(f"--compare {other.name} is a pretrained model; give a classifier")
+        self.data = data_record(self.path)
+
+    def run(self, reporter: Reporter) -> Report:
+        """Measure all on the same rows, and the baselines that the training's texts give."""
+        labels = self.model.neural.labels or []
+        read, columns = self._same_rows(reporter)
+        examples = read[MODEL]
+        table = ClassTable(self._numbers(examples, labels), labels, self.config)
+        notes: list[str] = []
+        for name, model in self.models.items():
+            found = probabilities(model, read[name], labels, self.config.device, notes)
+            table.add(name, found)
+        # The very file is told by its digest, other files with texts of it by these.
+        unread: list[str] = []
+        training = training_examples(self.model, unread)
+        seen: dict[str, Any] | None = None
+        if training is not None:
+            seen, told = seen_examples(self.model, examples, training)
+            notes += told
+        for model in self.models.values():
+            if model is not self.model or seen is None or not seen["trained"]:
+                notes += seen_in_training(model, self.path)
+        if self.config.baselines:
+            notes += unread
+            if training is not None and training.trained:
+                notes += table.add_baselines(
+                    [joined(example) for example in examples],
+                    [joined(example) for example in training.trained],
+                    self._numbers(training.trained, labels),
+                )
+        return Report(
+            task="classify",
+            data=str(self.path),
+            facts={
+                "examples": len(examples),
+                "columns": {name: labelled_record(taken) for name, taken in columns.items()},
+                "training_file": is_training_file(self.model, self.path),
+                "seen_in_training": seen,
+            },
+            results=table.rows,
+            differences=table.differences(MODEL),
+            notes=notes,
+            summary=table.summary(MODEL),
+        )
+
+    @staticmethod
+    def parts(report: Report) -> Iterator[Part]:
+        """The rows, the differences, and the model's confusion matrix."""
+        yield report.table(f"{report.model} on {report.facts['examples']:,} examples", FIGURES)
+        yield EXPLAINED
+        yield from report.gaps(ACCURACY_GAP)
+        model = report.results[MODEL]
+        if len(model["classes"]) <= LARGEST_MATRIX:
+            yield _confusion(model)
+
+    def _numbers(self, examples: Sequence[Example], labels: Sequence[str]) -> NDArray[np.int64]:
+        """The number of each example's label. Raises InputError for a label that is unknown."""
+        number_of = {label: number for number, label in enumerate(labels)}
+        unknown = sorted({example.label or "" for example in examples} - number_of.keys())
+        if unknown:
+            raise InputError(
+                f"{self.path} has labels that the classifier does not know "
+                f"({', '.join(unknown[:5])}); it knows {', '.join(labels[:10])}"
+            )
+        return np.asarray([number_of[example.label or ""] for example in examples])
+
+    def _same_rows(self, reporter: Reporter) -> tuple[dict[str, list[Example]], dict[str, Columns]]:
+        """The same rows of the file for each model, by the columns that it was trained on, and
+        those.
+
+        Rows in which a model would find no text are left out for all. Raises InputError if none
+        are left.
+        """
+        columns: dict[str, Columns] = {}
+        read: dict[str, list[Example]] = {}
+        reading = self.read_options(reporter, as_trained=True)
+        for name, model in self.models.items():
+            options = options_for(self.config)
+            if columns:  # all are measured by the same labels
+                options = options.replace(label_column=columns[MODEL].label)
+            columns[name] = labelled_columns(
+                model,
+                self.path,
+                options,
+                need_label=True,
+                reading=reading,
+                note=self.note_for(reporter, model),
+            )
+            same = next((n for n, taken in columns.items() if taken == columns[name]), name)
+            read[name] = (
+                list(read_examples(self.path, columns[name], reading=reading))
+                if same == name
+                else read[same]
+            )
+        rows = list(zip(*read.values(), strict=True))
+        blank = [row[0] for row in rows if not all(example.text for example in row)]
+        if blank:
+            reporter.note(f"left out {len(blank)} rows without text (the first: {blank[0].source})")
+        kept = [row for row in rows if all(example.text for example in row)]
+        labelled = with_label([row[0] for row in kept], self.model.neural.labels or [], reporter)
+        sources = {example.source for example in labelled}
+        kept = [row for row in kept if row[0].source in sources]
+        if not kept:
+            raise InputError(f"{self.path} has no labelled texts")
+        return dict(zip(read, map(list, zip(*kept, strict=True)), strict=True)), columns
+
+
+def _confusion(model: dict[str, Any]) -> Table:
+    """The confusion matrix of the model's row."""
+    rows = zip(model["classes"], model["confusion_matrix"], strict=True)
+    return Table(
+        "confusion matrix: true in rows, predicted in columns",
+        # Numbers, as label names side by side would not fit.
+        [*(str(number) for number in range(1, len(model["classes"]) + 1)), "F1"],
+        [
+            [f"{number}: {entry['label']}", *map(str, row), f"{entry['f1']:.3f}"]
+            for number, (entry, row) in enumerate(rows, 1)
+        ],
+    )
 
 
 class ClassTable:
@@ -70,6 +228,10 @@ class ClassTable:
         self.add(name, probabilities)
         return []
 
+    def summary(self, name: str) -> dict[str, float]:
+        """The figures of a row that are shown wherever reports are listed."""
+        return {figure: self.rows[name][figure] for figure in ("accuracy", "macro_f1")}
+
     def differences(self, name: str) -> dict[str, Any]:
         """How much more one row gets right than each other."""
         return {
@@ -79,111 +241,8 @@ class ClassTable:
         }
 
 
-def classifier_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> Report:
-    """Labelled texts under a classifier."""
-    folder, data = given.subject.neural, given.data
-    assert data is not None
-    labels = folder.labels or []
-    notes: list[str] = []
-    read, columns = _same_rows(given, config, reporter)
-    examples = read["model"]
-    number_of = {label: number for number, label in enumerate(labels)}
-    unknown = sorted({e.label or "" for e in examples} - number_of.keys())
-    if unknown:
-        raise InputError(
-            f"{data} has labels that the classifier does not know ({', '.join(unknown[:5])}); "
-            f"it knows {', '.join(labels[:10])}"
-        )
-    true = np.asarray([number_of[example.label or ""] for example in examples])
-    table = ClassTable(true, labels, config)
-    for name, subject in given.subjects.items():
-        found = probabilities(subject, read[name], labels, config.device, notes)
-        table.add(name, found)
-    # The very file is told by its digest, other files with texts of it by these.
-    model = given.subject.finetuned
-    unread: list[str] = []
-    data_of_training = training_examples(model, unread)
-    seen: dict[str, Any] | None = None
-    if data_of_training is not None:
-        seen, said = seen_examples(model, examples, data_of_training)
-        notes += said
-    if seen is None or not seen["trained"]:
-        notes += seen_in_training(model, data)
-    for other in given.others.values():
-        notes += seen_in_training(other.finetuned, data)
-    if config.baselines:
-        notes += unread
-        if data_of_training is not None and data_of_training.trained:
-            train = data_of_training.trained
-            notes += table.add_baselines(
-                [joined(example) for example in examples],
-                [joined(example) for example in train],
-                np.asarray([number_of[example.label or ""] for example in train]),
-            )
-    for note in notes:
-        reporter.note(note)
-    rows = table.rows
-    return {
-        "task": "classify",
-        "data": str(data),
-        "examples": len(true),
-        "columns": {name: labelled_record(taken) for name, taken in columns.items()},
-        "training_file": is_training_file(model, data),
-        "seen_in_training": seen,
-        "results": rows,
-        "differences": table.differences("model"),
-        "notes": notes,
-        "summary": {"accuracy": rows["model"]["accuracy"], "macro_f1": rows["model"]["macro_f1"]},
-    }
-
-
-def _same_rows(
-    given: Given, config: EvaluateConfig, reporter: Reporter
-) -> tuple[dict[str, list[Example]], dict[str, Columns]]:
-    """The same rows of a file for each model, by the columns that it was trained on, and those.
-
-    Rows in which a model would find no text are left out for all. Raises InputError if none are
-    left.
-    """
-    data = given.data
-    assert data is not None
-    columns: dict[str, Columns] = {}
-    read: dict[str, list[Example]] = {}
-    reading = config.read_config(given.subject.finetuned.options).read_options(reporter.note)
-    for name, subject in given.subjects.items():
-        options = options_for(config)
-        if columns:  # all are measured by the same labels
-            options = options.replace(label_column=columns["model"].label)
-        before = f"{subject.name}: " if given.others else ""
-        columns[name] = labelled_columns(
-            subject.finetuned,
-            data,
-            options,
-            need_label=True,
-            reading=reading,
-            note=lambda text, before=before: reporter.note(before + text),  # type: ignore[misc]
-        )
-        same = next((n for n, taken in columns.items() if taken == columns[name]), name)
-        read[name] = (
-            list(read_examples(data, columns[name], reading=reading))
-            if same == name
-            else read[same]
-        )
-    rows = list(zip(*read.values(), strict=True))
-    blank = [row[0] for row in rows if not all(example.text for example in row)]
-    if blank:
-        reporter.note(f"left out {len(blank)} rows without text (the first: {blank[0].source})")
-    kept = [row for row in rows if all(example.text for example in row)]
-    labelled = with_label([row[0] for row in kept], given.subject.neural.labels or [], reporter)
-    sources = {example.source for example in labelled}
-    kept = [row for row in kept if row[0].source in sources]
-    if not kept:
-        raise InputError(f"{data} has no labelled texts")
-    return dict(zip(read, map(list, zip(*kept, strict=True)), strict=True)), columns
-
-
 def probabilities(
-    subject: Subject,
+    model: OpenedModel,
     examples: Sequence[Example],
     labels: Sequence[str],
     device: str,
@@ -193,21 +252,21 @@ def probabilities(
 
     notes: gets one of texts that were too long.
     """
-    folder = subject.neural
+    folder = model.neural
     known = folder.labels or []
     if set(known) != set(labels):
         raise InputError(
             f"{folder.path} knows other classes ({', '.join(known[:5])}, …) than the model it is "
             "compared with; compare classifiers of one task"
         )
-    model = folder.classifier().to(choose_device(device))
+    classifier = folder.classifier().to(choose_device(device))
     encoded = encode_examples(folder.tokenizer, examples, folder.max_length, pad=folder.end_padding)
     if cut := sum(example.cut for example in encoded):
-        notes.append(f"{subject.name}: {cut_in_use(cut, len(encoded), folder)}")
+        notes.append(f"{model.name}: {cut_in_use(cut, len(encoded), folder)}")
     pad = pad_token(folder.tokenizer)
     rows = current().divided(
         encoded,
-        lambda part, first: class_probabilities(model, list(part), pad).tolist(),
+        lambda part, first: class_probabilities(classifier, list(part), pad).tolist(),
         block=4 * BATCH,
         kind=list[float],
     )

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmctl.data.tables.source_target import PairColumns, read_pairs
-from llmctl.errors import InputError
+from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.overlap import bleu_chrf, is_chinese, lead, paired_bleu_difference, rouge
+from llmctl.evaluation.report import MODEL, Figure, Gap, Report
 from llmctl.formats.columns import pair_columns, pair_record
 from llmctl.formats.huggingface.model_folder import LEAD_WORDS
-from llmctl.objectives.seq2seq import Pair, collated, encode
+from llmctl.formats.open import data_record
+from llmctl.objectives.seq2seq import collated, encode
+from llmctl.reporting.report import Part
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages.generate import GenerateConfig, Generation, Opened, Prompt
-from llmctl.tasks.evaluation import EvaluateConfig, Given, Report, Subject
+from llmctl.tasks.evaluation import Evaluator
+from llmctl.tasks.generation import GenerateConfig, Prompt
+from llmctl.tasks.opened import OpenedModel
+from llmctl.tasks.seq2seq.generate import FromSources
 from llmctl.tasks.training_data import is_training_file, seen_in_training
 from llmctl.training.distributed.processes import current
 from llmctl.training.precision import choose_device
@@ -27,6 +32,22 @@ SHOWN = 10
 """Examples that are shown side by side, evenly chosen."""
 LEAD = 10
 """Words of the baseline where the model does not say how long its targets were."""
+
+FIGURES = (
+    Figure("BLEU (95 %)", "bleu", ".2f", "intervals.bleu"),
+    Figure("chrF", "chrf", ".2f"),
+    Figure("R-1", "rouge1"),
+    Figure("R-2", "rouge2"),
+    Figure("R-L", "rougeL"),
+    Figure("accuracy", "token_accuracy", ".1%", optional=True),
+    Figure("loss", "loss", ".4f", optional=True),
+)
+BLEU_GAP = Gap("BLEU", "+.2f")
+EXPLAINED = (
+    "BLEU and chrF (of 100) and ROUGE (R-1, R-2, R-L, of 1): what texts and references have in "
+    "common in words and letters; accuracy and loss (nats): of the references' tokens, each given "
+    "those before it"
+)
 
 
 @dataclass(frozen=True)
@@ -41,185 +62,214 @@ class _Texts:
     @property
     def sources(self) -> list[str]:
         """Those of the model that is measured."""
-        return self.of_models["model"]
+        return self.of_models[MODEL]
 
 
-def seq2seq_report(given: Given, config: EvaluateConfig, reporter: Reporter) -> Report:
+class Seq2SeqEvaluator(Evaluator):
     """Texts written from the sources of a file, measured by overlap with its targets."""
-    assert given.data is not None
-    texts, notes, columns = _read(given, config, reporter)
-    rows: dict[str, dict[str, Any]] = {}
-    written: dict[str, list[str]] = {}
-    for name, subject in given.subjects.items():
-        sources = texts.of_models[name]
-        written[name] = _written(subject, sources, texts.places, config, reporter)
-        likelihood, cut = _likelihood(subject, sources, texts.references, config)
-        rows[name] = {**_measured(written[name], texts, config), **likelihood}
-        notes += cut
-    if config.baselines:
-        words = int(given.subject.neural.fields.get(LEAD_WORDS, LEAD))
-        unit = "characters" if is_chinese(texts.sources) else "words"
-        for name, guesses in {
-            "copy of the source": texts.sources,
-            f"first {words} {unit}": [lead(source, words) for source in texts.sources],
-        }.items():
-            written[name] = guesses
-            rows[name] = _measured(guesses, texts, config)
-    for note in notes:
-        reporter.note(note)
-    differences = {
-        name: paired_bleu_difference(
-            written["model"], texts_of, texts.references,
-            resamples=config.resamples, seed=config.seed,
-        )
-        for name, texts_of in written.items()
-        if name != "model"
-    }  # fmt: skip
-    chosen = np.linspace(0, len(texts.sources) - 1, min(SHOWN, len(texts.sources))).round()
-    model = rows["model"]
-    return {
-        "task": "seq2seq",
-        "data": str(given.data),
-        "examples": len(texts.sources),
-        "columns": {name: taken and pair_record(taken) for name, taken in columns.items()},
-        "training_file": is_training_file(given.subject.finetuned, given.data),
-        "num_beams": config.num_beams,
-        "results": rows,
-        "differences": differences,
-        "shown": [
-            {
-                "at": texts.places[n],
-                "source": texts.sources[n],
-                "reference": texts.references[n],
-                "written": written["model"][n],
-            }
-            for n in chosen.astype(int).tolist()
-        ],
-        "written": written["model"],
-        "notes": notes,
-        "summary": {"bleu": model["bleu"], "chrf": model["chrf"], "rougeL": model["rougeL"]},
-    }
 
+    kinds = ("seq2seq",)
+    reports = ("seq2seq",)
 
-def _read(
-    given: Given, config: EvaluateConfig, reporter: Reporter
-) -> tuple[_Texts, list[str], dict[str, PairColumns | None]]:
-    """The pairs with the sources that each model reads, notes of what was noticed, and the columns.
-    Raises InputError if no pair is left."""
-    data, model = given.data, given.subject.finetuned
-    assert data is not None
-    reading = config.read_config(model.options).read_options(reporter.note)
-    columns: dict[str, PairColumns | None] = {}
-    for name, subject in given.subjects.items():
-        before = f"{subject.name}: " if given.others else ""
-        first = columns.get("model")
-        columns[name] = pair_columns(
-            subject.finetuned,
-            data,
-            source_column=config.source_column,
-            # All are measured by the same references.
-            target_column=first.target if first else config.target_column,
-            reading=reading,
-            note=lambda text, before=before: reporter.note(before + text),  # type: ignore[misc]
-        )
-    read = [
-        read_pairs(
-            data,
-            target_file=given.target,
-            source_column=taken.source if taken else None,
-            target_column=taken.target if taken else None,
-            reading=reading,
-        )
-        for taken in columns.values()
-    ]
-    texts, left_out = _Texts({name: [] for name in columns}, [], []), 0
-    for row in zip(*read, strict=True):
-        pair = row[0]
-        if not pair.target or not all(other.source for other in row):
-            left_out += 1
-            continue
-        for name, other in zip(columns, row, strict=True):
-            texts.of_models[name].append(other.source)
-        texts.references.append(pair.target)
-        texts.places.append(pair.where)
-    if not texts.places:
-        raise InputError(f"{data} has no pair of two texts that are not empty")
-    notes = [f"left out {left_out:,} pairs of which one text is empty"] if left_out else []
-    for subject in given.subjects.values():
-        notes += seen_in_training(subject.finetuned, data)
-    return texts, notes, columns
-
-
-def _written(
-    subject: Subject,
-    sources: Sequence[str],
-    places: Sequence[str],
-    config: EvaluateConfig,
-    reporter: Reporter,
-) -> list[str]:
-    """What a model writes from each source."""
-    generation = Generation(
-        Opened(subject.name, subject.folder, subject.record),
-        GenerateConfig(
-            num_beams=config.num_beams,
-            length_penalty=config.length_penalty if config.num_beams > 1 else None,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.batch_size,
-            dtype=config.dtype,
-            device=config.device,
-        ),
-        reporter=reporter,
-    )
-    prompts = map(Prompt, sources, places)
-    found = []
-    for answer in generation.answers(prompts):
-        found.append(" ".join(answer.completions[0].text.split()))
-        reporter.progress(f"{subject.name} writes", len(found), len(sources))
-    return found
-
-
-def _measured(written: Sequence[str], texts: _Texts, config: EvaluateConfig) -> dict[str, Any]:
-    how: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
-    overlap = bleu_chrf(written, texts.references, **how)
-    words = rouge(written, texts.references, **how)
-    return {**words, **overlap, "intervals": {**words["intervals"], **overlap["intervals"]}}
-
-
-def _likelihood(
-    subject: Subject, sources: Sequence[str], references: Sequence[str], config: EvaluateConfig
-) -> tuple[dict[str, float], list[str]]:
-    """Loss and accuracy of the references' tokens, each given the true ones before it; and notes
-    of what was cut."""
-    folder = subject.neural
-    start, end = folder.boundaries
-    encoded: list[Pair] = []
-    cut = Counter[str]()
-    for source, reference in zip(sources, references, strict=True):
-        source_ids, target_ids = map(folder.tokenizer.encode, (source, reference))
-        cut["source"] += len(source_ids) >= folder.max_source
-        cut["target"] += len(target_ids) >= folder.max_target
-        encoded.append(
-            encode(
-                source_ids, target_ids,
-                start=start, end=end, max_source=folder.max_source, max_target=folder.max_target,
+    def choose(self) -> None:
+        """A model that writes from sources is compared with others that do."""
+        self.refuse_language_options("has a task", dtype=False)
+        if self.files.data is None:
+            raise UsageError(
+                f"{self.model.name} writes from sources: give --data FILE with pairs of source and "
+                "target"
             )
-        )  # fmt: skip
-    notes = [
-        f"{subject.name}: {cut[part]:,} of {len(encoded):,} {part}s are longer than the {most} "
-        f"tokens of its finetuning and were cut; finetune with a larger data.max_{part}"
-        for part, most in (("source", folder.max_source), ("target", folder.max_target))
-        if cut[part]
+        for other in self.others:
+            if other.kind not in self.kinds:
+                raise UsageError(f"--compare {other.name} was not finetuned with --task seq2seq")
+        self.data = data_record(self.path)
+
+    def run(self, reporter: Reporter) -> Report:
+        """Write from all sources with all models."""
+        texts, notes, columns = self._read(reporter)
+        rows: dict[str, dict[str, Any]] = {}
+        written: dict[str, list[str]] = {}
+        for name, model in self.models.items():
+            sources = texts.of_models[name]
+            written[name] = self._written(model, sources, texts.places, reporter)
+            likelihood, cut = self._likelihood(model, sources, texts.references)
+            rows[name] = {**self._measured(written[name], texts), **likelihood}
+            notes += cut
+        if self.config.baselines:
+            for name, guesses in self._guesses(texts.sources).items():
+                written[name] = guesses
+                rows[name] = self._measured(guesses, texts)
+        return Report(
+            task="seq2seq",
+            data=str(self.path),
+            facts={
+                "examples": len(texts.sources),
+                "columns": {name: taken and pair_record(taken) for name, taken in columns.items()},
+                "training_file": is_training_file(self.model, self.path),
+                "num_beams": self.config.num_beams,
+                "shown": _side_by_side(texts, written[MODEL]),
+                "written": written[MODEL],
+            },
+            results=rows,
+            differences={
+                name: paired_bleu_difference(
+                    written[MODEL], others, texts.references, **self._resampling
+                )
+                for name, others in written.items()
+                if name != MODEL
+            },
+            notes=notes,
+            summary={name: rows[MODEL][name] for name in ("bleu", "chrf", "rougeL")},
+        )
+
+    @staticmethod
+    def parts(report: Report) -> Iterator[Part]:
+        """The rows, the differences, and some texts beside their references."""
+        facts, model = report.facts, report.results[MODEL]
+        title = f"{report.model} on {facts['examples']:,} sources, {facts['num_beams']} beams"
+        yield report.table(title, FIGURES)
+        yield EXPLAINED
+        yield f"BLEU {model['bleu_signature']}; chrF {model['chrf_signature']}"
+        yield from report.gaps(BLEU_GAP)
+        for example in facts["shown"]:
+            yield (
+                f"\n{example['at']}\n  source     {example['source']}"
+                f"\n  reference  {example['reference']}\n  written    {example['written']}"
+            )
+
+    @property
+    def _resampling(self) -> dict[str, Any]:
+        return {"resamples": self.config.resamples, "seed": self.config.seed}
+
+    def _read(self, reporter: Reporter) -> tuple[_Texts, list[str], dict[str, PairColumns | None]]:
+        """The pairs with the sources that each model reads, notes of what was noticed, and the
+        columns. Raises InputError if no pair is left."""
+        reading = self.read_options(reporter, as_trained=True)
+        columns: dict[str, PairColumns | None] = {}
+        for name, model in self.models.items():
+            first = columns.get(MODEL)
+            columns[name] = pair_columns(
+                model,
+                self.path,
+                source_column=self.config.source_column,
+                # All are measured by the same references.
+                target_column=first.target if first else self.config.target_column,
+                reading=reading,
+                note=self.note_for(reporter, model),
+            )
+        read = [
+            read_pairs(
+                self.path,
+                target_file=self.files.target,
+                source_column=taken.source if taken else None,
+                target_column=taken.target if taken else None,
+                reading=reading,
+            )
+            for taken in columns.values()
+        ]
+        texts, left_out = _Texts({name: [] for name in columns}, [], []), 0
+        for row in zip(*read, strict=True):
+            pair = row[0]
+            if not pair.target or not all(other.source for other in row):
+                left_out += 1
+                continue
+            for name, other in zip(columns, row, strict=True):
+                texts.of_models[name].append(other.source)
+            texts.references.append(pair.target)
+            texts.places.append(pair.where)
+        if not texts.places:
+            raise InputError(f"{self.path} has no pair of two texts that are not empty")
+        notes = [f"left out {left_out:,} pairs of which one text is empty"] if left_out else []
+        for model in self.models.values():
+            notes += seen_in_training(model, self.path)
+        return texts, notes, columns
+
+    def _written(
+        self,
+        model: OpenedModel,
+        sources: Sequence[str],
+        places: Sequence[str],
+        reporter: Reporter,
+    ) -> list[str]:
+        """What a model writes from each source."""
+        config = self.config
+        generation = FromSources(
+            model,
+            GenerateConfig(
+                num_beams=config.num_beams,
+                length_penalty=config.length_penalty if config.num_beams > 1 else None,
+                max_new_tokens=config.max_new_tokens,
+                batch_size=config.batch_size,
+                dtype=config.dtype,
+                device=config.device,
+            ),
+            reporter=reporter,
+        )
+        found = []
+        for answer in generation.answers(map(Prompt, sources, places)):
+            found.append(" ".join(answer.completions[0].text.split()))
+            reporter.progress(f"{model.name} writes", len(found), len(sources))
+        return found
+
+    def _measured(self, written: Sequence[str], texts: _Texts) -> dict[str, Any]:
+        """Overlap of what was written with the references."""
+        overlap = bleu_chrf(written, texts.references, **self._resampling)
+        words = rouge(written, texts.references, **self._resampling)
+        return {**words, **overlap, "intervals": {**words["intervals"], **overlap["intervals"]}}
+
+    def _guesses(self, sources: list[str]) -> dict[str, list[str]]:
+        """What is simpler than any model."""
+        words = int(self.model.neural.fields.get(LEAD_WORDS, LEAD))
+        unit = "characters" if is_chinese(sources) else "words"
+        return {
+            "copy of the source": sources,
+            f"first {words} {unit}": [lead(source, words) for source in sources],
+        }
+
+    def _likelihood(
+        self, opened: OpenedModel, sources: Sequence[str], references: Sequence[str]
+    ) -> tuple[dict[str, float], list[str]]:
+        """Loss and accuracy of the references' tokens, each given the true ones before it; and
+        notes of what was cut."""
+        folder, size = opened.neural, self.config.batch_size
+        tokenizer, (start, end) = folder.tokenizer, folder.boundaries
+        limits = {"source": folder.max_source, "target": folder.max_target}
+        most: dict[str, Any] = {f"max_{part}": tokens for part, tokens in limits.items()}
+        pairs, cut = [], Counter[str]()
+        for texts in zip(sources, references, strict=True):
+            ids = list(map(tokenizer.encode, texts))
+            for (part, limit), own in zip(limits.items(), ids, strict=True):
+                cut[part] += len(own) >= limit
+            pairs.append(encode(*ids, start=start, end=end, **most))
+        notes = [
+            f"{opened.name}: {cut[part]:,} of {len(pairs):,} {part}s are longer than the {limit} "
+            f"tokens of its finetuning and were cut; finetune with a larger data.max_{part}"
+            for part, limit in limits.items()
+            if cut[part]
+        ]
+        pairs.sort(key=lambda pair: pair.lengths[::-1])
+        batches = [
+            collated(pairs[n : n + size], folder.writes_from_source, tokenizer.token_bytes)
+            for n in range(0, len(pairs), size)
+        ]
+        device = choose_device(self.config.device, "--device")
+        model = folder.seq2seq() if folder.kind == "seq2seq" else folder.causal_lm()
+        values = evaluate(
+            model.to(device), batches.__getitem__, len(batches), device=device, world=current()
+        )
+        accuracy = values.get("token_accuracy", values.get("lm_accuracy"))
+        return {"loss": values["loss"], "token_accuracy": float(accuracy or 0.0)}, notes
+
+
+def _side_by_side(texts: _Texts, written: Sequence[str]) -> list[dict[str, str]]:
+    """Some sources with their references and what was written."""
+    chosen = np.linspace(0, len(written) - 1, min(SHOWN, len(written))).round()
+    return [
+        {
+            "at": texts.places[n],
+            "source": texts.sources[n],
+            "reference": texts.references[n],
+            "written": written[n],
+        }
+        for n in chosen.astype(int).tolist()
     ]
-    encoded.sort(key=lambda pair: pair.lengths[::-1])
-    size = config.batch_size
-    batches = [
-        collated(encoded[n : n + size], folder.writes_from_source, folder.tokenizer.token_bytes)
-        for n in range(0, len(encoded), size)
-    ]
-    device = choose_device(config.device, "--device")
-    model = folder.seq2seq() if folder.kind == "seq2seq" else folder.causal_lm()
-    values = evaluate(
-        model.to(device), batches.__getitem__, len(batches), device=device, world=current()
-    )
-    accuracy = values.get("token_accuracy", values.get("lm_accuracy"))
-    return {"loss": values["loss"], "token_accuracy": float(accuracy or 0.0)}, notes

@@ -8,10 +8,11 @@ import torch
 
 from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
-from llmctl.inference.prediction import BATCH, class_probabilities, fill_masks, in_blocks
 from llmctl.models.bert import Bert, BertConfig
 from llmctl.objectives.classify import Classifier, laid_out
 from llmctl.objectives.masked_lm import MaskedLM
+from llmctl.tasks.classify.predict import BATCH, class_probabilities, in_blocks
+from llmctl.tasks.masked_lm.predict import fill_masks
 from llmctl.tokenizers import Layout
 from llmctl.tokenizers.wordpiece import SPECIAL, build_wordpiece
 

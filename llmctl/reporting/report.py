@@ -1,0 +1,40 @@
+"""What a report has to show, in order, and its look on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table as RichTable
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named rows of figures that are written out already."""
+
+    title: str
+    headings: Sequence[str]
+    """What stands above the figures; above the rows' names stands nothing."""
+    rows: Sequence[Sequence[str]]
+    """Each begins with its name."""
+
+
+Part = Table | str
+"""A table, or a line below or between tables."""
+
+
+def render_report(parts: Iterable[Part]) -> RenderableType:
+    """A report as ``llmctl eval`` prints it."""
+    return Group(*(part if isinstance(part, str) else _table(part) for part in parts))
+
+
+def _table(table: Table) -> RenderableType:
+    shown = RichTable(box=box.SIMPLE_HEAD, title=table.title, padding=(0, 1, 0, 0))
+    shown.add_column("")
+    for heading in table.headings:
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown

@@ -1,0 +1,129 @@
+"""What all evaluations of language models share: which models, and how they are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.errors import UsageError
+from llmctl.evaluation.choices import Outcome, Question
+from llmctl.formats.ngram.ngram_folder import NgramFolder
+from llmctl.inference.ngram_decoder import NgramScorer
+from llmctl.inference.scoring import (
+    READ_AHEAD,
+    Answer,
+    CausalScorer,
+    Query,
+    Scorer,
+    encode_query,
+)
+from llmctl.inference.weights import WeightType, prepare
+from llmctl.tasks.evaluation import Evaluator
+from llmctl.tasks.opened import OpenedModel
+from llmctl.tokenizers import Tokenizer
+from llmctl.training.distributed.processes import current
+from llmctl.training.precision import choose_device
+
+MANY = 256
+"""Rows of a product when texts are scored, about: more than when they are written."""
+
+
+class LanguageEvaluator(Evaluator):
+    """A way of measuring models that predict next tokens."""
+
+    kinds = ("causal_lm", "ngram")
+
+    def choose(self) -> None:
+        """Check what every language model is given, but for a template."""
+        self.refuse_target()
+        if self.model.kind == "ngram" and self.config.dtype != "fp32":
+            raise UsageError(
+                f"--dtype {self.config.dtype}: {self.model.name} is an n-gram model and has no "
+                "weights; leave it out"
+            )
+
+    def refuse_prompts(self) -> None:
+        """Raises UsageError where options ask for prompts, and for a model that reads nothing
+        else."""
+        if self.files.examples is not None or any(self.config.shots):
+            raise UsageError("--examples and --shots go with --template FILE, which writes prompts")
+        for other in self.others:
+            if not self.predicts_text(other):
+                raise UsageError(
+                    f"--compare {other.name} predicts no text, and goes with --template; give a "
+                    "language model"
+                )
+
+    def predicts_text(self, model: OpenedModel) -> bool:
+        """Whether a model predicts next tokens."""
+        return model.kind in self.kinds
+
+    def scorer(self, model: OpenedModel, dtype: WeightType | None = None) -> Scorer:
+        """A model that is ready to score texts. dtype: where it isn't as asked for; an n-gram model
+        has none."""
+        if isinstance(model.folder, NgramFolder):
+            return _DividedScorer(NgramScorer(model.folder.model))
+        dtype = dtype or self.config.dtype
+        lm = model.folder.causal_lm().to(choose_device(self.config.device, "--device"))
+        # As trained, fp32 needs no other form: that of writing is for few rows at once.
+        head = None if dtype == "fp32" else prepare(lm, dtype, rows=MANY)
+        return _DividedScorer(CausalScorer(lm, longest=model.folder.max_length, head=head))
+
+
+class _DividedScorer:
+    """A scorer whose queries several processes divide."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer, self.longest = scorer, scorer.longest
+
+    def score(self, queries: Iterable[Query], *, greedy: bool = False) -> Iterator[Answer]:
+        world = current()
+        yield from world.divided(
+            queries,
+            lambda part, first: self._scorer.score(part, greedy=greedy),
+            block=max(1, READ_AHEAD // world.size),
+            kind=Answer,
+        )
+
+
+def ask(
+    scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Question], *, greedy: bool = False
+) -> Iterator[tuple[Outcome, int]]:
+    """What a model makes of each question, and the tokens that its context lost to fit."""
+    queries = [
+        encode_query(tokenizer, question.context, question.choices, source=question.source)
+        for question in questions
+    ]
+    priors = _priors(scorer, tokenizer, questions)
+    answers = scorer.score(iter(queries), greedy=greedy)
+    for question, prior_C, answer in zip(questions, priors, answers, strict=True):
+        yield (
+            Outcome(
+                np.array([score.total for score in answer.scores]),
+                np.array([len(score.log_probs) for score in answer.scores]),
+                question.sizes,
+                prior_C,
+                answer.scores[0].greedy,
+            ),
+            answer.cut,
+        )
+
+
+def _priors(
+    scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Question]
+) -> list[NDArray[np.float64] | None]:
+    """Log-probabilities of each question's choices behind its prior context: often the same for
+    many, and then asked once."""
+    keys = [(question.prior, question.choices) for question in questions]
+    distinct = dict.fromkeys(key for key in keys if key[0] is not None)
+    queries = [
+        encode_query(tokenizer, prior or "", choices, source=f"the prior of {choices[0]!r}")
+        for prior, choices in distinct
+    ]
+    found = {
+        key: np.array([score.total for score in answer.scores])
+        for key, answer in zip(distinct, scorer.score(queries), strict=True)
+    }
+    return [found.get(key) for key in keys]

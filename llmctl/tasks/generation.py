@@ -1,0 +1,205 @@
+"""Generation: models that are ready to write, whatever the task makes of a prompt."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import Field
+
+from llmctl.errors import UsageError
+from llmctl.formats.ngram.ngram_folder import NgramFolder
+from llmctl.inference.decoder import CausalDecoder, NextToken, SourceDecoder
+from llmctl.inference.decoding import Completion, GenerationConfig, Rules
+from llmctl.inference.decoding import generate as write_texts
+from llmctl.inference.decoding.batches import block_size
+from llmctl.inference.decoding.config import DEFAULT_CANDIDATES
+from llmctl.inference.ngram_decoder import NgramDecoder
+from llmctl.inference.weights import WeightType, prepare
+from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.opened import OpenedModel
+from llmctl.training.distributed.processes import current
+from llmctl.training.precision import choose_device
+
+TEXTS = 8
+"""Texts that are written together by default."""
+
+
+class GenerateConfig(GenerationConfig):
+    """How texts are written, and on what."""
+
+    batch_size: int = Field(0, ge=0)
+    """Texts that are written together, each beam counted. 0: 8, and where texts are written from
+    sources as many as make 64 sources."""
+    device: str = "auto"
+    """Device that computes; auto: the accelerator if there is one."""
+    dtype: WeightType = "fp32"
+    """Number format of the weights; int8 is fastest on a processor."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to go on from, and where it is from."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was written behind a prompt."""
+
+    prompt: Prompt
+    completions: list[Completion]
+
+
+class Generation(ABC):
+    """A language model that is ready to write."""
+
+    from_sources: ClassVar[bool] = False
+    """Whether prompts are sources that a text is written from."""
+
+    def __init__(
+        self,
+        model: OpenedModel,
+        config: GenerateConfig,
+        *,
+        draft: OpenedModel | None = None,
+        prompts: int | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        """draft: a smaller model that writes ahead. prompts: how many there will be, if that is
+        known; weights are laid out for it.
+
+        Raises InputError if one of them writes no text, UsageError if their vocabularies differ.
+        """
+        self.reporter = reporter or Reporter()
+        self.model, self.tokenizer = model, model.folder.tokenizer
+        if not config.batch_size:
+            config = config.replace(batch_size=self.default_batch(config))
+        self.config = config
+        rows = rows_at_once(config, prompts, drafted=draft is not None)
+        self._decoder = _decoder(model, config, rows)
+        digests = [model.record.digest]
+        self._draft: NextToken | None = None
+        if draft is not None:
+            self._draft = _decoder(draft, config, rows=1)
+            digests.append(draft.record.digest)
+            if draft.folder.tokenizer.digest() != self.tokenizer.digest():
+                raise UsageError(
+                    f"--draft {draft.name} has another vocabulary than {model.name}; take a "
+                    "smaller model that was trained on the same shards"
+                )
+        self.identity = {"models": digests, "config": config.identity()}
+        """What decides the texts."""
+        self._rules = Rules(config, self.tokenizer)
+        self._told = False
+
+    @classmethod
+    def default_batch(cls, config: GenerateConfig) -> int:
+        """Texts that are written together where that is not given, each beam counted."""
+        return TEXTS
+
+    @abstractmethod
+    def encode(self, prompt: Prompt) -> list[int]:
+        """A prompt as the model reads it. Raises InputError for one that it can't."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that a text may have; None: any number."""
+        return self._decoder.max_positions
+
+    def note_once(self, text: str) -> None:
+        """Tell the first thing that is to be told of prompts."""
+        if not self._told:
+            self._told = True
+            self.reporter.note(text)
+
+    def answers(
+        self,
+        prompts: Iterable[Prompt],
+        tell: Callable[[str], None] | None = None,
+        *,
+        first: int = 0,
+    ) -> Iterator[Answer]:
+        """What is written behind each prompt, in their order; from each, if the model was finetuned
+        on pairs of texts.
+
+        first: the first prompt's number, by which samples are drawn. tell: is told the text as it
+        becomes certain; for one prompt and one sample. Several processes divide the prompts.
+        Raises InputError for a prompt that doesn't fit into the model's context.
+        """
+        world = current()
+        # A round of all processes is what one alone sorts by length among themselves.
+        block = max(1, self.block_size // world.size)
+        yield from world.divided(
+            prompts,
+            lambda part, begin: self._answers(part, tell, first + begin),
+            block=block,
+            kind=Answer,
+        )
+
+    def _answers(
+        self, prompts: Iterable[Prompt], tell: Callable[[str], None] | None, first: int
+    ) -> Iterator[Answer]:
+        asked: list[Prompt] = []
+
+        def encoded() -> Iterator[list[int]]:
+            for prompt in prompts:
+                asked.append(prompt)
+                yield self.encode(prompt)
+
+        written = write_texts(
+            self._decoder,
+            encoded(),
+            self._rules,
+            draft=self._draft,
+            batch_size=self.config.batch_size,
+            first=first,
+            tell=tell,
+        )
+        for number, completions in enumerate(written):
+            yield Answer(asked[number], completions)
+
+    @property
+    def block_size(self) -> int:
+        """Prompts that are sorted by length among themselves."""
+        drafted = self._draft is not None
+        return block_size(self.config, self.config.batch_size, drafted=drafted)
+
+
+def rows_at_once(config: GenerateConfig, prompts: int | None, *, drafted: bool) -> int:
+    """Rows of the products by which tokens are written.
+
+    prompts: None where it isn't known. drafted: whether a draft writes ahead, and several tokens
+    of one text are read at once.
+    """
+    if drafted:
+        return config.draft_tokens + 1
+    if config.penalty_alpha is not None:
+        return config.top_k or DEFAULT_CANDIDATES
+    batch = max(1, config.batch_size // config.rows_each)
+    return config.rows_each * (batch if prompts is None else min(batch, prompts))
+
+
+def _decoder(model: OpenedModel, config: GenerateConfig, rows: int) -> NextToken:
+    """A model that is ready to write so many rows at once."""
+    device, folder = choose_device(config.device, "--device"), model.folder
+    if isinstance(folder, NgramFolder):
+        if config.dtype != "fp32":
+            raise UsageError(
+                f"--dtype {config.dtype}: {model.name} is an n-gram model, without weights"
+            )
+        return NgramDecoder(folder.model)
+    if folder.kind == "seq2seq":
+        pair = folder.seq2seq().to(device)
+        head = prepare(pair.decoder, config.dtype, rows=rows, reader=pair.reader)
+        start, _ = folder.boundaries
+        return SourceDecoder(
+            pair, start=start, longest=folder.max_length, head=head, tokenizer=folder.tokenizer
+        )
+    lm = folder.causal_lm().to(device)
+    head = prepare(lm, config.dtype, rows=rows)
+    return CausalDecoder(lm, longest=folder.max_length, head=head, tokenizer=folder.tokenizer)
