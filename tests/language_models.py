@@ -9,7 +9,8 @@ from typing import Any
 
 from llmctl.config import build
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages.evaluate import EvaluateConfig, Files, evaluate_model
+from llmctl.stages.evaluate import prepare_evaluation
+from llmctl.tasks.evaluation import EvaluateConfig, Files
 from llmctl.workspace.artefacts import Workspace
 
 WINDOW = 48
@@ -52,10 +53,10 @@ def measure(
 ) -> dict[str, Any]:
     files = Files(data, template, examples)
     config = build(EvaluateConfig, keys)
-    report, _, there = evaluate_model(
+    report, _, up_to_date = prepare_evaluation(
         workspace, start, files, config, compare=compare, force=True, reporter=reporter
-    )
-    assert not there
+    ).run()
+    assert not up_to_date
     document = report.document()
     assert json.loads(json.dumps(document)) == document
     return document

@@ -16,10 +16,10 @@ from llmctl.config import Config, build
 from llmctl.data.text.python_corpora import python_code
 from llmctl.inference.prompts import read_template
 from llmctl.stages.chat import ChatConfig
-from llmctl.stages.evaluate import EvaluateConfig
 from llmctl.stages.finetune import resolve as resolve_finetune
 from llmctl.stages.pretrain import resolve
 from llmctl.stages.tokenize.stage import TokenizeConfig
+from llmctl.tasks.evaluation import EvaluateConfig
 from llmctl.tasks.generation import GenerateConfig
 from tests.conftest import SUBJECTS
 from tests.fork_server import AVAILABLE, READ_AT_LOAD

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
@@ -100,21 +99,20 @@ def command(
     given = locals()
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.reporting.report import render_report
-    from llmctl.stages.evaluate import REPORT, EvaluateConfig, Files, evaluate_model, parts_of, plan
+    from llmctl.stages.evaluate import REPORT, parts_of, prepare_evaluation
+    from llmctl.tasks.evaluation import EvaluateConfig, Files
 
     config = options.configured(EvaluateConfig, "eval", given)
     place, files = options.open_workspace(workspace), Files(data, template, examples, target)
-    how: dict[str, Any] = {"compare": compare, "name": name, "force": force}
     with divided(nproc, reads_stdin=False), TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter)
-        if dry_run:
-            print_dry_run(
-                plan(place, start, files, config, reporter=reporter, **how), config, json=json
-            )
-            return
-        report, artefact, up_to_date = evaluate_model(
-            place, start, files, config, reporter=reporter, **how
+        evaluation = prepare_evaluation(
+            place, start, files, config, compare=compare, name=name, force=force, reporter=reporter
         )
+        if dry_run:
+            print_dry_run(evaluation.plan(), config, json=json)
+            return
+        report, artefact, up_to_date = evaluation.run()
         reporter.note(f"report {artefact.folder}{': up to date' if up_to_date else ''}")
     if json:
         print_json({"name": artefact.manifest.name, **report.document()})

@@ -52,11 +52,11 @@ def _cell(text: str | None) -> str:
 def _keys() -> list[str]:
     from llmctl.models import ARCHITECTURES
     from llmctl.stages.chat import ChatConfig
-    from llmctl.stages.evaluate import EvaluateConfig
     from llmctl.stages.finetune import TASKS
     from llmctl.stages.finetune import resolve as resolve_finetune
     from llmctl.stages.pretrain import resolve
     from llmctl.stages.tokenize.stage import TokenizeConfig
+    from llmctl.tasks.evaluation import EvaluateConfig
     from llmctl.tasks.generation import GenerateConfig
     from llmctl.tasks.ngram.train import NgramRunConfig
 

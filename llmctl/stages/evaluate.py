@@ -30,8 +30,6 @@ from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import new_manifest
 from llmctl.workspace.names import slug
 
-__all__ = ["REPORT", "EvaluateConfig", "Files", "evaluate_model", "parts_of", "plan", "read_report"]
-
 REPORT = "report.json"
 
 EVALUATORS: Sequence[type[Evaluator]] = (
@@ -47,16 +45,73 @@ taken."""
 
 
 @dataclass(frozen=True)
-class _Resolved:
-    """What is to be done, and the report that it gives."""
+class Evaluation:
+    """A measurement that can be made: what it is made from is found and checked."""
 
+    workspace: Workspace
     evaluator: Evaluator
     identity: Identity
     name: str
+    """That of the report."""
     found: Artefact | None
+    """The report, where it is there already."""
+    reporter: Reporter
+
+    def plan(self) -> dict[str, Any]:
+        """The resolved configuration, and what ``run`` would do."""
+        inputs = self.identity.inputs
+        return {
+            "config": self.evaluator.config.model_dump(mode="json"),
+            "plan": {
+                "name": self.name,
+                "up_to_date": self.found is not None,
+                "inputs": {
+                    record.role: record.name for record in inputs if record.role != COMPARED
+                },
+                "compare": [record.name for record in inputs if record.role == COMPARED],
+            },
+        }
+
+    def run(self) -> tuple[Report, Artefact, bool]:
+        """Measure; returns the report, its artefact, and whether it was there already.
+
+        Several processes divide the data. Raises InputError where a report that was there is
+        damaged.
+        """
+        world, evaluator, config = current(), self.evaluator, self.evaluator.config
+        world.wait()  # until all have found the same
+        if self.found is not None:
+            self.found.verify()
+            return read_report(self.found.folder / REPORT), self.found, True
+        manifest = new_manifest(
+            "report",
+            self.name,
+            stage="eval",
+            config=config.model_dump(mode="json"),
+            identity=self.identity,
+            seed=config.seed,
+        )
+        # Before the work: a report that can't be kept is not worth its minutes.
+        self.workspace.prepare("report")
+        report = evaluator.run(self.reporter)
+        learned = weak_start(self.workspace, evaluator.model.run)
+        for note in (*report.notes, *([learned] if learned else [])):
+            self.reporter.note(note)
+        report = replace(
+            report,
+            model=evaluator.model.name,
+            notes=[*evaluator.notes, *report.notes],
+            facts={**report.facts, "learned": learned},
+        )
+        if world.is_main:
+            with self.workspace.publish(manifest) as (target, summary):
+                write_json(target / REPORT, report.document())
+                summary.update(report.summary)
+        world.wait()
+        return report, self.workspace.get("report", self.name), False
 
 
-def evaluate_model(
+def prepare_evaluation(
     workspace: Workspace,
     start: str,
     files: Files,
@@ -66,45 +121,33 @@ def evaluate_model(
     name: str | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
-) -> tuple[Report, Artefact, bool]:
-    """Measure a model; returns the report, its artefact, and whether it was there already.
+) -> Evaluation:
+    """A measurement of a model, and of those that it is compared with, on the same data.
 
-    compare: further models to measure on the same data, in the same table. Several processes divide
-    the data. Raises InputError where a report that was there is damaged.
+    Raises UsageError where options don't go with the model or with one another, InputError for a
+    model or a file that isn't there.
     """
-    reporter, world = reporter or Reporter(), current()
-    resolved = _resolve(workspace, start, files, config, compare, name, force, reporter)
-    world.wait()  # until all have found the same
-    if resolved.found is not None:
-        resolved.found.verify()
-        return read_report(resolved.found.folder / REPORT), resolved.found, True
-    manifest = new_manifest(
+    choose_device(config.device, "--device")
+    reporter = reporter or Reporter()
+    names = {MODEL: start, **{other: other for other in compare}}
+    models = {row: OpenedModel.open(workspace, given) for row, given in names.items()}
+    model = models[MODEL]
+    kinds = (e for e in EVALUATORS if model.kind in e.kinds and e.suits(files, config))
+    evaluator = next(kinds)(workspace, models, files, config)
+    model_name = start if model.run else slug(Path(start).resolve().name, "model")
+    data_name = slug(files.data.name.partition(".")[0], "data") if files.data else "validation"
+    identity = Identity.of("eval", config, evaluator.inputs())
+    report_name, found = workspace.match(
         "report",
-        resolved.name,
-        stage="eval",
-        config=config.model_dump(mode="json"),
-        identity=resolved.identity,
-        seed=config.seed,
+        name,
+        f"{model_name}-{data_name}",
+        identity,
+        force=force,
+        note=reporter.note,
     )
-    # Before the work: a report that can't be kept is not worth its minutes.
-    workspace.prepare("report")
-    evaluator = resolved.evaluator
-    report = evaluator.run(reporter)
-    learned = weak_start(workspace, evaluator.model.run)
-    for note in (*report.notes, *([learned] if learned else [])):
+    for note in evaluator.notes:
         reporter.note(note)
-    report = replace(
-        report,
-        model=start,
-        notes=[*evaluator.notes, *report.notes],
-        facts={**report.facts, "learned": learned},
-    )
-    if world.is_main:
-        with workspace.publish(manifest) as (target, summary):
-            write_json(target / REPORT, report.document())
-            summary.update(report.summary)
-    world.wait()
-    return report, workspace.get("report", resolved.name), False
+    return Evaluation(workspace, evaluator, identity, report_name, found, reporter)
 
 
 def read_report(path: Path) -> Report:
@@ -120,64 +163,6 @@ def parts_of(report: Report, path: Path) -> list[Part]:
     with _whole(path):
         evaluator = {kind: entry for entry in EVALUATORS for kind in entry.reports}[report.task]
         return [*evaluator.parts(report), *report.remarks()]
-
-
-def plan(
-    workspace: Workspace,
-    start: str,
-    files: Files,
-    config: EvaluateConfig,
-    *,
-    compare: Sequence[str] = (),
-    name: str | None = None,
-    force: bool = False,
-    reporter: Reporter | None = None,
-) -> dict[str, Any]:
-    """The resolved configuration, and what ``evaluate_model`` would do."""
-    reporter = reporter or Reporter()
-    resolved = _resolve(workspace, start, files, config, compare, name, force, reporter)
-    inputs = resolved.identity.inputs
-    return {
-        "config": config.model_dump(mode="json"),
-        "plan": {
-            "name": resolved.name,
-            "up_to_date": resolved.found is not None,
-            "inputs": {record.role: record.name for record in inputs if record.role != COMPARED},
-            "compare": [record.name for record in inputs if record.role == COMPARED],
-        },
-    }
-
-
-def _resolve(
-    workspace: Workspace,
-    start: str,
-    files: Files,
-    config: EvaluateConfig,
-    compare: Sequence[str],
-    name: str | None,
-    force: bool,
-    reporter: Reporter,
-) -> _Resolved:
-    choose_device(config.device, "--device")
-    names = {MODEL: start, **{other: other for other in compare}}
-    models = {row: OpenedModel.open(workspace, given) for row, given in names.items()}
-    model = models[MODEL]
-    made = next(e for e in EVALUATORS if model.kind in e.kinds and e.suits(files, config))
-    evaluator = made(workspace, models, files, config)
-    model_name = start if model.run else slug(Path(start).resolve().name, "model")
-    data_name = slug(files.data.name.partition(".")[0], "data") if files.data else "validation"
-    identity = Identity.of("eval", config, evaluator.inputs())
-    report_name, found = workspace.match(
-        "report",
-        name,
-        f"{model_name}-{data_name}",
-        identity,
-        force=force,
-        note=reporter.note,
-    )
-    for note in evaluator.notes:
-        reporter.note(note)
-    return _Resolved(evaluator, identity, report_name, found)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from llmctl.errors import InputError
 from llmctl.formats.huggingface.model_folder import read_model_folder
 from llmctl.formats.huggingface.purposes import PurposeError, names_of_labels, purpose_of
 from llmctl.models import BY_MODEL_TYPE
-from llmctl.stages.evaluate import EvaluateConfig, Files, evaluate_model
+from llmctl.stages.evaluate import prepare_evaluation
 from llmctl.stages.predict import predict
+from llmctl.tasks.evaluation import EvaluateConfig, Files
 from llmctl.workspace.artefacts import Workspace
 from tests.foreign_models import save_model
 
@@ -55,7 +56,7 @@ def test_a_head_that_is_no_classifier_is_refused_by_its_name(tmp_path: Path, nam
     data = tmp_path / "x.csv"
     data.write_text("label,text\nLABEL_0,a\n")
     with pytest.raises(InputError, match=says):
-        evaluate_model(workspace, str(folder), Files(data), EvaluateConfig())
+        prepare_evaluation(workspace, str(folder), Files(data), EvaluateConfig())
     if name == "spans of a decoder":  # whose body has other names
         return
     # Its body is as good as any.

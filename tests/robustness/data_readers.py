@@ -23,11 +23,11 @@ from llmctl.inference.prompts import Shots, find_columns, read_rows, read_templa
 from llmctl.reporting.units import parse_duration
 from llmctl.stages import finetune, pretrain
 from llmctl.stages.chat import ChatConfig
-from llmctl.stages.evaluate import EvaluateConfig
 from llmctl.stages.generate import read_prompts
 from llmctl.stages.sweep.grid import parse_grid, points
 from llmctl.stages.tokenize.parts import parse_part
 from llmctl.stages.tokenize.stage import TokenizeConfig
+from llmctl.tasks.evaluation import EvaluateConfig
 from llmctl.tasks.generation import GenerateConfig
 from tests.robustness.children import Reader
 from tests.robustness.mutators import as_arrow, as_parquet

@@ -19,11 +19,11 @@ from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.status import render_detail, render_overview
 from llmctl.stages import pretrain
 from llmctl.stages.compare import compare
-from llmctl.stages.evaluate import Files, evaluate_model, parts_of
+from llmctl.stages.evaluate import parts_of, prepare_evaluation
 from llmctl.stages.status import detail, overview
 from llmctl.stages.tokenize.parts import parse_part, tokenize_part
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
-from llmctl.tasks.evaluation import EvaluateConfig
+from llmctl.tasks.evaluation import EvaluateConfig, Files
 from llmctl.tasks.pretraining import open_pretraining
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import write_json
@@ -57,7 +57,7 @@ def _workspace(folder: Path, *, trained: bool = True) -> Workspace:
         pretrain.pretrain(place, config, shards_name="shards", name=name)
     if trained:
         config = EvaluateConfig(baselines=False, max_tokens=200, device="cpu")
-        evaluate_model(place, "one", Files(None, None, None, None), config, name="report")
+        prepare_evaluation(place, "one", Files(), config, name="report").run()
     return place
 
 
@@ -206,9 +206,7 @@ def _sealed_part(folder: Path) -> None:
 def _report(folder: Path) -> Any:
     place = Workspace(folder / "workspace")
     config = EvaluateConfig(baselines=False, max_tokens=200, device="cpu")
-    report, artefact, _ = evaluate_model(
-        place, "one", Files(None, None, None, None), config, name="report"
-    )
+    report, artefact, _ = prepare_evaluation(place, "one", Files(), config, name="report").run()
     console = Console(file=io.StringIO(), width=100)
     console.print(render_report(parts_of(report, artefact.folder)))
     return report.document()

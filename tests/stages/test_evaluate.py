@@ -10,8 +10,10 @@ import pytest
 
 from llmctl.cli.app import app
 from llmctl.errors import InputError, LlmctlError, UsageError
+from llmctl.formats.huggingface.weights import Weights
 from llmctl.reporting.report import render_report
-from llmctl.stages.evaluate import EvaluateConfig, Files, evaluate_model, parts_of, plan
+from llmctl.stages.evaluate import Evaluation, parts_of, prepare_evaluation
+from llmctl.tasks.evaluation import EvaluateConfig, Files
 from llmctl.workspace.artefacts import Workspace
 from tests.language_models import PAIRS, TEMPLATE, WINDOW, measure, split, write
 
@@ -94,18 +96,21 @@ def test_the_plan_and_a_second_time(
 ):
     asked, solved = split(labelled_file, tmp_path)
     files, config = Files(asked, template, solved), EvaluateConfig(shots=(1,))
-    how: dict[str, Any] = {"compare": ["grams"]}
-    before = plan(models, "gpt", files, config, **how)["plan"]
+
+    def prepared() -> Evaluation:
+        return prepare_evaluation(models, "gpt", files, config, compare=["grams"])
+
+    before = prepared().plan()["plan"]
     assert not before["up_to_date"]
     assert before["inputs"].keys() == {"model", "data", "template", "examples"}
     assert before["compare"] == ["run/grams"]
-    report, artefact, there = evaluate_model(models, "gpt", files, config, **how)
-    assert not there
-    again, same, there = evaluate_model(models, "gpt", files, config, **how)
-    assert there
+    report, artefact, up_to_date = prepared().run()
+    assert not up_to_date
+    again, same, up_to_date = prepared().run()
+    assert up_to_date
     assert (again, same.folder) == (report, artefact.folder)
     template.write_text(TEMPLATE.replace("wide sea", "sea"))
-    assert not plan(models, "gpt", files, config, **how)["plan"]["up_to_date"]
+    assert not prepared().plan()["plan"]["up_to_date"]
 
 
 @pytest.mark.parametrize(
@@ -162,10 +167,37 @@ def test_a_folder_of_questions_is_printed_with_its_mean(
     for name in ("agreement", "islands"):
         write(folder / f"{name}.jsonl", rows)
     config = EvaluateConfig()
-    report, artefact, _ = evaluate_model(
+    report, artefact, _ = prepare_evaluation(
         models, "gpt", Files(folder), config, compare=["grams"], force=True
-    )
+    ).run()
     out().print(render_report(parts_of(report, artefact.folder)))
     printed = capsys.readouterr().out
     for part in ("agreement", "islands", "mean", "chance", "gpt", "grams"):
         assert part in printed
+
+
+def test_weights_are_read_when_something_is_computed(
+    models: Workspace, labelled_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A plan with several models reads their descriptions alone."""
+    read: list[Path] = []
+    plain = Weights.__getitem__
+
+    def counted(weights: Weights, name: str) -> Any:
+        read.extend(weights.files)
+        return plain(weights, name)
+
+    monkeypatch.setattr(Weights, "__getitem__", counted)
+    for start, data, others in (
+        ("gpt", None, ["llama", "other"]),
+        ("subjects", labelled_file, ["subjects"]),
+    ):
+        evaluation = prepare_evaluation(
+            models, start, Files(data), EvaluateConfig(baselines=False, max_tokens=50),
+            compare=others, force=True,
+        )  # fmt: skip
+        assert not evaluation.plan()["plan"]["up_to_date"]
+        assert read == []
+        evaluation.run()
+        assert {path.parents[1].name for path in read} == {start, *others} - {"other"}
+        read.clear()

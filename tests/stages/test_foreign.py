@@ -19,10 +19,11 @@ from llmctl.data.tables.labelled import Example
 from llmctl.formats.huggingface.model_folder import read_model_folder
 from llmctl.stages import finetune
 from llmctl.stages.chat import ChatConfig, open_chat
-from llmctl.stages.evaluate import EvaluateConfig, Files, evaluate_model
+from llmctl.stages.evaluate import prepare_evaluation
 from llmctl.stages.generate import open_generation
 from llmctl.stages.predict import predict
 from llmctl.tasks.classify.predict import Prediction
+from llmctl.tasks.evaluation import EvaluateConfig, Files
 from llmctl.tasks.generation import GenerateConfig, Prompt
 from llmctl.tasks.masked_lm.predict import Filling
 from llmctl.workspace.artefacts import Workspace
@@ -96,7 +97,9 @@ def test_a_classifier_from_anybodys_model_is_to_transformers_what_it_is_here(
         ours = classified(workspace, "c", texts, ["farm", "sea"])
         np.testing.assert_allclose(ours, theirs(folder, texts), atol=1e-5)
         assert ours.std() > 1e-3
-    report, _, _ = evaluate_model(workspace, "c", Files(data), EvaluateConfig(baselines=False))
+    report, _, _ = prepare_evaluation(
+        workspace, "c", Files(data), EvaluateConfig(baselines=False)
+    ).run()
     assert report.facts["examples"] == 18
 
 
@@ -130,7 +133,7 @@ def test_a_classifier_of_others_answers_as_in_transformers(
         ours = classified(workspace, str(folder), texts, LABELS)
         np.testing.assert_allclose(ours, theirs(folder, texts), atol=1e-5)
     data = write_table(tmp_path / "data.jsonl", pairs=False, labels=LABELS)
-    report, _, _ = evaluate_model(workspace, str(folder), Files(data), EvaluateConfig())
+    report, _, _ = prepare_evaluation(workspace, str(folder), Files(data), EvaluateConfig()).run()
     assert report.facts["examples"] == 18
     assert any("baselines left out" in note for note in report.notes)
 
