@@ -11,7 +11,7 @@ from torch import Tensor
 from llmctl.inference.decoder import CausalDecoder, NextToken
 from llmctl.inference.decoding import Completion, GenerationConfig, Rules, generate
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.causal_lm import CausalLM
+from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.characters import learn_characters
 

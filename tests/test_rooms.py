@@ -15,7 +15,6 @@ FLOORS = [
     {"workspace"},
     {"reporting", "tokenizers"},
     {"data", "models"},
-    {"objectives"},
     {"formats", "inference", "evaluation"},
     {"training"},
     {"tasks"},
@@ -148,7 +147,6 @@ def test_no_torch_on_import(room: str):
     """The workers that tokenize, and every --help, start without it."""
     torch_rooms = {
         "models",
-        "objectives",
         "formats",
         "inference",
         "evaluation",

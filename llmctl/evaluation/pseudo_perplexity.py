@@ -8,12 +8,12 @@ a part of the text.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch.nn import functional as F
 
-from llmctl.objectives.masked_lm import MaskedLM, Vocabulary
+from llmctl.models.heads.masked_lm import MaskedLM
 
 ROWS_AT_ONCE = 64
 
@@ -22,7 +22,7 @@ ROWS_AT_ONCE = 64
 def pseudo_perplexity(
     model: MaskedLM,
     texts: Iterable[list[int]],
-    vocabulary: Vocabulary,
+    special: Mapping[str, int],
     *,
     max_tokens: int,
     progress: Callable[[int], None] = lambda done: None,
@@ -31,19 +31,19 @@ def pseudo_perplexity(
 ) -> tuple[float, int]:
     """(pseudo-perplexity, tokens scored) over texts of plain ids, up to ``max_tokens`` tokens.
 
-    part: which one this is of so many processes that divide the passes. summed: adds up what each
-    of them found.
+    special: ids of the tokenizer's special tokens. part: which one this is of so many processes
+    that divide the passes. summed: adds up what each of them found.
     """
     model.eval()
     device = next(model.parameters()).device
     total, scored, passes = 0.0, 0, 0
     for ids in texts:
-        row = torch.tensor([vocabulary.cls, *ids, vocabulary.sep])
+        row = torch.tensor([special["cls"], *ids, special["sep"]])
         places = torch.arange(1, len(ids) + 1)[: max_tokens - scored]
         for group in places.split(ROWS_AT_ONCE):
             if passes % part[1] == part[0]:
                 hidden_BT = row.repeat(len(group), 1)
-                hidden_BT[torch.arange(len(group)), group] = vocabulary.mask
+                hidden_BT[torch.arange(len(group)), group] = special["mask"]
                 states_BTD = model.body(hidden_BT.to(device))
                 at_masks_BD = states_BTD[torch.arange(len(group)), group.to(device)]
                 nll = F.cross_entropy(

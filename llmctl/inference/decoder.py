@@ -12,10 +12,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.seq2seq import Seq2Seq
 from llmctl.models.layers.cache import KeyValueCache
 from llmctl.models.layers.cross_attention import Source
-from llmctl.objectives.causal_lm import CausalLM
-from llmctl.objectives.seq2seq import Seq2Seq
 from llmctl.tokenizers import Tokenizer
 
 

@@ -25,8 +25,8 @@ from pydantic import PlainValidator
 from torch import Tensor
 
 from llmctl.errors import InputError
-from llmctl.objectives.causal_lm import CausalLM
-from llmctl.objectives.cross_entropy import ROWS_ELSEWHERE, ROWS_ON_CPU
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.cross_entropy import ROWS_ELSEWHERE, ROWS_ON_CPU
 from llmctl.tokenizers import Tokenizer
 
 TOKENS_ON_CPU = 2048

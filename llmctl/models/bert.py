@@ -4,7 +4,7 @@ Notable: token, position and segment embeddings, normalised; post-norm blocks; e
 selectable); learned positions. H⁰ = X·E + P + S, then per block
 x = norm(x + attention(x)); x = norm(x + feed_forward(x)).
 
-The body returns hidden states; pooler and heads belong to the objectives. A row may hold several
+The body returns hidden states; pooler and heads lie in llmctl/models/heads. A row may hold several
 texts end to end (packing): ``position_ids`` then start anew at each and the mask keeps them apart.
 
 B batch, T tokens, D width.

@@ -27,9 +27,9 @@ from llmctl.models import ARCHITECTURES
 from llmctl.models.flops import multiplied_weights
 from llmctl.models.scaling import ScalingLaw, entropy
 from llmctl.models.spec import backbones
-from llmctl.objectives.pretraining import Pretraining
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.units import count, duration
+from llmctl.tasks.pretraining import Pretraining
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.distributed.processes import ALONE, World
 from llmctl.training.machine import is_busy

@@ -17,12 +17,13 @@ from llmctl.formats.peft.adapter_folder import write_adapter_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.run_log import LoggedReporter
-from llmctl.tasks.classify.finetune import ClassifyConfig, ClassifyTask
+from llmctl.tasks.classify.task import ClassifyConfig, ClassifyTask
 from llmctl.tasks.finetuning import FinetuneConfig, Task, check_layers
-from llmctl.tasks.instruct.finetune import InstructConfig, InstructTask
+from llmctl.tasks.instruct.task import InstructConfig, InstructTask
 from llmctl.tasks.learned import weak_start
-from llmctl.tasks.seq2seq.finetune import Seq2SeqConfig, Seq2SeqTask
+from llmctl.tasks.seq2seq.task import Seq2SeqConfig, Seq2SeqTask
 from llmctl.training.adapters.lora import additions, merge
+from llmctl.training.batches import Objective
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.extension import find_run
 from llmctl.training.precision import choose_device
@@ -186,12 +187,12 @@ def make_trainer(
 ) -> Trainer:
     """The trainer of a finetuning, with the weights that it starts from."""
     config = task.config
-    model = task.build_model()
+    objective = Objective(task.build_model(), task.loss)
     held_out = task.held_out_batches()
 
     def validate() -> dict[str, float]:
         values = evaluate(
-            model,
+            objective,
             held_out.__getitem__,
             len(held_out),
             device=machine.device,
@@ -202,7 +203,7 @@ def make_trainer(
         return task.judged(values)
 
     return Trainer(
-        model,
+        objective,
         task.batch,
         config.training,
         total_steps=task.total_steps,

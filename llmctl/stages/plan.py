@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmctl.objectives.cross_entropy import rows_at_a_time
+from llmctl.models.heads.cross_entropy import rows_at_a_time
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages import finetune as finetuning
 from llmctl.stages.pretrain import (

@@ -16,14 +16,21 @@ from llmctl.errors import ConfigError, UsageError, did_you_mean
 from llmctl.formats.huggingface.model_folder import MAX_LENGTH, write_model_folder
 from llmctl.formats.open import choose_shards, default_name, pretraining_identity
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives import PRETRAINING
-from llmctl.objectives.causal_lm import CausalLM
-from llmctl.objectives.pretraining import VALIDATION_SEED, Pretraining
+from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.run_log import LoggedReporter
 from llmctl.stages.budget import LEAST_SECONDS, Choice, choose, left_open
+from llmctl.tasks import PRETRAINING
 from llmctl.tasks.learned import judged, said_of
-from llmctl.tasks.pretraining import PretrainConfig, config_for, open_pretraining, total_steps
+from llmctl.tasks.pretraining import (
+    VALIDATION_SEED,
+    PretrainConfig,
+    Pretraining,
+    config_for,
+    open_pretraining,
+    total_steps,
+)
+from llmctl.training.batches import Objective
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.distributed.processes import World, current, joined
@@ -72,7 +79,7 @@ def resolve(
     config = build(
         kind,
         {"arch": arch, "model": presets[preset], "objective": {}, "data": {}},
-        PRETRAINING[architecture.task].defaults,
+        PRETRAINING[architecture.task]().defaults,
         {"training": architecture.training},
         *layers,
     )
@@ -113,7 +120,7 @@ def _with_budget(
 
 def shards_of(workspace: Workspace, arch: str, name: str | None, reporter: Reporter) -> Artefact:
     """The shards of a name, or the newest that an architecture can learn from; checked."""
-    kind = PRETRAINING[ARCHITECTURES[arch].task]
+    kind = PRETRAINING[ARCHITECTURES[arch].task]()
     return choose_shards(
         workspace,
         name,
@@ -241,7 +248,7 @@ def make_trainer(
     train = pretraining.batches("train", seed=config.seed)
     held_out = pretraining.batches("validation", seed=VALIDATION_SEED)
     total = total_steps(config.training, train)
-    model = pretraining.build_model(config.seed)
+    objective = Objective(pretraining.build_model(config.seed), pretraining.loss)
     # The same few batches each time: made once.
     fixed = [held_out(n) for n in range(min(config.data.eval_batches, held_out.per_epoch))]
     if not fixed:
@@ -249,7 +256,7 @@ def make_trainer(
 
     def validate() -> dict[str, float]:
         return evaluate(
-            model,
+            objective,
             fixed.__getitem__,
             len(fixed),
             device=machine.device,
@@ -259,7 +266,7 @@ def make_trainer(
         )
 
     return Trainer(
-        model,
+        objective,
         train,
         config.training,
         total_steps=total,

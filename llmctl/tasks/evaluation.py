@@ -19,11 +19,11 @@ from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.report import MODEL, Report
 from llmctl.inference.decoding.config import LARGEST_POWER, MOST_AT_ONCE
 from llmctl.inference.weights import WeightType
-from llmctl.objectives.pretraining import VALIDATION_SEED
 from llmctl.reporting.report import Part
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.opened import OpenedModel
-from llmctl.tasks.pretraining import PretrainConfig, config_for, open_pretraining
+from llmctl.tasks.pretraining import VALIDATION_SEED, PretrainConfig, config_for, open_pretraining
+from llmctl.training.batches import Objective
 from llmctl.training.distributed.processes import current
 from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -291,7 +291,8 @@ def validation_losses(
         progress(number + 1, total)
         return batches(number)
 
-    return evaluate(model, batch, total, device=device, world=current()), config
+    objective = Objective(model, pretraining.loss)
+    return evaluate(objective, batch, total, device=device, world=current()), config
 
 
 def no_validation(shards: Artefact, otherwise: str) -> InputError:

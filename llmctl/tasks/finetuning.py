@@ -15,9 +15,9 @@ from llmctl.config import Config
 from llmctl.data.keyed import key_of
 from llmctl.errors import ConfigError
 from llmctl.formats.huggingface.model_folder import ModelFolder
-from llmctl.objectives.base import TensorBatch
 from llmctl.training.adapters.freezing import freeze_layers
 from llmctl.training.adapters.lora import LoraConfig, add_lora
+from llmctl.training.batches import LossParts, TensorBatch
 from llmctl.training.config import TrainingConfig
 
 LAST_LAYERS = 2
@@ -94,6 +94,10 @@ class Task(ABC):
     @abstractmethod
     def network(self) -> nn.Module:
         """The network as it starts, all of it trainable; fresh weights are drawn."""
+
+    @abstractmethod
+    def loss(self, model: Any, batch: Any) -> LossParts:
+        """The loss of a batch, as sums and counts."""
 
     @abstractmethod
     def batch(self, number: int) -> TensorBatch:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmctl.evaluation.frequencies import guesses
-from llmctl.objectives.pretraining import Pretraining
+from llmctl.tasks.pretraining import Pretraining
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.manifests import Manifest
 

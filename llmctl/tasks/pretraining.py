@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Generic, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from pydantic import Field
+from torch import nn
 
 from llmctl import tokenizers
 from llmctl.config import Config, Seconds
-from llmctl.errors import UsageError, did_you_mean
+from llmctl.data.keyed import key_of
+from llmctl.data.shards.files import ShardReader
+from llmctl.errors import InputError, UsageError, did_you_mean
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives import PRETRAINING
-from llmctl.objectives.pretraining import Batches, DataConfig, Pretraining
+from llmctl.models.flops import flops_per_token
+from llmctl.models.spec import Backbone, ModelSpec
+from llmctl.tasks import PRETRAINING
+from llmctl.tokenizers import Tokenizer
+from llmctl.training.batches import Batches, LossParts
 from llmctl.training.config import TrainingConfig
 from llmctl.workspace.artefacts import Artefact
+
+VALIDATION_SEED = 0
+"""Validation draws from this, whatever the run's seed: losses stay comparable."""
+
+
+class DataConfig(Config):
+    """How documents become rows."""
+
+    sequence_length: int = Field(128, ge=8)
+    """Tokens in a row, special ones included."""
+    eval_batches: int = Field(16, ge=1)
+    """Batches of validation text looked at each time."""
+
 
 M = TypeVar("M", bound=Config)
 L = TypeVar("L", bound=Config)
@@ -39,6 +62,89 @@ class PretrainConfig(Config, Generic[M, L, D]):
     """Keys that the budget chooses; filled in by the command."""
 
 
+class Pretraining(ABC, Generic[L, D]):
+    """Shards and what is learned from them: what to train on, and what to train."""
+
+    config: type[L]
+    """The objective's configuration."""
+    data_config: type[D]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """What differs from the general defaults of a pretraining, as a recipe would say it."""
+    roles: ClassVar[tuple[str, ...]]
+    """Special tokens that the task needs."""
+    compile_on_cpu: ClassVar[bool] = True
+    """Whether kernels of its own make a model faster on a processor too."""
+    described: ClassVar[str]
+    """What needs them, and how to learn a tokenizer that has them; for messages."""
+
+    def __init__(
+        self,
+        shards: Path,
+        tokenizer: Tokenizer,
+        architecture: ModelSpec,
+        model: Any,
+        objective: L,
+        data: D,
+        batch_size: int,
+    ) -> None:
+        """Raises InputError if the tokenizer lacks a special token."""
+        if missing := self.missing_roles(tokenizer):
+            raise InputError(
+                f"the tokenizer has no token for {', '.join(missing)}, {self.described}"
+            )
+        self.shards, self.tokenizer, self.architecture = shards, tokenizer, architecture
+        self.model_config, self.objective, self.data = model, objective, data
+        self.batch_size = batch_size
+
+    @classmethod
+    def missing_roles(cls, tokenizer: Tokenizer) -> list[str]:
+        """The special tokens that a tokenizer lacks."""
+        return [role for role in cls.roles if role not in tokenizer.special]
+
+    @staticmethod
+    @abstractmethod
+    def peak_rate(width: int) -> float:
+        """The learning rate where none is given, by the width of the hidden states."""
+
+    @abstractmethod
+    def batches(self, split: str, *, seed: int) -> Batches:
+        """The batches of a split: endless and shuffled for training, one pass for validation."""
+
+    @abstractmethod
+    def model(self, body: Backbone) -> nn.Module:
+        """A body with the task's heads."""
+
+    @abstractmethod
+    def loss(self, model: Any, batch: Any) -> LossParts:
+        """The loss of a batch, as sums and counts."""
+
+    @abstractmethod
+    def head_weights(self) -> float:
+        """Weights of the heads that a token is multiplied with, on average."""
+
+    def flops_per_token(self) -> float:
+        """Of a forward and a backward pass, for each token of a row; a multiplication and an
+        addition are two."""
+        with torch.device("meta"):
+            body = self.architecture.build(self.model_config)
+        return flops_per_token(body, self.data.sequence_length, self.head_weights())
+
+    def build_model(self, seed: int) -> nn.Module:
+        """The model with fresh weights, drawn from the run's seed."""
+        torch.manual_seed(key_of(seed, "weights"))
+        return self.model(self.architecture.build(self.model_config))
+
+    def reader(self, split: str) -> ShardReader:
+        """The documents of a split. Raises InputError if there are none to train on."""
+        reader = ShardReader(self.shards, split, self.tokenizer.vocab_size)
+        if split == "train" and not len(reader):
+            raise InputError(
+                f"shards {self.shards.name} have no training documents; tokenize more text, or "
+                "with a smaller --validation"
+            )
+        return reader
+
+
 def config_for(arch: str) -> type[PretrainConfig[Any, Any, Any]]:
     """The configuration of an architecture's pretraining.
 
@@ -51,7 +157,7 @@ def config_for(arch: str) -> type[PretrainConfig[Any, Any, Any]]:
             f"choose one of {', '.join(ARCHITECTURES)}, or ngram, which counts"
         )
     architecture = ARCHITECTURES[arch]
-    kind = PRETRAINING[architecture.task]
+    kind = PRETRAINING[architecture.task]()
     return PretrainConfig[architecture.config, kind.config, kind.data_config]  # type: ignore[name-defined]
 
 
@@ -61,7 +167,7 @@ def open_pretraining(
     """A pretraining with its data, and the configuration with what follows from the data."""
     tokenizer = tokenizers.load(shards.folder / "tokenizer")
     architecture = ARCHITECTURES[config.arch]
-    kind = PRETRAINING[architecture.task]
+    kind = PRETRAINING[architecture.task]()
     rate = config.training.learning_rate or kind.peak_rate(config.model.hidden_size)
     config = config.replace(
         model=config.model.replace(vocab_size=tokenizer.vocab_size).model_dump(),

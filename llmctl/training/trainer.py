@@ -1,4 +1,4 @@
-"""The training loop: one for every objective, a generator of records.
+"""The training loop: one for every task, a generator of records.
 
 It prints and writes nothing but checkpoints: stages record what it yields and commands draw it.
 Batch N and every random draw in step N are functions of (seed, N), so a run that goes on from a
@@ -28,9 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmctl.data.keyed import key_of
 from llmctl.errors import DivergedError, InputError, ResourceError
+from llmctl.models.heads.cross_entropy import compiled_cross_entropy
 from llmctl.models.layers.attention import use_kernels_of
-from llmctl.objectives.base import Objective, TensorBatch
-from llmctl.objectives.cross_entropy import compiled_cross_entropy
+from llmctl.training.batches import Objective, TensorBatch
 from llmctl.training.checkpoints import (
     Checkpoint,
     CheckpointStore,
@@ -40,7 +40,6 @@ from llmctl.training.checkpoints import (
 from llmctl.training.config import TrainingConfig
 from llmctl.training.distributed.processes import (
     ALONE,
-    LossModule,
     World,
     distribute,
     recompute_activations,
@@ -121,11 +120,11 @@ class _Speed:
 
 
 class Trainer:
-    """Trains an objective on batches."""
+    """Trains a model, by its loss, on batches."""
 
     def __init__(
         self,
-        model: nn.Module,
+        objective: Objective,
         batches: Batches,
         config: TrainingConfig,
         *,
@@ -149,6 +148,7 @@ class Trainer:
         keep_best: keep the weights that were the best at a validation. compiled: make kernels for
         the model's body. matrix_flops: a second, of this process's device, to tell how much of it
         is used."""
+        model = objective.model
         self.model, self._batches, self.config = model, batches, config
         self.total_steps, self._seed = total_steps, seed
         self._device, self._precision, self._store = device, precision, store
@@ -164,7 +164,8 @@ class Trainer:
         self._shared = config.parallel != "ddp"
         # What was trained in shares ends as one model.
         self._plain = copy.deepcopy(model) if self._shared and world.is_main else None
-        self._loss = distribute(model, config, world, device)
+        self.objective = objective
+        self._loss = distribute(objective, config, world, device)
         if self._shared:
             store.write_together()
         self._micro_batch = config.micro_batch if isinstance(config.micro_batch, int) else 0
@@ -189,7 +190,7 @@ class Trainer:
 
         A wrapper that outlived its group of processes would wait for ever for its threads.
         """
-        self._loss = LossModule(self.model)
+        self._loss = self.objective
         gc.collect()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -395,10 +396,9 @@ class Trainer:
     def _trial(self, batch: TensorBatch, rows: int) -> None:
         """A forward and a backward pass over a batch's first rows, with nothing kept."""
         part = batch.rows(0, rows).to(self._device)
-        objective: Objective = self.model  # type: ignore[assignment]
         # Kernels for this shape would be made for nothing.
         with torch.compiler.set_stance("force_eager"), autocast(self._device, self._precision):
-            total = objective.loss(part).total
+            total = self.objective(part).total
         torch.autograd.grad(total, self._parameters, allow_unused=True)
 
     def _work(self, step: int) -> _Work:
@@ -508,7 +508,7 @@ class Trainer:
         if isinstance(self._loss, nn.parallel.DistributedDataParallel) and not last:
             return self._loss.no_sync()
         if self.world.size > 1 and self.config.parallel != "ddp":
-            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+            self.objective.set_requires_gradient_sync(last)  # type: ignore[operator]
         return contextlib.nullcontext()
 
     def _no_memory(self, work: _Work) -> ResourceError:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 import torch
-from torch import nn
 
-from llmctl.objectives.base import Objective, TensorBatch
+from llmctl.training.batches import LossParts, Objective, TensorBatch
 from llmctl.training.distributed.processes import ALONE, World
 from llmctl.training.precision import autocast
 
@@ -19,7 +18,7 @@ class LookStopped(Exception):
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    objective: Objective,
     batches: Callable[[int], TensorBatch],
     count: int,
     *,
@@ -30,12 +29,11 @@ def evaluate(
 ) -> dict[str, float]:
     """Losses and metrics over some batches, each a sum over all divided by its count.
 
-    ``loss`` is the sum of the objective's losses. world: takes the batches in turn. Raises
+    ``loss`` is the sum of the losses. world: takes the batches in turn. Raises
     LookStopped where ``should_stop`` says so before all batches are done; processes that do it
     together go through with it.
     """
-    objective: Objective = model  # type: ignore[assignment]
-    model.eval()
+    objective.eval()
     sums: dict[str, list[float]] = {}
     losses: set[str] = set()
     # Kernels for a few batches of other shapes would take longer to make than they save.
@@ -46,7 +44,7 @@ def evaluate(
             # Those who have none left go through one again, as sharded weights need everyone.
             weight = float(number < count)
             with autocast(device, precision):
-                parts = objective.loss(batches(min(number, count - 1)).to(device))
+                parts: LossParts = objective(batches(min(number, count - 1)).to(device))
             losses.update(parts.losses)
             for name, ratio in {**parts.losses, **parts.metrics}.items():
                 entry = sums.setdefault(name, [0.0, 0.0])

@@ -20,10 +20,13 @@ from statistics import median
 import numpy as np
 import torch
 
+from llmctl.tasks.causal_lm.loss import causal_lm_loss
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.causal_lm import CausalBatch, CausalLM
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.tasks.causal_lm.batches import CausalBatch
 from llmctl.training.checkpoints import CheckpointStore, optimiser_tensors
 from llmctl.training.planning.memory import keep_freed_memory
 
@@ -58,7 +61,7 @@ def main() -> None:
         inputs, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
         batch = CausalBatch(full, inputs, labels, full, full)
         optimiser.zero_grad(set_to_none=True)
-        model.loss(batch).total.backward()
+        causal_lm_loss(model, batch).total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         return time.perf_counter() - begun

@@ -80,7 +80,7 @@ def ours(dtype: Any, rows: int) -> Callable[[Ids], Ids]:
     from llmctl.inference.decoding import GenerationConfig, Rules, generate
     from llmctl.inference.weights import prepare
     from llmctl.models import gpt
-    from llmctl.objectives.causal_lm import CausalLM
+    from llmctl.models.heads.causal_lm import CausalLM
 
     config = gpt.GptConfig(vocab_size=VOCABULARY, **gpt.PRESETS["small"])
     model = CausalLM(gpt.Gpt(config))

@@ -21,10 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmctl.tasks.causal_lm.loss import causal_lm_loss
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.causal_lm import CausalBatch, CausalLM
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.tasks.causal_lm.batches import CausalBatch
 from llmctl.training.planning.memory import keep_freed_memory
 from llmctl.training.precision import autocast, matrix_rate
 
@@ -47,7 +50,7 @@ def ours(arch: str, compiled: bool) -> tuple[torch.nn.Module, Loss]:
 
     def loss(rows: torch.Tensor) -> torch.Tensor:
         inputs, labels = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-        return model.loss(CausalBatch(full, inputs, labels, full, full)).total
+        return causal_lm_loss(model, CausalBatch(full, inputs, labels, full, full)).total
 
     return model, loss
 

@@ -24,10 +24,14 @@ import numpy as np
 import torch
 
 from llmctl.models import ARCHITECTURES
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.layers.attention import Texts
-from llmctl.objectives.base import TensorBatch
-from llmctl.objectives.causal_lm import CausalBatch, CausalLM
-from llmctl.objectives.masked_lm import MaskedBatch, MaskedLM
+from llmctl.tasks.causal_lm.batches import CausalBatch
+from llmctl.tasks.causal_lm.loss import causal_lm_loss
+from llmctl.tasks.masked_lm.batches import MaskedBatch
+from llmctl.tasks.masked_lm.loss import masked_lm_loss
+from llmctl.training.batches import Objective, TensorBatch
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.trainer import Trainer
@@ -98,8 +102,9 @@ def ours(arch: str, rows: int, precision: str = "bf16") -> Speed:
 
     total = WARM_UP + STEPS
     with tempfile.TemporaryDirectory() as folder:
+        loss = masked_lm_loss if arch == "bert" else causal_lm_loss
         trainer = Trainer(
-            model, batches,
+            Objective(model, loss), batches,
             TrainingConfig(
                 max_steps=total, learning_rate=1e-4, log_every=10, checkpoint_every=10**6
             ),

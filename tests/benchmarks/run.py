@@ -59,10 +59,11 @@ def pretraining(options: argparse.Namespace) -> None:
     from llmctl.data.shards.files import ShardReader
     from llmctl.formats.huggingface.model_folder import read_model_folder
     from llmctl.models.bert import SPEC, Bert
-    from llmctl.objectives.masked_lm import from_hugging_face
-    from llmctl.objectives.pretraining import VALIDATION_SEED
+    from llmctl.models.heads.masked_lm import from_hugging_face
     from llmctl.stages.pretrain import resolve
-    from llmctl.tasks.pretraining import open_pretraining
+    from llmctl.tasks.masked_lm.loss import masked_lm_loss
+    from llmctl.tasks.pretraining import VALIDATION_SEED, open_pretraining
+    from llmctl.training.batches import Objective
     from llmctl.training.precision import matrix_rate
     from llmctl.training.validation import evaluate
     from llmctl.workspace.artefacts import Workspace
@@ -82,7 +83,9 @@ def pretraining(options: argparse.Namespace) -> None:
         batches = [held_out(number) for number in range(held_out.per_epoch)]
 
         def score(model: Any) -> dict[str, float]:
-            return evaluate(model, batches.__getitem__, len(batches), device=device)
+            return evaluate(
+                Objective(model, masked_lm_loss), batches.__getitem__, len(batches), device=device
+            )
 
         def score_theirs(model: Any) -> dict[str, float]:
             return score(from_hugging_face(Bert(config.model), model.state_dict(), SPEC))

@@ -23,7 +23,7 @@ from llmctl.inference.decoder import SourceDecoder
 from llmctl.inference.decoding import GenerationConfig, Rules, generate
 from llmctl.inference.weights import WeightType, prepare
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.seq2seq import Seq2SeqShape, build
+from llmctl.models.heads.seq2seq import Seq2SeqShape, build
 from llmctl.training.precision import choose_device
 from tests.benchmarks.generation import NoText
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from llmctl.formats.huggingface.model_folder import read_model_folder, write_model_folder
 from llmctl.formats.peft.adapter_folder import write_adapter_folder
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.causal_lm import CausalLM
-from llmctl.objectives.classify import Classifier, head_tensors
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.classify import Classifier, head_tensors
 from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.training.adapters.lora import LoraConfig, add_lora, additions, merge
 

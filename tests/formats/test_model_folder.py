@@ -16,7 +16,7 @@ from llmctl.errors import InputError
 from llmctl.formats.huggingface.model_folder import read_model_folder, write_model_folder
 from llmctl.formats.open import open_model
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.causal_lm import CausalLM
+from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.tokenizers import learn
 from llmctl.workspace.artefacts import Workspace
 

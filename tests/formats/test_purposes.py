@@ -60,9 +60,7 @@ def test_a_head_that_is_no_classifier_is_refused_by_its_name(tmp_path: Path, nam
     if name == "spans of a decoder":  # whose body has other names
         return
     # Its body is as good as any.
-    classifier = read_model_folder(folder).new_classifier(
-        2, dropout=0.0, class_weights=None, scratch=False
-    )
+    classifier = read_model_folder(folder).new_classifier(2, dropout=0.0, scratch=False)
     assert classifier.output.out_features == 2
 
 

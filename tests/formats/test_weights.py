@@ -18,7 +18,7 @@ from llmctl.errors import InputError
 from llmctl.formats.huggingface.model_folder import read_model_folder, write_model_folder
 from llmctl.formats.huggingface.weights import is_finite
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.causal_lm import CausalLM
+from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.tokenizers import learn
 
 NORM = {"gpt": "transformer.h.1.ln_2.weight", "llama": "model.layers.1.input_layernorm.weight"}

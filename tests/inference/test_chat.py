@@ -16,7 +16,7 @@ from llmctl.inference.chat import ChatSession, RememberingDecoder
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import GenerationConfig
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.causal_lm import CausalLM
+from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.stages.chat import ChatConfig, open_chat
 from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.tokenizers.chat import CHATML

@@ -24,9 +24,9 @@ from llmctl.inference.decoding.sampling import draw
 from llmctl.inference.decoding.strategies import Text
 from llmctl.inference.ngram_decoder import NgramDecoder
 from llmctl.inference.weights import WeightType, prepare
+from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.ngram.counts import Block
 from llmctl.models.ngram.smoothing import NgramConfig, train
-from llmctl.objectives.causal_lm import CausalLM
 from llmctl.tokenizers.characters import learn_characters
 from tests.small_decoders import ENDS, PROMPTS, TOKENIZER, V, make_model, reread, write
 

@@ -13,8 +13,8 @@ from llmctl.inference.decoding import strategies as ours
 from llmctl.inference.decoding.rows import apply
 from llmctl.inference.decoding.strategies import Text
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives import causal_lm
-from llmctl.objectives.causal_lm import CausalLM
+from llmctl.models.heads import causal_lm
+from llmctl.models.heads.causal_lm import CausalLM
 from tests.small_decoders import ENDS, PROMPTS, TOKENIZER, V, make_model, write
 
 pytestmark = pytest.mark.reference

@@ -14,7 +14,7 @@ from llmctl.inference import quantised
 from llmctl.inference.quantised import Int8Linear, OneRowInt8Linear
 from llmctl.inference.weights import prepare
 from llmctl.models.gpt import Gpt, GptConfig
-from llmctl.objectives.causal_lm import CausalLM
+from llmctl.models.heads.causal_lm import CausalLM
 
 LAYERS = [
     Int8Linear,

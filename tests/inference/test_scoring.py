@@ -15,7 +15,7 @@ from llmctl.errors import InputError
 from llmctl.inference import scoring
 from llmctl.inference.scoring import CausalScorer, Query, encode_query, fitted
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.causal_lm import CausalLM, to_hugging_face
+from llmctl.models.heads.causal_lm import CausalLM, to_hugging_face
 from llmctl.tokenizers import Layout, Tokenizer
 
 VOCABULARY = 30

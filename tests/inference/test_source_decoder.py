@@ -8,14 +8,14 @@ import torch
 from llmctl.inference.decoder import CausalDecoder, SourceDecoder
 from llmctl.inference.decoding import Completion
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.seq2seq import Seq2Seq, Seq2SeqShape, attach
+from llmctl.models.heads.seq2seq import Seq2Seq, Seq2SeqShape, attach
 from tests.small_decoders import ENDS, PROMPTS, TOKENIZER, make_model, write
 
 START = TOKENIZER.special["bos"]
 
 
 def make(arch: str, **shape: object) -> Seq2Seq:
-    model = attach(make_model(arch), Seq2SeqShape(**shape), ARCHITECTURES[arch], smoothing=0.0)
+    model = attach(make_model(arch), Seq2SeqShape(**shape), ARCHITECTURES[arch])
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -25,11 +25,11 @@ from llmctl.models.bert import (
     from_hugging_face,
     to_hugging_face,
 )
+from llmctl.models.heads.classify import Classifier
+from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.layers import attention as layers
 from llmctl.models.layers.attention import FeedForward, SelfAttention
 from llmctl.models.layers.elementwise import additive_mask
-from llmctl.objectives.classify import Classifier, ExampleBatch
-from llmctl.objectives.masked_lm import MaskedLM
 from llmctl.tokenizers.wordpiece import SPECIAL, WordPieceTokenizer, build_wordpiece
 
 V, T = 60, 16
@@ -441,8 +441,7 @@ def test_transformers_opens_the_classifier_with_its_labels(tmp_path: Path):
     write_model_folder(tmp_path, model, tokenizer(), {"id2label": names, "label2id": label2id})
     theirs = opened(BertForSequenceClassification, tmp_path)
     ids, segments, mask = batch()
-    labels = torch.zeros(len(ids), dtype=torch.int64)
-    ours = model(ExampleBatch(mask.sum(1).numpy(), ids, segments, mask, labels))
+    ours = model(ids, segments, mask)
     out = theirs(input_ids=ids, token_type_ids=segments, attention_mask=mask.long())
     assert ours.std() > 0.1
     torch.testing.assert_close(ours, out.logits, **CLOSE)

@@ -15,7 +15,7 @@ import torch
 from llmctl.errors import InputError
 from llmctl.models import BY_MODEL_TYPE
 from llmctl.models.config_json import FieldError
-from llmctl.objectives import causal_lm, masked_lm
+from llmctl.models.heads import causal_lm, masked_lm
 
 V, T = 24, 8
 SHAPE = {

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from llmctl.errors import InputError
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
+from llmctl.models.heads import causal_lm
+from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.spec import roles_of
-from llmctl.objectives import causal_lm
-from llmctl.objectives.causal_lm import CausalLM
 
 VOCABULARY = 61
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

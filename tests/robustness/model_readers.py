@@ -19,12 +19,12 @@ from llmctl.formats.huggingface.model_folder import write_model_folder
 from llmctl.formats.ngram.ngram_folder import write_ngram_folder
 from llmctl.formats.open import open_any_model
 from llmctl.models import ARCHITECTURES
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.classify import Classifier
+from llmctl.models.heads.masked_lm import MaskedLM
+from llmctl.models.heads.seq2seq import Seq2SeqShape, attach
 from llmctl.models.ngram.counts import Block
 from llmctl.models.ngram.smoothing import NgramConfig, train
-from llmctl.objectives.causal_lm import CausalLM
-from llmctl.objectives.classify import Classifier
-from llmctl.objectives.masked_lm import MaskedLM
-from llmctl.objectives.seq2seq import Seq2SeqShape, attach
 from llmctl.stages.generate import open_generation
 from llmctl.stages.predict import predict
 from llmctl.tasks.generation import GenerateConfig, Prompt
@@ -194,10 +194,10 @@ def _model(folder: Path, arch: str, kind: str, **options: Any) -> None:
     extra: dict[str, Any] = {}
     model: torch.nn.Module
     if kind == "classify":
-        model = Classifier(body, 2, dropout=0.0, class_weights=None)
+        model = Classifier(body, 2, dropout=0.0)
         extra = {"id2label": {"0": "sea", "1": "farm"}, "llmctl_max_length": 64}
     elif kind == "seq2seq":
-        model = attach(CausalLM(body), Seq2SeqShape(), architecture, smoothing=0.0)
+        model = attach(CausalLM(body), Seq2SeqShape(), architecture)
         extra = {"llmctl_style": "decoder", "llmctl_max_source": 20, "llmctl_max_target": 20}
     else:
         model = MaskedLM(body) if arch == "bert" else CausalLM(body)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from llmctl.data.tables.conversations import Conversation, Turn
-from llmctl.objectives.instruct import fit
-from llmctl.tasks.instruct.finetune import without_context
+from llmctl.tasks.instruct.batches import fit
+from llmctl.tasks.instruct.task import without_context
 from llmctl.tokenizers.chat_template import EncodedChat
 
 

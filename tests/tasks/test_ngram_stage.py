@@ -17,10 +17,10 @@ from llmctl.data.shards.windows import TokenStream, WindowBatches
 from llmctl.errors import BusyError, ConfigError, InputError
 from llmctl.formats.ngram.ngram_folder import read_ngram_folder
 from llmctl.models.ngram.counts import Block
-from llmctl.objectives.causal_lm import collate
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.status import detail, overview
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
+from llmctl.tasks.causal_lm.batches import collate
 from llmctl.tasks.ngram import train as stage
 from llmctl.tasks.ngram.train import Documents, plan, resolve, score, train_ngram
 from llmctl.workspace.artefacts import Workspace

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from llmctl.data.tables.encoded import laid_out
 from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
 from llmctl.models.bert import Bert, BertConfig
-from llmctl.objectives.classify import Classifier, laid_out
-from llmctl.objectives.masked_lm import MaskedLM
+from llmctl.models.heads.classify import Classifier
+from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.tasks.classify.predict import BATCH, class_probabilities, in_blocks
 from llmctl.tasks.masked_lm.predict import fill_masks
 from llmctl.tokenizers import Layout

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from llmctl.data.tables.encoded import laid_out
 from llmctl.errors import InputError
-from llmctl.objectives.classify import laid_out
 from llmctl.tokenizers import load
 from tests.foreign_models import learned, save_tokenizer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -17,10 +18,14 @@ from torch import Tensor, nn
 from llmctl.data.shards.windows import Rows
 from llmctl.errors import ResourceError
 from llmctl.models import ARCHITECTURES
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.layers.attention import BOUNDS_STEP, Texts
-from llmctl.objectives.base import LossParts, TensorBatch
-from llmctl.objectives.causal_lm import CausalLM, collate
-from llmctl.objectives.masked_lm import MaskedBatch, MaskedLM
+from llmctl.tasks.causal_lm.batches import CausalBatch, collate
+from llmctl.tasks.causal_lm.loss import causal_lm_loss
+from llmctl.tasks.masked_lm.batches import MaskedBatch
+from llmctl.tasks.masked_lm.loss import masked_lm_loss
+from llmctl.training.batches import LossParts, Objective, TensorBatch
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.distributed.processes import World, recompute_activations
@@ -38,7 +43,7 @@ def causal_model() -> CausalLM:
     return CausalLM(architecture.build(architecture.config(vocab_size=VOCABULARY, **shape)))  # type: ignore[arg-type]
 
 
-def causal_batch(rows: int = 5) -> TensorBatch:
+def causal_batch(rows: int = 5) -> CausalBatch:
     generator = np.random.default_rng(1)
     ids = generator.integers(2, VOCABULARY, (rows, T + 1))
     ids[:, 5], ids[:, 6] = 1, 0  # a document ends, another begins
@@ -70,29 +75,38 @@ def masked_batch(rows: int = 5) -> MaskedBatch:
     )  # fmt: skip
 
 
-def gradient(model: nn.Module, parts: list[TensorBatch], counts: dict[str, int]) -> list[Tensor]:
-    model.zero_grad()
+def gradient(
+    objective: Objective, parts: list[TensorBatch], counts: dict[str, int]
+) -> list[Tensor]:
+    objective.zero_grad()
     for part in parts:
-        losses: LossParts = model.loss(part)  # type: ignore[operator]
-        sum(r.total / counts[name] for name, r in losses.losses.items()).backward()  # type: ignore[union-attr]
-    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        losses = objective(part)
+        sum(r.total / counts[name] for name, r in losses.losses.items()).backward()
+    return [p.grad.clone() for p in objective.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize(
-    ("make_model", "make_batch"), [(causal_model, causal_batch), (masked_model, masked_batch)]
+    ("make_model", "loss", "make_batch"),
+    [
+        (causal_model, causal_lm_loss, causal_batch),
+        (masked_model, masked_lm_loss, masked_batch),
+    ],
 )
 @settings(max_examples=5, deadline=None)
 @given(edges=st.sets(st.integers(1, 4)))
 def test_parts_of_a_batch_have_its_gradient(
-    make_model: Callable[[], nn.Module], make_batch: Callable[[], TensorBatch], edges: set[int]
+    make_model: Callable[[], nn.Module],
+    loss: Callable[[Any, Any], LossParts],
+    make_batch: Callable[[], TensorBatch],
+    edges: set[int],
 ):
-    model, batch = make_model(), make_batch()
+    objective, batch = Objective(make_model(), loss), make_batch()
     cuts = [0, *sorted(edges), len(batch)]
     parts = [batch.rows(a, b) for a, b in pairwise(cuts)]
     assert sum(part.real_tokens for part in parts) == batch.real_tokens
     assert sum(part.slots for part in parts) == batch.slots
-    whole = gradient(model, [batch], batch.counts)
-    for ours, theirs in zip(gradient(model, parts, batch.counts), whole, strict=True):
+    whole = gradient(objective, [batch], batch.counts)
+    for ours, theirs in zip(gradient(objective, parts, batch.counts), whole, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     for name, count in batch.counts.items():
         assert sum(part.counts[name] for part in parts) == count
@@ -114,7 +128,8 @@ def trained(
 ) -> Trainer:
     config = TrainingConfig(max_steps=4, learning_rate=0.01, precision="fp32", **options)  # type: ignore[arg-type]
     return Trainer(
-        model, lambda step: causal_batch(), config, total_steps=4, seed=0,
+        Objective(model, causal_lm_loss), lambda step: causal_batch(), config, total_steps=4,
+        seed=0,
         device=torch.device("cpu"), precision="fp32", store=CheckpointStore(folder, keep=1),
         **({"world": world} if world else {}),  # type: ignore[arg-type]
     )  # fmt: skip
@@ -138,7 +153,7 @@ def test_recomputing_keeps_less():
     batch = causal_batch(5)
 
     def kept(model: CausalLM) -> int:
-        return kept_for_backward(lambda: model.loss(batch).total.backward())
+        return kept_for_backward(lambda: causal_lm_loss(model, batch).total.backward())
 
     recomputing = causal_model()
     recompute_activations(recomputing)
@@ -180,7 +195,8 @@ def test_out_of_memory_names_what_would_fit(tmp_path: Path):
     def trainer(room: int, **options: object) -> Trainer:
         config = TrainingConfig(max_steps=3, learning_rate=0.01, precision="fp32", **options)  # type: ignore[arg-type]
         return Trainer(
-            Hungry(room), numbers, config, total_steps=3, seed=0, device=torch.device("cpu"),
+            Objective(Hungry(room), Hungry.loss), numbers, config, total_steps=3, seed=0,
+            device=torch.device("cpu"),
             precision="fp32", store=CheckpointStore(tmp_path, keep=1),
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llmctl.errors import DivergedError, InputError
 from llmctl.models.spec import Backbone
-from llmctl.objectives.base import LossParts, Ratio, TensorBatch
+from llmctl.training.batches import LossParts, Objective, Ratio, TensorBatch
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.optim.optimiser import build_optimiser
@@ -91,7 +91,7 @@ def make_trainer(folder: Path, steps: int, **changes: object) -> Trainer:
         "store": CheckpointStore(folder, keep=2),
     }
     batches = changes.pop("batches", numbers)
-    return Trainer(model, batches, config, **{**options, **changes})  # type: ignore[arg-type]
+    return Trainer(Objective(model, type(model).loss), batches, config, **{**options, **changes})  # type: ignore[arg-type]
 
 
 def losses(trainer: Trainer) -> dict[int, float]:
@@ -313,7 +313,7 @@ def test_a_validation_cut_short_by_a_stop_is_made_up_for(tmp_path: Path):
 
         def validate() -> dict[str, float]:
             device = torch.device("cpu")
-            return evaluate(trainer.model, numbers, 4, device=device, should_stop=should_stop)
+            return evaluate(trainer.objective, numbers, 4, device=device, should_stop=should_stop)
 
         trainer = make_trainer(
             folder, 12, validate=validate, eval_every=6, patience=1, should_stop=should_stop

@@ -7,7 +7,7 @@ model made elsewhere can be given wherever a run is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ from llmctl.formats.huggingface.weights import (
 )
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
 from llmctl.models.config_json import FieldError, shown
+from llmctl.models.heads import causal_lm, classify, masked_lm, seq2seq
 from llmctl.models.spec import ModelSpec
-from llmctl.objectives import causal_lm, classify, masked_lm, seq2seq
 from llmctl.parsing import read_json_object
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.files import to_json
@@ -163,7 +163,7 @@ class ModelFolder:
             "seq2seq": "model that writes from a source",
         }[self.kind]
 
-    def seq2seq(self, *, dropout: float = 0.0, smoothing: float = 0.0) -> seq2seq.Seq2Seq:
+    def seq2seq(self, *, dropout: float = 0.0) -> seq2seq.Seq2Seq:
         """The GPT with its decoder. Raises InputError if it has none."""
         if self.kind != "seq2seq":
             raise InputError(
@@ -177,9 +177,7 @@ class ModelFolder:
             )
             if shape.decoder_layers > len(self.tensors):
                 raise ValueError(f"a decoder of {shape.decoder_layers:,} blocks")
-            model = seq2seq.build(
-                self.config_with(dropout), shape, self.architecture, smoothing=smoothing
-            )
+            model = seq2seq.build(self.config_with(dropout), shape, self.architecture)
             seq2seq.from_tensors(model, self.tensors, self.architecture)
             return model
 
@@ -205,7 +203,6 @@ class ModelFolder:
         num_classes: int,
         *,
         dropout: float,
-        class_weights: Sequence[float] | None,
         scratch: bool,
     ) -> classify.Classifier:
         """The body with a new classification head, and with random weights from ``scratch``."""
@@ -216,7 +213,6 @@ class ModelFolder:
                 num_classes,
                 self.architecture,
                 dropout=dropout,
-                class_weights=class_weights,
             )
 
     def config_with(self, dropout: float) -> Any:

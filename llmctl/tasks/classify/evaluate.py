@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.data.tables.encoded import encode_examples, pad_token
 from llmctl.data.tables.labelled import Columns, Example, read_examples
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation import baselines, classification
@@ -15,7 +16,6 @@ from llmctl.evaluation.bootstrap import paired_difference
 from llmctl.evaluation.report import MODEL, Figure, Gap, Report, share
 from llmctl.formats.columns import labelled_columns, labelled_record
 from llmctl.formats.open import LabelledColumns, cut_in_use, data_record, with_label
-from llmctl.objectives.classify import encode_examples, pad_token
 from llmctl.reporting.report import Part, Table
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.classify.predict import BATCH, class_probabilities

@@ -15,19 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llmctl.data.tables.encoded import EncodedExample, encode_examples, pad_token
 from llmctl.data.tables.labelled import Columns, Example
 from llmctl.data.text.decoding import ReadOptions
 from llmctl.formats.columns import check_single, labelled_columns
 from llmctl.formats.open import LabelledColumns, cut_in_use
-from llmctl.objectives.classify import (
-    Classifier,
-    EncodedExample,
-    collate,
-    encode_examples,
-    pad_token,
-)
+from llmctl.models.heads.classify import Classifier
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.visible import visible
+from llmctl.tasks.classify.batches import collate
 from llmctl.tasks.prediction import Predictor, softmax
 from llmctl.tasks.training_data import seen_in_training
 from llmctl.training.distributed.processes import current
@@ -133,7 +129,7 @@ def class_probabilities(
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
         batch = collate([examples[row] for row in rows], pad).to(device)
-        result[rows] = softmax(model(batch)).cpu().numpy()
+        result[rows] = softmax(model(*batch.inputs)).cpu().numpy()
     return result
 
 

@@ -9,8 +9,6 @@ from llmctl.data.shards.files import ShardReader
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.pseudo_perplexity import pseudo_perplexity
 from llmctl.evaluation.report import Figure, Report
-from llmctl.objectives.masked_lm import PUBLISHED_MASK_RATE
-from llmctl.objectives.masked_pretraining import vocabulary_of
 from llmctl.reporting.report import Part, Table
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.evaluation import (
@@ -20,6 +18,7 @@ from llmctl.tasks.evaluation import (
     trained_config,
     validation_losses,
 )
+from llmctl.tasks.masked_lm.config import PUBLISHED_MASK_RATE
 from llmctl.training.distributed.processes import current
 from llmctl.training.precision import choose_device
 
@@ -87,7 +86,7 @@ class MaskedEvaluator(Evaluator):
         perplexity, scored = pseudo_perplexity(
             model,
             _texts(reader, trained.data.sequence_length - 2),
-            vocabulary_of(tokenizer),
+            tokenizer.special,
             max_tokens=limit,
             progress=lambda done: reporter.progress("pseudo-perplexity", done, limit),
             part=(world.rank, world.size),

@@ -16,7 +16,7 @@ from llmctl.data.tables.labelled import Columns, Example, column_names, resolve_
 from llmctl.data.text.decoding import ReadOptions
 from llmctl.errors import InputError
 from llmctl.formats.open import LabelledColumns
-from llmctl.objectives.masked_lm import MaskedLM
+from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.visible import visible
 from llmctl.tasks.prediction import Predictor, softmax

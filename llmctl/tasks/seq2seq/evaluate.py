@@ -16,14 +16,16 @@ from llmctl.evaluation.report import MODEL, Figure, Gap, Report
 from llmctl.formats.columns import pair_columns, pair_record
 from llmctl.formats.huggingface.model_folder import LEAD_WORDS
 from llmctl.formats.open import data_record
-from llmctl.objectives.seq2seq import collated, encode
 from llmctl.reporting.report import Part
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.evaluation import Evaluator
 from llmctl.tasks.generation import GenerateConfig, Prompt
 from llmctl.tasks.opened import OpenedModel
+from llmctl.tasks.seq2seq.batches import collated, encode
 from llmctl.tasks.seq2seq.generate import FromSources
+from llmctl.tasks.seq2seq.loss import seq2seq_loss
 from llmctl.tasks.training_data import is_training_file, seen_in_training
+from llmctl.training.batches import Objective
 from llmctl.training.distributed.processes import current
 from llmctl.training.precision import choose_device
 from llmctl.training.validation import evaluate
@@ -254,8 +256,9 @@ class Seq2SeqEvaluator(Evaluator):
         ]
         device = choose_device(self.config.device, "--device")
         model = folder.seq2seq() if folder.kind == "seq2seq" else folder.causal_lm()
+        objective = Objective(model.to(device), seq2seq_loss)
         values = evaluate(
-            model.to(device), batches.__getitem__, len(batches), device=device, world=current()
+            objective, batches.__getitem__, len(batches), device=device, world=current()
         )
         accuracy = values.get("token_accuracy", values.get("lm_accuracy"))
         return {"loss": values["loss"], "token_accuracy": float(accuracy or 0.0)}, notes

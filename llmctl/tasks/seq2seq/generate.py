@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmctl.objectives.seq2seq import ended
 from llmctl.tasks.generation import GenerateConfig, Generation, Prompt
+from llmctl.tasks.seq2seq.batches import ended
 
 SOURCES = 64
 """Sources that are read together by default: they are short, as is what is written from them."""

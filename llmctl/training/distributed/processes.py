@@ -38,6 +38,7 @@ from torch.utils.checkpoint import checkpoint
 from llmctl.errors import LlmctlError, LostProcess, UsageError, error_of, record_of
 from llmctl.models.spec import layers_of
 from llmctl.parsing import parse_json
+from llmctl.training.batches import Objective
 from llmctl.training.config import TrainingConfig
 from llmctl.training.distributed.meeting import STORE, refuse_strangers
 from llmctl.training.signals import signals_handled_by
@@ -239,29 +240,16 @@ def lost_process(error: BaseException, world: World) -> LostProcess | None:
     )
 
 
-class LossModule(nn.Module):
-    """An objective's loss as a forward pass, which is what a wrapper can wrap."""
-
-    def __init__(self, objective: nn.Module) -> None:
-        super().__init__()
-        self.objective = objective
-
-    def forward(self, batch: Any) -> Any:
-        """The loss of a batch: see ``Objective.loss``."""
-        return self.objective.loss(batch)  # type: ignore[operator]
-
-
 def distribute(
-    model: nn.Module, config: TrainingConfig, world: World, device: torch.device
+    objective: Objective, config: TrainingConfig, world: World, device: torch.device
 ) -> nn.Module:
-    """The model's loss over the processes; the model is moved to the device in place, and shared
-    out by ``fsdp``.
+    """The loss over the processes; its model is moved to the device in place, and shared out by
+    ``fsdp``.
 
     Raises UsageError for what doesn't go together.
     """
-    loss = LossModule(model)
     if config.parallel == "ddp" or world.size == 1:
-        model.to(device)
+        objective.to(device)
     if config.parallel != "ddp":
         if world.size == 1:
             raise UsageError(
@@ -270,30 +258,27 @@ def distribute(
             )
         if config.cpu_offload and device.type == "cpu":
             raise UsageError("training.cpu_offload is for GPUs, and this trains on the processor")
-        _shard(model, config, world, device)
-        return loss
+        _shard(objective, config, world, device)
+        return objective
     if config.cpu_offload:
         raise UsageError("training.cpu_offload goes with training.parallel=fsdp or hybrid")
     if world.size == 1:
-        return loss
+        return objective
     with warnings.catch_warnings():  # its successor is not in every version that we run on
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         return nn.parallel.DistributedDataParallel(
-            loss,
+            objective,
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             broadcast_buffers=False,
         )
 
 
-def _shard(model: nn.Module, config: TrainingConfig, world: World, device: torch.device) -> None:
+def _shard(
+    objective: Objective, config: TrainingConfig, world: World, device: torch.device
+) -> None:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import (
-        CPUOffloadPolicy,
-        OffloadPolicy,
-        fully_shard,
-        register_fsdp_forward_method,
-    )
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
     shape: tuple[int, ...] = (world.size,)
     names: tuple[str, ...] = ("shard",)
@@ -303,10 +288,9 @@ def _shard(model: nn.Module, config: TrainingConfig, world: World, device: torch
     refuse_strangers()
     offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
     share = partial(fully_shard, mesh=mesh, offload_policy=offload)
-    for layer in layers_of(model):
+    for layer in layers_of(objective):
         share(layer)
-    share(model)
-    register_fsdp_forward_method(model, "loss")
+    share(objective)
 
 
 def recompute_activations(model: nn.Module) -> None:

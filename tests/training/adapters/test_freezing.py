@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from llmctl.data.tables.encoded import EncodedExample
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.base import TensorBatch
-from llmctl.objectives.causal_lm import CausalLM
-from llmctl.objectives.classify import Classifier, EncodedExample
-from llmctl.objectives.classify import collate as collate_examples
-from llmctl.objectives.instruct import InstructExample
-from llmctl.objectives.instruct import collate as collate_conversations
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.classify import Classifier
+from llmctl.tasks.causal_lm.loss import causal_lm_loss
+from llmctl.tasks.classify.batches import collate as collate_examples
+from llmctl.tasks.classify.loss import classification_loss
+from llmctl.tasks.instruct.batches import InstructExample
+from llmctl.tasks.instruct.batches import collate as collate_conversations
 from llmctl.training.adapters.freezing import freeze_layers
+from llmctl.training.batches import LossParts, TensorBatch
 from llmctl.training.config import TrainingConfig
 from llmctl.training.optim.optimiser import build_optimiser
 
@@ -48,12 +53,17 @@ def batch(seed: int, *, classify: bool) -> TensorBatch:
     return collate_conversations([examples], token_bytes=np.ones(V, dtype=np.int64))
 
 
+def loss_of(model: Any, batch: Any) -> LossParts:
+    loss = classification_loss if isinstance(model, Classifier) else causal_lm_loss
+    return loss(model, batch)
+
+
 def train(model: nn.Module, *, classify: bool) -> None:
     config = TrainingConfig(learning_rate=0.01, weight_decay=0.1)
     optimiser = build_optimiser(model, config)
     for step in range(3):
         optimiser.zero_grad()
-        loss = model.train().loss(batch(step, classify=classify))  # type: ignore[operator]
+        loss = loss_of(model.train(), batch(step, classify=classify))
         loss.total.backward()
         optimiser.step()
 

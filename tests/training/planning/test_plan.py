@@ -15,11 +15,12 @@ from llmctl.errors import UsageError
 from llmctl.models import ARCHITECTURES
 from llmctl.models.bert import Bert, BertConfig
 from llmctl.models.flops import multiplied_weights
-from llmctl.objectives.causal_lm import CausalLM
-from llmctl.objectives.masked_lm import MaskedLM, MaskedLMConfig
-from llmctl.objectives.masked_pretraining import MaskedPretraining
-from llmctl.objectives.pretraining import DataConfig
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.reporting.plan import render_plan
+from llmctl.tasks.masked_lm.config import MaskedLMConfig
+from llmctl.tasks.masked_lm.task import MaskedPretraining
+from llmctl.tasks.pretraining import DataConfig
 from llmctl.tokenizers import learn
 from llmctl.training import precision
 from llmctl.training.config import TrainingConfig

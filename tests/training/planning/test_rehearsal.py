@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmctl.objectives.base import LossParts, Ratio, TensorBatch
+from llmctl.training.batches import LossParts, Objective, Ratio, TensorBatch
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.planning import rehearsal
@@ -93,7 +93,8 @@ def make(
 
     config = TrainingConfig(max_steps=1000, learning_rate=1e-3, precision="fp32")
     return Trainer(
-        Slow(clock, pause), batch, config, total_steps=1000, seed=0, device=torch.device("cpu"),
+        Objective(Slow(clock, pause), Slow.loss), batch, config, total_steps=1000, seed=0,
+        device=torch.device("cpu"),
         precision="fp32", store=store, validate=validate, eval_every=500,
     )  # fmt: skip
 
@@ -136,13 +137,13 @@ def test_steps_that_are_not_steady_are_watched_for_longer(
 
     def build(store: CheckpointStore) -> Trainer:
         trainer = make(store, clock)
-        loss = trainer.model.loss
+        loss = trainer.objective.loss
 
-        def waiting(batch: TensorBatch) -> LossParts:
+        def waiting(model: Slow, batch: TensorBatch) -> LossParts:
             clock.sleep(next(turns))
-            return loss(batch)
+            return loss(model, batch)
 
-        trainer.model.loss = waiting  # type: ignore[assignment]
+        trainer.objective.loss = waiting
         return trainer
 
     found = rehearse(build, lambda *_: None, tmp_path / "here", seconds=3, longest=10)
@@ -181,14 +182,14 @@ def test_memory_by_kind(tmp_path: Path):
 
 def test_a_first_step_that_compiles_is_told_apart(tmp_path: Path, clock: Clock):
     trainer = make(CheckpointStore(tmp_path, 1), clock, pause=0.25)
-    loss = trainer.model.loss
+    loss = trainer.objective.loss
 
-    def compiling(batch: TensorBatch) -> LossParts:
+    def compiling(model: Slow, batch: TensorBatch) -> LossParts:
         if not trainer.progress.step:
             clock.sleep(40)
-        return loss(batch)
+        return loss(model, batch)
 
-    trainer.model.loss = compiling  # type: ignore[assignment]
+    trainer.objective.loss = compiling
     found = time_steps(trainer, 0.1)
     assert found.warm_up_seconds == pytest.approx(40)
     assert found.step_seconds == pytest.approx([0.25] * 3)  # three at the least

@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 from llmctl.data.shards.windows import Rows
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.base import IGNORED
-from llmctl.objectives.causal_lm import CausalLM, collate
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.cross_entropy import IGNORED
+from llmctl.tasks.causal_lm.batches import collate
+from llmctl.tasks.causal_lm.loss import causal_lm_loss
 
 BYTES = np.array([0, 0, 1, 2, 3, 1, 1, 1, 1, 1])
 
@@ -73,7 +75,7 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(arch: str):
     architecture = ARCHITECTURES[arch]
     torch.manual_seed(0)
     config = architecture.config(vocab_size=10, **architecture.presets["nano"])  # type: ignore[arg-type]
-    model = CausalLM(architecture.build(config), z_loss=0.01)
+    model = CausalLM(architecture.build(config))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -86,13 +88,13 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(arch: str):
     nll = F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
     drift = logits.flatten(0, 1).logsumexp(-1)[labels != IGNORED].square().sum()
     model.eval()
-    parts = model.loss(batch)
+    parts = causal_lm_loss(model, batch, z_loss=0.01)
     assert parts.losses["lm_loss"].count == batch.scored == 10
     torch.testing.assert_close(parts.losses["lm_loss"].total, nll, rtol=1e-5, atol=1e-5)
     bits = parts.metrics["bits_per_byte"]
     assert float(bits.mean) == pytest.approx(float(nll.detach()) / math.log(2) / bits.count)
     model.train()
-    with_drift = model.loss(batch).losses["lm_loss"].total
+    with_drift = causal_lm_loss(model, batch, z_loss=0.01).losses["lm_loss"].total
     torch.testing.assert_close(with_drift, nll + 0.01 * drift, rtol=1e-5, atol=1e-5)
     gradients = torch.autograd.grad(with_drift, list(model.parameters()), retain_graph=True)
     expected = torch.autograd.grad(nll + 0.01 * drift, list(model.parameters()))

@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from llmctl.objectives.base import IGNORED
+IGNORED = -100
+"""Label of what is not scored: PyTorch's and Hugging Face's."""
 
 ROWS_ON_CPU = 512
 """With 8,000 pieces sixteen megabytes of logits. Fewer rows make slower products, more rows leave

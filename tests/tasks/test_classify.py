@@ -13,28 +13,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from llmctl.data.tables.encoded import EncodedExample, encode_examples, fitted, laid_out, pad_token
 from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
 from llmctl.formats.huggingface.model_folder import read_model_folder, write_model_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.models.bert import Bert, BertConfig
-from llmctl.objectives.causal_lm import CausalLM
-from llmctl.objectives.causal_lm import to_hugging_face as causal_lm_tensors
-from llmctl.objectives.classify import (
-    Classifier,
-    EncodedExample,
-    ExampleBatch,
-    collate,
-    encode_examples,
-    fitted,
-    from_hugging_face,
-    laid_out,
-    pad_token,
-    start_from,
-    to_hugging_face,
-)
-from llmctl.objectives.masked_lm import MaskedLM
-from llmctl.objectives.masked_lm import to_hugging_face as masked_lm_tensors
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.causal_lm import to_hugging_face as causal_lm_tensors
+from llmctl.models.heads.classify import Classifier, from_hugging_face, start_from, to_hugging_face
+from llmctl.models.heads.masked_lm import MaskedLM
+from llmctl.models.heads.masked_lm import to_hugging_face as masked_lm_tensors
+from llmctl.tasks.classify.batches import ExampleBatch, collate
+from llmctl.tasks.classify.loss import classification_loss
 from llmctl.tokenizers import Layout
 from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.tokenizers.wordpiece import SPECIAL as WORDPIECE_SPECIAL
@@ -61,12 +52,10 @@ def tiny_config(num_layers: int = 2) -> BertConfig:
     )
 
 
-def tiny(
-    *, num_layers: int = 2, dropout: float = 0.0, class_weights: list[float] | None = None
-) -> Classifier:
+def tiny(*, num_layers: int = 2, dropout: float = 0.0) -> Classifier:
     torch.manual_seed(0)
     body = Bert(tiny_config(num_layers))
-    return Classifier(body, CLASSES, dropout=dropout, class_weights=class_weights)
+    return Classifier(body, CLASSES, dropout=dropout)
 
 
 def decoder_config(name: str) -> Any:
@@ -114,7 +103,7 @@ def examples(count: int, seed: int = 0, *, causal: bool = False) -> list[Encoded
 
 def numpy_nll(model: Classifier, batch: ExampleBatch) -> tuple[NDArray[np.float64], ...]:
     with torch.no_grad():
-        logits = model.eval()(batch).double().numpy()
+        logits = model.eval()(*batch.inputs).double().numpy()
     shifted = logits - logits.max(-1, keepdims=True)
     labels = batch.labels_B.numpy()
     nll = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(labels)), labels]
@@ -207,16 +196,16 @@ def test_an_example_has_the_same_logits_alone_and_padded(name: str):
     causal = name != "bert"
     model = (tiny_decoder(name) if causal else tiny()).eval()
     made = examples(12, causal=causal)
-    together = model(collate(made, PAD))
+    together = model(*collate(made, PAD).inputs)
     for row, example in enumerate(made):
-        alone = model(collate([example], PAD))
+        alone = model(*collate([example], PAD).inputs)
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_loss_and_accuracy_are_what_numpy_makes_of_the_logits():
     model, batch = tiny(), collate(examples(30), PAD)
     nll, logits, labels = numpy_nll(model, batch)
-    parts = model.loss(batch)
+    parts = classification_loss(model, batch)
     assert parts.losses["classification_loss"].total.item() == pytest.approx(nll.sum(), rel=1e-5)
     assert parts.total.item() == pytest.approx(nll.mean(), rel=1e-5)
     hits = int((logits.argmax(-1) == labels).sum())
@@ -228,28 +217,28 @@ def test_loss_and_accuracy_are_what_numpy_makes_of_the_logits():
 def test_class_weights_multiply_each_examples_loss():
     weights = [0.5, 3.0, 0.0]
     batch = collate(examples(30), PAD)
-    model = tiny(class_weights=weights)
+    model = tiny()
     nll, _, labels = numpy_nll(model, batch)
     weighted = (nll * np.asarray(weights)[labels]).sum()
-    loss = model.loss(batch).losses["classification_loss"]
+    loss = classification_loss(model, batch, torch.tensor(weights)).losses["classification_loss"]
     assert loss.total.item() == pytest.approx(weighted, rel=1e-5)
     assert loss.count == 30
-    assert not any("class_weights" in name for name in model.state_dict())
 
 
 def test_dropout_is_on_in_training_only():
     batch = collate(examples(8), PAD)
     model = tiny(dropout=0.5)
     model.train()
-    assert not torch.equal(model(batch), model(batch))
+    assert not torch.equal(model(*batch.inputs), model(*batch.inputs))
     model.eval()
-    assert torch.equal(model(batch), model(batch))
+    assert torch.equal(model(*batch.inputs), model(*batch.inputs))
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_every_parameter_gets_a_gradient(causal: bool):
     model = tiny_decoder("llama") if causal else tiny()
-    model.loss(collate(examples(16, causal=causal), PAD)).total.backward()
+    batch = collate(examples(16, causal=causal), PAD)
+    classification_loss(model, batch).total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
@@ -264,7 +253,7 @@ def test_a_classifier_survives_the_names_of_hugging_face(name: str):
     body = architecture.build(model.body.config)
     copy = from_hugging_face(body, to_hugging_face(model, architecture), architecture)
     assert copy.output.out_features == CLASSES
-    assert torch.equal(model.eval()(batch), copy.eval()(batch))
+    assert torch.equal(model.eval()(*batch.inputs), copy.eval()(*batch.inputs))
 
 
 def test_finetuning_starts_from_the_pretrained_body_and_pooler():
@@ -386,8 +375,8 @@ def test_transformers_has_the_same_logits(tmp_path: Path, name: str, kind: str):
     ]
     batch = collate(made, pad_token(tokenizer))
     expected = theirs(input_ids=batch.input_ids_BT, attention_mask=batch.mask_BT.long())
-    ours = model(batch)
+    ours = model(*batch.inputs)
     assert ours.std() > 0.1
     torch.testing.assert_close(ours, expected.logits, rtol=1e-5, atol=1e-5)
     again = read_model_folder(tmp_path).classifier().eval()
-    assert torch.equal(again(batch), ours)
+    assert torch.equal(again(*batch.inputs), ours)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmctl.objectives import cross_entropy
-from llmctl.objectives.base import IGNORED
-from llmctl.objectives.cross_entropy import linear_cross_entropy
+from llmctl.models.heads import cross_entropy
+from llmctl.models.heads.cross_entropy import IGNORED, linear_cross_entropy
 
 
 @pytest.fixture(autouse=True)

@@ -19,15 +19,10 @@ from llmctl.data.packing import PackedBatches
 from llmctl.data.shards.chunks import Chunks
 from llmctl.data.shards.pairs import draw_pairs
 from llmctl.models.bert import Bert, BertConfig
-from llmctl.objectives.masked_lm import (
-    MaskedBatch,
-    MaskedLM,
-    MaskedLMConfig,
-    Vocabulary,
-    choose,
-    collate,
-    hide,
-)
+from llmctl.models.heads.masked_lm import MaskedLM
+from llmctl.tasks.masked_lm.batches import MaskedBatch, Vocabulary, choose, collate, hide
+from llmctl.tasks.masked_lm.config import MaskedLMConfig
+from llmctl.tasks.masked_lm.loss import masked_lm_loss
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 V, T = 40, 32
@@ -397,7 +392,7 @@ def test_loss_and_accuracy_are_what_numpy_makes_of_the_logits():
     places, labels = batch.masked_M.numpy(), batch.labels_M.numpy()
     pair_logits = model.next_logits(hidden.flatten(0, 1)[batch.cls_S]).double().numpy()
     pair_labels = batch.next_labels_S.numpy()
-    parts = model.loss(batch)
+    parts = masked_lm_loss(model, batch)
     mlm, nsp = parts.losses["mlm_loss"], parts.losses["nsp_loss"]
     assert (mlm.count, nsp.count) == (len(places), len(pair_labels))
     assert mlm.total.item() == pytest.approx(numpy_nll(full[places], labels), rel=1e-5)
@@ -418,7 +413,7 @@ def test_every_parameter_gets_a_gradient(next_sentence: bool):
     model = tiny_model(next_sentence=next_sentence).train()
     config = MaskedLMConfig(next_sentence=next_sentence)
     batch = make(stream(overhead=3 if next_sentence else 2), 0, config)
-    model.loss(batch).total.backward()
+    masked_lm_loss(model, batch).total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
@@ -441,7 +436,7 @@ def test_the_gradient_is_that_of_the_full_logits():
             pooled = hidden.flatten(0, 1)[batch.cls_S]
             loss = loss + cross_entropy(model.next_logits(pooled), batch.next_labels_S)
         else:
-            loss = model.loss(batch).total
+            loss = masked_lm_loss(model, batch).total
         loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
@@ -453,7 +448,7 @@ def test_a_batch_where_nothing_was_chosen_has_a_loss_of_zero():
     batches = stream([4], overhead=2)
     batch = make(batches, 0, MaskedLMConfig(mask_rate=1e-9, next_sentence=False))
     assert len(batch.masked_M) == 0
-    parts = tiny_model(next_sentence=False).loss(batch)
+    parts = masked_lm_loss(tiny_model(next_sentence=False), batch)
     assert parts.total.item() == 0.0
     assert list(parts.losses) == ["mlm_loss"]
 
@@ -469,5 +464,6 @@ def test_a_fresh_model_guesses_evenly():
     torch.manual_seed(0)
     config = BertConfig(vocab_size=V, num_layers=2, hidden_size=32, num_heads=2, max_positions=T)
     with torch.no_grad():
-        loss = MaskedLM(Bert(config)).loss(make(stream(), 0, MaskedLMConfig(mask_rate=0.9))).total
+        batch = make(stream(), 0, MaskedLMConfig(mask_rate=0.9))
+        loss = masked_lm_loss(MaskedLM(Bert(config)), batch).total
     assert loss.item() == pytest.approx(math.log(V) + math.log(2), abs=0.1)

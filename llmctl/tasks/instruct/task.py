@@ -25,10 +25,10 @@ from llmctl.formats.huggingface.model_folder import (
     ModelFolder,
     write_model_folder,
 )
-from llmctl.objectives.base import TensorBatch
-from llmctl.objectives.causal_lm import CausalLM
-from llmctl.objectives.instruct import InstructExample, collate, fit
+from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.causal_lm.batches import CausalBatch
+from llmctl.tasks.causal_lm.loss import causal_lm_loss
 from llmctl.tasks.finetuning import (
     METHOD_FACTOR,
     FinetuneConfig,
@@ -36,7 +36,9 @@ from llmctl.tasks.finetuning import (
     Task,
     by_width,
 )
+from llmctl.tasks.instruct.batches import InstructExample, collate, fit
 from llmctl.tokenizers.chat_template import ChatTemplate, EncodedChat, default_template
+from llmctl.training.batches import LossParts, TensorBatch
 from llmctl.training.config import TrainingConfig
 
 Rows = list[list[InstructExample]]
@@ -179,6 +181,9 @@ class InstructTask(Task):
                 self.base.architecture.build(self.base.config_with(self._options.dropout))
             )
         return self.base.causal_lm(dropout=self._options.dropout)
+
+    def loss(self, model: CausalLM, batch: CausalBatch) -> LossParts:
+        return causal_lm_loss(model, batch)
 
     def batch(self, number: int) -> TensorBatch:
         """Batch ``number``: about ``batch_size`` random conversations, packed."""

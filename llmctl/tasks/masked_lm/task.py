@@ -4,41 +4,13 @@ from __future__ import annotations
 
 from llmctl.data.packing import PackedBatches
 from llmctl.data.shards.chunks import Chunks
+from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.spec import Backbone
-from llmctl.objectives.masked_lm import MaskedBatch, MaskedLM, MaskedLMConfig, Vocabulary, collate
-from llmctl.objectives.pretraining import DataConfig, Pretraining
-from llmctl.tokenizers import Tokenizer
-
-
-class MaskedBatches:
-    """The batches of a split: masked, paired, packed."""
-
-    def __init__(
-        self,
-        packed: PackedBatches,
-        vocabulary: Vocabulary,
-        objective: MaskedLMConfig,
-        sequence_length: int,
-        seed: int,
-    ) -> None:
-        self.packed, self._vocabulary, self._objective = packed, vocabulary, objective
-        self._length, self._seed = sequence_length, seed
-
-    @property
-    def per_epoch(self) -> int:
-        return self.packed.batches_per_epoch if self.packed.chunks.count else 0
-
-    def __call__(self, number: int) -> MaskedBatch:
-        refs, rows = self.packed.batch(number)
-        return collate(
-            self.packed.chunks,
-            refs,
-            rows,
-            config=self._objective,
-            vocabulary=self._vocabulary,
-            sequence_length=self._length,
-            seed=self._seed,
-        )
+from llmctl.tasks.masked_lm.batches import MaskedBatch, MaskedBatches, masking_vocab
+from llmctl.tasks.masked_lm.config import MaskedLMConfig
+from llmctl.tasks.masked_lm.loss import masked_lm_loss
+from llmctl.tasks.pretraining import DataConfig, Pretraining
+from llmctl.training.batches import LossParts
 
 
 class MaskedPretraining(Pretraining[MaskedLMConfig, DataConfig]):
@@ -71,28 +43,14 @@ class MaskedPretraining(Pretraining[MaskedLMConfig, DataConfig]):
             seed=seed,
             repeat=training,
         )
-        return MaskedBatches(packed, self.vocabulary, self.objective, length, seed)
+        return MaskedBatches(packed, masking_vocab(self.tokenizer), self.objective, length, seed)
 
     def model(self, body: Backbone) -> MaskedLM:
         return MaskedLM(body, next_sentence=self.objective.next_sentence)
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """What masking needs to know of the tokenizer."""
-        return vocabulary_of(self.tokenizer)
+    def loss(self, model: MaskedLM, batch: MaskedBatch) -> LossParts:
+        return masked_lm_loss(model, batch)
 
     def head_weights(self) -> float:
         width = self.model_config.hidden_size
         return self.objective.mask_rate * (width * self.model_config.vocab_size + width**2)
-
-
-def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """What masking needs of a tokenizer with BERT's special tokens."""
-    return Vocabulary(
-        cls=tokenizer.special["cls"],
-        sep=tokenizer.special["sep"],
-        mask=tokenizer.special["mask"],
-        pad=tokenizer.special["pad"],
-        ordinary=tokenizer.ordinary,
-        continuation=tokenizer.continuation,
-    )

@@ -10,19 +10,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.base import IGNORED
-from llmctl.objectives.causal_lm import CausalLM
-from llmctl.objectives.seq2seq import (
-    Pair,
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.cross_entropy import IGNORED
+from llmctl.models.heads.seq2seq import (
     Seq2Seq,
     Seq2SeqShape,
     attach,
     build,
-    collate,
-    encode,
     from_tensors,
     to_tensors,
 )
+from llmctl.tasks.seq2seq.batches import Pair, collate, encode
+from llmctl.tasks.seq2seq.loss import seq2seq_loss
 
 V = 20
 
@@ -44,7 +43,7 @@ def spread(model: nn.Module) -> nn.Module:
 
 
 def translator(arch: str = "gpt", **shape: object) -> Seq2Seq:
-    model = attach(gpt(arch), Seq2SeqShape(**shape), ARCHITECTURES[arch], smoothing=0.0)
+    model = attach(gpt(arch), Seq2SeqShape(**shape), ARCHITECTURES[arch])
     return spread(model)
 
 
@@ -62,7 +61,7 @@ def test_the_loss_is_that_of_step_by_step_scoring(arch: str, cross_attention: bo
     model = translator(arch, cross_attention=cross_attention)
     batch = collate(PAIRS)
     with torch.no_grad():
-        parts = model.loss(batch)
+        parts = seq2seq_loss(model, batch)
         total = 0.0
         for pair in PAIRS:
             read = model.read(torch.tensor(pair.source)[None], torch.tensor([len(pair.source)]))
@@ -119,7 +118,7 @@ def test_the_bare_decoder_knows_the_last_state_alone():
         return states[0]
 
     model.body.forward = forward  # type: ignore[method-assign]
-    (gradient,) = torch.autograd.grad(model.loss(batch).total, states)
+    (gradient,) = torch.autograd.grad(seq2seq_loss(model, batch).total, states)
     last = (gradient.abs().sum(-1) > 0).int()
     assert last.sum(1).tolist() == [1, 1, 1]
     assert last.argmax(1).tolist() == [3, 1, 9]
@@ -129,14 +128,14 @@ def test_the_bare_decoder_knows_the_last_state_alone():
 def test_a_decoder_begins_as_the_gpt_it_is_attached_to(arch: str):
     """With fewer blocks, as evenly chosen ones; what attends to the source is new."""
     base = gpt(arch, layers=4)
-    model = attach(base, Seq2SeqShape(decoder_layers=2), ARCHITECTURES[arch], smoothing=0.0)
+    model = attach(base, Seq2SeqShape(decoder_layers=2), ARCHITECTURES[arch])
     blocks = base.body.blocks
     for block, source in zip(model.decoder.body.blocks, (blocks[0], blocks[3]), strict=True):
         ours = dict(block.named_parameters())
         for name, parameter in source.named_parameters():
             assert torch.equal(ours[name], parameter)
     assert model.decoder.body.token_embedding is model.body.token_embedding
-    fresh = attach(base, Seq2SeqShape(decoder_start="fresh"), ARCHITECTURES[arch], smoothing=0.0)
+    fresh = attach(base, Seq2SeqShape(decoder_start="fresh"), ARCHITECTURES[arch])
     first = fresh.decoder.body.blocks[0].attention.query_key_value.weight
     assert not torch.equal(first, blocks[0].attention.query_key_value.weight)
     assert torch.equal(
@@ -162,11 +161,10 @@ def test_tensors_by_name_give_the_network_again(arch: str, shape: dict[str, obje
 def test_smoothing_is_for_training_alone():
     model = translator()
     batch = collate(PAIRS)
-    plain = model.loss(batch).total.item()
-    model.smoothing = 0.2
-    assert model.loss(batch).total.item() == plain
+    plain = seq2seq_loss(model, batch).total.item()
+    assert seq2seq_loss(model, batch, smoothing=0.2).total.item() == plain
     model.train()
-    assert model.loss(batch).total.item() != pytest.approx(plain, rel=1e-3)
+    assert seq2seq_loss(model, batch, smoothing=0.2).total.item() != pytest.approx(plain, rel=1e-3)
 
 
 IDS = st.lists(st.integers(2, V - 1), max_size=12)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from llmctl.data.packing import deal, pack
 from llmctl.models import ARCHITECTURES
-from llmctl.objectives.base import IGNORED
-from llmctl.objectives.causal_lm import CausalLM
-from llmctl.objectives.instruct import LENGTH_STEP, InstructExample, collate, fit
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.cross_entropy import IGNORED
+from llmctl.tasks.causal_lm.loss import causal_lm_loss
+from llmctl.tasks.instruct.batches import LENGTH_STEP, InstructExample, collate, fit
 from llmctl.tokenizers.chat_template import EncodedChat
 
 V = 40
@@ -58,7 +59,7 @@ def test_packed_conversations_have_the_losses_and_gradients_that_each_has_alone(
     examples = [example(length, seed + number) for number, length in enumerate(lengths)]
     rows = pack(np.asarray([e.slots for e in examples]), 64)
     together = collate([[examples[i] for i in row] for row in rows], token_bytes=TOKEN_BYTES)
-    parts = model.loss(together)
+    parts = causal_lm_loss(model, together)
     loss = parts.losses["lm_loss"]
     model.zero_grad()
     loss.total.backward()

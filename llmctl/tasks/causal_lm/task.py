@@ -6,47 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field
-
 from llmctl.data.shards.windows import TokenStream, WindowBatches
+from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.spec import Backbone
-from llmctl.objectives.causal_lm import CausalBatch, CausalLM, CausalLMConfig, collate
-from llmctl.objectives.pretraining import DataConfig, Pretraining
-from llmctl.tokenizers import Tokenizer
-
-
-class CausalData(DataConfig):
-    """How documents become rows of next tokens."""
-
-    sequence_length: int = Field(256, ge=8)
-    """Tokens in a row."""
-    document_mask: bool = False
-    """Keep attention inside a document and start positions anew in each; otherwise a row's
-    documents see those before them."""
-
-
-class CausalBatches:
-    """The batches of a split."""
-
-    def __init__(
-        self, windows: WindowBatches, tokenizer: Tokenizer, *, document_mask: bool
-    ) -> None:
-        self.windows = windows
-        self._bytes, self._document_mask = tokenizer.token_bytes, document_mask
-
-    @property
-    def per_epoch(self) -> int:
-        return self.windows.batches_per_epoch
-
-    def __call__(self, number: int) -> CausalBatch:
-        stream = self.windows.stream
-        return collate(
-            self.windows.batch(number),
-            start=stream.start,
-            end=stream.end,
-            token_bytes=self._bytes,
-            document_mask=self._document_mask,
-        )
+from llmctl.tasks.causal_lm.batches import CausalBatch, CausalBatches
+from llmctl.tasks.causal_lm.config import CausalData, CausalLMConfig
+from llmctl.tasks.causal_lm.loss import causal_lm_loss
+from llmctl.tasks.pretraining import Pretraining
+from llmctl.training.batches import LossParts
 
 
 class CausalPretraining(Pretraining[CausalLMConfig, CausalData]):
@@ -90,7 +57,10 @@ class CausalPretraining(Pretraining[CausalLMConfig, CausalData]):
         return CausalBatches(windows, self.tokenizer, document_mask=self.data.document_mask)
 
     def model(self, body: Backbone) -> CausalLM:
-        return CausalLM(body, z_loss=self.objective.z_loss)
+        return CausalLM(body)
+
+    def loss(self, model: CausalLM, batch: CausalBatch) -> LossParts:
+        return causal_lm_loss(model, batch, z_loss=self.objective.z_loss)
 
     def head_weights(self) -> float:
         return self.model_config.hidden_size * self.model_config.vocab_size

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llmctl.models.heads.cross_entropy import IGNORED
+from llmctl.models.heads.padding import rounded_up
 from llmctl.models.layers.attention import Texts
-from llmctl.objectives.base import IGNORED, rounded_up
-from llmctl.objectives.causal_lm import CausalBatch
+from llmctl.tasks.causal_lm.batches import CausalBatch
 from llmctl.tokenizers.chat_template import EncodedChat
 
 LENGTH_STEP = 64

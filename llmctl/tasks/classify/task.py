@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from llmctl.data.keyed import bits, key_of, permute
+from llmctl.data.tables.encoded import EncodedExample, encode_examples, pad_token
 from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
 from llmctl.formats.columns import labelled_record
@@ -25,16 +27,10 @@ from llmctl.formats.huggingface.model_folder import (
     write_model_folder,
 )
 from llmctl.formats.open import LabelledColumns, is_held_out, read_labelled, resolve_labelled
-from llmctl.objectives.base import TensorBatch
-from llmctl.objectives.classify import (
-    Classifier,
-    EncodedExample,
-    collate,
-    encode_examples,
-    head_tensors,
-    pad_token,
-)
+from llmctl.models.heads.classify import Classifier, head_tensors
 from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.classify.batches import ExampleBatch, collate
+from llmctl.tasks.classify.loss import classification_loss
 from llmctl.tasks.finetuning import (
     METHOD_FACTOR,
     FinetuneConfig,
@@ -42,6 +38,7 @@ from llmctl.tasks.finetuning import (
     Task,
     by_width,
 )
+from llmctl.training.batches import LossParts, TensorBatch
 from llmctl.training.config import TrainingConfig
 
 SHORTEST = 8
@@ -107,6 +104,11 @@ class ClassifyTask(Task):
         examples = read_labelled(data, self._columns, reporter, reading)
         self._counts = Counter(example.label or "" for example in examples)
         self.labels = _in_order(self._counts)
+        self._class_weights: Tensor | None = None
+        if config.class_weights == "balanced":
+            counts = [self._counts[label] for label in self.labels]
+            weights = [sum(counts) / (len(counts) * count) for count in counts]
+            self._class_weights = torch.tensor(weights)
         if len(self.labels) < 2:
             raise InputError(
                 f"the label column has one class only ({self.labels[0]!r}); a classifier needs "
@@ -194,16 +196,12 @@ class ClassifyTask(Task):
         return ("output",) if self._causal else ("pooler", "output")
 
     def network(self) -> Classifier:
-        weights = None
-        if self._options.class_weights == "balanced":
-            total = sum(self._counts.values())
-            weights = [total / (len(self.labels) * self._counts[label]) for label in self.labels]
         return self.base.new_classifier(
-            len(self.labels),
-            dropout=self._options.dropout,
-            class_weights=weights,
-            scratch=self._scratch,
+            len(self.labels), dropout=self._options.dropout, scratch=self._scratch
         )
+
+    def loss(self, model: Classifier, batch: ExampleBatch) -> LossParts:
+        return classification_loss(model, batch, self._class_weights)
 
     def batch(self, number: int) -> TensorBatch:
         """Batch ``number``: random examples of like length."""

@@ -30,10 +30,9 @@ from llmctl.formats.huggingface.model_folder import (
     ModelFolder,
     write_model_folder,
 )
-from llmctl.objectives import seq2seq
-from llmctl.objectives.base import TensorBatch
-from llmctl.objectives.causal_lm import CausalLM
-from llmctl.objectives.seq2seq import Pair, Seq2SeqShape, collated, encode
+from llmctl.models.heads import seq2seq
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.seq2seq import Seq2SeqShape
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.finetuning import (
     METHOD_FACTOR,
@@ -42,6 +41,9 @@ from llmctl.tasks.finetuning import (
     Task,
     by_width,
 )
+from llmctl.tasks.seq2seq.batches import Pair, collated, encode
+from llmctl.tasks.seq2seq.loss import seq2seq_loss
+from llmctl.training.batches import LossParts, TensorBatch
 from llmctl.training.config import TrainingConfig
 
 Style = Literal["decoder", "prefix"]
@@ -245,7 +247,7 @@ class Seq2SeqTask(Task):
     def network(self) -> nn.Module:
         options, base = self._options, self.base
         if base.kind == "seq2seq":
-            return base.seq2seq(dropout=options.dropout, smoothing=options.label_smoothing)
+            return base.seq2seq(dropout=options.dropout)
         config = base.config_with(options.dropout)
         if options.style == "prefix":
             return (
@@ -253,15 +255,17 @@ class Seq2SeqTask(Task):
                 if self._scratch
                 else base.causal_lm(dropout=options.dropout)
             )
-        smoothing = options.label_smoothing
         if self._scratch:
-            model = seq2seq.build(config, options.model, base.architecture, smoothing=smoothing)
+            model = seq2seq.build(config, options.model, base.architecture)
         else:
             gpt = base.causal_lm(dropout=options.dropout)
-            model = seq2seq.attach(gpt, options.model, base.architecture, smoothing=smoothing)
+            model = seq2seq.attach(gpt, options.model, base.architecture)
         if options.freeze_encoder:
             model.body.requires_grad_(False)
         return model
+
+    def loss(self, model: Any, batch: Any) -> LossParts:
+        return seq2seq_loss(model, batch, smoothing=self._options.label_smoothing)
 
     def batch(self, number: int) -> TensorBatch:
         """Batch ``number``: ``batch_size`` random pairs of about the same length."""

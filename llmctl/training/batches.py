@@ -1,4 +1,4 @@
-"""The contract between objectives and the trainer."""
+"""The contract between a task and the trainer: batches, and a loss as sums and counts."""
 
 from __future__ import annotations
 
@@ -10,21 +10,9 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmctl.models.layers.attention import Texts
-
-IGNORED = -100
-"""Label of what is not scored: PyTorch's and Hugging Face's."""
-
-
-def rounded_up(size: int, step: int) -> int:
-    """The next multiple of ``step``.
-
-    For each new shape of a bf16 product a processor compiles a kernel, which takes longer than
-    many products (about 6 ms and 1 MB): sizes that vary from batch to batch are rounded up.
-    """
-    return -(-size // step) * step
 
 
 @dataclass(frozen=True)
@@ -76,7 +64,7 @@ class TensorBatch(ABC):
     @property
     @abstractmethod
     def counts(self) -> dict[str, int]:
-        """What each of the objective's losses is divided by. A batch that is taken in parts, one
+        """What each of the losses is divided by. A batch that is taken in parts, one
         after another or by several processes, is divided by that of the whole."""
 
     def rows(self, begin: int, stop: int) -> Self:
@@ -102,9 +90,25 @@ class TensorBatch(ABC):
         )
 
 
-class Objective(Protocol):
-    """A trainable module with its loss."""
+class Batches(Protocol):
+    """The batches of a split, by number."""
 
-    def loss(self, batch: TensorBatch) -> LossParts:
-        """The loss of a batch, as sums and counts."""
+    @property
+    def per_epoch(self) -> int:
+        """Batches in one pass over the split; 0 if it has no documents."""
         ...
+
+    def __call__(self, number: int) -> TensorBatch: ...
+
+
+class Objective(nn.Module):
+    """A model and its loss, as a forward pass from a batch: what a trainer trains, and what is
+    wrapped where several processes do."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[Any, Any], LossParts]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: TensorBatch) -> LossParts:
+        """The loss of a batch, as sums and counts."""
+        return self.loss(self.model, batch)

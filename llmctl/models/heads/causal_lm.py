@@ -1,0 +1,77 @@
+"""The output layer on a decoder: logits of the next token (Radford et al. 2018, eq. 2).
+
+D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmctl.errors import InputError
+from llmctl.models.layers.attention import initialise
+from llmctl.models.spec import Backbone, ModelSpec
+
+
+class CausalLM(nn.Module):
+    """A decoder's body with its output layer: the token embedding, or one of its own."""
+
+    def __init__(self, body: Backbone) -> None:
+        super().__init__()
+        self.body = body
+        config = self.body.config
+        self.output: nn.Linear | None = None
+        if not config.tie_embeddings:
+            self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            initialise(self.output, config.output_std())
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix from hidden states to logits."""
+        return (self.output or self.body.embedding()).weight
+
+    def logits(self, hidden_MD: Tensor) -> Tensor:
+        """Logits (…, V) of the next token, in fp32."""
+        return self.capped(F.linear(hidden_MD, self.output_weight))
+
+    def capped(self, product_MV: Tensor) -> Tensor:
+        """Logits from the output layer's product."""
+        logits_MV = product_MV.float()
+        cap = self.body.config.output_cap()
+        return logits_MV if cap is None else cap * torch.tanh(logits_MV / cap)
+
+
+HEAD_NAME = "lm_head.weight"
+
+
+def to_hugging_face(model: CausalLM, architecture: ModelSpec) -> dict[str, Tensor]:
+    """Tensors in the names of Hugging Face's class for causal language modelling."""
+    state = model.state_dict()
+    body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+    tensors = architecture.export_tensors(body, model.body.config)
+    if model.output is not None:
+        tensors[HEAD_NAME] = state["output.weight"]
+    return tensors
+
+
+def from_hugging_face(
+    body: Backbone, tensors: Mapping[str, Tensor], architecture: ModelSpec
+) -> CausalLM:
+    """The inverse of ``to_hugging_face``; the given body is filled.
+
+    Raises InputError if the output layer is not there.
+    """
+    model = CausalLM(body)
+    imported = architecture.import_tensors(tensors, model.body.config)
+    state = {f"body.{k}": v for k, v in imported.items()}
+    if model.output is not None:
+        if HEAD_NAME not in tensors:
+            raise InputError(
+                "the model has no output layer for the next token; give --from a pretrained run"
+            )
+        state["output.weight"] = tensors[HEAD_NAME]
+    model.load_state_dict(state)
+    return model

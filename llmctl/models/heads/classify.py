@@ -1,0 +1,135 @@
+"""Classification: dropout and a linear layer with softmax on what a body says of a text.
+
+A BERT says it at [CLS], whose hidden state goes through the pooler first (a tanh layer, pretrained
+by next-sentence prediction; Devlin et al. 2018, §4.1); a causal body at the last token, the only
+one that has seen all of them (Radford et al. 2018, §3.2).
+
+B examples, T tokens, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmctl.errors import InputError
+from llmctl.models.heads.padding import rounded_up
+from llmctl.models.layers.attention import initialise
+from llmctl.models.spec import Backbone, ModelSpec
+
+LENGTH_STEP = 8
+"""The longest example of a batch is padded too, to a multiple of this: see ``rounded_up``."""
+
+
+class Classifier(nn.Module):
+    """A body with a linear layer to the classes, and a BERT's pooler between."""
+
+    def __init__(
+        self,
+        body: Backbone,
+        num_classes: int,
+        *,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.body = body
+        config: Any = body.config
+        width = config.hidden_size
+        self.causal = self.body.kind == "decoder"
+        self.pooler = None if self.causal else nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        # Without a bias: so Hugging Face has it for every decoder.
+        self.output = nn.Linear(width, num_classes, bias=not self.causal)
+        for head in (self.pooler, self.output):
+            if head is not None:
+                initialise(head, config.initializer_range)
+
+    def forward(self, input_ids_BT: Tensor, segment_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Logits (B, C). mask_BT: true where a token is no padding, which is on the right."""
+        T = input_ids_BT.shape[1]
+        length = min(rounded_up(T, LENGTH_STEP), self.body.config.max_positions)
+        ids_BT, segments_BT, mask_BT = (
+            F.pad(part, (0, length - T)) for part in (input_ids_BT, segment_ids_BT, mask_BT)
+        )
+        if self.pooler is None:
+            # A causal token can't see the padding behind it.
+            hidden_BTD = self.body(ids_BT)
+            last_B = mask_BT.sum(1) - 1
+            summary_BD = hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
+        else:
+            mask = None if bool(mask_BT.all()) else mask_BT
+            hidden_BTD = self.body(ids_BT, segments_BT, mask)
+            summary_BD = torch.tanh(self.pooler(hidden_BTD[:, 0]))
+        return self.output(self.dropout(summary_BD))
+
+
+CLASS_HEADS = ("classifier.weight", "score.weight")
+"""In Hugging Face's names, the last layer of an encoder's and of a decoder's classifier."""
+
+
+_ENCODER_HEAD = {
+    f"{ours}.{kind}": f"{theirs}.{kind}"
+    for ours, theirs in {"pooler": "bert.pooler.dense", "output": "classifier"}.items()
+    for kind in ("weight", "bias")
+}
+
+
+_DECODER_HEAD = {"output.weight": "score.weight"}
+
+
+def to_hugging_face(model: Classifier, architecture: ModelSpec) -> dict[str, Tensor]:
+    """Tensors in the names of Hugging Face's class for sequence classification."""
+    body = model.body.state_dict()
+    return {**architecture.export_tensors(body, model.body.config), **head_tensors(model)}
+
+
+def head_tensors(model: Classifier) -> dict[str, Tensor]:
+    """What stands on the body, in the same names."""
+    state = model.state_dict()
+    head = _DECODER_HEAD if model.causal else _ENCODER_HEAD
+    return {theirs: state[ours] for ours, theirs in head.items()}
+
+
+def from_hugging_face(
+    body: Backbone, tensors: Mapping[str, Tensor], architecture: ModelSpec
+) -> Classifier:
+    """The inverse of ``to_hugging_face``; the given body is filled.
+
+    Raises InputError if the model is not a classifier.
+    """
+    last = next((name for name in CLASS_HEADS if name in tensors), None)
+    if last is None:
+        raise InputError("the model is not a classifier; give --from a finetuned run")
+    model = Classifier(body, len(tensors[last]))
+    imported = architecture.import_tensors(tensors, model.body.config)
+    head = _DECODER_HEAD if model.causal else _ENCODER_HEAD
+    model.load_state_dict(
+        {
+            **{f"body.{name}": tensor for name, tensor in imported.items()},
+            **{ours: tensors[theirs] for ours, theirs in head.items()},
+        }
+    )
+    return model
+
+
+def start_from(
+    body: Backbone,
+    tensors: Mapping[str, Tensor] | None,
+    num_classes: int,
+    architecture: ModelSpec,
+    *,
+    dropout: float,
+) -> Classifier:
+    """A classifier whose body, and pooler where it was trained, come from a pretrained model."""
+    model = Classifier(body, num_classes, dropout=dropout)
+    if tensors is not None:
+        body.load_state_dict(architecture.import_tensors(tensors, model.body.config))
+        if model.pooler is not None and "bert.pooler.dense.weight" in tensors:
+            model.pooler.load_state_dict(
+                {kind: tensors[f"bert.pooler.dense.{kind}"] for kind in ("weight", "bias")}
+            )
+    return model

@@ -1,0 +1,118 @@
+"""The heads of masked pretraining on an encoder: a softmax over the vocabulary for hidden tokens,
+and one on [CLS] that tells whether two sentences follow one another (Devlin et al. 2018, §3.1).
+
+D width, M masked tokens, S texts (pairs) in the batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmctl.errors import InputError
+from llmctl.models.layers.attention import ACTIVATIONS, initialise
+from llmctl.models.spec import Backbone, ModelSpec
+
+
+class MaskedLM(nn.Module):
+    """BERT's body with the two heads of its pretraining."""
+
+    def __init__(self, body: Backbone, *, next_sentence: bool = True) -> None:
+        super().__init__()
+        self.body = body
+        width, config = body.config.hidden_size, body.config
+        self.transform = nn.Linear(width, width)
+        self.transform_norm = nn.LayerNorm(width, eps=config.norm_epsilon)
+        self.output: nn.Linear | None = None
+        if not config.tie_embeddings:
+            self.output = nn.Linear(width, config.vocab_size, bias=False)
+        self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.pooler = nn.Linear(width, width) if next_sentence else None
+        self.next_sentence = nn.Linear(width, 2) if next_sentence else None
+        for head in (self.transform, self.output, self.pooler, self.next_sentence):
+            if head is not None:
+                initialise(head, config.initializer_range)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix from what is transformed to logits: the token embedding, or one of its own."""
+        return (self.output or self.body.embedding()).weight
+
+    def token_logits(self, hidden_MD: Tensor) -> Tensor:
+        """Logits (M, V): a transform, then the output layer and a bias."""
+        return F.linear(self.transformed(hidden_MD), self.output_weight, self.output_bias)
+
+    def transformed(self, hidden_MD: Tensor) -> Tensor:
+        """The transform between the body and the output layer, (M, D)."""
+        activation = ACTIVATIONS[self.body.config.activation]
+        return self.transform_norm(activation(self.transform(hidden_MD)))
+
+    def next_logits(self, cls_SD: Tensor) -> Tensor:
+        """Logits (S, 2) from the hidden states of [CLS]: is next, is random."""
+        assert self.pooler is not None
+        assert self.next_sentence is not None
+        return self.next_sentence(torch.tanh(self.pooler(cls_SD)))
+
+
+_HEAD_NAMES = {
+    "transform": "cls.predictions.transform.dense",
+    "transform_norm": "cls.predictions.transform.LayerNorm",
+    "pooler": "bert.pooler.dense",
+    "next_sentence": "cls.seq_relationship",
+}
+
+
+_BIAS, _OUTPUT = "cls.predictions.bias", "cls.predictions.decoder"
+
+
+def to_hugging_face(model: MaskedLM, architecture: ModelSpec) -> dict[str, Tensor]:
+    """Tensors in the names of BertForPreTraining, or of BertForMaskedLM without pair judging."""
+    state = model.state_dict()
+    body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+    tensors = architecture.export_tensors(body, model.body.config)
+    for ours, theirs in _HEAD_NAMES.items():
+        for kind in ("weight", "bias"):
+            if f"{ours}.{kind}" in state:
+                tensors[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
+    tensors[_BIAS] = state["output_bias"]
+    if model.output is not None:
+        # Where they are not tied, transformers adds the layer's own bias, and keeps both.
+        tensors[f"{_OUTPUT}.weight"] = state["output.weight"]
+        tensors[f"{_OUTPUT}.bias"] = state["output_bias"].clone()
+    return tensors
+
+
+def from_hugging_face(
+    body: Backbone, tensors: Mapping[str, Tensor], architecture: ModelSpec
+) -> MaskedLM:
+    """The inverse of ``to_hugging_face``; the given body is filled.
+
+    Raises InputError if the heads of pretraining are not there.
+    """
+    if _BIAS not in tensors:
+        raise InputError(
+            "the model has no masked-language-model head; give --from a pretrained run"
+        )
+    model = MaskedLM(body, next_sentence="cls.seq_relationship.weight" in tensors)
+    state: dict[str, Any] = {
+        f"body.{k}": v for k, v in architecture.import_tensors(tensors, body.config).items()
+    }
+    for ours, theirs in _HEAD_NAMES.items():
+        for kind in ("weight", "bias"):
+            if f"{theirs}.{kind}" in tensors:
+                state[f"{ours}.{kind}"] = tensors[f"{theirs}.{kind}"]
+    state["output_bias"] = tensors[_BIAS]
+    if model.output is not None:
+        if f"{_OUTPUT}.weight" not in tensors:
+            raise InputError(
+                f"the model file has no tensor {_OUTPUT}.weight, though config.json says that "
+                "tie_word_embeddings is false; copy the model's folder again"
+            )
+        state["output.weight"] = tensors[f"{_OUTPUT}.weight"]
+        state["output_bias"] = tensors.get(f"{_OUTPUT}.bias", tensors[_BIAS])
+    model.load_state_dict(state)
+    return model

@@ -1,0 +1,59 @@
+"""Padded examples and their classes.
+
+B examples, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmctl.data.tables.encoded import EncodedExample
+from llmctl.training.batches import TensorBatch
+
+
+@dataclass(frozen=True)
+class ExampleBatch(TensorBatch):
+    """Padded examples."""
+
+    input_ids_BT: Tensor
+    segment_ids_BT: Tensor
+    mask_BT: Tensor
+    labels_B: Tensor
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a classifier takes."""
+        return self.input_ids_BT, self.segment_ids_BT, self.mask_BT
+
+    @property
+    def slots(self) -> int:
+        return self.input_ids_BT.numel()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"classification_loss": len(self)}
+
+
+def collate(examples: Sequence[EncodedExample], pad: int) -> ExampleBatch:
+    """Examples padded to the longest of them."""
+    longest = max(len(example.ids) for example in examples)
+    ids = np.full((len(examples), longest), pad, dtype=np.int64)
+    segments = np.zeros_like(ids)
+    mask = np.zeros(ids.shape, dtype=bool)
+    for row, example in enumerate(examples):
+        length = len(example.ids)
+        ids[row, :length] = example.ids
+        segments[row, example.second : length] = 1
+        mask[row, :length] = True
+    return ExampleBatch(
+        tokens_B=mask.sum(1),
+        input_ids_BT=torch.from_numpy(ids),
+        segment_ids_BT=torch.from_numpy(segments),
+        mask_BT=torch.from_numpy(mask),
+        labels_B=torch.tensor([example.label for example in examples]),
+    )

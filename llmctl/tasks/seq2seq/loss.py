@@ -1,0 +1,38 @@
+"""The loss of writing a target from a source: cross-entropy of the target's tokens."""
+
+from __future__ import annotations
+
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.cross_entropy import linear_cross_entropy
+from llmctl.models.heads.seq2seq import Seq2Seq
+from llmctl.tasks.causal_lm.batches import CausalBatch
+from llmctl.tasks.causal_lm.loss import causal_lm_loss
+from llmctl.tasks.seq2seq.batches import Seq2SeqBatch
+from llmctl.training.batches import LossParts, Ratio
+
+
+def seq2seq_loss(
+    model: Seq2Seq | CausalLM, batch: Seq2SeqBatch | CausalBatch, *, smoothing: float = 0.0
+) -> LossParts:
+    """Cross-entropy of the targets' tokens in nats, whichever way they are written.
+
+    smoothing: of the labels, in the training of a decoder.
+    """
+    if isinstance(model, CausalLM):
+        assert isinstance(batch, CausalBatch)
+        return causal_lm_loss(model, batch)
+    assert isinstance(batch, Seq2SeqBatch)
+    source = model.read(batch.source_ids_BS, batch.source_lengths_B)
+    hidden_BTD = model.decoder.body(batch.input_ids_BT, source=source)
+    nll, correct = linear_cross_entropy(
+        hidden_BTD.flatten(0, 1),
+        model.decoder.output_weight,
+        None,
+        batch.labels_BT.flatten(),
+        cap=model.decoder.body.config.output_cap(),
+        smoothing=smoothing if model.training else 0.0,
+    )
+    return LossParts(
+        {"target_loss": Ratio(nll, batch.scored)},
+        {"token_accuracy": Ratio(correct, batch.scored)},
+    )
