@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llmctl.models import bert, gpt, llama, nanochat
 
-ARCHITECTURES = {spec.name: spec for spec in (bert.SPEC, gpt.SPEC, llama.SPEC, nanochat.SPEC)}
+ARCHITECTURES = {spec.name: spec for spec in (bert.SPEC, gpt.SPEC, *llama.SPECS, nanochat.SPEC)}
 
-BY_MODEL_TYPE = {model_type: spec for spec in ARCHITECTURES.values() for model_type in spec.classes}
+BY_MODEL_TYPE = {spec.model_type: spec for spec in ARCHITECTURES.values()}
 """Architectures by config.json's model_type."""

@@ -260,7 +260,8 @@ SPEC = ModelSpec(
     presets=PRESETS,
     tasks=("masked_lm",),
     weights={HUGGING_FACE: WEIGHTS},
-    classes={"bert": "Bert"},
+    model_type="bert",
+    class_prefix="Bert",
     to_hugging_face=to_hugging_face,
     from_hugging_face=from_hugging_face,
     # Its own E, A and B, from five trainings: too few to tell the exponents, or how wrong it is.

@@ -31,6 +31,10 @@ class DecoderConfig(ModelConfig):
         """Logits z become cap · tanh(z / cap); None: they stay."""
         return None
 
+    def window(self) -> int:
+        """Tokens that a token attends to, itself the last of them; 0: all before it."""
+        return 0
+
     def output_std(self) -> float:
         """Standard deviation of a fresh output layer of its own."""
         return self.initializer_range

@@ -1,9 +1,12 @@
-"""Llama: the decoder of most open models (Touvron et al. 2023, arXiv:2302.13971), and Qwen3.
+"""Llama: the decoder of most open models (Touvron et al. 2023, arXiv:2302.13971), and its kin.
 
 Notable: RMSNorm before each part; rotary positions; SwiGLU; no biases; fewer key/value heads than
-heads (Ainslie et al. 2023); with ``qk_norm``, queries and keys are normalised before they are
-turned (Dehghani et al. 2023), which makes it a Qwen3 (Yang et al. 2025, arXiv:2505.09388).
-x = x + attention(norm(x)); x = x + W₃(silu(x W₁) ⊙ x W₂).
+heads (Ainslie et al. 2023). x = x + attention(norm(x)); x = x + W₃(silu(x W₁) ⊙ x W₂).
+
+Qwen2 (Yang et al. 2024, arXiv:2407.10671) has biases on queries, keys and values. Qwen3 (Yang et
+al. 2025, arXiv:2505.09388) normalises queries and keys before they are turned (Dehghani et al.
+2023), and its heads are as wide as they like. Mistral (Jiang et al. 2023, arXiv:2310.06825) may
+look back through a window only.
 
 B batch, T tokens, D width, N heads, K key/value heads, H head width, F feed-forward width.
 """
@@ -12,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Self
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -31,7 +35,7 @@ from llmctl.models.layers.attention import (
 from llmctl.models.layers.cache import KeyValueCache
 from llmctl.models.layers.cross_attention import CrossAttention, Source
 from llmctl.models.layers.elementwise import rotate
-from llmctl.models.scaling import CAUSAL
+from llmctl.models.scaling import CAUSAL, ScalingLaw
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import Fuse, Rename, WeightMap
 
@@ -56,12 +60,41 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+QWEN2_LARGE: dict[str, Any] = {
+    # Qwen2-0.5B's (Yang et al. 2024, table 1).
+    "num_layers": 24,
+    "hidden_size": 896,
+    "num_heads": 14,
+    "num_kv_heads": 2,
+    "intermediate_size": 4864,
+    "tie_embeddings": True,
+}
+QWEN3_PRESETS: dict[str, dict[str, Any]] = {
+    # Llama's with heads twice as wide, as Qwen3-0.6B's, which is the largest.
+    **{
+        name: {**shape, "head_size": 2 * shape["hidden_size"] // shape["num_heads"]}
+        for name, shape in PRESETS.items()
+    },
+    "large": {
+        "num_layers": 28,
+        "hidden_size": 1024,
+        "num_heads": 16,
+        "num_kv_heads": 8,
+        "intermediate_size": 3072,
+        "tie_embeddings": True,
+    },
+}
+
 INNER_STEP = 32
 """The feed-forward width is rounded up to a multiple of this, which kernels like."""
 
 
 class LlamaConfig(DecoderConfig):
     """The shape of a Llama or, with ``qk_norm``, of a Qwen3."""
+
+    model_type: ClassVar[str] = "llama"
+    qkv_bias: ClassVar[bool] = False
+    """Whether queries, keys and values have biases."""
 
     num_kv_heads: int = Field(0, ge=0, strict=True)
     """Heads of keys and values, which the query heads share. 0: as many as heads."""
@@ -89,8 +122,13 @@ class LlamaConfig(DecoderConfig):
         if isinstance(heads, int) and heads > 0:
             values["num_kv_heads"] = values.get("num_kv_heads") or heads
             if isinstance(width, int):
-                values["head_size"] = values.get("head_size") or width // heads
+                values["head_size"] = values.get("head_size") or cls.head_width(width, heads)
         return values
+
+    @classmethod
+    def head_width(cls, width: int, heads: int) -> int:
+        """The heads' width where none is given."""
+        return width // heads
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
@@ -114,6 +152,46 @@ class LlamaConfig(DecoderConfig):
         return self.num_heads * self.head_size
 
 
+class Qwen2Config(LlamaConfig):
+    """The shape of a Qwen2."""
+
+    model_type = "qwen2"
+    qkv_bias = True
+    qk_norm: Literal[False] = False
+    """Normalise each head's queries and keys, which a Qwen2 does not."""
+    norm_epsilon: float = Field(1e-6, gt=0.0)
+    """Term added to the mean square in every normalisation, ε."""
+
+
+class Qwen3Config(LlamaConfig):
+    """The shape of a Qwen3."""
+
+    model_type = "qwen3"
+    head_size: int = Field(0, ge=0, strict=True)
+    """Width of a head; even. 0: 128, whatever the width."""
+    qk_norm: Literal[True] = True
+    """Normalise each head's queries and keys: training bears a higher learning rate."""
+    norm_epsilon: float = Field(1e-6, gt=0.0)
+    """Term added to the mean square in every normalisation, ε."""
+
+    @classmethod
+    def head_width(cls, width: int, heads: int) -> int:
+        return 128
+
+
+class MistralConfig(LlamaConfig):
+    """The shape of a Mistral."""
+
+    model_type = "mistral"
+    qk_norm: Literal[False] = False
+    """Normalise each head's queries and keys, which a Mistral does not."""
+    sliding_window: int = Field(0, ge=0)
+    """Tokens that a token attends to, itself the last of them. 0: all before it."""
+
+    def window(self) -> int:
+        return self.sliding_window
+
+
 class Attention(CausalSelfAttention):
     """Self-attention with rotary positions, behind a normalisation where there is one."""
 
@@ -124,6 +202,7 @@ class Attention(CausalSelfAttention):
             num_kv_heads=config.num_kv_heads,
             head_size=config.head_size,
             bias=False,
+            qkv_bias=config.qkv_bias,
             dropout=0.0,
         )
         self.query_norm: nn.Module = nn.Identity()
@@ -211,7 +290,8 @@ class Llama(Decoder):
         cache: KeyValueCache | None = None,
         source: Source | None = None,
     ) -> Tensor:
-        here = context(input_ids_BT, mask, position_ids_BT, cache, source)
+        window = self.config.window()
+        here = context(input_ids_BT, mask, position_ids_BT, cache, source, window=window)
         # The heads' dimension, where each row has positions of its own.
         cos, sin = (table[here.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
         here = replace(here, cos=cos, sin=sin)
@@ -232,6 +312,13 @@ _RULES = (
         tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
         shares=("num_heads", "num_kv_heads", "num_kv_heads"),
     ),
+    Fuse(
+        "blocks.{}.attention.query_key_value",
+        tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
+        parts=("bias",),
+        where="qkv_bias",
+        shares=("num_heads", "num_kv_heads", "num_kv_heads"),
+    ),
     Rename("blocks.{}.attention.query_norm", "model.layers.{}.self_attn.q_norm", where="qk_norm"),
     Rename("blocks.{}.attention.key_norm", "model.layers.{}.self_attn.k_norm", where="qk_norm"),
     Rename("blocks.{}.attention.output", "model.layers.{}.self_attn.o_proj"),
@@ -243,13 +330,16 @@ _RULES = (
     Rename("blocks.{}.feed_forward.contract", "model.layers.{}.mlp.down_proj"),
 )
 """The names of Hugging Face's."""
-WEIGHTS = WeightMap("a Llama", "model.", _RULES)
+
+
+_BIASES = {"attention_bias": False, "mlp_bias": False}
 
 
 def to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
     """The fields of Hugging Face's config.json."""
+    kind = "qwen3" if config.qk_norm else config.model_type
     return {
-        "model_type": "qwen3" if config.qk_norm else "llama",
+        "model_type": kind,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -263,9 +353,9 @@ def to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_epsilon,
         "rope_theta": config.rope_theta,  # where transformers looked before version 5
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attention_bias": False,
-        "mlp_bias": False,
         "tie_word_embeddings": config.tie_embeddings,
+        **(_BIASES if kind in ("llama", "qwen3") else {}),
+        **({"sliding_window": config.window() or None} if kind == "mistral" else {}),
     }
 
 
@@ -287,15 +377,24 @@ _ONLY = {
     "attention_bias": Only((None, False), "attention with biases is not supported"),
     "mlp_bias": Only((None, False), "a feed-forward network with biases is not supported"),
 }
+_NO_WINDOW = {
+    "use_sliding_window": Only((None, False), "attention in a window is not supported"),
+}
+_WINDOWS = frozenset({"is_decoder", "max_window_layers", "sliding_window"})
+"""A Qwen's, which there are none of without use_sliding_window."""
 FIELDS = {
     "llama": FieldTable(
         "a Llama",
         read=_COMMON,
-        only={
-            **_ONLY,
-            "rope_interleaved": Only((None, False)),
-        },
+        only={**_ONLY, "rope_interleaved": Only((None, False))},
         neutral=frozenset({"is_decoder"}),
+        rotary=True,
+    ),
+    "qwen2": FieldTable(
+        "a Qwen2",
+        read={**_COMMON, "num_key_value_heads": Read("num_kv_heads", int, 32, null=0)},
+        only={"hidden_act": Only(("silu",)), **_NO_WINDOW},
+        neutral=_WINDOWS,
         rotary=True,
     ),
     "qwen3": FieldTable(
@@ -305,42 +404,64 @@ FIELDS = {
             "num_key_value_heads": Read("num_kv_heads", int, 32, null=0),
             "head_dim": Read("head_size", int, 128),
         },
-        only={
-            **_ONLY,
-            "use_sliding_window": Only((None, False), "attention in a window is not supported"),
+        only={**_ONLY, **_NO_WINDOW},
+        neutral=_WINDOWS,
+        rotary=True,
+    ),
+    "mistral": FieldTable(
+        "a Mistral",
+        read={
+            **_COMMON,
+            "num_key_value_heads": Read("num_kv_heads", int, 8, null=0),
+            "sliding_window": Read("sliding_window", int, 4096, null=0),
         },
-        # The window's, which there is none without use_sliding_window.
-        neutral=frozenset({"is_decoder", "max_window_layers", "sliding_window"}),
+        only=_ONLY,
+        neutral=frozenset({"is_decoder"}),
         rotary=True,
     ),
 }
 """What becomes of the fields of a Hugging Face config.json, by its model_type."""
 
 
-def from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
-    """The configuration that a Hugging Face config.json describes.
+def from_hugging_face(kind: type[LlamaConfig], fields: Mapping[str, Any]) -> LlamaConfig:
+    """The configuration of a kind that a Hugging Face config.json describes.
 
-    Raises FieldError for what this Llama does not have.
+    Raises FieldError for what such a model does not have here.
     """
     fields = dict(fields)
-    kind = fields["model_type"]
-    layers = fields.pop("layer_types", None) if kind == "qwen3" else None
+    layers = fields.pop("layer_types", None) if "qwen" in kind.model_type else None
     if layers is not None and (
         not isinstance(layers, list) or any(layer != "full_attention" for layer in layers)
     ):
         raise FieldError(f"layer_types is {shown(layers)}: only full_attention is supported")
-    return FIELDS[kind].build(LlamaConfig, fields, qk_norm=kind == "qwen3")
+    return FIELDS[kind.model_type].build(kind, fields)
 
 
-SPEC = ModelSpec(
-    name="llama",
-    config=LlamaConfig,
-    build=Llama,
-    presets=PRESETS,
-    tasks=("causal_lm",),
-    weights={HUGGING_FACE: WEIGHTS},
-    classes={"llama": "Llama", "qwen3": "Qwen3"},
-    to_hugging_face=to_hugging_face,
-    from_hugging_face=from_hugging_face,
-    scaling=replace(CAUSAL, tokens_factor=9.237),
+def _spec(
+    config: type[LlamaConfig],
+    class_prefix: str,
+    presets: Mapping[str, Mapping[str, Any]] = PRESETS,
+    scaling: ScalingLaw | None = None,
+) -> ModelSpec:
+    kind = config.model_type
+    return ModelSpec(
+        name=kind,
+        config=config,
+        build=Llama,
+        presets=presets,
+        tasks=("causal_lm",),
+        weights={HUGGING_FACE: WeightMap(FIELDS[kind].what, "model.", _RULES)},
+        model_type=kind,
+        class_prefix=class_prefix,
+        to_hugging_face=to_hugging_face,
+        from_hugging_face=partial(from_hugging_face, config),
+        scaling=scaling,
+    )
+
+
+SPECS = (
+    _spec(LlamaConfig, "Llama", scaling=replace(CAUSAL, tokens_factor=9.237)),
+    _spec(Qwen2Config, "Qwen2", {**PRESETS, "large": QWEN2_LARGE}),
+    _spec(Qwen3Config, "Qwen3", QWEN3_PRESETS),
+    _spec(MistralConfig, "Mistral"),
 )

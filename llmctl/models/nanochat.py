@@ -266,7 +266,8 @@ SPEC = ModelSpec(
     presets=PRESETS,
     tasks=("causal_lm",),
     weights={HUGGING_FACE: WEIGHTS},
-    classes={"nanochat": "NanoChat"},
+    model_type="nanochat",
+    class_prefix="NanoChat",
     to_hugging_face=to_hugging_face,
     from_hugging_face=from_hugging_face,
     # Embeddings start ten to fifty times as large as elsewhere.

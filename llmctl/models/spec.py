@@ -199,8 +199,10 @@ class ModelSpec:
     """What it can be pretrained on, the first by default."""
     weights: Mapping[str, WeightMap]
     """The names of its tensors, by format."""
-    classes: Mapping[str, str]
-    """What the names of Hugging Face's classes begin with, by config.json's model_type."""
+    model_type: str
+    """In a config.json of Hugging Face's."""
+    class_prefix: str
+    """What the names of Hugging Face's classes begin with."""
     lm_class: str = "ForCausalLM"
     """What the name of the class with a language model's output layer ends with, of a decoder."""
     to_hugging_face: Callable[[Any], dict[str, Any]]

@@ -243,7 +243,7 @@ def write_model_folder(
     config = body.config
     architecture = next(a for a in ARCHITECTURES.values() if type(config) is a.config)
     fields = architecture.to_hugging_face(config)
-    beginning = architecture.classes[fields["model_type"]]
+    beginning = BY_MODEL_TYPE[fields["model_type"]].class_prefix
     if isinstance(model, classify.Classifier):
         task, class_name = "classify", "ForSequenceClassification"
         tensors = classify.to_hugging_face(model, architecture)

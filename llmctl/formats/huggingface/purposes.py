@@ -98,7 +98,7 @@ def _of_class(
     architecture: ModelSpec,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Purpose:
-    beginning = architecture.classes[fields["model_type"]]
+    beginning = architecture.class_prefix
     ending = name.lower().removeprefix(beginning.lower())
     if ending == "model":  # the body alone
         return Purpose(architecture.task)

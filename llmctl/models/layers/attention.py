@@ -281,13 +281,17 @@ def context(
     cache: KeyValueCache | None,
     source: Source | None,
     dropout: float = 0.0,
+    window: int = 0,
 ) -> Context:
     """The context of a decoder's tokens: causal, behind those of the cache.
 
     mask: where attention is narrower than causal: the texts of packed rows, or bool, (B, T, T);
-    without a cache only. dropout: of attention's weights.
+    without a cache only. dropout: of attention's weights. window: tokens that each may attend to,
+    itself the last of them; 0: all before it.
     """
     T = input_ids_BT.shape[1]
+    past = 0 if cache is None else cache.length
+    near_TS = _window(past, T, window, input_ids_BT.device) if 0 < window < past + T else None
     if cache is None:
         positions = (
             torch.arange(T, device=input_ids_BT.device)
@@ -296,13 +300,26 @@ def context(
         )
         texts = None
         if isinstance(mask, Texts):
-            by_text = mask.kernel_for(dropout)
+            by_text = near_TS is None and mask.kernel_for(dropout)
             texts, mask = (mask, None) if by_text else (None, mask.allowed(causal=True))
+        if near_TS is not None:
+            mask = near_TS[None] if mask is None else mask & near_TS
         added = None if mask is None else additive_mask(mask)[:, None]
         return Context(positions, added, added is None, texts, None, source)
-    if cache.length == 0 and cache.starts_B is None:  # the kernels know this case
-        return Context(cache.positions(T), None, T > 1, None, cache, source)
-    return Context(cache.positions(T), cache.mask(T), False, None, cache, source)
+    if cache.length == 0 and cache.starts_B is None and near_TS is None:
+        return Context(cache.positions(T), None, T > 1, None, cache, source)  # the kernels know it
+    added = cache.mask(T)
+    if near_TS is not None:  # rows of a family lie side by side in each slot
+        near = additive_mask(near_TS).repeat_interleave(cache.each, -1)
+        added = near if added is None else added + near
+    return Context(cache.positions(T), added, False, None, cache, source)
+
+
+def _window(past: int, tokens: int, window: int, device: torch.device) -> Tensor:
+    """(T, S), bool: which of all tokens so far each of the last may attend to."""
+    slots_S = torch.arange(past + tokens, device=device)
+    behind_TS = slots_S[past:, None] - slots_S
+    return (behind_TS >= 0) & (behind_TS < window)
 
 
 class CausalSelfAttention(nn.Module):
@@ -317,12 +334,14 @@ class CausalSelfAttention(nn.Module):
         head_size: int,
         bias: bool,
         dropout: float,
+        qkv_bias: bool = False,
     ) -> None:
+        """bias: of both projections. qkv_bias: of queries, keys and values alone."""
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
         self.dropout = dropout
         heads = num_heads + 2 * num_kv_heads
-        self.query_key_value = nn.Linear(width, heads * head_size, bias=bias)
+        self.query_key_value = nn.Linear(width, heads * head_size, bias=bias or qkv_bias)
         sizes = [n * head_size for n in (num_heads, num_kv_heads, num_kv_heads)]
         self.fused_rows = {"query_key_value": sizes}
         self.output = nn.Linear(num_heads * head_size, width, bias=bias)
