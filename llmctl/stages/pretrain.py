@@ -102,7 +102,7 @@ def _with_budget(
     config: PretrainConfig[Any, Any, Any], preset: str | None, *layers: Mapping[str, Any]
 ) -> PretrainConfig[Any, Any, Any]:
     """The configuration with the keys that its budget chooses. Raises UsageError where it is too
-    short, or where the length of the training is given too."""
+    short, where the length of the training is given too, or where the architecture has no law."""
     assert config.budget is not None
     if config.budget < LEAST_SECONDS:
         raise UsageError(
@@ -115,6 +115,13 @@ def _with_budget(
                 f"training.{key} {value:g} and --budget {config.budget:g}s both say how long; "
                 "leave one of them out"
             )
+    if ARCHITECTURES[config.arch].scaling is None:
+        known = [name for name, spec in ARCHITECTURES.items() if spec.scaling]
+        raise UsageError(
+            f"--budget: --arch {config.arch} has no scaling law yet to choose a model by; give "
+            f"--preset and --set training.time_limit={config.budget:g}s in its place, or --arch "
+            f"{' or '.join(known)}"
+        )
     return config.replace(chosen=left_open(config.arch, preset, *layers))
 
 

@@ -27,6 +27,11 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertForPreTraining", {"intermediate_size": 24}),
     "gpt2": ("GPT2LMHeadModel", {"n_inner": 24}),
     "llama": ("LlamaForCausalLM", {"intermediate_size": 24, "num_key_value_heads": 1}),
+    "qwen2": ("Qwen2ForCausalLM", {"intermediate_size": 24, "num_key_value_heads": 1}),
+    "mistral": (
+        "MistralForCausalLM",
+        {"intermediate_size": 24, "num_key_value_heads": 1, "sliding_window": 3},
+    ),
     "qwen3": (
         "Qwen3ForCausalLM",
         {"intermediate_size": 24, "head_dim": 8, "num_key_value_heads": 2},
@@ -182,6 +187,9 @@ EXPECTED = {
              "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"},
     "llama": {"num_hidden_layers", "num_key_value_heads", "head_dim", "rms_norm_eps",
               "rope_parameters", "tie_word_embeddings"},
+    "qwen2": {"num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "rope_parameters"},
+    "mistral": {"num_hidden_layers", "num_key_value_heads", "head_dim", "rms_norm_eps",
+                "rope_parameters", "sliding_window"},
     "qwen3": {"num_hidden_layers", "head_dim", "rms_norm_eps", "rope_parameters"},
     "nanochat": {"num_hidden_layers", "rms_norm_eps", "rope_parameters",
                  "final_logit_softcapping"},
@@ -190,7 +198,7 @@ EXPECTED = {
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "nanochat"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "nanochat"])
 def test_rotary_positions_in_both_dialects(kind: str):
     """rope_theta beside rope_scaling before version 5 of transformers, rope_parameters since."""
     made = theirs(kind, {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}})

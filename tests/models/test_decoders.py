@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmctl.errors import InputError
+from llmctl.errors import ConfigError, InputError
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
 from llmctl.models.heads import causal_lm
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.spec import roles_of
+from llmctl.stages.pretrain import resolve
 
 VOCABULARY = 61
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -20,7 +21,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-untied": ("gpt", {"tie_embeddings": False, "activation": "relu"}),
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tie_embeddings": True, "num_kv_heads": 1}),
-    "qwen3": ("llama", {"qk_norm": True, "head_size": 16, "rope_theta": 500.0}),
+    "qwen2": ("qwen2", {"num_kv_heads": 1}),
+    "qwen3": ("qwen3", {"head_size": 16, "rope_theta": 500.0}),
+    "mistral": ("mistral", {"sliding_window": 7}),
     "nanochat": ("nanochat", {"logit_cap": 2.0}),
 }
 
@@ -61,8 +64,7 @@ def test_transformers_gives_the_same_logits(kind: str):
     fields = architecture.to_hugging_face(model.body.config)
     config = transformers.AutoConfig.for_model(**fields, bos_token_id=0, eos_token_id=0)
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
-    beginning = architecture.classes[fields["model_type"]]
-    assert type(theirs).__name__.startswith(beginning)
+    assert type(theirs).__name__ == architecture.class_prefix + architecture.lm_class
     tensors = causal_lm.to_hugging_face(model, architecture)
     missing, unexpected = theirs.load_state_dict(tensors, strict=False)
     assert not unexpected
@@ -142,6 +144,24 @@ def test_a_cache_keeps_the_rows_asked_for_and_forgets_the_rest():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_go_on_from_one_text_are_as_alone(kind: str):
+    model, prompt, more = make(kind), ids(2, 9), ids(4, 8, seed=2)
+    cache = model.body.config.new_cache(2, 20, model.output_weight)
+    logits(model, prompt, cache=cache)
+    cache.select(torch.tensor([0, 0, 1, 1]))
+    order = torch.tensor([1, 0, 3, 2])
+    together = []
+    for place in range(more.shape[1]):
+        if place == 4:  # they change places
+            cache.select(order)
+            more = more[order]
+        together.append(logits(model, more[:, place : place + 1], cache=cache))
+    whole = torch.cat([prompt[[0, 0, 1, 1]], more], 1)
+    last = logits(model, whole)[:, -4:]
+    torch.testing.assert_close(torch.cat(together[4:], 1), last, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_documents_kept_apart_are_as_alone(kind: str):
     """A mask and positions that start anew: each document's logits are those it has alone."""
     model, input_ids = make(kind), ids(1, 24)
@@ -177,15 +197,45 @@ def test_fused_projections_say_what_they_are_made_of(kind: str):
         assert not parts or sum(parts) == len(parameter)
 
 
+def test_a_llama_with_normalised_heads_is_written_as_a_qwen3():
+    spec = ARCHITECTURES["llama"]
+    shape = {**spec.presets["nano"], "vocab_size": VOCABULARY}
+    config = spec.config.model_validate({**shape, "qk_norm": True})
+    fields = spec.to_hugging_face(config)
+    read = BY_MODEL_TYPE["qwen3"].from_hugging_face(fields)
+    assert read.model_dump() == config.model_dump()
+    state = spec.build(config).state_dict()
+    back = BY_MODEL_TYPE["qwen3"].import_tensors(spec.export_tensors(state, config), read)
+    assert all(torch.equal(state[name], back[name]) for name in {*state, *back})
+
+
+@pytest.mark.parametrize(
+    ("arch", "setting", "says"),
+    [("qwen2", {"qk_norm": True}, "False"), ("qwen3", {"qk_norm": False}, "True")],
+)
+def test_a_name_does_not_stand_for_another_architecture(arch: str, setting: Any, says: str):
+    with pytest.raises(ConfigError, match=f"model.qk_norm.*{says}"):
+        resolve(arch, "nano", {"model": setting})
+
+
+def test_a_qwen3_s_heads_are_as_wide_as_they_like():
+    config = ARCHITECTURES["qwen3"].config.model_validate({"hidden_size": 256})
+    assert (config.num_heads, config.kv_shape()) == (4, (4, 128))
+    assert config.attention_width == 512
+
+
 def test_published_sizes():
     """GPT-2 has 124 M and 355 M parameters (its table says 117 and 345, by a slip), llama2.c's
-    stories models 260 thousand and 15 M, TinyLlama 1.1 billion."""
+    stories models 260 thousand and 15 M, TinyLlama 1.1 billion, Qwen2-0.5B 494 M and Qwen3-0.6B
+    596 M."""
     for arch, preset, pieces, expected in (
         ("gpt", "small", 50257, 124.4e6),
         ("gpt", "medium", 50257, 354.8e6),
         ("llama", "nano", 512, 0.26e6),
         ("llama", "mini", 32000, 15.2e6),
         ("llama", "large", 32000, 1100e6),
+        ("qwen2", "large", 151936, 494e6),
+        ("qwen3", "large", 151936, 596e6),
     ):
         architecture = ARCHITECTURES[arch]
         tied = {"tie_embeddings": True} if preset in ("nano", "mini") and arch == "llama" else {}
