@@ -119,8 +119,8 @@ def _with_budget(
         known = [name for name, spec in ARCHITECTURES.items() if spec.scaling]
         raise UsageError(
             f"--budget: --arch {config.arch} has no scaling law yet to choose a model by; give "
-            f"--preset and --set training.time_limit={config.budget:g}s in its place, or --arch "
-            f"{' or '.join(known)}"
+            f"--preset and --set training.time_limit={config.budget:g}s in its place, or take "
+            f"--arch {', '.join(known)}"
         )
     return config.replace(chosen=left_open(config.arch, preset, *layers))
 
