@@ -17,6 +17,7 @@ from llmctl.config import ColumnName, Config
 from llmctl.data.text.decoding import Encoding, Header, ReadConfig, ReadOptions
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.report import MODEL, Report
+from llmctl.formats.open import data_record
 from llmctl.inference.decoding.config import LARGEST_POWER, MOST_AT_ONCE
 from llmctl.inference.weights import WeightType
 from llmctl.reporting.report import Part
@@ -27,7 +28,6 @@ from llmctl.training.batches import Objective
 from llmctl.training.distributed.processes import current
 from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace
-from llmctl.workspace.files import sha256_file
 from llmctl.workspace.manifests import InputRecord, Manifest
 
 COMPARED = "compared with"
@@ -102,15 +102,9 @@ class EvaluateConfig(Config):
 
     def read_config(self, trained: Mapping[str, Any] | None = None) -> ReadConfig:
         """How data is read: as given, else as in a training whose ``data`` options are given."""
-        values = {name: getattr(self, name) for name in ReadConfig.model_fields}
-        return ReadConfig(
-            **{
-                name: (trained or {}).get(name, field.default)
-                if values[name] is None
-                else values[name]
-                for name, field in ReadConfig.model_fields.items()
-            }
-        )
+        given = self.model_dump(include={*ReadConfig.model_fields}, exclude_none=True)
+        known = {k: v for k, v in (trained or {}).items() if k in ReadConfig.model_fields}
+        return ReadConfig(**{**known, **given})
 
     @model_validator(mode="after")
     def _check_search(self) -> Self:
@@ -214,45 +208,28 @@ class Evaluator(ABC):
         """All that the report is made from. Raises InputError for a file that isn't there."""
         records = [self.model.record, *([self.data] if self.data else [])]
         for role in ("template", "examples", "target"):
-            path: Path | None = getattr(self.files, role)
-            if path is not None:
-                if not path.is_file():
-                    raise InputError(f"--{role} {path}: no such file")
-                name, digest = str(path.resolve()), sha256_file(path)
-                records.append(InputRecord(role=role, name=name, digest=digest))
+            if (path := getattr(self.files, role)) is not None:
+                records.append(data_record(path, role))
         if self.shards is not None:
             records.append(self.shards.as_input("shards"))
-        return [
-            *records,
-            *(other.record.model_copy(update={"role": COMPARED}) for other in self.others),
-        ]
+        others = (other.record.model_copy(update={"role": COMPARED}) for other in self.others)
+        return [*records, *others]
 
-    def refuse_target(self) -> None:
-        """Raises UsageError where references of sources are given."""
-        why = f"is for models finetuned with --task seq2seq, and {self.model.name} is none"
-        _refuse({"--target": self.files.target}, why)
-
-    def refuse_language_options(self, why: str, *, dtype: bool = True) -> None:
-        """Raises UsageError for an option that is for language models. dtype: whether the number
-        format of the weights is one."""
-        given: dict[str, object] = {
-            "--template": self.files.template,
-            "--examples": self.files.examples,
-            "--task": self.config.task,
-        }
-        if dtype and self.config.dtype != "fp32":
-            given["--dtype"] = self.config.dtype
-        _refuse(given, f"is for language models, and {self.model.name} {why}")
+    def refuse(self, why: str, *options: str) -> None:
+        """Raises UsageError for the first of some options that is given. why: what to say of it and
+        the model."""
+        for option in options:
+            value = getattr(self.files if hasattr(self.files, option) else self.config, option)
+            if value not in (None, "fp32"):
+                raise UsageError(f"--{option} {why.format(self.model.name)}")
 
 
-NO_LANGUAGE_MODEL = "is not one; give --from a GPT, a Llama, a nanochat or an n-gram model"
-
-
-def _refuse(options: Mapping[str, object], why: str) -> None:
-    """Raises UsageError for the first option that is given."""
-    for option, value in options.items():
-        if value is not None:
-            raise UsageError(f"{option} {why}")
+FOR_SOURCES = "is for models finetuned with --task seq2seq, and {} is none"
+FOR_LANGUAGE_MODELS = (
+    "is for language models, and {} is not one; give --from a GPT, a Llama, a nanochat or an "
+    "n-gram model"
+)
+"""Why an option is refused."""
 
 
 def trained_config(manifest: Manifest) -> PretrainConfig[Any, Any, Any]:

@@ -9,21 +9,15 @@ Models with another tokenizer get the same text; bits per byte compare whatever 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from llmctl.data.shards.encoding import encode_text
-from llmctl.data.shards.files import ShardReader
 from llmctl.data.text.documents import Corpus
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.perplexity import (
     Ids,
     LogProbs,
-    Passage,
     Tally,
     bits_per_byte_interval,
     perplexity,
@@ -36,8 +30,16 @@ from llmctl.inference.weights import WeightType
 from llmctl.reporting.report import Part, Table
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.causal_lm.scoring import LanguageEvaluator
+from llmctl.tasks.causal_lm.texts import (
+    Document,
+    Read,
+    limited,
+    passages,
+    text_of_corpus,
+    text_of_shards,
+    unknown_token,
+)
 from llmctl.tasks.evaluation import (
-    no_validation,
     shards_of,
     shards_record,
     trained_config,
@@ -45,9 +47,8 @@ from llmctl.tasks.evaluation import (
 )
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.training_data import pretrained_on
-from llmctl.tokenizers import Tokenizer
 from llmctl.training.precision import choose_device
-from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.manifests import InputRecord
 
 NGRAM_WINDOW = 1 << 11
@@ -64,19 +65,6 @@ EXPLAINED = (
     "tokens the model is torn; bits per byte: the same for each byte, which compares between "
     "tokenizers; lower is better"
 )
-
-
-@dataclass(frozen=True)
-class _Document:
-    """A piece of the text that is measured on."""
-
-    ids: Ids
-    """By the tokenizer of the model that is measured, without special tokens."""
-    text: str | None
-    """None: the ids are all there is."""
-    size: int
-    """UTF-8 bytes."""
-    source: str
 
 
 class PerplexityEvaluator(LanguageEvaluator):
@@ -124,20 +112,26 @@ class PerplexityEvaluator(LanguageEvaluator):
     def run(self, reporter: Reporter) -> Report:
         """Read the text by a sliding window with all models."""
         read, total = self._text(reporter)
-        unknown = _Unknown(self.model.folder.tokenizer)
+        token, unknown = unknown_token(self.model.folder.tokenizer), 0
+
+        def documents() -> Iterator[Document]:
+            nonlocal unknown  # the same for each model
+            unknown = 0
+            for document in read():
+                unknown += int((document.ids == token).sum()) if token is not None else 0
+                yield document
+
         results: dict[str, Any] = {}
         tallies: dict[str, Tally] = {}
         for name, model, dtype in self._variants():
-            unknown.count = 0
-            documents = unknown.counted(read())
-            tallies[name] = self._tally(model, dtype, documents, total, reporter)
+            tallies[name] = self._tally(model, dtype, documents(), total, reporter)
             results[name] = self._row(model, dtype, tallies[name])
             if self.files.data is None and dtype == "fp32":
                 results[name] |= self._blocks(model, reporter)
         notes = []
-        if unknown.count:
+        if unknown:
             notes.append(
-                f"{unknown.count:,} tokens of the text are unknown to the tokenizer: what they "
+                f"{unknown:,} tokens of the text are unknown to the tokenizer: what they "
                 "stand for is not predicted, so figures are better than they should be"
             )
         facts: dict[str, Any] = {"split": "validation" if self.files.data is None else None}
@@ -189,16 +183,11 @@ class PerplexityEvaluator(LanguageEvaluator):
             if name == MODEL and dtype != "fp32":
                 yield f"{MODEL}, fp32", model, "fp32"
 
-    def _text(self, reporter: Reporter) -> tuple[Callable[[], Iterator[_Document]], int | None]:
-        """How to read the text, from its beginning each time, and the tokens to be scored if
-        known."""
+    def _text(self, reporter: Reporter) -> tuple[Read, int | None]:
+        """The text, and the tokens to be scored if their number is known."""
         tokenizer, limit = self.model.folder.tokenizer, self.config.max_tokens
         if self.shards is not None:
-            reader = ShardReader(self.shards.folder, "validation", tokenizer.vocab_size)
-            if not len(reader):
-                raise no_validation(self.shards, ", or give --data FILE")
-            total = int(reader.document_lengths.sum()) + len(reader)
-            everything = _of_shards(reader, tokenizer, self.shards)
+            read, total = text_of_shards(self.shards, tokenizer)
         else:
             corpus = Corpus(
                 [str(self.path)],
@@ -208,16 +197,16 @@ class PerplexityEvaluator(LanguageEvaluator):
             )
             for note in corpus.notes:
                 reporter.note(note)
-            total, everything = 0, _of_corpus(corpus, tokenizer)
+            read, total = text_of_corpus(corpus, tokenizer), 0
         if limit is not None:
             total = min(total, limit) if total else limit
-        return lambda: _limited(everything(), limit), total or None
+        return lambda: limited(read(), limit), total or None
 
     def _tally(
         self,
         model: OpenedModel,
         dtype: WeightType,
-        documents: Iterable[_Document],
+        documents: Iterable[Document],
         total: int | None,
         reporter: Reporter,
     ) -> Tally:
@@ -225,7 +214,7 @@ class PerplexityEvaluator(LanguageEvaluator):
         shown = f"text under {model.name}" + (f", {dtype}" if dtype != "fp32" else "")
         window, stride = self._window(model)
         tally = perplexity(
-            _passages(documents, model, self.model.folder.tokenizer),
+            passages(documents, model, self.model.folder.tokenizer),
             _log_probs(self.scorer(model, dtype)),
             window=window,
             stride=stride,
@@ -322,88 +311,6 @@ def _ngram_of(workspace: Workspace, shards: InputRecord) -> str | None:
         and shards.digest in [r.digest for r in run.manifest.inputs if r.role == "shards"]
     ]
     return found[-1] if found else None
-
-
-def _of_shards(
-    reader: ShardReader, tokenizer: Tokenizer, shards: Artefact
-) -> Callable[[], Iterator[_Document]]:
-    size_of = tokenizer.token_bytes
-
-    def read() -> Iterator[_Document]:
-        for number in range(len(reader)):
-            ids = reader.tokens(number).astype(np.int64)
-            source = f"{shards.manifest.reference}, validation document {number + 1}"
-            yield _Document(ids, None, int(size_of[ids].sum()), source)
-
-    return read
-
-
-def _of_corpus(corpus: Corpus, tokenizer: Tokenizer) -> Callable[[], Iterator[_Document]]:
-    def read() -> Iterator[_Document]:
-        for document in corpus:
-            ids = encode_text(tokenizer, document.text)
-            size = len(document.text.encode())
-            yield _Document(ids.astype(np.int64), document.text, size, document.source)
-
-    return read
-
-
-def _limited(documents: Iterable[_Document], limit: int | None) -> Iterator[_Document]:
-    """Whole documents, until there are so many tokens."""
-    tokens = 0
-    for document in documents:
-        yield document
-        tokens += len(document.ids) + 1
-        if limit is not None and tokens >= limit:
-            return
-
-
-class _Unknown:
-    """Counts tokens that stand for what the tokenizer doesn't know."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        special = tokenizer.special
-        # GPT-2's is what begins and ends a document too: its bytes know everything.
-        around = {special.get("bos"), special.get("eos")}
-        self._id = special["unk"] if special.get("unk") not in {None, *around} else None
-        self.count = 0
-
-    def counted(self, documents: Iterable[_Document]) -> Iterator[_Document]:
-        for document in documents:
-            if self._id is not None:
-                self.count += int((document.ids == self._id).sum())
-            yield document
-
-
-def _passages(
-    documents: Iterable[_Document], model: OpenedModel, tokenizer: Tokenizer
-) -> Iterator[Passage]:
-    """Documents as a model reads them; ``tokenizer``: whose ids they have."""
-    around = model.folder.tokenizer.boundaries
-    if around is None:
-        raise InputError(
-            f"the tokenizer of {model.name} has no tokens for a document's start and end, from "
-            "which text is scored; use a model that has them"
-        )
-    start, end = (np.array([token]) for token in around)
-    same = model.folder.tokenizer.digest() == tokenizer.digest()
-    for document in documents:
-        ids = document.ids if same else _again(document, tokenizer, model)
-        yield Passage(np.concatenate((start, ids, end)), document.size)
-
-
-def _again(document: _Document, tokenizer: Tokenizer, model: OpenedModel) -> Ids:
-    """A document by another tokenizer. Raises InputError where its text can't be told."""
-    text = document.text
-    if text is None:
-        text = tokenizer.decode(document.ids.tolist())
-        if tokenizer.encode(text) != document.ids.tolist():
-            raise InputError(
-                f"{document.source}: {model.name} has another tokenizer, and the text can't be "
-                "told from its tokens; give the text itself: --data FILE"
-            )
-    ids, _ = model.folder.tokenizer.encode_batch([text])
-    return ids.astype(np.int64)
 
 
 def _log_probs(scorer: Scorer) -> LogProbs:

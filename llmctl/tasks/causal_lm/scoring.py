@@ -20,7 +20,7 @@ from llmctl.inference.scoring import (
     encode_query,
 )
 from llmctl.inference.weights import WeightType, prepare
-from llmctl.tasks.evaluation import Evaluator
+from llmctl.tasks.evaluation import FOR_SOURCES, Evaluator
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.distributed.processes import current
@@ -37,7 +37,7 @@ class LanguageEvaluator(Evaluator):
 
     def choose(self) -> None:
         """Check what every language model is given, but for a template."""
-        self.refuse_target()
+        self.refuse(FOR_SOURCES, "target")
         if self.model.kind == "ngram" and self.config.dtype != "fp32":
             raise UsageError(
                 f"--dtype {self.config.dtype}: {self.model.name} is an n-gram model and has no "

@@ -19,7 +19,7 @@ from llmctl.formats.open import LabelledColumns, cut_in_use, data_record, with_l
 from llmctl.reporting.report import Part, Table
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.classify.predict import BATCH, class_probabilities
-from llmctl.tasks.evaluation import NO_LANGUAGE_MODEL, EvaluateConfig, Evaluator
+from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, EvaluateConfig, Evaluator
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.training_data import (
     is_training_file,
@@ -58,8 +58,8 @@ class ClassifierEvaluator(Evaluator):
 
     def choose(self) -> None:
         """A classifier is compared with classifiers."""
-        self.refuse_target()
-        self.refuse_language_options(NO_LANGUAGE_MODEL)
+        self.refuse(FOR_SOURCES, "target")
+        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task", "dtype")
         if self.files.data is None:
             raise UsageError(
                 f"{self.model.name} is a classifier: give --data FILE with labelled examples"

@@ -12,7 +12,8 @@ from llmctl.evaluation.report import Figure, Report
 from llmctl.reporting.report import Part, Table
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.evaluation import (
-    NO_LANGUAGE_MODEL,
+    FOR_LANGUAGE_MODELS,
+    FOR_SOURCES,
     Evaluator,
     shards_of,
     trained_config,
@@ -41,8 +42,8 @@ class MaskedEvaluator(Evaluator):
     def choose(self) -> None:
         """An encoder is measured on its own shards alone."""
         name, run = self.model.name, self.model.run
-        self.refuse_target()
-        self.refuse_language_options(NO_LANGUAGE_MODEL)
+        self.refuse(FOR_SOURCES, "target")
+        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task", "dtype")
         if self.others:
             raise UsageError(
                 f"--compare is for classifiers and language models, and {name} is a pretrained "

@@ -75,7 +75,7 @@ class Seq2SeqEvaluator(Evaluator):
 
     def choose(self) -> None:
         """A model that writes from sources is compared with others that do."""
-        self.refuse_language_options("has a task", dtype=False)
+        self.refuse("is for language models, and {} has a task", "template", "examples", "task")
         if self.files.data is None:
             raise UsageError(
                 f"{self.model.name} writes from sources: give --data FILE with pairs of source and "
