@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from llmctl.errors import UsageError
 from llmctl.inference.quantised import Int8Linear, OneRowInt8Linear
 from llmctl.models.heads.causal_lm import CausalLM
-from llmctl.models.layers.attention import ACTIVATIONS, FeedForward
+from llmctl.models.layers.feed_forward import ACTIVATIONS, FeedForward
 
 WeightType = Literal["fp32", "bf16", "int8"]
 

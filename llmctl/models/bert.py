@@ -22,15 +22,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldTable, Only, Read
-from llmctl.models.layers.attention import (
-    Activation,
-    FeedForward,
-    SelfAttention,
-    Texts,
-    initialise,
-    residual,
-)
-from llmctl.models.layers.elementwise import additive_mask
+from llmctl.models.layers.attention import SelfAttention, additive_mask
+from llmctl.models.layers.feed_forward import Activation, FeedForward
+from llmctl.models.layers.initialisation import initialise
+from llmctl.models.layers.kernels import residual
+from llmctl.models.layers.packing import Texts
 from llmctl.models.scaling import CAUSAL
 from llmctl.models.spec import HUGGING_FACE, MOST_LAYERS, Backbone, ModelConfig, ModelSpec
 from llmctl.models.weight_map import BOTH, Fuse, Rename, WeightMap

@@ -9,9 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from llmctl.models.layers.attention import Texts, initialise
 from llmctl.models.layers.cache import KeyValueCache
 from llmctl.models.layers.cross_attention import Source
+from llmctl.models.layers.initialisation import initialise
+from llmctl.models.layers.packing import Texts
 from llmctl.models.spec import Backbone, ModelConfig
 
 

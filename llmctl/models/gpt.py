@@ -22,16 +22,12 @@ from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldTable, Read
 from llmctl.models.decoder import Decoder, DecoderConfig, start_decoder
-from llmctl.models.layers.attention import (
-    Activation,
-    CausalSelfAttention,
-    Context,
-    FeedForward,
-    Texts,
-    context,
-)
+from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.cache import KeyValueCache
+from llmctl.models.layers.context import Context, context
 from llmctl.models.layers.cross_attention import CrossAttention, Source
+from llmctl.models.layers.feed_forward import Activation, FeedForward
+from llmctl.models.layers.packing import Texts
 from llmctl.models.scaling import CAUSAL
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import BOTH, Rename, Transpose, WeightMap

@@ -20,21 +20,17 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
 from llmctl.models.decoder import Decoder, DecoderConfig, start_decoder
-from llmctl.models.layers.attention import (
-    CausalSelfAttention,
-    Context,
-    RMSNorm,
-    Texts,
-    context,
-    rotary_table,
-)
+from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.cache import KeyValueCache
+from llmctl.models.layers.context import Context, context
 from llmctl.models.layers.cross_attention import CrossAttention, Source
-from llmctl.models.layers.elementwise import rotate
+from llmctl.models.layers.feed_forward import SwiGLU
+from llmctl.models.layers.norms import RMSNorm
+from llmctl.models.layers.packing import Texts
+from llmctl.models.layers.rotary import rotary_table, rotate
 from llmctl.models.scaling import CAUSAL, ScalingLaw
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import Fuse, Rename, WeightMap
@@ -218,20 +214,6 @@ class Attention(CausalSelfAttention):
             rotate(self.query_norm(q_BNTH), context.cos, context.sin),
             rotate(self.key_norm(k_BKTH), context.cos, context.sin),
         )
-
-
-class SwiGLU(nn.Module):
-    """W₃(silu(x W₁) ⊙ x W₂) (Shazeer 2020, eq. 6); W₁ and W₂ are one matrix."""
-
-    def __init__(self, width: int, inner_width: int) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(width, 2 * inner_width, bias=False)
-        self.fused_rows = {"gate_up": [inner_width] * 2}
-        self.contract = nn.Linear(inner_width, width, bias=False)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.contract(F.silu(gate_BTF) * up_BTF)
 
 
 class Block(nn.Module):

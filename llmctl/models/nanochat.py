@@ -22,17 +22,14 @@ from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
 from llmctl.models.decoder import Decoder, DecoderConfig
-from llmctl.models.layers.attention import (
-    CausalSelfAttention,
-    Context,
-    FeedForward,
-    Texts,
-    context,
-    rotary_table,
-)
+from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.cache import KeyValueCache
+from llmctl.models.layers.context import Context, context
 from llmctl.models.layers.cross_attention import CrossAttention, Source
-from llmctl.models.layers.elementwise import rms_norm, rotate
+from llmctl.models.layers.feed_forward import FeedForward
+from llmctl.models.layers.norms import rms_norm
+from llmctl.models.layers.packing import Texts
+from llmctl.models.layers.rotary import rotary_table, rotate
 from llmctl.models.scaling import CAUSAL
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import Fuse, Rename, WeightMap

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.config import Config
-from llmctl.models.layers.attention import RMSNorm
+from llmctl.models.layers.norms import RMSNorm
 from llmctl.models.scaling import ScalingLaw
 from llmctl.models.weight_map import WeightMap
 

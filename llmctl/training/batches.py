@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llmctl.models.layers.attention import Texts
+from llmctl.models.layers.packing import Texts
 
 
 @dataclass(frozen=True)

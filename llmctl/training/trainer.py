@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from llmctl.data.keyed import key_of
 from llmctl.errors import DivergedError, InputError, ResourceError
 from llmctl.models.heads.cross_entropy import compiled_cross_entropy
-from llmctl.models.layers.attention import use_kernels_of
+from llmctl.models.layers.kernels import use_kernels_of
 from llmctl.training.batches import Objective, TensorBatch
 from llmctl.training.checkpoints import (
     Checkpoint,

@@ -26,7 +26,7 @@ import torch
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.masked_lm import MaskedLM
-from llmctl.models.layers.attention import Texts
+from llmctl.models.layers.packing import Texts
 from llmctl.tasks.causal_lm.batches import CausalBatch
 from llmctl.tasks.causal_lm.loss import causal_lm_loss
 from llmctl.tasks.masked_lm.batches import MaskedBatch

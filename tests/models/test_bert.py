@@ -28,8 +28,8 @@ from llmctl.models.bert import (
 from llmctl.models.heads.classify import Classifier
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.layers import attention as layers
-from llmctl.models.layers.attention import FeedForward, SelfAttention
-from llmctl.models.layers.elementwise import additive_mask
+from llmctl.models.layers.attention import SelfAttention, additive_mask
+from llmctl.models.layers.feed_forward import FeedForward
 from llmctl.tokenizers.wordpiece import SPECIAL, WordPieceTokenizer, build_wordpiece
 
 V, T = 60, 16

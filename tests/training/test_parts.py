@@ -20,7 +20,7 @@ from llmctl.errors import ResourceError
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.masked_lm import MaskedLM
-from llmctl.models.layers.attention import BOUNDS_STEP, Texts
+from llmctl.models.layers.packing import BOUNDS_STEP, Texts
 from llmctl.tasks.causal_lm.batches import CausalBatch, collate
 from llmctl.tasks.causal_lm.loss import causal_lm_loss
 from llmctl.tasks.masked_lm.batches import MaskedBatch

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmctl.errors import InputError
-from llmctl.models.layers.attention import initialise
+from llmctl.models.layers.initialisation import initialise
 from llmctl.models.spec import Backbone, ModelSpec
 
 

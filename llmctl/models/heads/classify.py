@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from llmctl.errors import InputError
 from llmctl.models.heads.padding import rounded_up
-from llmctl.models.layers.attention import initialise
+from llmctl.models.layers.initialisation import initialise
 from llmctl.models.spec import Backbone, ModelSpec
 
 LENGTH_STEP = 8

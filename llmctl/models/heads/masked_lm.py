@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmctl.errors import InputError
-from llmctl.models.layers.attention import ACTIVATIONS, initialise
+from llmctl.models.layers.feed_forward import ACTIVATIONS
+from llmctl.models.layers.initialisation import initialise
 from llmctl.models.spec import Backbone, ModelSpec
 
 

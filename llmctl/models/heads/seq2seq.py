@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from llmctl.config import Config
 from llmctl.errors import InputError
 from llmctl.models.heads.causal_lm import CausalLM
-from llmctl.models.layers.attention import initialise
 from llmctl.models.layers.cross_attention import Source, source_mask
+from llmctl.models.layers.initialisation import initialise
 from llmctl.models.spec import Backbone, ModelSpec
 
 

@@ -21,7 +21,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from llmctl.models.layers.elementwise import additive_mask
+from llmctl.models.layers.attention import additive_mask
 
 SHORT_PAST = 16
 """Slots up to which rows that go on from one text become a family: a longer past would lie there

@@ -15,8 +15,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from llmctl.models.layers.attention import attention, by_columns
-from llmctl.models.layers.elementwise import additive_mask
+from llmctl.models.layers.attention import additive_mask, attention, by_columns
 
 
 @dataclass

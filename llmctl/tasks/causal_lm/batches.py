@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmctl.data.shards.windows import Rows, WindowBatches
 from llmctl.models.heads.cross_entropy import IGNORED
-from llmctl.models.layers.attention import Texts
+from llmctl.models.layers.packing import Texts
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.batches import TensorBatch
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from llmctl.models.heads.cross_entropy import IGNORED
 from llmctl.models.heads.padding import rounded_up
-from llmctl.models.layers.attention import Texts
+from llmctl.models.layers.packing import Texts
 from llmctl.tasks.causal_lm.batches import CausalBatch
 from llmctl.tokenizers.chat_template import EncodedChat
 

@@ -22,7 +22,7 @@ from llmctl.data.keyed import integers, key_of, uniform
 from llmctl.data.packing import PackedBatches
 from llmctl.data.shards.chunks import ChunkRefs, Chunks
 from llmctl.data.shards.pairs import TextPair, draw_pairs
-from llmctl.models.layers.attention import Texts
+from llmctl.models.layers.packing import Texts
 from llmctl.tasks.masked_lm.config import MaskedLMConfig
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.batches import TensorBatch

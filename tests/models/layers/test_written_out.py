@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmctl.models.layers.attention import rotary_table
-from llmctl.models.layers.elementwise import rms_norm, rotate, squared_relu
+from llmctl.models.layers.feed_forward import squared_relu
+from llmctl.models.layers.norms import rms_norm
+from llmctl.models.layers.rotary import rotary_table, rotate
 
 COS, SIN = rotary_table(5, 8, 100.0)
 

@@ -1,0 +1,91 @@
+"""Where the tokens of one forward pass of a decoder stand, and what they may attend to.
+
+B batch, T tokens, S tokens that may be attended to, D width, N heads, H head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmctl.models.layers.attention import additive_mask
+from llmctl.models.layers.cache import KeyValueCache
+from llmctl.models.layers.cross_attention import Source
+from llmctl.models.layers.kernels import residual
+from llmctl.models.layers.packing import Texts
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where the tokens of one forward pass of a decoder stand, and what they may attend to."""
+
+    position_ids: Tensor
+    """(T,) or (B, T)."""
+    mask: Tensor | None
+    """Additive, broadcastable to (B, N, T, S); None: see ``causal``."""
+    causal: bool
+    """Without a mask: whether each token attends up to itself, or to all there is."""
+    texts: Texts | None
+    """In a mask's place: those that attention stays inside of."""
+    cache: KeyValueCache | None
+    source: Source | None = None
+    """What is written from, where there is one."""
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+    """Of the rotary angles, broadcastable to (B, N, T, H / 2)."""
+
+    def started(self, x_BTD: Tensor) -> Tensor:
+        """The embeddings, with the source's state where a text begins."""
+        if self.source is not None and (self.cache is None or not self.cache.length):
+            x_BTD = self.source.started(x_BTD, self.position_ids)
+        return residual(x_BTD)
+
+
+def context(
+    input_ids_BT: Tensor,
+    mask: Tensor | Texts | None,
+    position_ids_BT: Tensor | None,
+    cache: KeyValueCache | None,
+    source: Source | None,
+    dropout: float = 0.0,
+    window: int = 0,
+) -> Context:
+    """The context of a decoder's tokens: causal, behind those of the cache.
+
+    mask: where attention is narrower than causal: the texts of packed rows, or bool, (B, T, T);
+    without a cache only. dropout: of attention's weights. window: tokens that each may attend to,
+    itself the last of them; 0: all before it.
+    """
+    T = input_ids_BT.shape[1]
+    past = 0 if cache is None else cache.length
+    near_TS = _window(past, T, window, input_ids_BT.device) if 0 < window < past + T else None
+    if cache is None:
+        positions = (
+            torch.arange(T, device=input_ids_BT.device)
+            if position_ids_BT is None
+            else position_ids_BT
+        )
+        texts = None
+        if isinstance(mask, Texts):
+            by_text = near_TS is None and mask.kernel_for(dropout)
+            texts, mask = (mask, None) if by_text else (None, mask.allowed(causal=True))
+        if near_TS is not None:
+            mask = near_TS[None] if mask is None else mask & near_TS
+        added = None if mask is None else additive_mask(mask)[:, None]
+        return Context(positions, added, added is None, texts, None, source)
+    if cache.length == 0 and cache.starts_B is None and near_TS is None:
+        return Context(cache.positions(T), None, T > 1, None, cache, source)  # the kernels know it
+    added = cache.mask(T)
+    if near_TS is not None:  # rows of a family lie side by side in each slot
+        near = additive_mask(near_TS).repeat_interleave(cache.each, -1)
+        added = near if added is None else added + near
+    return Context(cache.positions(T), added, False, None, cache, source)
+
+
+def _window(past: int, tokens: int, window: int, device: torch.device) -> Tensor:
+    """(T, S), bool: which of all tokens so far each of the last may attend to."""
+    slots_S = torch.arange(past + tokens, device=device)
+    behind_TS = slots_S[past:, None] - slots_S
+    return (behind_TS >= 0) & (behind_TS < window)

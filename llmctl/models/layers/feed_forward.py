@@ -1,0 +1,80 @@
+"""Feed-forward networks, applied to each token alone, and their activations.
+
+    FFN(x)    = activation(x W₁ + b₁) W₂ + b₂                     (Vaswani et al. 2017, eq. 2)
+    SwiGLU(x) = W₃(silu(x W₁) ⊙ x W₂)                             (Shazeer 2020, eq. 6)
+    ReLU²(x)  = max(x, 0)²                                        (So et al. 2021)
+
+B batch, T tokens, D width, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)², entry by entry."""
+    if torch.compiler.is_compiling():
+        return F.relu(x).square()
+    return _SquaredReLU.apply(x)
+
+
+class _SquaredReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (grad * positive).mul_(2)
+
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu2"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": squared_relu,
+}
+"""GELU in its exact form (Hendrycks and Gimpel 2016), as BERT was published, and in GPT-2's
+approximation; ReLU as in Vaswani et al. 2017, and squared (So et al. 2021)."""
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between, applied to each token alone."""
+
+    def __init__(
+        self, width: int, inner_width: int, activation: Activation, *, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.expand = nn.Linear(width, inner_width, bias=bias)
+        self.contract = nn.Linear(inner_width, width, bias=bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.contract(self.activation(self.expand(x_BTD)))
+
+
+class SwiGLU(nn.Module):
+    """W₃(silu(x W₁) ⊙ x W₂) (Shazeer 2020, eq. 6); W₁ and W₂ are one matrix."""
+
+    def __init__(self, width: int, inner_width: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * inner_width, bias=False)
+        self.fused_rows = {"gate_up": [inner_width] * 2}
+        self.contract = nn.Linear(inner_width, width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
+        return self.contract(F.silu(gate_BTF) * up_BTF)

@@ -1,0 +1,64 @@
+"""Rotary positions: each pair of a head's entries is turned by an angle (Su et al. 2021).
+
+    RoPE(x, p) = x with its pairs turned by p · θ⁻²ⁱᐟᴴ
+
+Written out, it and its gradient read and write every entry a third as often as derived operation
+by operation; see norms.py. A compiler gets the formula.
+
+H head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def rotary_table(positions: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles p · θ⁻²ⁱᐟᴴ, each (positions, H / 2).
+
+    The angles are rounded to fp32 as everywhere else, so that models of others behave as theirs.
+    """
+    exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+    frequencies = (1.0 / np.float32(theta) ** exponents).astype(np.float32)
+    # In NumPy: PyTorch's first sine in a process, over two threads, has other bits at times.
+    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
+    return torch.from_numpy(np.cos(angles)), torch.from_numpy(np.sin(angles))
+
+
+def rotate(x_H: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The pairs (xᵢ, xᵢ₊ₕ) of a head's halves turned by their angles.
+
+    cos, sin: broadcastable to (…, H / 2).
+    """
+    cos, sin = cos.to(x_H.dtype), sin.to(x_H.dtype)
+    if torch.compiler.is_compiling():
+        first, second = x_H.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return _Rotation.apply(x_H, cos, sin)
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_H: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x_H, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_H: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(grad_H, cos, sin, -1), None, None  # turned back
+
+
+def _turned(x_H: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    first, second = x_H.chunk(2, dim=-1)
+    y_H = torch.empty_like(x_H)
+    first_y, second_y = y_H.chunk(2, dim=-1)
+    torch.mul(first, cos, out=first_y).addcmul_(second, sin, value=-direction)
+    torch.mul(second, cos, out=second_y).addcmul_(first, sin, value=direction)
+    return y_H
