@@ -40,7 +40,7 @@ from llmctl.workspace.files import (
     remove_folder,
     write_json,
 )
-from llmctl.workspace.manifests import QuickRecord, describe_quickly, verify_files
+from llmctl.workspace.manifests import QuickRecord, verify_files
 from llmctl.workspace.tensors import read_tensors, write_tensors
 
 DIGESTS = "manifest.json"
@@ -206,7 +206,7 @@ class CheckpointStore:
                 write_tensors(folder / f"{name}{WHOLE}", tensors)
             if state is not None:
                 write_json(folder / STATE, state)
-            _write_digests(folder, describe_quickly(folder))
+            _write_digests(folder, QuickRecord.below(folder))
             self._writer.check()
 
     def _write_shares(
@@ -230,7 +230,7 @@ class CheckpointStore:
 
             def publish() -> None:
                 write_json(folder / STATE, state)
-                _write_digests(folder, {**files, **describe_quickly(folder, [STATE])})
+                _write_digests(folder, {**files, **QuickRecord.below(folder, [STATE])})
                 publishing.close()
 
             together.main(publish)
@@ -321,7 +321,7 @@ class CheckpointStore:
 
 def _described(folder: Path, names: list[str]) -> dict[str, Any]:
     """Files with their digests, as JSON has them."""
-    return {name: file.model_dump() for name, file in describe_quickly(folder, names).items()}
+    return {name: file.model_dump() for name, file in QuickRecord.below(folder, names).items()}
 
 
 def _write_digests(folder: Path, files: Mapping[str, QuickRecord]) -> None:

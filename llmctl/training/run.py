@@ -46,7 +46,7 @@ from llmctl.workspace.files import (
     published_folder,
 )
 from llmctl.workspace.locks import lock_path, writer_lock
-from llmctl.workspace.manifests import Manifest, describe_files, now, write_manifest
+from llmctl.workspace.manifests import FileRecord, Manifest, now, write_manifest
 from llmctl.workspace.metrics import Metrics, metric_lines
 from llmctl.workspace.runs import METRICS, RunRecorder, SilentRecorder
 
@@ -326,7 +326,7 @@ def _train(
         f"{part}/{name}": record
         for part in (MODEL, ADAPTER)
         if (folder / part).is_dir()
-        for name, record in describe_files(folder / part).items()
+        for name, record in FileRecord.below(folder / part).items()
     }
     summary = {
         **manifest.summary,

@@ -6,6 +6,7 @@ import contextlib
 import os
 import unicodedata
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from llmctl.workspace.manifests import (
     FOLDERS,
     FORMAT_VERSION,
     MANIFEST,
+    FileRecord,
     InputRecord,
     Kind,
     Manifest,
-    describe_files,
     now,
     read_manifest,
     refuse_newer,
@@ -234,23 +235,21 @@ class Workspace:
                 update={
                     "finished": now(),
                     "summary": summary,
-                    "files": describe_files(folder),
+                    "files": FileRecord.below(folder),
                 }
             )
             write_manifest(folder, finished)
 
-    def lineage(self, manifest: Manifest) -> Iterator[tuple[int, InputRecord, Manifest | None]]:
-        """What an artefact was made from, depth first: (depth, record, its manifest if here)."""
-        yield from self._lineage(manifest, 1, {manifest.reference})
-
-    def _lineage(
-        self, manifest: Manifest, depth: int, seen: set[str]
+    def lineage(
+        self, manifest: Manifest, depth: int = 1, seen: AbstractSet[str] = frozenset()
     ) -> Iterator[tuple[int, InputRecord, Manifest | None]]:
+        """What an artefact was made from, depth first: (depth, record, its manifest if here)."""
+        seen = {*seen, manifest.reference}
         for record in manifest.inputs:
             parent = self._parent(record)
             yield depth, record, parent
             if parent is not None and parent.reference not in seen:
-                yield from self._lineage(parent, depth + 1, {*seen, parent.reference})
+                yield from self.lineage(parent, depth + 1, seen)
 
     def _parent(self, record: InputRecord) -> Manifest | None:
         try:

@@ -27,8 +27,9 @@ def lock_path(target: Path) -> Path:
     return target.parent.parent / ".locks" / f"{target.parent.name}-{target.name}.lock"
 
 
-@contextlib.contextmanager
-def writer_lock(target: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def writer_lock(
+    target: Path, waiting: Callable[[], None] | None = None
+) -> contextlib.AbstractContextManager[None]:
     """Hold the writer's lock of an artefact folder. Raises BusyError if another process does.
 
     waiting: called once in place of that; the lock is then waited for, for as long as it is held.
@@ -37,8 +38,7 @@ def writer_lock(target: Path, waiting: Callable[[], None] | None = None) -> Iter
         f"{target} is being written by another process; wait until it is done "
         "(see `llmctl status`), or choose another --name"
     )
-    with file_lock(lock_path(target), busy, waiting):
-        yield
+    return file_lock(lock_path(target), busy, waiting)
 
 
 @contextlib.contextmanager

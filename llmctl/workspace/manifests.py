@@ -8,11 +8,12 @@ the content: running the same command again finds the finished artefact by it.
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
@@ -71,27 +72,44 @@ class InputRecord(Frozen):
         return None
 
 
-class FileRecord(Frozen):
-    """A file of an artefact."""
+class Digested(Frozen, ABC):
+    """A file as it was written: its size, and a digest in a field called like its algorithm."""
 
     size: int
+
+    @classmethod
+    @abstractmethod
+    def of(cls, path: Path) -> Self:
+        """The record of a file as it is now."""
+
+    @classmethod
+    def below(cls, folder: Path, names: Iterable[str] | None = None) -> dict[str, Self]:
+        """The records of some files of a folder; by default of every one below it but its
+        manifest."""
+        if names is None:
+            paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+            below = (path.relative_to(folder).as_posix() for path in paths)
+            names = [name for name in below if name != MANIFEST]
+        return {name: cls.of(folder / name) for name in names}
+
+
+class FileRecord(Digested):
+    """A file of an artefact."""
+
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> FileRecord:
-        """As the file is now."""
+    def of(cls, path: Path) -> Self:
         return cls(size=path.stat().st_size, sha256=sha256_file(path))
 
 
-class QuickRecord(Frozen):
+class QuickRecord(Digested):
     """A file that is written again and again, and only has to be told from a damaged one."""
 
-    size: int
     crc32: str
 
     @classmethod
-    def of(cls, path: Path) -> QuickRecord:
-        """As the file is now."""
+    def of(cls, path: Path) -> Self:
         return cls(size=path.stat().st_size, crc32=crc32_file(path))
 
 
@@ -216,33 +234,7 @@ def fingerprint(stage: str, identity: Mapping[str, Any], inputs: Sequence[InputR
     return sha256_json({"stage": stage, "config": dict(identity), "inputs": digests})
 
 
-AnyRecord = TypeVar("AnyRecord", FileRecord, QuickRecord)
-
-
-def describe_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, FileRecord]:
-    """Size and digest of some files of a folder; by default of every one below it but its
-    manifest."""
-    return _described(folder, names, FileRecord)
-
-
-def describe_quickly(folder: Path, names: Iterable[str] | None = None) -> dict[str, QuickRecord]:
-    """The same with CRC-32 as the digest."""
-    return _described(folder, names, QuickRecord)
-
-
-def _described(
-    folder: Path, names: Iterable[str] | None, record: type[AnyRecord]
-) -> dict[str, AnyRecord]:
-    if names is None:
-        paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
-        below = (path.relative_to(folder).as_posix() for path in paths)
-        names = [name for name in below if name != MANIFEST]
-    return {name: record.of(folder / name) for name in names}
-
-
-def verify_files(
-    folder: Path, files: Mapping[str, FileRecord] | Mapping[str, QuickRecord], *, remedy: str
-) -> None:
+def verify_files(folder: Path, files: Mapping[str, Digested], *, remedy: str) -> None:
     """Compare files with their records. Raises InputError naming the first that differs."""
     for name, record in files.items():
         path = folder / name

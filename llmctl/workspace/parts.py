@@ -32,7 +32,7 @@ from llmctl.workspace.files import (
     write_json,
 )
 from llmctl.workspace.locks import file_lock, is_held, writer_lock
-from llmctl.workspace.manifests import FileRecord, Frozen, InputRecord, describe_files
+from llmctl.workspace.manifests import FileRecord, Frozen, InputRecord
 
 PLAN, RECORD = "plan.json", "part.json"
 DIGEST = "digest"
@@ -199,5 +199,5 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
 
 def write_record(folder: Path, record: PartRecord) -> None:
-    described = record.model_copy(update={"files": describe_files(folder)})
+    described = record.model_copy(update={"files": FileRecord.below(folder)})
     write_json(folder / RECORD, described.model_dump(mode="json"))

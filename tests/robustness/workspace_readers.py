@@ -27,7 +27,7 @@ from llmctl.tasks.evaluation import EvaluateConfig, Files
 from llmctl.tasks.pretraining import open_pretraining
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import write_json
-from llmctl.workspace.manifests import describe_files, read_manifest, write_manifest
+from llmctl.workspace.manifests import FileRecord, read_manifest, write_manifest
 from tests.robustness.children import Reader
 from tests.robustness.model_readers import CORPUS
 
@@ -112,7 +112,7 @@ def _sealed(kind: str, name: str) -> Callable[[Path], None]:
     def seal(folder: Path) -> None:
         artefact = folder / "workspace" / kind / name
         manifest = read_manifest(artefact)
-        files = describe_files(artefact, list(manifest.files))
+        files = FileRecord.below(artefact, list(manifest.files))
         write_manifest(artefact, manifest.model_copy(update={"files": files}))
 
     return seal
@@ -153,11 +153,11 @@ CHECKPOINT = f"{RUN}/checkpoints/step-00000004"
 
 
 def _sealed_checkpoint(folder: Path) -> None:
-    from llmctl.workspace.manifests import describe_quickly
+    from llmctl.workspace.manifests import QuickRecord
 
     at = folder / CHECKPOINT
     names = ["model.safetensors", "optimiser.safetensors", "state.json"]
-    records = describe_quickly(at, names)
+    records = QuickRecord.below(at, names)
     write_json(
         at / "manifest.json", {name: record.model_dump() for name, record in records.items()}
     )
@@ -198,7 +198,7 @@ PART = "workspace/.parts/shards"
 def _sealed_part(folder: Path) -> None:
     path = folder / PART / "part-00001" / "part.json"
     record = read_json(path)
-    files = describe_files(path.parent, list(record["files"]))
+    files = FileRecord.below(path.parent, list(record["files"]))
     record["files"] = {name: entry.model_dump() for name, entry in files.items()}
     write_json(path, record)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from llmctl.errors import DivergedError, InputError, Interrupted
 from llmctl.training import checkpoints
 from llmctl.training.checkpoints import CheckpointStore, optimiser_tensors, restore_optimiser
-from llmctl.workspace.manifests import describe_quickly
+from llmctl.workspace.manifests import QuickRecord
 from llmctl.workspace.tensors import write_tensors
 
 
@@ -281,7 +281,7 @@ def test_a_state_of_another_step_is_damage(store: CheckpointStore, state: str):
     folder = store.folder / "step-00000040"
     (folder / "state.json").write_text(state)
     names = ["model.safetensors", "optimiser.safetensors", "state.json"]
-    records = {name: r.model_dump() for name, r in describe_quickly(folder, names).items()}
+    records = {name: r.model_dump() for name, r in QuickRecord.below(folder, names).items()}
     (folder / "manifest.json").write_text(json.dumps(records))
     found = store.load_newest(lambda note: None)
     assert found is not None

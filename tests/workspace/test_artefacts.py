@@ -26,10 +26,10 @@ from llmctl.workspace.identity import Identity
 from llmctl.workspace.locks import writer_lock
 from llmctl.workspace.manifests import (
     FORMAT_VERSION,
+    FileRecord,
     InputRecord,
     Kind,
     Manifest,
-    describe_files,
     fingerprint,
     new_manifest,
     read_manifest,
@@ -239,7 +239,7 @@ def test_describe_files_leaves_out_the_manifest_of_the_folder_alone(tmp_path: Pa
     (tmp_path / "inner").mkdir()
     for name in ("manifest.json", "inner/manifest.json", "b", "a"):
         (tmp_path / name).write_text(name)
-    records = describe_files(tmp_path)
+    records = FileRecord.below(tmp_path)
     assert list(records) == ["a", "b", "inner/manifest.json"]
     verify_files(tmp_path, records, remedy="")
 

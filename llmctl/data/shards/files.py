@@ -9,7 +9,6 @@ bytes each, are held.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,14 @@ def token_type(vocab_size: int) -> pa.DataType:
     return pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
 
 
+def document_fields(vocab_size: int) -> list[pa.Field]:
+    """The columns of a document's tokens and of the token offsets of its sentences."""
+    return [
+        pa.field("tokens", pa.large_list(token_type(vocab_size)), nullable=False),
+        pa.field("sentence_starts", pa.large_list(pa.int32()), nullable=False),
+    ]
+
+
 class ShardWriter:
     """Writes the documents of one split, starting a new file at every ``SHARD_TOKENS``.
 
@@ -44,10 +51,7 @@ class ShardWriter:
     def __init__(self, folder: Path, split: str, vocab_size: int, tokenizer_digest: str) -> None:
         self._folder, self._split = folder, split
         self._schema = pa.schema(
-            [
-                pa.field("tokens", pa.large_list(token_type(vocab_size)), nullable=False),
-                pa.field("sentence_starts", pa.large_list(pa.int32()), nullable=False),
-            ],
+            document_fields(vocab_size),
             metadata={
                 "llmctl.format": FORMAT,
                 "llmctl.tokenizer": tokenizer_digest,
@@ -94,8 +98,8 @@ class ShardWriter:
             self._writer = pa.ipc.new_file(self._sink, self._schema)
             self._number += 1
         columns = [
-            _list_array(self._tokens, self._schema.field("tokens").type),
-            _list_array(self._starts, self._schema.field("sentence_starts").type),
+            list_array(np.concatenate(parts) if parts else [], [*map(len, parts)], kind)
+            for parts, kind in zip((self._tokens, self._starts), self._schema.types, strict=True)
         ]
         self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
         self._in_file += self._pending
@@ -110,14 +114,11 @@ class ShardWriter:
             self._writer, self._in_file = None, 0
 
 
-def _list_array(parts: Sequence[NDArray[Any]], kind: pa.DataType) -> pa.Array:
-    dtype = kind.value_type.to_pandas_dtype()
-    offsets = np.zeros(len(parts) + 1, dtype=np.int64)
-    np.cumsum([len(part) for part in parts], out=offsets[1:])
-    values = np.concatenate(parts) if parts else np.empty(0, dtype)
-    return pa.LargeListArray.from_arrays(
-        pa.array(offsets), pa.array(values.astype(dtype, copy=False)), type=kind
-    )
+def list_array(values: Any, counts: Any, kind: pa.DataType) -> pa.Array:
+    """Lists of so many values each, which lie one behind another, as a column."""
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    values = np.asarray(values, kind.value_type.to_pandas_dtype())
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values), type=kind)
 
 
 class ShardReader:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from llmctl.data.shards.encoding import EncodedBatch
-from llmctl.data.shards.files import token_type
+from llmctl.data.shards.files import document_fields, list_array
 from llmctl.errors import InputError
 
 
@@ -65,8 +64,7 @@ class PlacedWriter:
     def __init__(self, path: Path, vocab_size: int) -> None:
         self._schema = pa.schema(
             [
-                pa.field("tokens", pa.large_list(token_type(vocab_size)), nullable=False),
-                pa.field("sentence_starts", pa.large_list(pa.int32()), nullable=False),
+                *document_fields(vocab_size),
                 pa.field("place", pa.uint64(), nullable=False),
                 *(pa.field(name, pa.int64(), nullable=False) for name in COUNTS),
             ]
@@ -77,8 +75,8 @@ class PlacedWriter:
     def add(self, batch: PlacedBatch) -> None:
         encoded = batch.encoded
         columns = [
-            _lists(encoded.tokens, encoded.token_counts, self._schema.field(0).type),
-            _lists(encoded.starts, encoded.start_counts, self._schema.field(1).type),
+            list_array(encoded.tokens, encoded.token_counts, self._schema.field(0).type),
+            list_array(encoded.starts, encoded.start_counts, self._schema.field(1).type),
             pa.array(batch.places),
             pa.array(batch.characters),
             pa.array(batch.text_bytes),
@@ -94,11 +92,6 @@ class PlacedWriter:
     def abandon(self) -> None:
         """Release the file after a failure."""
         self._sink.close()
-
-
-def _lists(values: NDArray[Any], counts: NDArray[np.int64], kind: pa.DataType) -> pa.Array:
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values), type=kind)
 
 
 def read_placed(path: Path) -> Iterator[PlacedBatch]:

@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -47,7 +47,10 @@ TEXT_COLUMNS = (
 """Where a table's text is looked for, in this order."""
 
 STDIN = "standard input"
-PYTHON_CORPORA = {"python:docs": python_docs, "python:code": python_code}
+PYTHON_CORPORA: dict[str, Callable[[], Iterable[tuple[str, str]]]] = {
+    "python:docs": python_docs,
+    "python:code": python_code,
+}
 
 
 @dataclass(frozen=True, slots=True)

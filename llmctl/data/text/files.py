@@ -28,28 +28,27 @@ def named(path: Path) -> str:
     return "standard input" if path == STDIN else str(path)
 
 
+def _endings(path: Path) -> tuple[str, str]:
+    """The suffixes of a file's format and of its compression, each empty if there is none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES else ""
+    return (suffixes[-1] if suffixes else ""), packed
+
+
 def format_of(path: Path) -> str:
     """The suffix that tells a file's format, compression aside; ``.txt`` if it has none known."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
-        suffixes.pop()
-    last = suffixes[-1] if suffixes else ""
-    return last if last in ROW_SUFFIXES else ".txt"
+    ending, _ = _endings(path)
+    return ending if ending in ROW_SUFFIXES else ".txt"
 
 
 def is_readable(path: Path) -> bool:
     """Whether a file of a folder is one that we know by its name."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
-        suffixes.pop()
-    return bool(suffixes) and suffixes[-1] in (*TEXT_SUFFIXES, *ROW_SUFFIXES)
+    return _endings(path)[0] in (*TEXT_SUFFIXES, *ROW_SUFFIXES)
 
 
 def kind_of_suffix(path: Path) -> str:
     """How a file's name ends, compression included, for messages: ``.log``, ``.html.gz``."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES else ""
-    return (suffixes[-1] if suffixes else "") + packed or "no suffix"
+    return "".join(_endings(path)) or "no suffix"
 
 
 class Readable(Protocol):

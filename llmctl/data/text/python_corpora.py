@@ -44,17 +44,13 @@ def python_code() -> Iterator[tuple[str, str]]:
         yield name, path.read_text(encoding="utf-8", errors="replace")
 
 
-def python_docs() -> Iterator[tuple[str, str]]:
+@cache  # parsing the library takes seconds, its text two megabytes
+def python_docs() -> tuple[tuple[str, str], ...]:
     """(name, text) of the language reference's topics and the standard library's docstrings.
 
     A module's docstring is a document, a top-level function's is one, a class's with those of
     its methods is one.
     """
-    yield from _all_docs()
-
-
-@cache  # parsing the library takes seconds, its text two megabytes
-def _all_docs() -> tuple[tuple[str, str], ...]:
     return tuple(_extract_docs())
 
 

@@ -44,7 +44,7 @@ from llmctl.stages.tokenize.stage import (
 )
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.identity import Identity
-from llmctl.workspace.manifests import describe_files, new_manifest, now, verify_files
+from llmctl.workspace.manifests import FileRecord, new_manifest, now, verify_files
 from llmctl.workspace.parts import (
     PartRecord,
     PartsFolder,
@@ -294,7 +294,7 @@ def _new_plan(job: Job, of: int) -> Plan:
             tokenizer_kind=vocabulary.kind,
             tokenizer_digest=vocabulary.digest,
             vocab_size=vocabulary.size,
-            tokenizer_files=describe_files(folder / "tokenizer"),
+            tokenizer_files=FileRecord.below(folder / "tokenizer"),
             characters=(
                 count_characters(corpus, of, job.reporter) if config.split == "tail" else None
             ),

@@ -29,7 +29,7 @@ from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import published_folder
 from llmctl.workspace.locks import writer_lock
-from llmctl.workspace.manifests import describe_files, new_manifest, now, write_manifest
+from llmctl.workspace.manifests import FileRecord, new_manifest, now, write_manifest
 from llmctl.workspace.runs import RunRecorder
 
 BLOCK_TOKENS = 1 << 20
@@ -155,7 +155,7 @@ def train_ngram(
         reporter.attach(folder)
         summary = _train(folder, config.model, documents, reporter)
         # A run's identity is its model: the log beside it tells of a process and a time.
-        files = {f"model/{k}": v for k, v in describe_files(folder / "model").items()}
+        files = {f"model/{k}": v for k, v in FileRecord.below(folder / "model").items()}
         done = {"finished": now(), "summary": summary, "files": files}
         write_manifest(folder, manifest.model_copy(update=done))
     return workspace.get("run", run_name), False

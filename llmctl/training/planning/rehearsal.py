@@ -26,7 +26,7 @@ from llmctl.training.planning.memory import peak_bytes, resident_bytes, saved_by
 from llmctl.training.progress import Progress
 from llmctl.training.trainer import Record, Trainer
 from llmctl.workspace.files import published_folder
-from llmctl.workspace.manifests import describe_files
+from llmctl.workspace.manifests import FileRecord
 
 WARM_UP = 2
 """Steps that are not counted: they allocate memory, choose kernels and fill caches."""
@@ -184,7 +184,7 @@ def rehearse(
     if model is not None:
         with published_folder(folder / "model") as hidden:
             export(model, trainer.progress, hidden)
-        describe_files(folder / "model")
+        FileRecord.below(folder / "model")
     found.export_seconds = time.perf_counter() - begun
     found.agree(trainer.world)
     # What was freed before the model was made, and used again for it, counts once.
