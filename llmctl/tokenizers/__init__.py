@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from llmctl.errors import InputError, UsageError, did_you_mean
-from llmctl.tokenizers.base import Layout, Tokenizer, count_words
+from llmctl.tokenizers.base import Layout, Tokenizer
 from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.tokenizers.characters import learn_characters
 from llmctl.tokenizers.chat import CHATML
@@ -15,6 +15,7 @@ from llmctl.tokenizers.loading import load
 from llmctl.tokenizers.sentencepiece_bpe import learn_sentencepiece_bpe
 from llmctl.tokenizers.unigram import learn_unigram
 from llmctl.tokenizers.wordpiece import learn_wordpiece
+from llmctl.tokenizers.words import count_words
 
 LEARNERS: dict[str, Callable[..., Tokenizer]] = {
     "wordpiece": learn_wordpiece,

@@ -14,9 +14,10 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from llmctl.errors import InputError
-from llmctl.tokenizers.base import FastTokenizer, VocabularyError, begin_with, panics_told
 from llmctl.tokenizers.cuts import in_parts
+from llmctl.tokenizers.fast import FastTokenizer, begin_with, panics_told
 from llmctl.tokenizers.patterns import DEFAULT, LEARNABLE, byte_level
+from llmctl.tokenizers.vocabulary_size import VocabularyError
 
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|im_start|>", "<|im_end|>")
 """One set for GPT and BERT. ``<|endoftext|>`` stands between documents, so it is their start and

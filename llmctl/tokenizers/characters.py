@@ -17,9 +17,9 @@ from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import WordLevel
 
-from llmctl.tokenizers.base import FastTokenizer, begin_with
 from llmctl.tokenizers.bpe import SPECIAL as BPE_SPECIAL
 from llmctl.tokenizers.cuts import Rule
+from llmctl.tokenizers.fast import FastTokenizer, begin_with
 
 UNKNOWN = "<unk>"
 SPECIAL = (*BPE_SPECIAL, UNKNOWN)

@@ -9,10 +9,11 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from llmctl.errors import InputError, UsageError
 from llmctl.parsing import Malformed, parse_json
-from llmctl.tokenizers.base import FastTokenizer, Tokenizer, panics_told
+from llmctl.tokenizers.base import Tokenizer
 from llmctl.tokenizers.characters import CharacterTokenizer, takes_characters
 from llmctl.tokenizers.checking import check_settings
 from llmctl.tokenizers.companions import CONFIG, read_companions, read_object, read_text
+from llmctl.tokenizers.fast import FastTokenizer, panics_told
 from llmctl.tokenizers.merges import MERGES_OF, load_merges
 from llmctl.tokenizers.ranks import holds_ranks, load_ranks
 from llmctl.tokenizers.sentencepiece_model import SentencePieceTokenizer

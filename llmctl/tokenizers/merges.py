@@ -12,9 +12,10 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 
 from llmctl.errors import InputError
-from llmctl.tokenizers.base import ROLES, FastTokenizer
+from llmctl.tokenizers.base import ROLES
 from llmctl.tokenizers.checking import check_ids
 from llmctl.tokenizers.companions import CONFIG, read_object, read_text
+from llmctl.tokenizers.fast import FastTokenizer
 from llmctl.tokenizers.patterns import GPT2, QWEN, byte_level
 from llmctl.tokenizers.pieces import CHARACTER_OF
 

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 
 from llmctl.errors import InputError
-from llmctl.tokenizers.base import FastTokenizer
 from llmctl.tokenizers.checking import check_ids
+from llmctl.tokenizers.fast import FastTokenizer
 from llmctl.tokenizers.patterns import GPT2, GPT4, GPT4O, QWEN, byte_level
 from llmctl.tokenizers.pieces import spelled
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 
-from llmctl.tokenizers.base import FastTokenizer
+from llmctl.tokenizers.fast import FastTokenizer
 from llmctl.tokenizers.sentencepiece_training import Pieces, finish, learn_pieces
 
 

@@ -17,9 +17,10 @@ from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as RustTokenizer
 
 from llmctl.errors import InputError
-from llmctl.tokenizers.base import AlphabetError, VocabularyError, begin_with, roomy
+from llmctl.tokenizers.fast import begin_with
 from llmctl.tokenizers.patterns import by_words
 from llmctl.tokenizers.pieces import SPACE_MARK
+from llmctl.tokenizers.vocabulary_size import AlphabetError, VocabularyError, roomy
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>", "<|im_start|>", "<|im_end|>")
 """The ids 0 to 6; the 256 bytes follow. Sentencepiece must have ``<unk>``, which never comes."""

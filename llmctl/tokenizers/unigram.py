@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import Unigram
 
-from llmctl.tokenizers.base import FastTokenizer
+from llmctl.tokenizers.fast import FastTokenizer
 from llmctl.tokenizers.sentencepiece_training import SPECIAL, finish, learn_pieces
 
 _INSIDE = "|".join(re.escape(token[1:-1]) for token in SPECIAL)

@@ -25,15 +25,10 @@ from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
 
 from llmctl.errors import InputError
-from llmctl.tokenizers.base import (
-    CJK,
-    AlphabetError,
-    FastTokenizer,
-    VocabularyError,
-    panics_told,
-    roomy,
-)
 from llmctl.tokenizers.cuts import in_parts
+from llmctl.tokenizers.fast import FastTokenizer, panics_told
+from llmctl.tokenizers.vocabulary_size import AlphabetError, VocabularyError, roomy
+from llmctl.tokenizers.words import CJK
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD = 100

@@ -234,7 +234,7 @@ def test_choices_share_what_is_alike_before_them():
     from tokenizers import Tokenizer as RustTokenizer
     from tokenizers import decoders, models, pre_tokenizers
 
-    from llmctl.tokenizers.base import FastTokenizer
+    from llmctl.tokenizers.fast import FastTokenizer
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {piece: number for number, piece in enumerate([*alphabet, "ab", "<s>"])}

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from llmctl.errors import InputError
 from llmctl.tokenizers import LEARNERS, Tokenizer, learn
-from llmctl.tokenizers.base import VocabularyError
 from llmctl.tokenizers.bpe import SPECIAL
 from llmctl.tokenizers.patterns import GPT2, GPT4, GPT4O, LEARNABLE, QWEN, byte_level
+from llmctl.tokenizers.vocabulary_size import VocabularyError
 
 CORPUS = [
     "The quick brown foxes jumped over the lazy dogs, and the dogs didn't mind.\n",

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from llmctl.tokenizers import Tokenizer, learn
-from llmctl.tokenizers.base import FastTokenizer
+from llmctl.tokenizers.fast import FastTokenizer
 from llmctl.tokenizers.pieces import BYTE_OF, CHARACTER_OF, spelled
 from llmctl.tokenizers.sentencepiece_model import SentencePieceTokenizer
 

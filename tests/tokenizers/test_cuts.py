@@ -15,10 +15,11 @@ from llmctl import tokenizers
 from llmctl.data.shards import encoding
 from llmctl.errors import InputError
 from llmctl.tokenizers import Tokenizer, base, cuts
-from llmctl.tokenizers.base import FastTokenizer, count_words
 from llmctl.tokenizers.cuts import in_parts, rule_of, stretches
+from llmctl.tokenizers.fast import FastTokenizer
 from llmctl.tokenizers.patterns import GPT2, GPT4, GPT4O, QWEN, by_words, byte_level
 from llmctl.tokenizers.wordpiece import build_wordpiece
+from llmctl.tokenizers.words import count_words
 
 WORDS = [
     "the", "them", "don't", "'ll", "we'LL", "cafe\u0301", "12345", "٣٤", "文字文", "、", "。", "，",

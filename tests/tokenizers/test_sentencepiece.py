@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from llmctl.errors import InputError
 from llmctl.tokenizers import Tokenizer, learn
-from llmctl.tokenizers.base import VocabularyError
 from llmctl.tokenizers.sentencepiece_training import BYTES, LONGEST_PART, SPECIAL, parts_of
+from llmctl.tokenizers.vocabulary_size import VocabularyError
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 KINDS = {"unigram": "unigram", "sentencepiece-bpe": "bpe"}

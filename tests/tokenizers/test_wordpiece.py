@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as RustTokenizer
 import llmctl
 from llmctl.errors import InputError
 from llmctl.tokenizers import LEARNERS, count_words, learn
-from llmctl.tokenizers.base import AlphabetError, VocabularyError
+from llmctl.tokenizers.vocabulary_size import AlphabetError, VocabularyError
 from llmctl.tokenizers.wordpiece import SPECIAL, WordPieceTokenizer, build_wordpiece
 
 ROOT = Path(llmctl.__file__).parents[1]
