@@ -16,29 +16,17 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from unicodedata import category
 
 from llmctl.data.tables.rows import RowReader
-from llmctl.data.text.decoding import DEFAULT, ReadOptions, text_blocks, text_lines
+from llmctl.data.text.decoding import DEFAULT, ReadOptions
 from llmctl.data.text.files import format_of, is_readable, split_columns
 from llmctl.data.text.kinds import look_at
+from llmctl.data.text.plain import UNITS, PlainText, read_plain, refuse_longer, with_newlines
 from llmctl.data.text.python_corpora import python_code, python_docs
-from llmctl.data.text.sentences import sentence_starts
 from llmctl.data.text.sources import find, is_stream
 from llmctl.errors import InputError, UsageError, did_you_mean
 from llmctl.workspace.files import sha256_file
 from llmctl.workspace.names import slug
-
-UNITS = ("auto", "file", "paragraph", "line")
-
-LONG_FILE = 1 << 16
-"""Characters; a plain text up to this length is one document …"""
-PIECE = 1 << 14
-"""… and a longer one (a book, a dump) is cut into documents of about this, so that there is
-something to split into training and validation."""
-
-LONGEST = 1 << 27
-"""Characters in a document, which is held whole."""
 
 TEXT_COLUMNS = (
     "text", "content", "document", "body", "article", "sentence", "review", "abstract",
@@ -62,47 +50,6 @@ class Document:
     """Its file, with the line where that tells more; for messages."""
     position: int
     """Bytes of the corpus read once this document is; compressed bytes of compressed files."""
-
-
-@dataclass
-class PlainText:
-    """What files of plain text were taken for, where the unit is ``auto``."""
-
-    documents: int = 0
-    paragraphs: int = 0
-    """Parts between blank lines."""
-    whole: int = 0
-    """Files that are a document each."""
-    cut: int = 0
-    """Files that were cut into several."""
-
-    def add(self, number: int, text: str) -> None:
-        """Count the ``number``-th piece of a file."""
-        paragraphs = sum(1 for part in text.split("\n\n") if part.strip())
-        if paragraphs:
-            self.documents += 1
-            self.paragraphs += paragraphs
-        self.whole += number == 1
-        if number == 2:
-            self.whole, self.cut = self.whole - 1, self.cut + 1
-
-    def __str__(self) -> str:
-        """What the user is told; empty where there is nothing to choose."""
-        if self.paragraphs <= self.documents:
-            return ""
-        cut = f"each piece of about {PIECE:,} characters of {_files(self.cut, 'long')}"
-        whole = f"each of {_files(self.whole, 'short')}" if self.whole > 1 else "the whole file"
-        if self.cut and self.whole:
-            whole = f"each of {_files(self.whole, 'short')}"
-        what = " and ".join([cut] * bool(self.cut) + [whole] * bool(self.whole))
-        return (
-            f"of plain text {what} is a document ({self.documents:,} in all): with --document "
-            f"paragraph each of its {self.paragraphs:,} parts between blank lines would be one"
-        )
-
-
-def _files(count: int, kind: str) -> str:
-    return f"{count:,} {kind} file{'s' * (count != 1)}"
 
 
 class Corpus:
@@ -178,7 +125,7 @@ class Corpus:
         begin, size = self.begins[number], self.sizes[number]
         try:
             for text, source, position in self._read(self._files[number], after):
-                _refuse_longer(len(text), source)
+                refuse_longer(len(text), source)
                 stripped = text.strip()
                 kept = text if stripped and self._keep_ends else stripped
                 yield Document(kept, self._shown(source), begin + min(max(position, 1), size))
@@ -278,7 +225,7 @@ class Corpus:
                 position += len(text)
                 yield text, name, position
         elif format_of(file) == ".txt":
-            yield from self._read_text(file)
+            yield from read_plain(file, self._unit, self._reading, self.plain)
         else:
             yield from self._read_rows(file, after)
 
@@ -313,26 +260,7 @@ class Corpus:
                         f"{row.source}: {name} is {type(value).__name__}, not text; "
                         "choose another --text-column"
                     )
-            yield _clean(" ".join(v for v in values if v)), row.source, row.position
-
-    def _read_text(self, file: Path) -> Iterator[tuple[str, str, int]]:
-        if self._unit == "line":
-            for number, (line, position) in enumerate(text_lines(file, self._reading), 1):
-                yield _clean(line), f"{file}:{number}", position
-        elif self._unit == "file":
-            blocks, size = [], 0
-            for block, _ in text_blocks(file, self._reading):
-                blocks.append(block)
-                size += len(block)
-                _refuse_longer(size, str(file))
-            yield "".join(blocks), str(file), self._size(file)
-        elif self._unit == "paragraph":
-            yield from _pieces(file, self._reading, 0, 0)
-        else:
-            pieces = _pieces(file, self._reading, PIECE, LONG_FILE)
-            for number, piece in enumerate(pieces, 1):
-                self.plain.add(number, piece[0])
-                yield piece
+            yield with_newlines(" ".join(v for v in values if v)), row.source, row.position
 
 
 class CorpusPart:
@@ -382,85 +310,3 @@ def _named(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{file} can't be read: {error.strerror}") from None
-
-
-def _refuse_longer(characters: int, source: str) -> None:
-    """Raises InputError for a document that would take more memory than a machine need have."""
-    if characters > LONGEST:
-        raise InputError(
-            f"{source}: a document has more than {LONGEST:,} characters; divide it (plain text by "
-            "--document auto or line)"
-        )
-
-
-def _clean(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
-
-
-def _pieces(
-    file: Path, reading: ReadOptions, smallest: int, longest: int
-) -> Iterator[tuple[str, str, int]]:
-    """A file up to ``longest`` whole; a longer one cut at the first blank line after ``smallest``
-    characters, else at a line end once a piece is four times as long, else there."""
-    pending, position, whole = "", 0, longest > 0
-    for block, position in text_blocks(file, reading):
-        pending += block
-        if whole and len(pending) <= longest:
-            continue
-        _refuse_longer(len(pending), str(file))
-        whole = False
-        start = 0
-        while True:
-            cut = _cut(pending, start, smallest)
-            if cut is None:
-                break
-            yield pending[start:cut], str(file), position
-            start = cut
-        pending = pending[start:]
-    while not whole and (cut := _cut(pending, 0, smallest)) is not None:
-        yield pending[:cut], str(file), position
-        pending = pending[cut:]
-    yield pending, str(file), position
-
-
-def _cut(text: str, start: int, smallest: int) -> int | None:
-    """Where the piece that begins at ``start`` ends, or None if the text may be short of it."""
-    from_ = start + smallest
-    if not smallest:
-        # The blank line before a paragraph is not its end.
-        while text.startswith("\n", from_):
-            from_ += 1
-    blank = text.find("\n\n", from_)
-    limit = start + 4 * smallest
-    if blank != -1 and (not smallest or blank < limit):
-        return blank + 2
-    if smallest and len(text) > limit:
-        line = text.rfind("\n", from_, limit)
-        return line + 1 if line != -1 else _within_line(text, from_, limit)
-    return None
-
-
-def _within_line(text: str, begin: int, end: int) -> int:
-    """Where to cut a stretch without line ends: where its last sentence starts, else before its
-    last space, behind its last mark of punctuation, between two letters of a script without
-    spaces. One that has none of these is no text, and is cut at its end."""
-    sentence = begin + sentence_starts(text[begin:end])[-1]
-    if sentence > begin:
-        return sentence
-    for fits in (_before_space, _behind_mark, _between_letters):
-        for place in range(end, begin, -1):
-            if fits(text[place - 1], text[place]):
-                return place
-    return end
-
-
-def _before_space(before: str, after: str) -> bool:
-    return after.isspace() and not before.isspace()
-
-
-def _behind_mark(before: str, after: str) -> bool:
-    return before in ",;:，、；：" and not after.isspace()
-
-
-def _between_letters(before: str, after: str) -> bool:
-    return category(before) == category(after) == "Lo"

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmctl.data.tables import columnar
-from llmctl.data.text import decoding, documents
+from llmctl.data.text import decoding, plain
 from llmctl.data.text.documents import Corpus, CorpusPart
 from llmctl.errors import InputError
 
@@ -71,8 +71,8 @@ def test_parts_share_out_the_documents(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "BLOCK", block)
         patch.setattr(columnar, "BATCH_ROWS", 3)
-        patch.setattr(documents, "LONG_FILE", 20)
-        patch.setattr(documents, "PIECE", 8)
+        patch.setattr(plain, "LONG_FILE", 20)
+        patch.setattr(plain, "PIECE", 8)
         corpus = Corpus([str(path) for path in paths], unit=unit, keep_ends=keep_ends)
         parts = [CorpusPart(corpus, number, of) for number in range(1, of + 1)]
         shared = [list(part) for part in parts]

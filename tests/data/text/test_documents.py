@@ -19,9 +19,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmctl.data.text import decoding, documents
+from llmctl.data.text import decoding, plain
 from llmctl.data.text.decoding import ReadOptions
-from llmctl.data.text.documents import LONG_FILE, PIECE, Corpus, Document
+from llmctl.data.text.documents import Corpus, Document
+from llmctl.data.text.plain import LONG_FILE, PIECE
 from llmctl.errors import InputError, UsageError
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data"
@@ -339,6 +340,11 @@ def test_pieces_are_the_text_whatever_the_blocks(
         assert texts(path, unit=unit) == kept
 
 
+def pieces(path: Path, unit: str) -> list[str]:
+    read = plain.read_plain(path, unit, decoding.DEFAULT, plain.PlainText())
+    return [piece for piece, _, _ in read]
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     text=st.text("ab \n", max_size=60),
@@ -348,12 +354,11 @@ def test_pieces_are_the_text_whatever_the_blocks(
 def test_pieces_are_the_text_at_every_length(folder: Path, text: str, size: int, unit: str) -> None:
     path = write(folder / "short.txt", text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "LONG_FILE", 12)
-        patch.setattr(documents, "PIECE", 3)
-        reader = Corpus([str(path)], unit=unit)
-        whole = [piece for piece, _, _ in reader._read_text(path)]
+        patch.setattr(plain, "LONG_FILE", 12)
+        patch.setattr(plain, "PIECE", 3)
+        whole = pieces(path, unit)
         patch.setattr(decoding, "BLOCK", size)
-        assert [piece for piece, _, _ in reader._read_text(path)] == whole
+        assert pieces(path, unit) == whole
     assert "".join(whole) == text
     if unit == "auto" and len(text) <= 12:
         assert len(whole) == 1
@@ -470,7 +475,7 @@ def test_a_long_line_is_cut_between_words(
 def test_a_document_too_long_to_be_held_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, unit: str
 ) -> None:
-    monkeypatch.setattr(documents, "LONGEST", 100)
+    monkeypatch.setattr(plain, "LONGEST", 100)
     for size in (90, 101):
         text = "x" * size
         path = write(tmp_path / name, json.dumps({"text": text}) if ".json" in name else text)
