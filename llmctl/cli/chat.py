@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.options import flag, option
+from llmctl.errors import InputError
 from llmctl.reporting.visible import visible
 
 if TYPE_CHECKING:
@@ -91,8 +92,6 @@ class _Talk:
             raise SystemExit(128 + signal.SIGINT) from None
 
     def _talk(self) -> None:
-        from llmctl.errors import InputError
-
         for line in self._lines():
             self._interrupts = 0
             word, _, rest = line.partition(" ")

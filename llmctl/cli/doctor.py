@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmctl.cli import options
 from llmctl.cli.guard import guarded
+from llmctl.errors import InputError
 
 EXAMPLE = "Example: llmctl doctor, or llmctl doctor --json > machine.json to report a fault"
 
@@ -19,7 +20,6 @@ def command(
     """Look whether this machine has what llmctl needs and how fast it is: versions, processor,
     threads, memory, disk and locks of the workspace. Ends with 3 where something is broken."""
     from llmctl.cli.console import out, print_json
-    from llmctl.errors import InputError
     from llmctl.stages.doctor import examine
 
     found = examine(workspace)

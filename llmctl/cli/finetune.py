@@ -10,6 +10,7 @@ from llmctl.cli.guard import guarded
 from llmctl.cli.launch import run_together
 from llmctl.cli.options import flag, option
 from llmctl.cli.threads import note_others
+from llmctl.errors import UsageError
 
 EXAMPLE = "Example: llmctl finetune --from bert-docs --task classify --data reviews.csv"
 
@@ -85,7 +86,6 @@ def command(
         run_together(nproc, max_restarts)
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.config import parse_assignments, read_recipe, take
-    from llmctl.errors import UsageError
     from llmctl.reporting.units import figure
     from llmctl.stages.finetune import finetune, plan, resolve
 

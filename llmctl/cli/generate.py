@@ -11,6 +11,7 @@ from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.launch import divided, speaks
 from llmctl.cli.options import option
+from llmctl.errors import UsageError
 from llmctl.reporting.visible import visible
 
 if TYPE_CHECKING:
@@ -167,8 +168,6 @@ def command(
 
 def _check(given: Mapping[str, Any]) -> None:
     """Raises UsageError for options, by name, that don't go together."""
-    from llmctl.errors import UsageError
-
     ways = ("prompt", "prompt_file", "template", "source")
     chosen = [f"--{way.replace('_', '-')}" for way in ways if given[way]]
     if len(chosen) > 1:
@@ -191,7 +190,6 @@ def _check(given: Mapping[str, Any]) -> None:
 def _prompts(
     texts: list[str], path: Path | None, reading: ReadOptions
 ) -> list[Prompt] | Iterator[Prompt]:
-    from llmctl.errors import UsageError
     from llmctl.stages.generate import read_prompts
     from llmctl.tasks.generation import Prompt
 

@@ -9,6 +9,7 @@ from llmctl.cli.guard import guarded
 from llmctl.cli.options import argument, option
 from llmctl.cli.pretrain import plan_of, resolved
 from llmctl.cli.threads import note_others
+from llmctl.errors import UsageError
 
 EXAMPLE = "Example: llmctl plan recipes/gpt.toml --price-per-hour 2.5"
 
@@ -51,7 +52,6 @@ def command(
     launch.run_together(nproc, 0)
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.config import parse_assignments, read_recipe, take
-    from llmctl.errors import UsageError
 
     if stage not in ("pretrain", "finetune"):
         raise UsageError(f"--stage {stage!r} is not known; choose pretrain or finetune")

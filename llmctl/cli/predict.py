@@ -9,6 +9,7 @@ from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.launch import divided
 from llmctl.cli.options import argument, flag, option
+from llmctl.errors import UsageError
 
 EXAMPLE = 'Example: llmctl predict --from reviews "I would buy it again"'
 
@@ -36,7 +37,6 @@ def command(
     given = locals()
     from llmctl.cli.console import TerminalReporter, print_json
     from llmctl.data.text.sources import no_file
-    from llmctl.errors import UsageError
     from llmctl.formats.open import LabelledColumns
     from llmctl.stages.predict import open_predictor
 
@@ -75,8 +75,6 @@ def command(
 def _check_text(texts: list[str]) -> None:
     """Raises UsageError for a text that isn't UTF-8: the shell hands over any bytes, and what is
     not UTF-8 comes as lone surrogates."""
-    from llmctl.errors import UsageError
-
     for number, text in enumerate(texts, 1):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UsageError(

@@ -10,6 +10,7 @@ from llmctl.cli import launch, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.options import option
 from llmctl.cli.threads import note_others
+from llmctl.errors import UsageError
 
 EXAMPLE = "Example: llmctl pretrain --arch gpt --preset mini --set training.max_steps=2000"
 
@@ -51,7 +52,6 @@ def command(
     launch.run_together(nproc, max_restarts)
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.config import read_recipe, take
-    from llmctl.errors import UsageError
     from llmctl.reporting.units import figure
 
     given: dict[str, Any] = {}
@@ -117,7 +117,6 @@ def resolved(
     Raises UsageError for options that don't go with the architecture.
     """
     from llmctl.config import Recipe, parse_assignments
-    from llmctl.errors import UsageError
 
     # A recipe keeps its path, for messages.
     table = Recipe(file, file.path) if isinstance(file, Recipe) else dict(file)

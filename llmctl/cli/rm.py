@@ -10,6 +10,7 @@ import typer
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.options import argument, flag
+from llmctl.errors import UsageError
 
 EXAMPLE = "Example: llmctl rm old-run report/old-run-test --dry-run"
 
@@ -30,7 +31,6 @@ def command(
 ) -> None:
     """Remove runs, reports, shards or tokenizers; what others were made from only with --force."""
     from llmctl.cli.console import out, print_json
-    from llmctl.errors import UsageError
     from llmctl.reporting.units import size
     from llmctl.stages.remove import plan, remove
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.options import argument, flag, option
+from llmctl.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,7 +45,6 @@ def command(
 ) -> None:
     """Show what the workspace holds and how far its runs are, or runs beside one another."""
     from llmctl.cli.console import out, print_json
-    from llmctl.errors import UsageError
     from llmctl.reporting.compare import render_compare
     from llmctl.reporting.status import render_detail, render_newest, render_overview
     from llmctl.stages.compare import compare as compared

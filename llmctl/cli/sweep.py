@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import shlex
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.options import argument, flag, option
 from llmctl.cli.threads import note_others
+from llmctl.errors import Interrupted, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from llmctl.cli.sweep_trainings import Trainings
 
 EXAMPLE = "Example: llmctl sweep recipe.toml --grid training.lr=1e-4,3e-4,1e-3 --halving"
 
@@ -80,12 +86,11 @@ def command(
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.cli.sweep_trainings import Trainings
     from llmctl.config import as_assignments, parse_assignments, read_recipe
-    from llmctl.errors import Interrupted, UsageError
     from llmctl.reporting.sweep import render_sweep
+    from llmctl.stages.sweep import plan
     from llmctl.stages.sweep import stage as sweep
     from llmctl.stages.sweep.grid import parse_grid, points
     from llmctl.stages.sweep.halving import DEFAULT_FACTOR, rungs
-    from llmctl.workspace.commands import command_line
     from llmctl.workspace.names import slug
 
     if factor is not None and not halving:
@@ -112,7 +117,7 @@ def command(
         if chosen:
             reporter.note(f"stage: {stage}, the one that {recipe} has a table for")
         trainings = Trainings(place, recipe, [table, given, assigned], reporter)
-        planned = sweep.plan(
+        planned = plan.plan(
             place,
             trainings.pretraining if stage == "pretrain" else trainings.finetuning,
             grid_points,
@@ -124,14 +129,10 @@ def command(
             reporter=reporter,
         )
         if dry_run:
-            print_dry_run(sweep.describe(planned), None, json=json)
+            print_dry_run(plan.describe(planned), None, json=json)
             return
-        try:
+        with _told_how_to_go_on(name, trainings):
             document = sweep.run(place, planned, reporter)
-        except (Interrupted, KeyboardInterrupt, SystemExit) as error:
-            said, number = _stopped(error)
-            words = shlex.join([*command_line(), *trainings.pinned()])
-            raise Interrupted(f"sweep {name}: {said}; go on with: {words}", number) from None
     if json:
         print_json(document)
     else:
@@ -144,7 +145,6 @@ STAGES = ("pretrain", "finetune")
 def _stage_of(recipe: Path) -> str:
     """The one stage that a recipe trains. Raises UsageError if it has both, or none."""
     from llmctl.config import read_tables
-    from llmctl.errors import UsageError
 
     there = [stage for stage in STAGES if stage in read_tables(recipe)]
     if len(there) == 1:
@@ -159,8 +159,6 @@ def _stage_of(recipe: Path) -> str:
 
 def _given(stage: str, **options: dict[str, str | None]) -> dict[str, Any]:
     """What options say of a stage. Raises UsageError if the stage, or one of them, is no good."""
-    from llmctl.errors import UsageError, did_you_mean
-
     if stage not in options:
         raise UsageError(
             f"--stage {stage!r} is not known{did_you_mean(stage, options)}; choose pretrain or "
@@ -173,12 +171,20 @@ def _given(stage: str, **options: dict[str, str | None]) -> dict[str, Any]:
     return {key: value for key, value in options[stage].items() if value is not None}
 
 
-def _stopped(error: BaseException) -> tuple[str, int]:
-    """What a sweep was stopped by, in words and as a signal."""
-    from llmctl.errors import Interrupted
+@contextmanager
+def _told_how_to_go_on(name: str, trainings: Trainings) -> Iterator[None]:
+    """Where a sweep is stopped, the error names the command that goes on with all of it."""
+    from llmctl.workspace.commands import command_line
 
-    if isinstance(error, Interrupted):
+    try:
+        yield
+    except Interrupted as error:
         # A training names the command that goes on with it alone.
-        return str(error).partition("; go on with: ")[0], error.exit_code - 128
-    number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
-    return f"stopped by {number.name} between two trainings", number
+        said, number = str(error).partition("; go on with: ")[0], error.exit_code - 128
+    except (KeyboardInterrupt, SystemExit) as error:
+        stop = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+        said, number = f"stopped by {stop.name} between two trainings", stop
+    else:
+        return
+    words = shlex.join([*command_line(), *trainings.pinned()])
+    raise Interrupted(f"sweep {name}: {said}; go on with: {words}", number)

@@ -12,7 +12,7 @@ from llmctl.cli import options
 from llmctl.config import as_assignments, merge, take
 from llmctl.errors import UsageError
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages.sweep.stage import Training
+from llmctl.stages.sweep.plan import Training
 from llmctl.workspace.artefacts import Artefact, Workspace
 
 PRETRAINING = ("arch", "preset", "shards")

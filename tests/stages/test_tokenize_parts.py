@@ -273,6 +273,7 @@ from pathlib import Path
 from llmctl.data.tables import columnar
 from llmctl.data.text import decoding
 from llmctl.stages.tokenize import parts as tokenize_parts
+from llmctl.stages.tokenize import plan as tokenize_plan
 from llmctl.stages.tokenize import shards as tokenize_shards
 from llmctl.stages.tokenize.stage import TokenizeConfig
 from llmctl.workspace import parts
@@ -284,7 +285,7 @@ def die(*args, **options):
 root, part, where, config, *sources = sys.argv[1:]
 decoding.BLOCK, columnar.BATCH_ROWS, tokenize_shards.BATCH_CHARACTERS = 256, 8, 500
 if where == "learning":
-    tokenize_parts.write_plan = die
+    tokenize_plan.write_plan = die
 elif where == "encoding":
     add = tokenize_parts.PlacedWriter.add
     def add_and_die(writer, batch, counted=[]):

@@ -16,7 +16,8 @@ from llmctl import errors
 from llmctl.data.text.documents import PYTHON_CORPORA, Corpus
 from llmctl.errors import InputError, LlmctlError, ResourceError, UsageError
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages.tokenize.parts import Job, agree, changed_file, put_together, write_part
+from llmctl.stages.tokenize.parts import put_together, write_part
+from llmctl.stages.tokenize.plan import Job, agree, changed_file
 from llmctl.stages.tokenize.stage import (
     TokenizeConfig,
     corpus_inputs,
