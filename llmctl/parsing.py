@@ -38,6 +38,13 @@ class Malformed(ValueError):
         self.line = line
 
 
+def not_json(where: object, error: Malformed) -> InputError:
+    """The error of a JSON document, or of a line that is one."""
+    if error.line is None:
+        return InputError(f"{where} can't be read as JSON: {error}")
+    return InputError(f"{where}:{error.line} is not JSON: {error}")
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON document. Raises Malformed; a key that comes twice is, too, as one of
     its values would be lost."""

@@ -12,7 +12,7 @@ from llmctl.config import flat
 from llmctl.errors import UsageError
 from llmctl.stages.status import run_line
 from llmctl.workspace.artefacts import Artefact, Workspace
-from llmctl.workspace.metrics import glance
+from llmctl.workspace.metrics import Glance, glance
 from llmctl.workspace.runs import METRICS
 
 SCHEMA_VERSION = 1
@@ -34,11 +34,15 @@ def compare(workspace: Workspace, names: Sequence[str]) -> dict[str, Any]:
             f"--compare takes two runs or more: llmctl status --compare {' '.join(names)} OTHER"
         )
     runs = [workspace.get("run", name) for name in names]
-    logs = [_log(run) for run in runs]
+    glances = [glance(run.folder / METRICS) for run in runs]
+    logs = [_in_order(seen) for seen in glances]
     tokens_known = all(map(_knows_tokens, logs))
     return {
         "schema_version": SCHEMA_VERSION,
-        "runs": [_figures(run, log) for run, log in zip(runs, logs, strict=True)],
+        "runs": [
+            _figures(run_line(run, seen), run.manifest.summary, log)
+            for run, seen, log in zip(runs, glances, logs, strict=True)
+        ],
         "differences": differences({run.manifest.name: described(run) for run in runs}),
         "x": "tokens" if tokens_known else "steps",
         "curves": [
@@ -53,9 +57,8 @@ def compare(workspace: Workspace, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _log(run: Artefact) -> list[Mapping[str, Any]]:
+def _in_order(seen: Glance) -> list[Mapping[str, Any]]:
     """What was recorded of a run, in the order of its steps."""
-    seen = glance(run.folder / METRICS)
     return sorted([*seen.train, *seen.validations], key=lambda record: record["step"])
 
 
@@ -124,15 +127,16 @@ def _knows_tokens(log: Sequence[Mapping[str, Any]]) -> bool:
     return not log or (bool(trained) and all("tokens" in record for record in trained))
 
 
-def _figures(run: Artefact, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    line = run_line(run)
+def _figures(
+    line: Mapping[str, Any], summary: Mapping[str, Any], log: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     looks = [record for record in log if record.get("kind") == "validation"]
     losses = [(r["loss"], r["step"]) for r in looks if _finite(r.get("loss"))]
     best = min(losses, default=(None, None))
     told = [record["tokens"] for record in log if _trained(record) and "tokens" in record]
     spent = {
-        "tokens": run.manifest.summary.get("tokens", told[-1] if told else None),
-        "seconds": run.manifest.summary.get("seconds", line["elapsed_seconds"]),
+        "tokens": summary.get("tokens", told[-1] if told else None),
+        "seconds": summary.get("seconds", line["elapsed_seconds"]),
     }
     last = dict(looks[-1]) if looks else {}
     return {

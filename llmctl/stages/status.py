@@ -10,9 +10,10 @@ from typing import Any
 
 from llmctl.errors import InputError, did_you_mean
 from llmctl.reporting.run_log import LOG
+from llmctl.stages.remove import KINDS
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.commands import resume_command
-from llmctl.workspace.files import folder_size
+from llmctl.workspace.files import folder_size, folder_sizes
 from llmctl.workspace.manifests import FOLDERS, MANIFEST, InputRecord, Kind, Manifest
 from llmctl.workspace.metrics import Glance, glance
 from llmctl.workspace.runs import (
@@ -61,6 +62,7 @@ def run_line(artefact: Artefact, log: Glance | None = None) -> dict[str, Any]:
     manifest = artefact.manifest
     progress = read_progress(artefact.folder)
     log = log or glance(artefact.folder / METRICS)
+    sizes = folder_sizes(artefact.folder)
     trained, looks = log.train, log.validations
     losses = [record["loss"] for record in trained if record.get("loss") is not None]
     state = run_state(artefact, progress)
@@ -84,8 +86,8 @@ def run_line(artefact: Artefact, log: Glance | None = None) -> dict[str, Any]:
         "utilisation": trained[-1].get("utilisation") if trained else None,
         "memory_bytes": trained[-1].get("memory_bytes") if trained else None,
         "age_seconds": max(0.0, time.time() - progress.get("updated", _seconds(manifest.created))),
-        "bytes": folder_size(artefact.folder),
-        "checkpoint_bytes": folder_size(artefact.folder / "checkpoints"),
+        "bytes": sizes.total(),
+        "checkpoint_bytes": sizes["checkpoints"],
         "created": manifest.created,
         "finished": manifest.finished,
         "parameters": manifest.summary.get("parameters"),
@@ -109,12 +111,14 @@ def detail(workspace: Workspace, name: str) -> dict[str, Any]:
         }
         for depth, record, parent in workspace.lineage(manifest)
     ]
+    log = glance(artefact.folder / METRICS) if manifest.kind == "run" else None
+    line = run_line(artefact, log) if log else None
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": manifest.kind,
         "name": manifest.name,
         "folder": str(artefact.folder),
-        "bytes": folder_size(artefact.folder),
+        "bytes": line["bytes"] if line else folder_size(artefact.folder),
         "command": shlex.join(manifest.command),
         "directory": manifest.directory,
         "config": manifest.config,
@@ -131,9 +135,8 @@ def detail(workspace: Workspace, name: str) -> dict[str, Any]:
         "created": manifest.created,
         "finished": manifest.finished,
     }
-    if manifest.kind == "run":
-        log = glance(artefact.folder / METRICS)
-        document["run"] = run_line(artefact, log)
+    if log is not None:
+        document["run"] = line
         text_log = artefact.folder / LOG
         document["log"] = str(text_log) if text_log.exists() else None
         over = artefact.finished or has_diverged(artefact)
@@ -151,11 +154,10 @@ def find(workspace: Workspace, name: str) -> Artefact:
     kind, slash, rest = name.partition("/")
     if slash and kind in FOLDERS:
         return workspace.get(kind, rest)
-    order: tuple[Kind, ...] = ("run", "report", "shards", "tokenizer")
-    for candidate in order:
+    for candidate in KINDS:
         if name in workspace.names(candidate):
             return workspace.get(candidate, name)
-    known = [known for candidate in order for known in workspace.names(candidate)]
+    known = [known for candidate in KINDS for known in workspace.names(candidate)]
     raise InputError(
         f"nothing in workspace {workspace.root} is named {name!r}{did_you_mean(name, known)}; "
         "`llmctl status` lists what there is"

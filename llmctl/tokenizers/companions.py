@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import InputError
-from llmctl.parsing import Malformed, parse_json
+from llmctl.parsing import Malformed, not_json, parse_json
 from llmctl.tokenizers.base import CHAT_TEMPLATE, TRANSFORMERS_ROLES, Tokenizer
 
 CONFIG = "tokenizer_config.json"
@@ -50,9 +50,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         value = parse_json(read_text(path, "it ought to be"))
     except Malformed as error:
-        if error.line is None:
-            raise InputError(f"{path} can't be read as JSON: {error}") from None
-        raise InputError(f"{path}:{error.line} is not JSON: {error}") from None
+        raise not_json(path, error) from None
     if not isinstance(value, dict):
         raise InputError(f"{path} is not an object; take the tokenizer's own file")
     return value

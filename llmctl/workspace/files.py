@@ -11,6 +11,7 @@ import secrets
 import shutil
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,18 @@ BLOCK = 1 << 18
 
 def folder_size(folder: Path) -> int:
     """Bytes of all files below a folder; none for what is gone by the time it is looked at."""
-    total = 0
+    return folder_sizes(folder).total()
+
+
+def folder_sizes(folder: Path) -> Counter[str]:
+    """The bytes of ``folder_size`` by the folder in it that files lie below, ``.`` for itself."""
+    sizes: Counter[str] = Counter()
     for parent, _, names in os.walk(folder):
+        part = os.path.relpath(parent, folder).partition(os.sep)[0]
         for name in names:
             with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(parent, name)).st_size
-    return total
+                sizes[part] += os.lstat(os.path.join(parent, name)).st_size
+    return sizes
 
 
 def sha256_file(path: Path) -> str:

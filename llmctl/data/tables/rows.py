@@ -19,7 +19,7 @@ from llmctl.data.tables.header import judge
 from llmctl.data.text.decoding import DEFAULT, ReadOptions, text_blocks, text_lines
 from llmctl.data.text.files import COLUMNAR, format_of, keys_of
 from llmctl.errors import InputError, did_you_mean
-from llmctl.parsing import Malformed, parse_json
+from llmctl.parsing import Malformed, not_json, parse_json
 
 BEGINNING_ROWS = 1000
 """Rows or lines that are looked at before the others are read …"""
@@ -271,9 +271,7 @@ class RowReader:
         try:
             document = parse_json(text)
         except Malformed as error:
-            if error.line is None:
-                raise InputError(f"{self.path} can't be read as JSON: {error}") from None
-            raise InputError(f"{self.path}:{error.line} is not JSON: {error}") from None
+            raise not_json(self.path, error) from None
         values = self._listed(document)
         total = self.path.stat().st_size
         for number, value in enumerate(values, 1):
@@ -311,7 +309,7 @@ class RowReader:
             value = parse_json(line)
         except Malformed as error:
             if error.line is None:
-                raise InputError(f"{source} can't be read as JSON: {error}") from None
+                raise not_json(source, error) from None
             raise InputError(f"{source} is not JSON: {error}; one object a line") from None
         if not isinstance(value, dict):
             raise InputError(f'{source} is not a JSON object; write {{"text": …}}')
