@@ -12,8 +12,7 @@ from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.tokenizers.characters import learn_characters
 from llmctl.tokenizers.chat import CHATML
 from llmctl.tokenizers.loading import load
-from llmctl.tokenizers.sentencepiece_bpe import learn_sentencepiece_bpe
-from llmctl.tokenizers.unigram import learn_unigram
+from llmctl.tokenizers.sentencepiece_training import learn_sentencepiece_bpe, learn_unigram
 from llmctl.tokenizers.wordpiece import learn_wordpiece
 from llmctl.tokenizers.words import count_words
 

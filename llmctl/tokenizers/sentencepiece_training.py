@@ -1,9 +1,14 @@
-"""Learning with sentencepiece so that nothing of a text is lost, for unigram and BPE alike.
+"""Unigram language-model pieces (Kudo 2018) and byte-pair encoding over characters with byte
+fallback, as Llama has it: learned by sentencepiece so that nothing of a text is lost.
 
 Text is not normalised, no space is put before it, runs of spaces and line ends may be pieces, and
 a character that is no piece is spelled in its bytes (byte fallback). What was learned moves into a
 tokenizer.json, so that one library encodes and every tool opens the result. There a space is a
 space, not sentencepiece's mark ``▁``, which would be the same as a ``▁`` of the text.
+
+Sentencepiece's BPE merges whichever neighbours make the piece of the highest score. A
+tokenizer.json lists pairs by rank instead, so every way to cut a piece in two is listed, at the
+piece's rank.
 """
 
 from __future__ import annotations
@@ -15,9 +20,10 @@ from collections.abc import Iterable, Iterator
 import sentencepiece
 from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.models import BPE, Unigram
 
 from llmctl.errors import InputError
-from llmctl.tokenizers.fast import begin_with
+from llmctl.tokenizers.fast import FastTokenizer, begin_with
 from llmctl.tokenizers.patterns import by_words
 from llmctl.tokenizers.pieces import SPACE_MARK
 from llmctl.tokenizers.vocabulary_size import AlphabetError, VocabularyError, roomy
@@ -29,6 +35,47 @@ MAX_SENTENCES = 2_000_000
 """Sentencepiece holds its sample in memory; this many parts are several gigabytes."""
 LONGEST_PART = 4192
 """Bytes; sentencepiece leaves out longer sentences, so texts are cut to parts of at most these."""
+
+_INSIDE = "|".join(re.escape(token[1:-1]) for token in SPECIAL)
+NAME_START = f"<(?=(?:{_INSIDE}|0x[0-9A-F]{{2}})>)"
+"""Text is cut behind this: special tokens and bytes are pieces, and text must not match them."""
+
+
+def learn_unigram(texts: Iterable[str], vocab_size: int, *, exact: bool = True) -> FastTokenizer:
+    """Learn pieces. If ``exact``, raises VocabularyError if the corpus can't fill the vocabulary,
+    AlphabetError if its alphabet doesn't fit."""
+    learned = learn_pieces(texts, "unigram", vocab_size, exact=exact)
+    pieces = list(zip(learned.names, learned.scores, strict=True))
+    rust = RustTokenizer(Unigram(pieces, unk_id=1, byte_fallback=True))
+    finish(rust, also_cut=NAME_START)
+    # Scores lose digits in JSON: go through it once, so that a loaded copy is the same.
+    return FastTokenizer("unigram", RustTokenizer.from_str(rust.to_str()))
+
+
+def learn_sentencepiece_bpe(
+    texts: Iterable[str], vocab_size: int, *, exact: bool = True
+) -> FastTokenizer:
+    """Learn pieces. If ``exact``, raises VocabularyError if the corpus can't fill the vocabulary,
+    AlphabetError if its alphabet doesn't fit."""
+    learned = learn_pieces(texts, "bpe", vocab_size, exact=exact)
+    vocabulary = {name: number for number, name in enumerate(learned.names)}
+    rust = RustTokenizer(
+        BPE(vocabulary, _merges(learned), unk_token="<unk>", byte_fallback=True, fuse_unk=False)
+    )
+    finish(rust)
+    return FastTokenizer("sentencepiece-bpe", rust)
+
+
+def _merges(learned: Pieces) -> list[tuple[str, str]]:
+    first = learned.first_learned
+    names = learned.names[first:]
+    score_of = dict(zip(names, learned.scores[first:], strict=True))
+    return [
+        (name[:cut], name[cut:])
+        for name in sorted(names, key=score_of.__getitem__, reverse=True)
+        for cut in range(1, len(name))
+        if name[:cut] in score_of and name[cut:] in score_of
+    ]
 
 
 class Pieces:

@@ -15,7 +15,7 @@ from llmctl.tokenizers.base import Tokenizer
 from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.tokenizers.chat import CHATML
 from llmctl.tokenizers.chat_template import PLAIN, ChatTemplate, default_template
-from llmctl.tokenizers.unigram import learn_unigram
+from llmctl.tokenizers.sentencepiece_training import learn_unigram
 from llmctl.tokenizers.wordpiece import SPECIAL, build_wordpiece
 
 TEXTS = ["the ship sails over the wide sea", "user assistant system", "a\n\n\nb c\n\n\nd"] * 4

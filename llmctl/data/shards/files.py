@@ -9,6 +9,7 @@ bytes each, are held.
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -133,23 +134,10 @@ class ShardReader:
         files = sorted(folder.glob(f"{split}-*.arrow"))
         if not files:
             raise InputError(f"{folder} has no {split} shards; run `llmctl tokenize` again")
-        self._values: list[NDArray[Any]] = []
-        self._offsets: list[NDArray[np.int64]] = []
-        self._starts: list[NDArray[np.int32]] = []
-        self._starts_offsets: list[NDArray[np.int64]] = []
-        first, lengths = [0], []
-        for path in files:
-            for tokens, offsets, starts, starts_offsets in _record_batches(path, vocab_size):
-                self._values.append(tokens)
-                self._offsets.append(offsets)
-                self._starts.append(starts)
-                self._starts_offsets.append(starts_offsets)
-                lengths.append(np.diff(offsets))
-                first.append(first[-1] + len(offsets) - 1)
-        self._first = first
-        self.document_lengths: NDArray[np.int64] = (
-            np.concatenate(lengths) if lengths else np.empty(0, np.int64)
-        )
+        self._batches = [b for path in files for b in _record_batches(path, vocab_size)]
+        lengths = [np.diff(offsets) for _, offsets, _, _ in self._batches]
+        self._first = [0, *accumulate(map(len, lengths))]
+        self.document_lengths: NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *lengths])
         """Tokens in each document."""
 
     def __len__(self) -> int:
@@ -157,27 +145,26 @@ class ShardReader:
 
     def tokens(self, document: int, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """A view of the token ids of a document, or of a part of it."""
-        batch, row = self._locate(document)
-        begin, end = self._offsets[batch][row], self._offsets[batch][row + 1]
+        (tokens, offsets, _, _), row = self._locate(document)
+        begin, end = offsets[row], offsets[row + 1]
         stop = int(end - begin) if stop is None else min(stop, int(end - begin))
-        return self._values[batch][begin + start : begin + stop]
+        return tokens[begin + start : begin + stop]
 
     def token_counts(self, vocab_size: int, most: int = 1 << 22) -> NDArray[np.int64]:
         """How often each token comes, in the first ``most`` tokens of each piece of the shards."""
         counts = np.zeros(vocab_size, np.int64)
-        for tokens in self._values:
+        for tokens, *_ in self._batches:
             counts += np.bincount(tokens[:most], minlength=vocab_size)
         return counts
 
     def sentence_starts(self, document: int) -> NDArray[np.int32]:
         """A view of the token offsets at which the document's sentences start."""
-        batch, row = self._locate(document)
-        offsets = self._starts_offsets[batch]
-        return self._starts[batch][offsets[row] : offsets[row + 1]]
+        (_, _, starts, offsets), row = self._locate(document)
+        return starts[offsets[row] : offsets[row + 1]]
 
-    def _locate(self, document: int) -> tuple[int, int]:
+    def _locate(self, document: int) -> tuple[tuple[NDArray[Any], ...], int]:
         batch = bisect_right(self._first, document) - 1
-        return batch, document - self._first[batch]
+        return self._batches[batch], document - self._first[batch]
 
 
 def _record_batches(path: Path, vocab_size: int | None) -> list[tuple[NDArray[Any], ...]]:

@@ -7,10 +7,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmctl.data.shards.encoding import BATCH_CHARACTERS, encode_in_order
 from llmctl.data.shards.files import SPLITS, ShardWriter
@@ -39,14 +41,9 @@ class Vocabulary:
         return cls(tokenizer.vocab_size, tokenizer.kind, tokenizer.digest())
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """A text with its place in the order by which the corpus is split."""
-
-    text: str
-    place: int
-    position: int
-    """Bytes of the corpus read once its document is."""
+Placed = tuple[list[str], NDArray[np.uint64], int]
+"""Texts, their places in the order by which the corpus is split, and the bytes of the corpus read
+once their documents are."""
 
 
 class ByHash:
@@ -57,18 +54,15 @@ class ByHash:
         self.limit = round(share * 2**64)
         self.duplicates = 0
 
-    def batches(self) -> Iterator[list[_Placed]]:
+    def batches(self) -> Iterator[Placed]:
         seen = SeenHashes()
         self.duplicates = 0
-        for group in _grouped((document.text, document.position) for document in self._documents):
-            hashes = np.array([text_hash(text) for text, _ in group], dtype=np.uint64)
+        pieces = ((document.text, document.position) for document in self._documents)
+        for texts, position in _grouped(pieces):
+            hashes = np.array([text_hash(text) for text in texts], dtype=np.uint64)
             new = seen.add(hashes)
-            self.duplicates += len(group) - int(np.count_nonzero(new))
-            yield [
-                _Placed(text, int(value), position)
-                for (text, position), value, keep in zip(group, hashes, new, strict=True)
-                if keep
-            ]
+            self.duplicates += len(texts) - int(np.count_nonzero(new))
+            yield list(compress(texts, new)), hashes[new], position
 
 
 class ByTail:
@@ -86,14 +80,12 @@ class ByTail:
         self._cut = int(characters * (1 - share))
         self.limit = characters - self._cut + 1
 
-    def batches(self) -> Iterator[list[_Placed]]:
-        begin = self._before
-        for group in _grouped(self._pieces()):
-            placed = []
-            for text, position in group:
-                placed.append(_Placed(text, self._characters - begin, position))
-                begin += len(text)
-            yield placed
+    def batches(self) -> Iterator[Placed]:
+        left = self._characters - self._before
+        for texts, position in _grouped(self._pieces()):
+            ends = np.cumsum([0, *map(len, texts)])
+            yield texts, (left - ends[:-1]).astype(np.uint64), position
+            left -= int(ends[-1])
 
     def _pieces(self) -> Iterator[tuple[str, int]]:
         begin = self._before
@@ -153,17 +145,12 @@ class FromText:
         sent: deque[tuple[Any, Any, Any, int]] = deque()
 
         def texts() -> Iterator[list[str]]:
-            for batch in self._order.batches():
-                if batch:
-                    sent.append(
-                        (
-                            np.array([placed.place for placed in batch], dtype=np.uint64),
-                            np.array([len(placed.text) for placed in batch], dtype=np.int64),
-                            np.array([len(placed.text.encode()) for placed in batch], np.int64),
-                            batch[-1].position,
-                        )
-                    )
-                    yield [placed.text for placed in batch]
+            for texts, places, position in self._order.batches():
+                if texts:
+                    characters = np.array([*map(len, texts)], dtype=np.int64)
+                    text_bytes = np.array([len(text.encode()) for text in texts], np.int64)
+                    sent.append((places, characters, text_bytes, position))
+                    yield texts
 
         for encoded in encode_in_order(texts(), self._tokenizer, self._workers):
             yield PlacedBatch(encoded, *sent.popleft())
@@ -254,15 +241,15 @@ def _one_pass(
     return summary, lowest, highest
 
 
-def _grouped(texts: Iterable[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
-    """Texts with their positions, in batches of work."""
-    group: list[tuple[str, int]] = []
-    size = 0
-    for text, position in texts:
-        group.append((text, position))
+def _grouped(pieces: Iterable[tuple[str, int]]) -> Iterator[tuple[list[str], int]]:
+    """Texts in batches of work, each with the position of its last."""
+    texts: list[str] = []
+    size = position = 0
+    for text, position in pieces:
+        texts.append(text)
         size += len(text)
         if size >= BATCH_CHARACTERS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+            yield texts, position
+            texts, size = [], 0
+    if texts:
+        yield texts, position

@@ -27,7 +27,7 @@ from llmctl.errors import ResourceError
 from llmctl.tokenizers import Tokenizer, cuts
 from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.tokenizers.sentencepiece_model import SentencePieceTokenizer
-from llmctl.tokenizers.unigram import learn_unigram
+from llmctl.tokenizers.sentencepiece_training import learn_unigram
 from llmctl.tokenizers.wordpiece import SPECIAL, build_wordpiece
 
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
