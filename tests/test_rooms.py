@@ -33,6 +33,24 @@ EXCEPTIONS = {
 }
 """(module, what it imports): why it may import from its own floor or from above."""
 
+LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
+"""Lines; a function's are those behind its signature: a command's is its list of options."""
+
+TOO_LONG = {
+    "cli.finetune:command": "to go with the options that come from tasks' configurations",
+    "stages.budget": "to go with the search for a budget",
+    "stages.finetune": "to become stages/train.py",
+    "stages.plan:plan_pretraining": "to become one plan of all trainings",
+    "stages.pretrain:pretrain": "to become stages/train.py",
+    "tasks.causal_lm.evaluate": "to be divided by what is measured",
+    "training.run": "to be divided: what a run is, and how it goes",
+    "training.run:_train": "to be divided: what a run is, and how it goes",
+    "training.run:run_training": "to be divided: what a run is, and how it goes",
+    "training.trainer": "to be divided: the loop, and what it stands on",
+    "training.trainer:run": "to be divided: the loop, and what it stands on",
+}
+"""Modules and functions that are longer, and why; none is to be added."""
+
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -126,6 +144,20 @@ def test_exceptions_are_still_needed():
             module == importer and is_exception(module, imported) and imported.startswith(allowed)
             for module, imported in found
         ), (importer, allowed)
+
+
+def test_modules_and_functions_are_short():
+    long = set()
+    for path in MODULES:
+        module = name_of(path)
+        if len(path.read_text(encoding="utf-8").splitlines()) > LONGEST_MODULE:
+            long.add(module)
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.body[0].lineno + 1
+                long |= {f"{module}:{node.name}"} if lines > LONGEST_FUNCTION else set()
+    assert long - set(TOO_LONG) == set(), "divide what is too long"
+    assert set(TOO_LONG) - long == set(), "no longer too long: take it out of TOO_LONG"
 
 
 def test_errors_imports_nothing_of_ours():
