@@ -10,7 +10,8 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -154,6 +155,15 @@ LOGITS_NOT_FINITE = (
 )
 """What is said of a model that can't answer. Weights that are finite each can still give sums that
 are not."""
+
+
+@contextmanager
+def read_errors_naming(path: object) -> Iterator[None]:
+    """What the operating system says of a file that is read becomes an InputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from None
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -21,15 +21,12 @@ def completes(*kinds: str) -> Callable[[Any, str], list[str]]:
     typer's context and the word begun."""
 
     def complete(ctx: Any, incomplete: str) -> list[str]:
-        root = Path(ctx.params.get("workspace") or _workspace())
+        given = ctx.params.get("workspace") or os.environ.get("LLMCTL_WORKSPACE")
+        root = Path(given or "workspace")
         found = (name for kind in kinds for name in _names(root / FOLDERS[kind]))
         return sorted({name for name in found if name.startswith(incomplete)})
 
     return complete
-
-
-def _workspace() -> str:
-    return os.environ.get("LLMCTL_WORKSPACE") or "workspace"
 
 
 def _names(folder: Path) -> list[str]:

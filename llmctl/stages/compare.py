@@ -6,13 +6,14 @@ import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from llmctl.config import flat
 from llmctl.errors import UsageError
 from llmctl.stages.status import run_line
 from llmctl.workspace.artefacts import Artefact, Workspace
-from llmctl.workspace.metrics import Glance, glance
+from llmctl.workspace.metrics import glance
 from llmctl.workspace.runs import METRICS
 
 SCHEMA_VERSION = 1
@@ -35,7 +36,8 @@ def compare(workspace: Workspace, names: Sequence[str]) -> dict[str, Any]:
         )
     runs = [workspace.get("run", name) for name in names]
     glances = [glance(run.folder / METRICS) for run in runs]
-    logs = [_in_order(seen) for seen in glances]
+    # What was recorded, in the order of its steps.
+    logs = [sorted([*g.train, *g.validations], key=itemgetter("step")) for g in glances]
     tokens_known = all(map(_knows_tokens, logs))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -55,11 +57,6 @@ def compare(workspace: Workspace, names: Sequence[str]) -> dict[str, Any]:
         ],
         "caution": _caution(runs),
     }
-
-
-def _in_order(seen: Glance) -> list[Mapping[str, Any]]:
-    """What was recorded of a run, in the order of its steps."""
-    return sorted([*seen.train, *seen.validations], key=lambda record: record["step"])
 
 
 def described(run: Artefact) -> dict[str, Any]:

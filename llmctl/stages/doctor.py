@@ -7,7 +7,6 @@ multiplied. Nothing that was there is changed.
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import locale
 import os
 import platform
@@ -28,6 +27,7 @@ from llmctl.training import machine
 from llmctl.training.precision import CLEARLY_FASTER, matrix_rate
 from llmctl.workspace.files import fsync_path, write_atomic
 from llmctl.workspace.locks import file_lock, is_held
+from llmctl.workspace.manifests import version_of
 
 SCHEMA_VERSION = 1
 """Of the document; raised when a field changes meaning."""
@@ -95,15 +95,8 @@ def examine(workspace: Path) -> dict[str, Any]:
     }
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _versions(so_far: Examination) -> dict[str, Any]:
-    needed = {name: _version(name) for name in NEEDED}
+    needed = {name: version_of(name) for name in NEEDED}
     for name, version in needed.items():
         if version is None:
             so_far.broken.append(f"the package {name} is not installed: pip install {name}")
@@ -112,7 +105,7 @@ def _versions(so_far: Examination) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "needed": needed,
-        "optional": {name: _version(name) for name in OPTIONAL},
+        "optional": {name: version_of(name) for name in OPTIONAL},
     }
 
 

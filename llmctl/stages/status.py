@@ -14,7 +14,7 @@ from llmctl.stages.remove import KINDS
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.commands import resume_command
 from llmctl.workspace.files import folder_size, folder_sizes
-from llmctl.workspace.manifests import FOLDERS, MANIFEST, InputRecord, Kind, Manifest
+from llmctl.workspace.manifests import FOLDERS, MANIFEST, Kind
 from llmctl.workspace.metrics import Glance, glance
 from llmctl.workspace.runs import (
     METRICS,
@@ -107,7 +107,8 @@ def detail(workspace: Workspace, name: str) -> dict[str, Any]:
             "role": record.role,
             "name": record.name,
             "digest": record.digest,
-            "present": _present(record, parent),
+            # A file may be anywhere.
+            "present": parent is not None if record.artefact else None,
         }
         for depth, record, parent in workspace.lineage(manifest)
     ]
@@ -162,11 +163,6 @@ def find(workspace: Workspace, name: str) -> Artefact:
         f"nothing in workspace {workspace.root} is named {name!r}{did_you_mean(name, known)}; "
         "`llmctl status` lists what there is"
     )
-
-
-def _present(record: InputRecord, parent: Manifest | None) -> bool | None:
-    """Whether an artefact of the lineage is here; None for a file, which may be anywhere."""
-    return parent is not None if record.artefact else None
 
 
 SHOWN: dict[str, tuple[str, ...]] = {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmctl.errors import InputError
+from llmctl.errors import InputError, read_errors_naming
 from llmctl.parsing import Malformed, not_json, parse_json
 from llmctl.tokenizers.base import CHAT_TEMPLATE, TRANSFORMERS_ROLES, Tokenizer
 
@@ -59,14 +59,13 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_text(path: Path, ought: str) -> str:
     """A file's text. ought: what the message says of how it should be."""
     try:
-        return path.read_text(encoding="utf-8")
+        with read_errors_naming(path):
+            return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: byte 0x{error.object[error.start]:02x} at offset {error.start} is not "
             f"UTF-8; {ought}"
         ) from None
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}") from None
 
 
 def _tokens_in(path: Path, token_to_id: Callable[[str], int | None]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as RustTokenizer
 
-from llmctl.errors import InputError, UsageError
+from llmctl.errors import InputError, UsageError, read_errors_naming
 from llmctl.parsing import Malformed, parse_json
 from llmctl.tokenizers.base import Tokenizer
 from llmctl.tokenizers.characters import CharacterTokenizer, takes_characters
@@ -81,9 +81,8 @@ def _load_file(path: Path, cased: bool | None) -> Tokenizer:
 
 def _load_json(path: Path) -> Tokenizer:
     try:
-        settings = parse_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}") from None
+        with read_errors_naming(path):
+            settings = parse_json(path.read_bytes())
     except Malformed as error:
         where = f"line {error.line}: " if error.line else ""
         raise InputError(f"{path} is not a tokenizer.json: {where}{error}") from None

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, decoders, normalizers
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 
-from llmctl.errors import InputError
+from llmctl.errors import InputError, read_errors_naming
 from llmctl.tokenizers.checking import check_ids
 from llmctl.tokenizers.fast import FastTokenizer
 from llmctl.tokenizers.patterns import GPT2, GPT4, GPT4O, QWEN, byte_level
@@ -119,10 +119,8 @@ def _read(path: Path) -> dict[bytes, int]:
     """The rank of each piece. Raises InputError if one of the 256 bytes has none."""
     ranks: dict[bytes, int] = {}
     taken: set[int] = set()
-    try:
+    with read_errors_naming(path):
         content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}") from None
     for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue

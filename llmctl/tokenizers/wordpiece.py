@@ -184,7 +184,9 @@ def learn_wordpiece(
     in_merge_order = sorted(learned, key=learned.__getitem__)
     fixed = set(base)
     merged = [
-        token for token in in_merge_order if token not in fixed and _character_count(token) > 1
+        token
+        for token in in_merge_order
+        if token not in fixed and len(token.removeprefix("##")) > 1
     ]
     vocabulary = [*base, *merged][:vocab_size]
     if exact and len(vocabulary) < vocab_size:
@@ -212,10 +214,6 @@ def _bert_rules(
     )
     rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return rust
-
-
-def _character_count(token: str) -> int:
-    return len(token.removeprefix("##"))
 
 
 def _isolated(pre_tokenizer: Any, characters: Sequence[str]) -> list[str]:

@@ -99,9 +99,6 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._check_format()
-
-    def _check_format(self) -> None:
         marker = self.root / "workspace.json"
         if self.root.exists() and not self.root.is_dir():
             raise UsageError(f"--workspace {self.root} is a file; give a folder")

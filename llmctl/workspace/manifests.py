@@ -223,7 +223,7 @@ def new_manifest(
         identity=identity.given,
         defaults=identity.left,
         seed=seed,
-        torch_version=_torch_version(),
+        torch_version=version_of("torch"),
         created=now(),
     )
 
@@ -282,8 +282,9 @@ def refuse_newer(path: Path, version: object) -> None:
         )
 
 
-def _torch_version() -> str | None:
+def version_of(distribution: str) -> str | None:
+    """The version of an installed package, None if it isn't."""
     try:
-        return metadata.version("torch")
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from llmctl.errors import InputError
+from llmctl.errors import InputError, read_errors_naming
 from llmctl.parsing import Malformed, parse_json
 
 Metrics = dict[str, Any]
@@ -103,10 +103,8 @@ def _opened(path: Path) -> IO[bytes]:
     """A log as a file. Raises InputError for what can't be read, or not to its end."""
     if not os.path.isfile(path):
         raise InputError(f"{path} is a folder or a device, where a log was expected; move it away")
-    try:
+    with read_errors_naming(path):
         return path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}") from None
 
 
 def _within(

@@ -150,7 +150,7 @@ class PartsFolder:
             f"part {number}/{of} of shards {self.name} is being written by another process; "
             "wait until it is done"
         )
-        return file_lock(self._lock(number), busy)
+        return file_lock(self.folder / "locks" / f"part-{number:05d}.lock", busy)
 
     def remove(self) -> None:
         """Remove all parts, in one's turn. Raises BusyError if one is being written."""
@@ -188,9 +188,6 @@ class PartsFolder:
     def _drop(self, number: int, reason: str) -> InputError:
         shutil.rmtree(self.part(number), ignore_errors=True)
         return InputError(f"{reason}; that part was removed: run it again")
-
-    def _lock(self, number: int) -> Path:
-        return self.folder / "locks" / f"part-{number:05d}.lock"
 
 
 def write_plan(folder: Path, plan: Plan) -> None:

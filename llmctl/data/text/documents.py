@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -24,7 +24,7 @@ from llmctl.data.text.kinds import look_at
 from llmctl.data.text.plain import UNITS, PlainText, read_plain, refuse_longer, with_newlines
 from llmctl.data.text.python_corpora import python_code, python_docs
 from llmctl.data.text.sources import find, is_stream
-from llmctl.errors import InputError, UsageError, did_you_mean
+from llmctl.errors import InputError, UsageError, did_you_mean, read_errors_naming
 from llmctl.workspace.files import sha256_file
 from llmctl.workspace.names import slug
 
@@ -156,7 +156,7 @@ class Corpus:
         if number not in self._digests:
             file = self._files[number]
             if isinstance(file, Path):
-                with _named(file):
+                with read_errors_naming(file):
                     digest = sha256_file(file)
                 self._digests[number] = digest, digest.encode()
             else:
@@ -190,7 +190,7 @@ class Corpus:
         files: list[Path | str] = []
         unknown = []
         for file in found.files:
-            with _named(file):
+            with read_errors_naming(file):
                 if is_stream(file):
                     files.append(self._spooled(str(file)))
                     continue
@@ -214,7 +214,7 @@ class Corpus:
 
     def _size(self, file: Path | str) -> int:
         if isinstance(file, Path):
-            with _named(file):
+            with read_errors_naming(file):
                 return file.stat().st_size
         return sum(len(text) for _, text in PYTHON_CORPORA[file]())
 
@@ -301,12 +301,3 @@ class CorpusPart:
                     self.before += 1
                 elif document.text:
                     yield document
-
-
-@contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Turns what the system says about a file into an error that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{file} can't be read: {error.strerror}") from None

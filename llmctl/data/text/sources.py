@@ -18,7 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from llmctl.data.text.files import is_readable, kind_of_suffix
-from llmctl.errors import InputError
+from llmctl.errors import InputError, read_errors_naming
 from llmctl.parsing import read_json_object
 
 EVERY_LEVEL = "**"
@@ -145,10 +145,8 @@ def _tree(tops: Sequence[str]) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
     folders, links = list(reversed(tops)), list[str]()
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
-        try:
+        with read_errors_naming(folder):
             status = os.stat(folder or os.curdir)
-        except OSError as error:
-            raise InputError(f"{folder} can't be read: {error.strerror}") from None
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))

@@ -252,18 +252,15 @@ def _learn(
         identity=identity,
         seed=None,
     )
-    vocab_size = (
-        None
-        if config.tokenizer == "characters"
-        else config.vocab_size or _default_vocabulary(corpus.total_bytes)
-    )
+    usual = (n for most, n in VOCABULARY_STEPS if corpus.total_bytes <= most)
+    vocab_size = config.vocab_size or next(usual, LARGEST_VOCABULARY)
     with workspace.publish(manifest) as (folder, summary):
         texts = _Texts(corpus, reporter)
         started = time.perf_counter()
         learned = tokenizers.learn(
             config.tokenizer,
             texts,
-            vocab_size,
+            None if config.tokenizer == "characters" else vocab_size,
             cased=bool(config.cased),
             split_pattern=config.split_pattern,
             exact=config.vocab_size is not None,
@@ -297,7 +294,3 @@ class _Texts:
                     "learning the vocabulary", document.position, self._corpus.total_bytes
                 )
                 yield document.text
-
-
-def _default_vocabulary(corpus_bytes: int) -> int:
-    return next((n for most, n in VOCABULARY_STEPS if corpus_bytes <= most), LARGEST_VOCABULARY)
