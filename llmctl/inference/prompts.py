@@ -44,7 +44,7 @@ from llmctl.data.tables.labelled import (
 )
 from llmctl.data.tables.rows import RowReader
 from llmctl.data.text.decoding import DEFAULT, ReadOptions
-from llmctl.data.text.files import STDIN, format_of
+from llmctl.data.text.files import is_table
 from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
 from llmctl.parsing import Malformed, parse_toml
 from llmctl.tokenizers.sandbox import BoundedEnvironment
@@ -217,8 +217,8 @@ def find_columns(
     Raises InputError for a column that isn't there, UsageError where several would do.
     """
     names: list[str] = []
-    if not _is_lines(path):
-        requested = [name for name in (text_column, text_pair_column, label_column) if name]
+    if is_table(path):
+        requested = (text_column, text_pair_column, label_column)
         names = _reader(path, template, requested, reading).columns
     label = label_column or next((name for name in names if name.lower() in LABEL_NAMES), None)
     given = text_column or text_pair_column
@@ -239,12 +239,12 @@ def read_rows(
     path: Path, template: PromptTemplate, columns: Columns, *, reading: ReadOptions = DEFAULT
 ) -> Iterator[PromptRow]:
     """The rows of a table, or the lines of a text, for a template."""
-    if _is_lines(path):
+    if not is_table(path):
         for example in read_examples(path, columns, reading=reading):
             yield PromptRow({TEXT: example.text}, None, example.source)
         return
-    wanted = [*columns.text, columns.text_pair, columns.label]
-    reader = _reader(path, template, [name for name in wanted if name], reading)
+    wanted = (*columns.text, columns.text_pair, columns.label)
+    reader = _reader(path, template, wanted, reading)
     for row in reader:
         example = example_of(row, columns)
         # Numbers are no names that a template could ask for.
@@ -304,12 +304,8 @@ def write_prompts(
         yield Prompt(template.prompt(kept, question), row, count - len(kept))
 
 
-def _is_lines(path: Path) -> bool:
-    return path == STDIN or format_of(path) == ".txt"
-
-
 def _reader(
-    path: Path, template: PromptTemplate, requested: Sequence[str], reading: ReadOptions
+    path: Path, template: PromptTemplate, requested: Sequence[str | None], reading: ReadOptions
 ) -> RowReader:
     known = KNOWN | {field.lower() for field in template.fields}
     return RowReader(path, requested=requested, known=known, reading=reading)

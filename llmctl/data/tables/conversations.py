@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from llmctl.data.tables.rows import Row, RowReader
 from llmctl.data.text.decoding import DEFAULT, ReadOptions
-from llmctl.data.text.files import ROW_SUFFIXES, format_of
+from llmctl.data.text.files import is_table
 from llmctl.errors import InputError, did_you_mean
 
 Role = Literal["system", "user", "assistant"]
@@ -112,7 +112,7 @@ def read_conversations(path: Path, *, reading: ReadOptions = DEFAULT) -> Iterato
     Raises InputError naming the line or the entry for one that isn't understood, and if there are
     entries and none can be learned from.
     """
-    if format_of(path) not in ROW_SUFFIXES:
+    if not is_table(path):
         raise InputError(f"{path} is plain text; give a JSON, JSONL, Parquet or CSV file")
     left_out: list[str] = []
     shortened: list[str] = []

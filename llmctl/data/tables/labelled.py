@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from llmctl.data.tables.rows import Row, RowReader
 from llmctl.data.text.decoding import DEFAULT, ReadOptions, text_lines
-from llmctl.data.text.files import STDIN, format_of, named, split_columns
+from llmctl.data.text.files import by_lower, is_table, named, split_columns
 from llmctl.errors import InputError, UsageError, did_you_mean
 
 LABEL_NAMES = (
@@ -84,14 +84,15 @@ def resolve_columns(
     several would do.
     """
     text = split_columns(text_column)
-    if _is_lines(path):
+    if not is_table(path):
         if need_label:
             raise InputError(
                 f"{named(path)} is plain text and has no labels; give a CSV, TSV, JSONL or Parquet "
                 "file"
             )
         return Columns(("text",), None, None)
-    reader = _reader(path, (*text, text_pair_column, label_column), reading)
+    named_columns = (*text, text_pair_column, label_column)
+    reader = RowReader(path, requested=named_columns, known=KNOWN, reading=reading)
     if not reader.columns:
         raise InputError(f"{path} has no rows; give a file with examples")
     # 1. What is named.
@@ -100,7 +101,6 @@ def resolve_columns(
     label = label_column and reader.column("--label-column", label_column)
     # A column without a name is an index that some writers put first.
     names = reader.named
-    chosen = label is not None
     # 2. The label, by its name, else by what stands in the columns.
     if label is None:
         label = _first(LABEL_NAMES, reader, "--label-column", (*text, pair))
@@ -121,7 +121,7 @@ def resolve_columns(
     # 3. The text, or both.
     if not text:
         rest = [name for name in names if name not in (label, pair)]
-        lower = {name.lower(): name for name in reversed(rest)}
+        lower = by_lower(rest)
         obvious = next((p for p in PAIR_NAMES if p[0] in lower and p[1] in lower), None)
         if obvious and pair is None:
             for name in obvious:
@@ -137,13 +137,15 @@ def resolve_columns(
             )
         else:
             _ask(reader)
-    return Columns(text, pair, label if need_label or chosen else None)
+    return Columns(text, pair, label if need_label or label_column else None)
 
 
 def column_names(path: Path, wanted: Sequence[str], reading: ReadOptions = DEFAULT) -> list[str]:
     """The columns of a table, their names or their positions, as it is read when those wanted are
     asked for; none for plain text."""
-    return [] if _is_lines(path) else _reader(path, tuple(wanted), reading).columns
+    if not is_table(path):
+        return []
+    return RowReader(path, requested=wanted, known=KNOWN, reading=reading).columns
 
 
 def read_examples(
@@ -154,11 +156,12 @@ def read_examples(
     Raises InputError, naming the line, for a row without the label that is asked for. A row without
     text is given with an empty one, so that the caller can count it or answer row by row.
     """
-    if _is_lines(path):
+    if not is_table(path):
         for number, (line, _) in enumerate(text_lines(path, reading), 1):
             yield Example(line.strip(), None, None, f"{named(path)}:{number}")
         return
-    reader = _reader(path, (*columns.text, columns.text_pair, columns.label), reading)
+    chosen = (*columns.text, columns.text_pair, columns.label)
+    reader = RowReader(path, requested=chosen, known=KNOWN, reading=reading)
     wanted = Columns(
         tuple(reader.column("--text-column", name) for name in columns.text),
         columns.text_pair and reader.column("--text-pair-column", columns.text_pair),
@@ -179,15 +182,6 @@ def example_of(row: Row, columns: Columns) -> Example:
     if columns.label is not None:
         label = _label(row.values.get(columns.label), row.source, columns.label)
     return Example(text, pair, label, row.source)
-
-
-def _is_lines(path: Path) -> bool:
-    return path == STDIN or format_of(path) == ".txt"
-
-
-def _reader(path: Path, wanted: tuple[str | None, ...], reading: ReadOptions) -> RowReader:
-    requested = tuple(name for name in wanted if name)
-    return RowReader(path, requested=requested, known=KNOWN, reading=reading)
 
 
 def _first(

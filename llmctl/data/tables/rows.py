@@ -43,15 +43,15 @@ class Row:
 class RowReader:
     """The rows of a table file.
 
-    requested: columns that the user named, or numbered from 1. known: names that columns of such a
-    table often have.
+    requested: columns that the user named, or numbered from 1; None is none. known: names that
+    columns of such a table often have.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        requested: Sequence[str] = (),
+        requested: Sequence[str | None] = (),
         known: frozenset[str] = frozenset(),
         reading: ReadOptions = DEFAULT,
     ) -> None:
@@ -63,7 +63,7 @@ class RowReader:
         self.first_row: list[str] = []
         """Cells of a CSV's or TSV's first row, header or not; for messages."""
         if self._format in (".csv", ".tsv"):
-            self._begin_delimited(requested, known)
+            self._begin_delimited([name for name in requested if name], known)
         elif self._format in COLUMNAR:
             self.names = ColumnarFile(path, reading.errors).names()
         else:

@@ -16,7 +16,7 @@ from typing import NoReturn
 from llmctl.data.tables.labelled import Columns, Example, read_examples
 from llmctl.data.tables.rows import Row, RowReader
 from llmctl.data.text.decoding import DEFAULT, ReadOptions
-from llmctl.data.text.files import ROW_SUFFIXES, format_of, named
+from llmctl.data.text.files import by_lower, is_table, named
 from llmctl.errors import InputError, UsageError
 
 PAIR_NAMES = (
@@ -70,7 +70,7 @@ def resolve_pair_columns(
     Of two columns without a header the first is the source. Raises InputError if a named column
     isn't there, UsageError where several would do.
     """
-    if not _is_table(path):
+    if not is_table(path):
         for option, given in (
             ("--source-column", source_column),
             ("--target-column", target_column),
@@ -80,7 +80,8 @@ def resolve_pair_columns(
                     f"{option} {given!r} is for tables, and {path} is plain text; leave it out"
                 )
         return None
-    reader = _reader(path, source_column, target_column, reading)
+    both = (source_column, target_column)
+    reader = RowReader(path, requested=both, known=KNOWN, reading=reading)
     names = reader.columns
     if not names:
         raise InputError(f"{path} has no rows; give a file with pairs")
@@ -106,9 +107,9 @@ def pair_column_names(
 ) -> list[str]:
     """The columns of a table, their names or their positions, as it is read when those wanted are
     asked for; none for plain text."""
-    if not _is_table(path):
+    if not is_table(path):
         return []
-    return RowReader(path, requested=tuple(wanted), known=KNOWN, reading=reading).columns
+    return RowReader(path, requested=wanted, known=KNOWN, reading=reading).columns
 
 
 def read_pairs(
@@ -148,21 +149,12 @@ def read_pairs(
                 "line, or a table with source and target"
             )
         return _sources(data, reading)
-    if _is_table(target_file):
+    if is_table(target_file):
         raise InputError(
             f"--target {target_file} is a table, and {data} is plain text; give a text file with "
             "a target a line, or one table with source and target"
         )
     return _aligned(data, target_file, reading)
-
-
-def _is_table(path: Path) -> bool:
-    return format_of(path) in ROW_SUFFIXES
-
-
-def _reader(path: Path, source: str | None, target: str | None, reading: ReadOptions) -> RowReader:
-    requested = tuple(name for name in (source, target) if name is not None)
-    return RowReader(path, requested=requested, known=KNOWN, reading=reading)
 
 
 def _chosen(
@@ -192,7 +184,7 @@ def _known_pair(
     names: list[str], source: str | None, target: str | None
 ) -> tuple[str | None, str | None]:
     """The first of PAIR_NAMES of which both are there, with the one that is given if one is."""
-    lower = _by_lower(names)
+    lower = by_lower(names)
     for first, second in PAIR_NAMES:
         found = lower.get(first), lower.get(second)
         if None not in found and source in (None, found[0]) and target in (None, found[1]):
@@ -201,14 +193,9 @@ def _known_pair(
 
 
 def _first_or_only(candidates: tuple[str, ...], names: list[str]) -> str | None:
-    lower = _by_lower(names)
+    lower = by_lower(names)
     found = next((lower[name] for name in candidates if name in lower), None)
     return names[0] if found is None and len(names) == 1 else found
-
-
-def _by_lower(names: list[str]) -> dict[str, str]:
-    """By names in lower case; the first of equals."""
-    return {name.lower(): name for name in reversed(names)}
 
 
 def _ask(reader: RowReader, source: str | None, target: str | None, need_target: bool) -> NoReturn:
@@ -231,7 +218,7 @@ def _ask(reader: RowReader, source: str | None, target: str | None, need_target:
 def _rows(path: Path, columns: PairColumns, reading: ReadOptions) -> Iterator[Pair]:
     named = [name for name in (columns.source, columns.target) if name is not None]
     row = None
-    for row in _reader(path, columns.source, columns.target, reading).rows(named):
+    for row in RowReader(path, requested=named, known=KNOWN, reading=reading).rows(named):
         source, target = _text(row, columns.source, "--source-column"), None
         if columns.target is not None:
             target = _text(row, columns.target, "--target-column")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from llmctl.data.tables.rows import RowReader
 from llmctl.data.text.decoding import DEFAULT, ReadOptions
-from llmctl.data.text.files import format_of, is_readable, split_columns
+from llmctl.data.text.files import by_lower, is_readable, is_table, split_columns
 from llmctl.data.text.kinds import look_at
 from llmctl.data.text.plain import UNITS, PlainText, read_plain, refuse_longer, with_newlines
 from llmctl.data.text.python_corpora import python_code, python_docs
@@ -224,10 +224,10 @@ class Corpus:
             for name, text in PYTHON_CORPORA[file]():
                 position += len(text)
                 yield text, name, position
-        elif format_of(file) == ".txt":
-            yield from read_plain(file, self._unit, self._reading, self.plain)
-        else:
+        elif is_table(file):
             yield from self._read_rows(file, after)
+        else:
+            yield from read_plain(file, self._unit, self._reading, self.plain)
 
     def _read_rows(self, file: Path, after: int) -> Iterator[tuple[str, str, int]]:
         reader = RowReader(
@@ -238,7 +238,7 @@ class Corpus:
         )
         if not reader.columns:
             return
-        lower = {name.lower(): name for name in reversed(reader.names)}
+        lower = by_lower(reader.names)
         guessed = next((lower[name] for name in TEXT_COLUMNS if name in lower), "")
         if not self._columns and not guessed and not reader.has_header:
             raise InputError(

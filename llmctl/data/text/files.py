@@ -41,6 +41,11 @@ def format_of(path: Path) -> str:
     return ending if ending in ROW_SUFFIXES else ".txt"
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file has rows by its name; else it is read as plain text, as standard input is."""
+    return format_of(path) in ROW_SUFFIXES
+
+
 def is_readable(path: Path) -> bool:
     """Whether a file of a folder is one that we know by its name."""
     return _endings(path)[0] in (*TEXT_SUFFIXES, *ROW_SUFFIXES)
@@ -114,6 +119,11 @@ def split_columns(option: str | tuple[str, ...] | None) -> tuple[str, ...]:
     if not all(names):
         raise UsageError(f"column {option!r} has an empty name; write for example title,text")
     return names
+
+
+def by_lower(names: Sequence[str]) -> dict[str, str]:
+    """Names by themselves in lower case; the first of equals."""
+    return {name.lower(): name for name in reversed(names)}
 
 
 def keys_of(names: Sequence[str]) -> list[str]:
