@@ -581,7 +581,7 @@ def test_another_tokenizer_under_the_same_name(tmp_path: Path):
 def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sources, root = corpus_of(tmp_path / "c", "jsonl"), tmp_path / "w"
     part(root, sources, config_of(), "1/2")
-    monkeypatch.setattr(stage, "__version__", "99.0")
+    monkeypatch.setattr("llmctl.stages.tokenize.plan.__version__", "99.0")
     with pytest.raises(UsageError, match=r"and this is 99\.0"):
         part(root, sources, config_of(), "2/2")
 
