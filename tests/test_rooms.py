@@ -38,13 +38,11 @@ LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
 
 TOO_LONG = {
     "cli.finetune:command": "to go with the options that come from tasks' configurations",
-    "models.layers.attention": "to be divided: the equation, and the kernels for it",
     "models.llama": "to be divided: the network, and the configurations of its kin",
     "stages.budget": "to go with the search for a budget",
     "stages.finetune": "to become stages/train.py",
     "stages.plan:plan_pretraining": "to become one plan of all trainings",
     "stages.pretrain:pretrain": "to become stages/train.py",
-    "tasks.causal_lm.evaluate": "to be divided by what is measured",
     "training.run": "to be divided: what a run is, and how it goes",
     "training.run:_train": "to be divided: what a run is, and how it goes",
     "training.run:run_training": "to be divided: what a run is, and how it goes",
