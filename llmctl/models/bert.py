@@ -29,7 +29,7 @@ from llmctl.models.layers.kernels import residual
 from llmctl.models.layers.packing import Texts
 from llmctl.models.scaling import CAUSAL
 from llmctl.models.spec import HUGGING_FACE, MOST_LAYERS, Backbone, ModelConfig, ModelSpec
-from llmctl.models.weight_map import BOTH, Fuse, Rename, WeightMap
+from llmctl.models.weight_map import BOTH, Copy, Fuse, Rename, WeightMap
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Sizes of Turc et al. 2019 (arXiv:1908.08962), table 1, and of BERT-base; heads are 64 wide.
@@ -153,6 +153,7 @@ class Bert(Backbone):
         return x_BTD
 
 
+_POOLER = Rename("pooler", "bert.pooler.dense", BOTH)
 WEIGHTS = WeightMap(
     "a BERT",
     "bert.",
@@ -177,6 +178,19 @@ WEIGHTS = WeightMap(
             }.items()
         ),
     ),
+    {
+        "masked_lm": (
+            Rename("transform", "cls.predictions.transform.dense", BOTH),
+            Rename("transform_norm", "cls.predictions.transform.LayerNorm", BOTH),
+            _POOLER,
+            Rename("next_sentence", "cls.seq_relationship", BOTH),
+            Rename("output_bias", "cls.predictions.bias", ()),
+            # Where they are not tied, transformers adds the layer's own bias, and keeps both.
+            Rename("output", "cls.predictions.decoder", where="not tie_embeddings"),
+            Copy("output_bias", "cls.predictions.decoder.bias", (), "not tie_embeddings"),
+        ),
+        "classify": (_POOLER, Rename("output", "classifier", BOTH)),
+    },
 )
 """The names of Hugging Face's."""
 

@@ -14,6 +14,7 @@ from llmctl.models.layers.cross_attention import Source
 from llmctl.models.layers.initialisation import initialise
 from llmctl.models.layers.packing import Texts
 from llmctl.models.spec import Backbone, ModelConfig
+from llmctl.models.weight_map import Rename
 
 
 class DecoderConfig(ModelConfig):
@@ -54,6 +55,13 @@ class DecoderConfig(ModelConfig):
             like=like,
             starts_B=starts_B,
         )
+
+
+HEADS = {
+    "causal_lm": (Rename("output", "lm_head", where="not tie_embeddings"),),
+    "classify": (Rename("output", "score"),),
+}
+"""Hugging Face's names of what stands on every decoder."""
 
 
 class Decoder(Backbone):

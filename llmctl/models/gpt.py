@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldTable, Read
-from llmctl.models.decoder import Decoder, DecoderConfig, start_decoder
+from llmctl.models.decoder import HEADS, Decoder, DecoderConfig, start_decoder
 from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.cache import KeyValueCache
 from llmctl.models.layers.context import Context, context
@@ -166,6 +166,7 @@ WEIGHTS = WeightMap(
         Transpose("blocks.{}.feed_forward.expand", "transformer.h.{}.mlp.c_fc", BOTH),
         Transpose("blocks.{}.feed_forward.contract", "transformer.h.{}.mlp.c_proj", BOTH),
     ),
+    HEADS,
 )
 """The names of Hugging Face's."""
 

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
-from llmctl.models.decoder import Decoder, DecoderConfig
+from llmctl.models.decoder import HEADS, Decoder, DecoderConfig
 from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.cache import KeyValueCache
 from llmctl.models.layers.context import Context, context
@@ -192,6 +192,7 @@ WEIGHTS = WeightMap(
         Rename("blocks.{}.feed_forward.expand", "model.layers.{}.mlp.fc1"),
         Rename("blocks.{}.feed_forward.contract", "model.layers.{}.mlp.fc2"),
     ),
+    HEADS,
 )
 """The names of Hugging Face's."""
 

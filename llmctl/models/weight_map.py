@@ -12,8 +12,8 @@ import of theirs, and their exact inverse relation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,9 +34,23 @@ class Rule(ABC):
     theirs: str | tuple[str, ...]
     """The name elsewhere, or the names of several modules."""
     parts: tuple[str, ...] = ("weight",)
-    """The tensors of the module."""
+    """The tensors of the module; (): the names are those of tensors."""
     where: str = ""
-    """A field of the configuration that is true where there is such a module; "": always."""
+    """A field of the configuration that is true where there is such a module, or "not " and one
+    that is false; "": always."""
+
+    def holds(self, config: Any) -> bool:
+        """Whether there is such a module in networks of a configuration."""
+        field = self.where.removeprefix("not ")
+        return not field or bool(getattr(config, field)) == (field == self.where)
+
+    def tensors(self, num_layers: int) -> Iterator[tuple[str, list[str]]]:
+        """The name of each tensor of ours, and its names elsewhere."""
+        theirs = (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+        for layer in range(num_layers) if "{}" in self.ours else (0,):
+            for part in [f".{part}" for part in self.parts] or [""]:
+                names = [name.format(layer) + part for name in theirs]
+                yield self.ours.format(layer) + part, names
 
     @abstractmethod
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
@@ -55,6 +69,13 @@ class Rename(Rule):
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         return tensors[0]
+
+
+class Copy(Rename):
+    """The same tensors once more."""
+
+    def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
+        return [tensor.clone()]
 
 
 class Transpose(Rule):
@@ -93,12 +114,14 @@ class WeightMap:
     prefix: str
     """What the names begin with where heads stand beside the network; a bare one's don't."""
     rules: tuple[Rule, ...]
+    heads: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    """By what a model does: the names of what stands on the network, as far as it has it."""
 
     def export_tensors(self, state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
         """A network's state dict in the format's names."""
         return {
             name: tensor
-            for rule, ours, theirs in self._tensors(config)
+            for rule, ours, theirs in _tensors(self.rules, config)
             for name, tensor in zip(theirs, rule.split(state[ours], config), strict=True)
         }
 
@@ -109,19 +132,41 @@ class WeightMap:
         """
         return {
             ours: rule.join([self._take(tensors, name) for name in theirs])
-            for rule, ours, theirs in self._tensors(config)
+            for rule, ours, theirs in _tensors(self.rules, config)
         }
 
-    def _tensors(self, config: Any) -> Iterator[tuple[Rule, str, list[str]]]:
-        """Each tensor of ours with its rule and its names elsewhere."""
-        for rule in self.rules:
-            if rule.where and not getattr(config, rule.where):
-                continue
-            theirs = (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
-            for layer in range(config.num_layers) if "{}" in rule.ours else (0,):
-                for part in rule.parts:
-                    names = [f"{name.format(layer)}.{part}" for name in theirs]
-                    yield rule, f"{rule.ours.format(layer)}.{part}", names
+    def export_head(self, task: str, state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+        """What a model's state dict has beside the network, in the format's names."""
+        return {
+            name: tensor
+            for rule, ours, theirs in _tensors(self.heads[task], config)
+            if ours in state
+            for name, tensor in zip(theirs, rule.split(state[ours], config), strict=True)
+        }
+
+    def import_head(
+        self, task: str, tensors: Mapping[str, Tensor], config: Any
+    ) -> dict[str, Tensor]:
+        """The inverse of ``export_head``, of what is there."""
+        return {
+            ours: rule.join([tensors[name] for name in theirs])
+            for rule, ours, theirs in _tensors(self.heads[task], config)
+            if all(name in tensors for name in theirs)
+        }
+
+    def head_names(self, task: str) -> dict[str, str]:
+        """Ours by each name that may stand beside a network of a task."""
+        return {
+            name: ours
+            for rule in self.heads.get(task, ())
+            for ours, theirs in rule.tensors(0)
+            for name in theirs
+        }
+
+    def name_of(self, ours: str, config: Any, task: str | None = None) -> str:
+        """The name elsewhere of a tensor of the network, or of what stands on it for a task."""
+        rules = self.rules if task is None else self.heads[task]
+        return next(t[0] for _, name, t in _tensors(rules, config) if name == ours)
 
     def _take(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
         for candidate in (name, name.removeprefix(self.prefix)):
@@ -130,3 +175,11 @@ class WeightMap:
         raise InputError(
             f"the model file has no tensor {name}; it is not {self.what} of this shape"
         )
+
+
+def _tensors(rules: Iterable[Rule], config: Any) -> Iterator[tuple[Rule, str, list[str]]]:
+    """Each tensor of ours with its rule and its names elsewhere."""
+    for rule in rules:
+        if rule.holds(config):
+            for ours, theirs in rule.tensors(config.num_layers):
+                yield rule, ours, theirs

@@ -14,7 +14,7 @@ from llmctl.formats.huggingface.model_folder import read_model_folder, write_mod
 from llmctl.formats.peft.adapter_folder import write_adapter_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
-from llmctl.models.heads.classify import Classifier, head_tensors
+from llmctl.models.heads.classify import Classifier
 from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.training.adapters.lora import LoraConfig, add_lora, additions, merge
 
@@ -51,7 +51,7 @@ def adapted(name: str, folder: Path, targets: tuple[str, ...]) -> None:
         body=model.body.state_dict(),  # type: ignore[operator]
         architecture=architecture,
         model_config=config,
-        heads=head_tensors(model) if isinstance(model, Classifier) else {},
+        heads=architecture.export_head("classify", model) if isinstance(model, Classifier) else {},
         rank=RANK,
         alpha=ALPHA,
         dropout=0.0,

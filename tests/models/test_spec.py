@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from llmctl.models import ARCHITECTURES
 from llmctl.models.decoder import Decoder, DecoderConfig
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.classify import Classifier
+from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.spec import Backbone, ModelConfig, backbones, layers_of, roles_of
 from llmctl.tasks import PRETRAINING
 
@@ -91,6 +95,26 @@ def test_an_entry_is_whole(arch: str):
     assert (spec.kind == "decoder") == issubclass(spec.config, DecoderConfig)
     assert (spec.kind == "decoder") == issubclass(spec.build, Decoder)
     assert backbones(small(arch)).keys() == {""}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_what_stands_on_a_backbone_leads_back(arch: str):
+    """Of each task that it has names for, with an output layer of its own."""
+    spec = ARCHITECTURES[arch]
+    config = small(arch).config.replace(tie_embeddings=False)
+    models: dict[str, Callable[[], nn.Module]] = {
+        "classify": lambda: Classifier(spec.build(config), 3),
+        spec.task: lambda: (MaskedLM if spec.kind == "encoder" else CausalLM)(spec.build(config)),
+    }
+    assert models.keys() == spec.weights["huggingface"].heads.keys()
+    for task, make in models.items():
+        model, again = make(), make()
+        tensors = spec.export_model(task, model)
+        beside = tensors.keys() - spec.export_tensors(model.body.state_dict(), config).keys()  # type: ignore[operator]
+        assert beside == spec.head_names(task).keys()
+        spec.import_model(task, again, tensors)
+        for name, value in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value), name
 
 
 @cache

@@ -17,8 +17,6 @@ from torch import nn
 from llmctl import tokenizers
 from llmctl.errors import InputError, did_you_mean
 from llmctl.formats.huggingface.purposes import (
-    CLASS_HEADS,
-    HEADS,
     TASK,
     Purpose,
     PurposeError,
@@ -94,7 +92,7 @@ class ModelFolder:
         """Names of the classes by number, if this is a classifier."""
         if self.kind != "classify":
             return None
-        count = next(self.tensors.shapes[name][0] for name in CLASS_HEADS if name in self.tensors)
+        count = self.tensors.shapes[self.architecture.class_layer][0]
         try:
             return names_of_labels(self.fields, count)
         except PurposeError as error:
@@ -325,9 +323,9 @@ def read_model_folder(path: Path) -> ModelFolder:
     try:
         check_sizes(config, weights.shapes)
         if fields is described and purpose.kind is not None:
-            heads = HEADS[architecture.task][purpose.kind]
+            heads = architecture.head_names(purpose.kind)
             check_body(architecture, config, weights.shapes, heads)
-            if purpose.kind == "classify" and not set(CLASS_HEADS) & weights.shapes.keys():
+            if purpose.kind == "classify" and architecture.class_layer not in weights.shapes:
                 raise ValueError("it has no layer that gives classes")
     except ValueError as error:
         raise _not_the_model(weights.files[0], error) from None

@@ -19,24 +19,6 @@ TASK = "llmctl_task"
 """The field of config.json that says what a model of llmctl does."""
 KINDS = ("classify", "masked_lm", "causal_lm", "seq2seq")
 
-CLASS_HEADS = ("classifier.weight", "score.weight")
-"""The last layer of an encoder's and of a decoder's classifier."""
-_POOLER = [f"bert.pooler.dense.{part}" for part in ("weight", "bias")]
-_MASKED = [
-    *(f"cls.predictions.transform.{layer}.{part}"
-      for layer in ("dense", "LayerNorm") for part in ("weight", "bias")),
-    "cls.predictions.bias", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias",
-    "cls.seq_relationship.weight", "cls.seq_relationship.bias",
-]  # fmt: skip
-HEADS: Mapping[str, Mapping[str, list[str]]] = {
-    "masked_lm": {
-        "masked_lm": [*_POOLER, *_MASKED],
-        "classify": [*_POOLER, "classifier.weight", "classifier.bias"],
-    },
-    "causal_lm": {"causal_lm": ["lm_head.weight"], "classify": ["score.weight"]},
-}
-"""Names of tensors beside the body, by the architecture's objective and what the model does."""
-
 _ENDINGS = {
     "forsequenceclassification": "classify",
     "formaskedlm": "masked_lm",
@@ -79,8 +61,8 @@ def purpose_of(
         return Purpose(task)
     given = fields.get("architectures")
     if given is None or given == []:
-        head = next((name for name in CLASS_HEADS if name in shapes), None)
-        if head is None:
+        head = architecture.class_layer
+        if head not in shapes:
             return Purpose(architecture.task)
         return Purpose(
             None,
@@ -109,7 +91,7 @@ def _of_class(
         return Purpose(None, f"it is a {name}, and what that answers is not supported")
     if kind == "classify":
         problem, labels = fields.get("problem_type"), fields.get("id2label")
-        count = next((shapes[head][0] for head in CLASS_HEADS if shapes.get(head)), 0)
+        count = (shapes.get(architecture.class_layer) or (0,))[0]
         if problem not in (None, "single_label_classification"):
             return Purpose(
                 None,

@@ -44,17 +44,9 @@ class CausalLM(nn.Module):
         return logits_MV if cap is None else cap * torch.tanh(logits_MV / cap)
 
 
-HEAD_NAME = "lm_head.weight"
-
-
 def to_hugging_face(model: CausalLM, architecture: ModelSpec) -> dict[str, Tensor]:
     """Tensors in the names of Hugging Face's class for causal language modelling."""
-    state = model.state_dict()
-    body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
-    tensors = architecture.export_tensors(body, model.body.config)
-    if model.output is not None:
-        tensors[HEAD_NAME] = state["output.weight"]
-    return tensors
+    return architecture.export_model("causal_lm", model)
 
 
 def from_hugging_face(
@@ -65,13 +57,9 @@ def from_hugging_face(
     Raises InputError if the output layer is not there.
     """
     model = CausalLM(body)
-    imported = architecture.import_tensors(tensors, model.body.config)
-    state = {f"body.{k}": v for k, v in imported.items()}
-    if model.output is not None:
-        if HEAD_NAME not in tensors:
-            raise InputError(
-                "the model has no output layer for the next token; give --from a pretrained run"
-            )
-        state["output.weight"] = tensors[HEAD_NAME]
-    model.load_state_dict(state)
+    if model.output is not None and not architecture.head_parts("causal_lm", tensors):
+        raise InputError(
+            "the model has no output layer for the next token; give --from a pretrained run"
+        )
+    architecture.import_model("causal_lm", model, tensors)
     return model

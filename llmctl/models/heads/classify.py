@@ -67,31 +67,9 @@ class Classifier(nn.Module):
         return self.output(self.dropout(summary_BD))
 
 
-CLASS_HEADS = ("classifier.weight", "score.weight")
-"""In Hugging Face's names, the last layer of an encoder's and of a decoder's classifier."""
-
-
-_ENCODER_HEAD = {
-    f"{ours}.{kind}": f"{theirs}.{kind}"
-    for ours, theirs in {"pooler": "bert.pooler.dense", "output": "classifier"}.items()
-    for kind in ("weight", "bias")
-}
-
-
-_DECODER_HEAD = {"output.weight": "score.weight"}
-
-
 def to_hugging_face(model: Classifier, architecture: ModelSpec) -> dict[str, Tensor]:
     """Tensors in the names of Hugging Face's class for sequence classification."""
-    body = model.body.state_dict()
-    return {**architecture.export_tensors(body, model.body.config), **head_tensors(model)}
-
-
-def head_tensors(model: Classifier) -> dict[str, Tensor]:
-    """What stands on the body, in the same names."""
-    state = model.state_dict()
-    head = _DECODER_HEAD if model.causal else _ENCODER_HEAD
-    return {theirs: state[ours] for ours, theirs in head.items()}
+    return architecture.export_model("classify", model)
 
 
 def from_hugging_face(
@@ -101,18 +79,10 @@ def from_hugging_face(
 
     Raises InputError if the model is not a classifier.
     """
-    last = next((name for name in CLASS_HEADS if name in tensors), None)
-    if last is None:
+    if "output.weight" not in architecture.head_parts("classify", tensors):
         raise InputError("the model is not a classifier; give --from a finetuned run")
-    model = Classifier(body, len(tensors[last]))
-    imported = architecture.import_tensors(tensors, model.body.config)
-    head = _DECODER_HEAD if model.causal else _ENCODER_HEAD
-    model.load_state_dict(
-        {
-            **{f"body.{name}": tensor for name, tensor in imported.items()},
-            **{ours: tensors[theirs] for ours, theirs in head.items()},
-        }
-    )
+    model = Classifier(body, len(tensors[architecture.class_layer]))
+    architecture.import_model("classify", model, tensors)
     return model
 
 
@@ -127,9 +97,8 @@ def start_from(
     """A classifier whose body, and pooler where it was trained, come from a pretrained model."""
     model = Classifier(body, num_classes, dropout=dropout)
     if tensors is not None:
-        body.load_state_dict(architecture.import_tensors(tensors, model.body.config))
-        if model.pooler is not None and "bert.pooler.dense.weight" in tensors:
-            model.pooler.load_state_dict(
-                {kind: tensors[f"bert.pooler.dense.{kind}"] for kind in ("weight", "bias")}
-            )
+        body.load_state_dict(architecture.import_tensors(tensors, body.config))
+        head = architecture.import_head("classify", tensors, body.config)
+        if model.pooler is not None and "pooler.weight" in head:
+            model.pooler.load_state_dict({k: head[f"pooler.{k}"] for k in ("weight", "bias")})
     return model

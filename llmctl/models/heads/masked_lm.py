@@ -7,7 +7,6 @@ D width, M masked tokens, S texts (pairs) in the batch, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,32 +58,10 @@ class MaskedLM(nn.Module):
         return self.next_sentence(torch.tanh(self.pooler(cls_SD)))
 
 
-_HEAD_NAMES = {
-    "transform": "cls.predictions.transform.dense",
-    "transform_norm": "cls.predictions.transform.LayerNorm",
-    "pooler": "bert.pooler.dense",
-    "next_sentence": "cls.seq_relationship",
-}
-
-
-_BIAS, _OUTPUT = "cls.predictions.bias", "cls.predictions.decoder"
-
-
 def to_hugging_face(model: MaskedLM, architecture: ModelSpec) -> dict[str, Tensor]:
-    """Tensors in the names of BertForPreTraining, or of BertForMaskedLM without pair judging."""
-    state = model.state_dict()
-    body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
-    tensors = architecture.export_tensors(body, model.body.config)
-    for ours, theirs in _HEAD_NAMES.items():
-        for kind in ("weight", "bias"):
-            if f"{ours}.{kind}" in state:
-                tensors[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
-    tensors[_BIAS] = state["output_bias"]
-    if model.output is not None:
-        # Where they are not tied, transformers adds the layer's own bias, and keeps both.
-        tensors[f"{_OUTPUT}.weight"] = state["output.weight"]
-        tensors[f"{_OUTPUT}.bias"] = state["output_bias"].clone()
-    return tensors
+    """Tensors in the names of Hugging Face's class for pretraining, or for masked language
+    modelling without pair judging."""
+    return architecture.export_model("masked_lm", model)
 
 
 def from_hugging_face(
@@ -94,26 +71,17 @@ def from_hugging_face(
 
     Raises InputError if the heads of pretraining are not there.
     """
-    if _BIAS not in tensors:
+    parts = architecture.head_parts("masked_lm", tensors)
+    if "output_bias" not in parts:
         raise InputError(
             "the model has no masked-language-model head; give --from a pretrained run"
         )
-    model = MaskedLM(body, next_sentence="cls.seq_relationship.weight" in tensors)
-    state: dict[str, Any] = {
-        f"body.{k}": v for k, v in architecture.import_tensors(tensors, body.config).items()
-    }
-    for ours, theirs in _HEAD_NAMES.items():
-        for kind in ("weight", "bias"):
-            if f"{theirs}.{kind}" in tensors:
-                state[f"{ours}.{kind}"] = tensors[f"{theirs}.{kind}"]
-    state["output_bias"] = tensors[_BIAS]
-    if model.output is not None:
-        if f"{_OUTPUT}.weight" not in tensors:
-            raise InputError(
-                f"the model file has no tensor {_OUTPUT}.weight, though config.json says that "
-                "tie_word_embeddings is false; copy the model's folder again"
-            )
-        state["output.weight"] = tensors[f"{_OUTPUT}.weight"]
-        state["output_bias"] = tensors.get(f"{_OUTPUT}.bias", tensors[_BIAS])
-    model.load_state_dict(state)
+    model = MaskedLM(body, next_sentence="next_sentence.weight" in parts)
+    if model.output is not None and "output.weight" not in parts:
+        name = architecture.name_of("output.weight", body.config, "masked_lm")
+        raise InputError(
+            f"the model file has no tensor {name}, though config.json says that "
+            "tie_word_embeddings is false; copy the model's folder again"
+        )
+    architecture.import_model("masked_lm", model, tensors)
     return model

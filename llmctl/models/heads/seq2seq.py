@@ -118,24 +118,16 @@ ENCODER, DECODER, START = "encoder.", "decoder.", "start.weight"
 _CROSS = "cross_attention."
 
 
-_OUTPUT = "lm_head.weight"
-
-
 def to_tensors(model: Seq2Seq, architecture: ModelSpec) -> dict[str, Tensor]:
     """Tensors by name: the two networks in Hugging Face's names behind ``encoder.`` and
     ``decoder.``, and what others don't have in ours. The embedding is the encoder's."""
-    encoder = architecture.export_tensors(
-        model.body.state_dict(),
-        model.body.config,
-    )
+    encoder = architecture.export_tensors(model.body.state_dict(), model.body.config)
     state = model.decoder.body.state_dict()
-    shared = state[_EMBEDDING]
-    decoder = architecture.export_tensors(state, model.decoder.body.config)
+    decoder = architecture.export_model("causal_lm", model.decoder)
+    del decoder[architecture.name_of(_EMBEDDING, model.body.config)]
+    decoder |= {name: tensor for name, tensor in state.items() if _CROSS in name}
     tensors = {ENCODER + name: tensor for name, tensor in encoder.items()}
-    tensors |= {DECODER + name: tensor for name, tensor in decoder.items() if tensor is not shared}
-    tensors |= {DECODER + name: tensor for name, tensor in state.items() if _CROSS in name}
-    if model.decoder.output is not None:
-        tensors[DECODER + _OUTPUT] = model.decoder.output.weight.detach()
+    tensors |= {DECODER + name: tensor for name, tensor in decoder.items()}
     tensors[START] = model.start.weight.detach()
     return tensors
 
@@ -148,21 +140,17 @@ def from_tensors(model: Seq2Seq, tensors: Mapping[str, Tensor], architecture: Mo
     }
     body = architecture.import_tensors(parts[ENCODER], model.body.config)
     model.body.load_state_dict(body)
-    names = _embedding_name(architecture, model)
+    shared = architecture.name_of(_EMBEDDING, model.body.config)
     decoder = architecture.import_tensors(
-        {**parts[DECODER], names: parts[ENCODER][names]}, model.decoder.body.config
+        {**parts[DECODER], shared: parts[ENCODER][shared]}, model.decoder.body.config
     )
     decoder |= {name: tensor for name, tensor in parts[DECODER].items() if _CROSS in name}
     model.decoder.body.load_state_dict(decoder)
-    for name, module in ((DECODER + _OUTPUT, model.decoder.output), (START, model.start)):
-        if module is not None:
-            if name not in tensors:
-                raise InputError(f"the model file has no tensor {name}; copy the folder again")
-            module.load_state_dict({"weight": tensors[name]})
-
-
-def _embedding_name(architecture: ModelSpec, model: Seq2Seq) -> str:
-    """What Hugging Face calls the token embedding."""
-    state = model.body.state_dict()
-    named = architecture.export_tensors(state, model.body.config)
-    return next(name for name, tensor in named.items() if tensor is state[_EMBEDDING])
+    filled = {START: model.start}
+    if model.decoder.output is not None:
+        output = architecture.name_of("output.weight", model.body.config, "causal_lm")
+        filled[DECODER + output] = model.decoder.output
+    for name, module in filled.items():
+        if name not in tensors:
+            raise InputError(f"the model file has no tensor {name}; copy the folder again")
+        module.load_state_dict({"weight": tensors[name]})

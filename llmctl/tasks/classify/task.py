@@ -27,7 +27,7 @@ from llmctl.formats.huggingface.model_folder import (
     write_model_folder,
 )
 from llmctl.formats.open import LabelledColumns, is_held_out, read_labelled, resolve_labelled
-from llmctl.models.heads.classify import Classifier, head_tensors
+from llmctl.models.heads.classify import Classifier
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.classify.batches import ExampleBatch, collate
 from llmctl.tasks.classify.loss import classification_loss
@@ -247,7 +247,7 @@ class ClassifyTask(Task):
 
     def heads(self, model: nn.Module) -> dict[str, Tensor]:
         assert isinstance(model, Classifier)
-        return head_tensors(model)
+        return self.base.architecture.export_head("classify", model)
 
 
 def _in_order(counts: Counter[str]) -> list[str]:
