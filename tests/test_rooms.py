@@ -38,7 +38,6 @@ LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
 
 TOO_LONG = {
     "cli.finetune:command": "to go with the options that come from tasks' configurations",
-    "models.llama": "to be divided: the network, and the configurations of its kin",
     "stages.budget": "to go with the search for a budget",
     "stages.finetune": "to become stages/train.py",
     "stages.plan:plan_pretraining": "to become one plan of all trainings",

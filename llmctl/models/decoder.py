@@ -1,16 +1,25 @@
-"""What the decoders share: the shape's common fields and fresh weights."""
+"""What the decoders share: their shape's fields, a pre-norm block, the way through the blocks.
+
+    x = x + attention(norm(x));  x = x + feed_forward(norm(x))
+
+B batch, T tokens, D width, H head width.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.cache import KeyValueCache
-from llmctl.models.layers.cross_attention import Source
+from llmctl.models.layers.context import Context, context
+from llmctl.models.layers.cross_attention import CrossAttention, Source
 from llmctl.models.layers.initialisation import initialise
 from llmctl.models.layers.packing import Texts
 from llmctl.models.spec import Backbone, ModelConfig
@@ -36,6 +45,10 @@ class DecoderConfig(ModelConfig):
     def window(self) -> int:
         """Tokens that a token attends to, itself the last of them; 0: all before it."""
         return 0
+
+    def attention_dropout(self) -> float:
+        """Dropout of attention's weights."""
+        return 0.0
 
     def output_std(self) -> float:
         """Standard deviation of a fresh output layer of its own."""
@@ -64,13 +77,39 @@ HEADS = {
 """Hugging Face's names of what stands on every decoder."""
 
 
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each on its normalised input and added to it, and
+    between them attention to a source where there is any."""
+
+    def __init__(
+        self,
+        norm: Callable[[], nn.Module],
+        attention: CausalSelfAttention,
+        cross_attention: CrossAttention | None,
+        feed_forward: nn.Module,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm_1 = norm()
+        self.attention, self.cross_attention = attention, cross_attention
+        self.norm_2 = norm()
+        self.feed_forward = feed_forward
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm_1(x_BTD), context, layer))
+        if self.cross_attention is not None and context.source is not None:
+            x_BTD = x_BTD + self.dropout(self.cross_attention(x_BTD, context.source, layer))
+        return x_BTD + self.dropout(self.feed_forward(self.norm_2(x_BTD)))
+
+
 class Decoder(Backbone):
     """A network in which a token sees those before it."""
 
     kind = "decoder"
     config: DecoderConfig
+    norm: nn.Module
 
-    @abstractmethod
     def forward(
         self,
         input_ids_BT: Tensor,
@@ -86,6 +125,41 @@ class Decoder(Backbone):
         0 … T-1, or behind the cache's. cache: of the tokens before, which these are added to.
         source: what is written from.
         """
+        dropout = self.config.attention_dropout() if self.training else 0.0
+        window = self.config.window()
+        here = context(input_ids_BT, mask, position_ids_BT, cache, source, dropout, window)
+        x_BTD, here = self.embed(input_ids_BT, here)
+        for layer, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, here, layer)
+        if cache is not None:
+            cache.advance(input_ids_BT.shape[1])
+        return self.norm(x_BTD)
+
+    @abstractmethod
+    def embed(self, input_ids_BT: Tensor, context: Context) -> tuple[Tensor, Context]:
+        """What goes into the first block, and the context with what blocks need of positions."""
+
+
+class RotaryDecoder(Decoder):
+    """A decoder whose queries and keys are turned by their positions."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def turn_by(self, cos: Tensor, sin: Tensor) -> None:
+        """Keep the tables of the angles, (positions, H / 2)."""
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def embed(self, input_ids_BT: Tensor, context: Context) -> tuple[Tensor, Context]:
+        # The heads' dimension, where each row has positions of its own.
+        cos, sin = (table[context.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
+        x_BTD = context.started(self.normalised(self.token_embedding(input_ids_BT)))
+        return x_BTD, replace(context, cos=cos, sin=sin)
+
+    def normalised(self, x_BTD: Tensor) -> Tensor:
+        """The embeddings as the first block takes them."""
+        return x_BTD
 
 
 @torch.no_grad()

@@ -15,19 +15,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldTable, Read
-from llmctl.models.decoder import HEADS, Decoder, DecoderConfig, start_decoder
+from llmctl.models.decoder import HEADS, Block, Decoder, DecoderConfig, start_decoder
 from llmctl.models.layers.attention import CausalSelfAttention
-from llmctl.models.layers.cache import KeyValueCache
-from llmctl.models.layers.context import Context, context
-from llmctl.models.layers.cross_attention import CrossAttention, Source
+from llmctl.models.layers.context import Context
+from llmctl.models.layers.cross_attention import CrossAttention
 from llmctl.models.layers.feed_forward import Activation, FeedForward
-from llmctl.models.layers.packing import Texts
 from llmctl.models.scaling import CAUSAL
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import BOTH, Rename, Transpose, WeightMap
@@ -59,6 +58,9 @@ class GptConfig(DecoderConfig):
     scale_by_layer: bool = False
     """Divide attention's scores by the layer's number too, counted from 1: for training in fp16."""
 
+    def attention_dropout(self) -> float:
+        return self.dropout
+
 
 class Attention(CausalSelfAttention):
     """Self-attention, whose scores may be scaled otherwise."""
@@ -83,36 +85,6 @@ class Attention(CausalSelfAttention):
         return (q_BNTH if self.factor == 1.0 else q_BNTH * self.factor), k_BKTH
 
 
-class Block(nn.Module):
-    """One layer: attention and feed-forward, each on its normalised input and added to it."""
-
-    def __init__(self, config: GptConfig, layer: int, *, cross_attention: bool) -> None:
-        super().__init__()
-        width, epsilon = config.hidden_size, config.norm_epsilon
-        self.norm_1 = nn.LayerNorm(width, eps=epsilon)
-        self.attention = Attention(config, layer)
-        self.cross_attention = (
-            CrossAttention(
-                width,
-                config.num_heads,
-                norm=nn.LayerNorm(width, eps=epsilon),
-                bias=True,
-                dropout=config.dropout,
-            )
-            if cross_attention
-            else None
-        )
-        self.norm_2 = nn.LayerNorm(width, eps=epsilon)
-        self.feed_forward = FeedForward(width, config.intermediate_size, config.activation)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm_1(x_BTD), context, layer))
-        if self.cross_attention is not None and context.source is not None:
-            x_BTD = x_BTD + self.dropout(self.cross_attention(x_BTD, context.source, layer))
-        return x_BTD + self.dropout(self.feed_forward(self.norm_2(x_BTD)))
-
-
 class Gpt(Decoder):
     """The decoder: token ids to hidden states."""
 
@@ -122,34 +94,30 @@ class Gpt(Decoder):
         """cross_attention: whether the blocks attend to a source too."""
         super().__init__()
         self.config = config
-        width = config.hidden_size
+        width, heads, dropout = config.hidden_size, config.num_heads, config.dropout
+        norm = partial(nn.LayerNorm, width, eps=config.norm_epsilon)
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.position_embedding = nn.Embedding(config.max_positions, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(config, layer, cross_attention=cross_attention)
+            Block(
+                norm,
+                Attention(config, layer),
+                CrossAttention(width, heads, norm=norm(), bias=True, dropout=dropout)
+                if cross_attention
+                else None,
+                FeedForward(width, config.intermediate_size, config.activation),
+                dropout,
+            )
             for layer in range(config.num_layers)
         )
-        self.norm = nn.LayerNorm(width, eps=config.norm_epsilon)
+        self.norm = norm()
         start_decoder(self, config)
 
-    def forward(
-        self,
-        input_ids_BT: Tensor,
-        mask: Tensor | Texts | None = None,
-        position_ids_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        source: Source | None = None,
-    ) -> Tensor:
-        dropout = self.config.dropout if self.training else 0.0
-        here = context(input_ids_BT, mask, position_ids_BT, cache, source, dropout)
-        x_BTD = self.token_embedding(input_ids_BT) + self.position_embedding(here.position_ids)
-        x_BTD = self.dropout(here.started(x_BTD))
-        for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, here, layer)
-        if cache is not None:
-            cache.advance(input_ids_BT.shape[1])
-        return self.norm(x_BTD)
+    def embed(self, input_ids_BT: Tensor, context: Context) -> tuple[Tensor, Context]:
+        positions = self.position_embedding(context.position_ids)
+        x_BTD = self.token_embedding(input_ids_BT) + positions
+        return self.dropout(context.started(x_BTD)), context
 
 
 WEIGHTS = WeightMap(

@@ -13,7 +13,7 @@ B batch, T tokens, D width, N heads, K key/value heads, H head width, F feed-for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
@@ -22,63 +22,48 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
-from llmctl.models.decoder import HEADS, Decoder, DecoderConfig, start_decoder
+from llmctl.models.decoder import HEADS, Block, DecoderConfig, RotaryDecoder, start_decoder
 from llmctl.models.layers.attention import CausalSelfAttention
-from llmctl.models.layers.cache import KeyValueCache
-from llmctl.models.layers.context import Context, context
-from llmctl.models.layers.cross_attention import CrossAttention, Source
+from llmctl.models.layers.context import Context
+from llmctl.models.layers.cross_attention import CrossAttention
 from llmctl.models.layers.feed_forward import SwiGLU
 from llmctl.models.layers.norms import RMSNorm
-from llmctl.models.layers.packing import Texts
 from llmctl.models.layers.rotary import rotary_table, rotate
 from llmctl.models.scaling import CAUSAL, ScalingLaw
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import Fuse, Rename, WeightMap
 
+
+def _shape(layers: int, width: int, heads: int, kv_heads: int, inner: int) -> dict[str, Any]:
+    return {
+        "num_layers": layers,
+        "hidden_size": width,
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "intermediate_size": inner,
+    }
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     # The sizes of llama2.c's models of TinyStories, and TinyLlama (Zhang et al. 2024).
-    "nano": {
-        "num_layers": 5,
-        "hidden_size": 64,
-        "num_heads": 8,
-        "num_kv_heads": 4,
-        "intermediate_size": 172,
-    },
+    "nano": _shape(5, 64, 8, 4, 172),
     "mini": {"num_layers": 6, "hidden_size": 288, "num_heads": 6},
     "small": {"num_layers": 8, "hidden_size": 512, "num_heads": 8},
     "medium": {"num_layers": 12, "hidden_size": 768, "num_heads": 12},
-    "large": {
-        "num_layers": 22,
-        "hidden_size": 2048,
-        "num_heads": 32,
-        "num_kv_heads": 4,
-        "intermediate_size": 5632,
-    },
+    "large": _shape(22, 2048, 32, 4, 5632),
 }
-
-QWEN2_LARGE: dict[str, Any] = {
-    # Qwen2-0.5B's (Yang et al. 2024, table 1).
-    "num_layers": 24,
-    "hidden_size": 896,
-    "num_heads": 14,
-    "num_kv_heads": 2,
-    "intermediate_size": 4864,
-    "tie_embeddings": True,
+QWEN2_PRESETS = {
+    # Llama's, and Qwen2-0.5B (Yang et al. 2024, table 1).
+    **PRESETS,
+    "large": {**_shape(24, 896, 14, 2, 4864), "tie_embeddings": True},
 }
-QWEN3_PRESETS: dict[str, dict[str, Any]] = {
-    # Llama's with heads twice as wide, as Qwen3-0.6B's, which is the largest.
+QWEN3_PRESETS = {
+    # Llama's with heads twice as wide, as those of Qwen3-0.6B (Yang et al. 2025, table 1).
     **{
         name: {**shape, "head_size": 2 * shape["hidden_size"] // shape["num_heads"]}
         for name, shape in PRESETS.items()
     },
-    "large": {
-        "num_layers": 28,
-        "hidden_size": 1024,
-        "num_heads": 16,
-        "num_kv_heads": 8,
-        "intermediate_size": 3072,
-        "tie_embeddings": True,
-    },
+    "large": {**_shape(28, 1024, 16, 8, 3072), "tie_embeddings": True},
 }
 
 INNER_STEP = 32
@@ -143,6 +128,10 @@ class LlamaConfig(DecoderConfig):
     def kv_shape(self) -> tuple[int, int]:
         return self.num_kv_heads, self.head_size
 
+    def own_fields(self) -> dict[str, Any]:
+        """The fields of config.json that not all of its kin have."""
+        return {"attention_bias": False, "mlp_bias": False}
+
     @property
     def attention_width(self) -> int:
         return self.num_heads * self.head_size
@@ -157,6 +146,9 @@ class Qwen2Config(LlamaConfig):
     """Normalise each head's queries and keys, which a Qwen2 does not."""
     norm_epsilon: float = Field(1e-6, gt=0.0)
     """Term added to the mean square in every normalisation, ε."""
+
+    def own_fields(self) -> dict[str, Any]:
+        return {}
 
 
 class Qwen3Config(LlamaConfig):
@@ -187,6 +179,9 @@ class MistralConfig(LlamaConfig):
     def window(self) -> int:
         return self.sliding_window
 
+    def own_fields(self) -> dict[str, Any]:
+        return {"sliding_window": self.sliding_window or None}
+
 
 class Attention(CausalSelfAttention):
     """Self-attention with rotary positions, behind a normalisation where there is one."""
@@ -216,90 +211,47 @@ class Attention(CausalSelfAttention):
         )
 
 
-class Block(nn.Module):
-    """One layer: attention and feed-forward, each on its normalised input and added to it."""
-
-    def __init__(self, config: LlamaConfig, *, cross_attention: bool) -> None:
-        super().__init__()
-        self.norm_1 = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.attention = Attention(config)
-        self.cross_attention = (
-            CrossAttention(
-                config.hidden_size,
-                config.num_heads,
-                norm=RMSNorm(config.hidden_size, config.norm_epsilon),
-                bias=False,
-            )
-            if cross_attention
-            else None
-        )
-        self.norm_2 = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.feed_forward = SwiGLU(config.hidden_size, config.intermediate_size)
-
-    def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.norm_1(x_BTD), context, layer)
-        if self.cross_attention is not None and context.source is not None:
-            x_BTD = x_BTD + self.cross_attention(x_BTD, context.source, layer)
-        return x_BTD + self.feed_forward(self.norm_2(x_BTD))
-
-
-class Llama(Decoder):
+class Llama(RotaryDecoder):
     """The decoder: token ids to hidden states."""
 
     config: LlamaConfig
-    cos: Tensor
-    sin: Tensor
 
     def __init__(self, config: LlamaConfig, *, cross_attention: bool = False) -> None:
         """cross_attention: whether the blocks attend to a source too."""
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        width = config.hidden_size
+        norm = partial(RMSNorm, width, config.norm_epsilon)
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.blocks = nn.ModuleList(
-            Block(config, cross_attention=cross_attention) for _ in range(config.num_layers)
+            Block(
+                norm,
+                Attention(config),
+                CrossAttention(width, config.num_heads, norm=norm(), bias=False)
+                if cross_attention
+                else None,
+                SwiGLU(width, config.intermediate_size),
+            )
+            for _ in range(config.num_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        cos, sin = rotary_table(config.max_positions, config.head_size, config.rope_theta)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.norm = norm()
+        self.turn_by(*rotary_table(config.max_positions, config.head_size, config.rope_theta))
         start_decoder(self, config)
-
-    def forward(
-        self,
-        input_ids_BT: Tensor,
-        mask: Tensor | Texts | None = None,
-        position_ids_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        source: Source | None = None,
-    ) -> Tensor:
-        window = self.config.window()
-        here = context(input_ids_BT, mask, position_ids_BT, cache, source, window=window)
-        # The heads' dimension, where each row has positions of its own.
-        cos, sin = (table[here.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
-        here = replace(here, cos=cos, sin=sin)
-        x_BTD = here.started(self.token_embedding(input_ids_BT))
-        for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, here, layer)
-        if cache is not None:
-            cache.advance(input_ids_BT.shape[1])
-        return self.norm(x_BTD)
 
 
 _RULES = (
     Rename("token_embedding", "model.embed_tokens"),
     Rename("norm", "model.norm"),
     Rename("blocks.{}.norm_1", "model.layers.{}.input_layernorm"),
-    Fuse(
-        "blocks.{}.attention.query_key_value",
-        tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
-        shares=("num_heads", "num_kv_heads", "num_kv_heads"),
-    ),
-    Fuse(
-        "blocks.{}.attention.query_key_value",
-        tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
-        parts=("bias",),
-        where="qkv_bias",
-        shares=("num_heads", "num_kv_heads", "num_kv_heads"),
+    *(
+        Fuse(
+            "blocks.{}.attention.query_key_value",
+            tuple(f"model.layers.{{}}.self_attn.{name}_proj" for name in "qkv"),
+            parts=(part,),
+            where=where,
+            shares=("num_heads", "num_kv_heads", "num_kv_heads"),
+        )
+        for part, where in (("weight", ""), ("bias", "qkv_bias"))
     ),
     Rename("blocks.{}.attention.query_norm", "model.layers.{}.self_attn.q_norm", where="qk_norm"),
     Rename("blocks.{}.attention.key_norm", "model.layers.{}.self_attn.k_norm", where="qk_norm"),
@@ -314,14 +266,10 @@ _RULES = (
 """The names of Hugging Face's."""
 
 
-_BIASES = {"attention_bias": False, "mlp_bias": False}
-
-
 def to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
     """The fields of Hugging Face's config.json."""
-    kind = "qwen3" if config.qk_norm else config.model_type
     return {
-        "model_type": kind,
+        "model_type": "qwen3" if config.qk_norm else config.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -336,8 +284,7 @@ def to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
         "rope_theta": config.rope_theta,  # where transformers looked before version 5
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tie_embeddings,
-        **(_BIASES if kind in ("llama", "qwen3") else {}),
-        **({"sliding_window": config.window() or None} if kind == "mistral" else {}),
+        **config.own_fields(),
     }
 
 
@@ -362,44 +309,43 @@ _ONLY = {
 _NO_WINDOW = {
     "use_sliding_window": Only((None, False), "attention in a window is not supported"),
 }
-_WINDOWS = frozenset({"is_decoder", "max_window_layers", "sliding_window"})
-"""A Qwen's, which there are none of without use_sliding_window."""
+_QWEN_WINDOW = ("max_window_layers", "sliding_window")
+"""What there are none of without use_sliding_window."""
+
+
+def _fields(
+    what: str,
+    read: Mapping[str, Read],
+    only: Mapping[str, Only] = _ONLY,
+    neutral: Iterable[str] = (),
+) -> FieldTable:
+    neutral = frozenset({"is_decoder", *neutral})
+    return FieldTable(what, {**_COMMON, **read}, only, neutral, rotary=True)
+
+
 FIELDS = {
-    "llama": FieldTable(
-        "a Llama",
-        read=_COMMON,
-        only={**_ONLY, "rope_interleaved": Only((None, False))},
-        neutral=frozenset({"is_decoder"}),
-        rotary=True,
-    ),
-    "qwen2": FieldTable(
+    "llama": _fields("a Llama", {}, {**_ONLY, "rope_interleaved": Only((None, False))}),
+    "qwen2": _fields(
         "a Qwen2",
-        read={**_COMMON, "num_key_value_heads": Read("num_kv_heads", int, 32, null=0)},
-        only={"hidden_act": Only(("silu",)), **_NO_WINDOW},
-        neutral=_WINDOWS,
-        rotary=True,
+        {"num_key_value_heads": Read("num_kv_heads", int, 32, null=0)},
+        {"hidden_act": _ONLY["hidden_act"], **_NO_WINDOW},
+        _QWEN_WINDOW,
     ),
-    "qwen3": FieldTable(
+    "qwen3": _fields(
         "a Qwen3",
-        read={
-            **_COMMON,
+        {
             "num_key_value_heads": Read("num_kv_heads", int, 32, null=0),
             "head_dim": Read("head_size", int, 128),
         },
-        only={**_ONLY, **_NO_WINDOW},
-        neutral=_WINDOWS,
-        rotary=True,
+        {**_ONLY, **_NO_WINDOW},
+        _QWEN_WINDOW,
     ),
-    "mistral": FieldTable(
+    "mistral": _fields(
         "a Mistral",
-        read={
-            **_COMMON,
+        {
             "num_key_value_heads": Read("num_kv_heads", int, 8, null=0),
             "sliding_window": Read("sliding_window", int, 4096, null=0),
         },
-        only=_ONLY,
-        neutral=frozenset({"is_decoder"}),
-        rotary=True,
     ),
 }
 """What becomes of the fields of a Hugging Face config.json, by its model_type."""
@@ -443,7 +389,7 @@ def _spec(
 
 SPECS = (
     _spec(LlamaConfig, "Llama", scaling=replace(CAUSAL, tokens_factor=9.237)),
-    _spec(Qwen2Config, "Qwen2", {**PRESETS, "large": QWEN2_LARGE}),
+    _spec(Qwen2Config, "Qwen2", QWEN2_PRESETS),
     _spec(Qwen3Config, "Qwen3", QWEN3_PRESETS),
     _spec(MistralConfig, "Mistral"),
 )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -21,14 +20,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
-from llmctl.models.decoder import HEADS, Decoder, DecoderConfig
+from llmctl.models.decoder import HEADS, Block, DecoderConfig, RotaryDecoder
 from llmctl.models.layers.attention import CausalSelfAttention
-from llmctl.models.layers.cache import KeyValueCache
-from llmctl.models.layers.context import Context, context
-from llmctl.models.layers.cross_attention import CrossAttention, Source
+from llmctl.models.layers.context import Context
+from llmctl.models.layers.cross_attention import CrossAttention
 from llmctl.models.layers.feed_forward import FeedForward
-from llmctl.models.layers.norms import rms_norm
-from llmctl.models.layers.packing import Texts
+from llmctl.models.layers.norms import PlainRMSNorm, rms_norm
 from llmctl.models.layers.rotary import rotary_table, rotate
 from llmctl.models.scaling import CAUSAL
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
@@ -97,54 +94,36 @@ class Attention(CausalSelfAttention):
         )
 
 
-class Block(nn.Module):
-    """One layer: attention and feed-forward, each on its normalised input and added to it."""
-
-    def __init__(self, config: NanoChatConfig, *, cross_attention: bool) -> None:
-        super().__init__()
-        self.attention = Attention(config)
-        norm = partial(rms_norm, epsilon=config.norm_epsilon)
-        self.cross_attention = (
-            CrossAttention(
-                config.hidden_size, config.num_heads, norm=norm, bias=False, head_norm=norm
-            )
-            if cross_attention
-            else None
-        )
-        self.feed_forward = FeedForward(
-            config.hidden_size, config.intermediate_size, "relu2", bias=False
-        )
-        self.epsilon = config.norm_epsilon
-
-    def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
-        x_BTD = x_BTD + self.attention(rms_norm(x_BTD, self.epsilon), context, layer)
-        if self.cross_attention is not None and context.source is not None:
-            x_BTD = x_BTD + self.cross_attention(x_BTD, context.source, layer)
-        return x_BTD + self.feed_forward(rms_norm(x_BTD, self.epsilon))
-
-
-class NanoChat(Decoder):
+class NanoChat(RotaryDecoder):
     """The decoder: token ids to hidden states."""
 
     config: NanoChatConfig
-    cos: Tensor
-    sin: Tensor
 
     def __init__(self, config: NanoChatConfig, *, cross_attention: bool = False) -> None:
         """cross_attention: whether the blocks attend to a source too."""
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        width, heads = config.hidden_size, config.num_heads
+        norm = partial(PlainRMSNorm, config.norm_epsilon)
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.blocks = nn.ModuleList(
-            Block(config, cross_attention=cross_attention) for _ in range(config.num_layers)
+            Block(
+                norm,
+                Attention(config),
+                CrossAttention(width, heads, norm=norm(), bias=False, head_norm=norm())
+                if cross_attention
+                else None,
+                FeedForward(width, config.intermediate_size, "relu2", bias=False),
+            )
+            for _ in range(config.num_layers)
         )
-        cos, sin = rotary_table(
-            config.max_positions, config.hidden_size // config.num_heads, config.rope_theta
-        )
-        self.register_buffer("cos", cos, persistent=False)
-        # It turns the other way round than Llama.
-        self.register_buffer("sin", -sin, persistent=False)
+        self.norm = norm()
+        cos, sin = rotary_table(config.max_positions, width // heads, config.rope_theta)
+        self.turn_by(cos, -sin)  # the other way round than Llama
         self._start(config)
+
+    def normalised(self, x_BTD: Tensor) -> Tensor:
+        return self.norm(x_BTD)
 
     @torch.no_grad()
     def _start(self, config: NanoChatConfig) -> None:
@@ -157,26 +136,6 @@ class NanoChat(Decoder):
                     module.weight.zero_()
                 else:
                     module.weight.uniform_(-bound, bound)
-
-    def forward(
-        self,
-        input_ids_BT: Tensor,
-        mask: Tensor | Texts | None = None,
-        position_ids_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        source: Source | None = None,
-    ) -> Tensor:
-        here = context(input_ids_BT, mask, position_ids_BT, cache, source)
-        # The heads' dimension, where each row has positions of its own.
-        cos, sin = (table[here.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
-        here = replace(here, cos=cos, sin=sin)
-        epsilon = self.config.norm_epsilon
-        x_BTD = here.started(rms_norm(self.token_embedding(input_ids_BT), epsilon))
-        for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, here, layer)
-        if cache is not None:
-            cache.advance(input_ids_BT.shape[1])
-        return rms_norm(x_BTD, epsilon)
 
 
 WEIGHTS = WeightMap(

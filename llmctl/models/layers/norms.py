@@ -46,6 +46,17 @@ class _RMSNorm(torch.autograd.Function):
         return torch.addcmul(grad_D, y_D, along_1, value=-1).mul_(scale_1), None
 
 
+class PlainRMSNorm(nn.Module):
+    """RMSNorm without gains."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.epsilon)
+
+
 class RMSNorm(nn.Module):
     """RMSNorm with a gain for each entry."""
 
