@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import repeating
 from tests.once import made_once, own_copy
@@ -17,6 +18,11 @@ pytest_plugins = ("tests.model_fixtures",)
 # spinning keep it from those of the other worker, and a test takes ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 repeating.keep_parsers()
+
+# HYPOTHESIS_PROFILE=thorough python -m pytest …  tries more.
+settings.register_profile("default", max_examples=50, deadline=None)
+settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def pytest_runtest_setup() -> None:

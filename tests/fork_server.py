@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from tests import repeating
+from tests import repeating, small_library
 from tests.fork_client import ask
 
 TESTS = Path(__file__).resolve().parent
@@ -166,6 +166,8 @@ def _become(request: dict, files: Sequence[int], python: str) -> None:
 
         if LAUNCHER in os.environ:
             os.environ[LAUNCHER] = str(os.getppid())
+        if small_library.VARIABLE in os.environ:
+            small_library.use()
         if "OMP_NUM_THREADS" in os.environ:
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

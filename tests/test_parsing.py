@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.config import parse_value, read_tables
@@ -26,7 +26,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
 @given(value=VALUES)
 def test_json_is_what_the_library_reads(value: object):
     text = json.dumps(value)

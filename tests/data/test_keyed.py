@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.data.keyed import bits, integers, key_of, permute, uniform
@@ -20,7 +20,6 @@ def test_permute_is_a_bijection(size: int):
     np.testing.assert_array_equal(np.sort(image), np.arange(size))
 
 
-@settings(max_examples=40, deadline=None)
 @given(key=KEYS, size=st.integers(1, 2**40), data=st.data())
 def test_permute_of_huge_sizes_stays_inside_and_keeps_positions_apart(
     key: int, size: int, data: st.DataObject
@@ -31,7 +30,6 @@ def test_permute_of_huge_sizes_stays_inside_and_keeps_positions_apart(
     assert len(set(image.tolist())) == len(positions)
 
 
-@settings(max_examples=40, deadline=None)
 @given(key=KEYS, size=st.integers(1, 300), start=st.integers(0, 299))
 def test_permute_sends_a_position_to_the_same_place_however_asked(key: int, size: int, start: int):
     start %= size
@@ -96,7 +94,6 @@ def test_uniform_numbers_of_neighbouring_counters_and_keys_are_uncorrelated():
         assert abs(np.corrcoef(base, other)[0, 1]) < 5 / np.sqrt(n)
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     key=KEYS,
     counters=st.lists(
@@ -120,7 +117,6 @@ def test_the_order_of_counters_matters():
     assert bits(1, 2) != bits(1, 2, 0)
 
 
-@settings(max_examples=50, deadline=None)
 @given(key=KEYS, below=st.integers(1, 2**40))
 def test_integers_stay_below(key: int, below: int):
     drawn = integers(key, below, np.arange(200))

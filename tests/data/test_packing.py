@@ -51,7 +51,6 @@ def check_rows(batches: PackedBatches, number: int) -> None:
         assert sum(refs.lengths[row]) + OVERHEAD * len(row) <= batches.sequence_length
 
 
-@settings(max_examples=200, deadline=None)
 @given(lengths=st.lists(st.integers(1, 64), max_size=200), capacity=st.integers(64, 200))
 def test_pack_puts_each_text_in_one_row_that_holds_it(lengths: list[int], capacity: int):
     rows = pack(np.asarray(lengths, dtype=np.int64), capacity)
@@ -59,7 +58,6 @@ def test_pack_puts_each_text_in_one_row_that_holds_it(lengths: list[int], capaci
     assert all(row and sum(lengths[index] for index in row) <= capacity for row in rows)
 
 
-@settings(max_examples=200, deadline=None)
 @given(lengths=st.lists(st.integers(1, 64), max_size=60), capacity=st.integers(64, 130))
 def test_no_two_packed_rows_would_fit_in_one(lengths: list[int], capacity: int):
     rows = pack(np.asarray(lengths, dtype=np.int64), capacity)
@@ -80,7 +78,6 @@ def best_fit_by_search(lengths: list[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-@settings(max_examples=100, deadline=None)
 @given(lengths=st.lists(st.integers(1, 30), max_size=60), capacity=st.integers(30, 70))
 def test_pack_is_best_fit_longest_first(lengths: list[int], capacity: int):
     rows = pack(np.asarray(lengths, dtype=np.int64), capacity)
@@ -124,7 +121,6 @@ def test_one_pass_holds_every_token_of_the_corpus_once(lengths: list[int], batch
     assert seen == {(d, place) for d, length in enumerate(lengths) for place in range(length)}
 
 
-@settings(max_examples=40, deadline=None)
 @given(lengths=LENGTHS, batch_size=st.integers(1, 5), seed=st.integers(0, 99))
 def test_each_epoch_has_every_chunk_once_in_another_order(
     lengths: list[int], batch_size: int, seed: int
@@ -166,7 +162,6 @@ def test_chunks_are_never_empty_nor_longer_than_allowed():
     assert refs.lengths.tolist() == [1, 29, 27, 3, 29, 29, 29, 27, 3, 29, 29, 4]
 
 
-@settings(max_examples=60, deadline=None)
 @given(lengths=LENGTHS, max_tokens=st.integers(1, 40))
 def test_chunks_are_as_few_as_can_be_and_the_rest_is_not_tiny(lengths: list[int], max_tokens: int):
     chunks = Chunks(Lengths(lengths), max_tokens, seed=0, shuffle=False)  # type: ignore[arg-type]

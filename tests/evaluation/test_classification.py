@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.evaluation.classification import (
@@ -30,7 +30,6 @@ PAIRS = st.lists(
 
 
 @pytest.mark.reference
-@settings(max_examples=200, deadline=None)
 @given(PAIRS)
 def test_agrees_with_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     from sklearn import metrics
@@ -53,7 +52,6 @@ def test_agrees_with_scikit_learn(pairs: list[tuple[int, int]]) -> None:
 
 
 @pytest.mark.reference
-@settings(max_examples=50, deadline=None)
 @given(PAIRS)
 def test_each_class_agrees_with_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     from sklearn import metrics

@@ -101,7 +101,6 @@ TEXT = st.text(alphabet="ab cd.,-好吃\n", max_size=14)
 PAIRS = st.lists(st.tuples(TEXT, TEXT.filter(str.strip)), min_size=1, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
 @given(pairs=PAIRS, seed=st.integers(0, 99))
 def test_intervals_are_those_of_scoring_every_resample(
     pairs: list[tuple[str, str]], seed: int

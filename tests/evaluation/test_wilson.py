@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.evaluation.wilson import wilson_interval
 
 
 @pytest.mark.reference
-@settings(deadline=None)  # SciPy is imported in the first
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_equals_scipy(counts: tuple[int, int]):
     stats = pytest.importorskip("scipy.stats")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.inference.decoding.beam import CHUNK, best_continuations, chunk_maxima, log_sums
@@ -11,7 +11,6 @@ from llmctl.inference.decoding.beam import CHUNK, best_continuations, chunk_maxi
 SIZES = st.sampled_from([1, 5, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 40])
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     prompts=st.integers(1, 3),
     beams=st.integers(1, 4),

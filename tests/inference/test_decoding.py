@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -277,7 +277,6 @@ WHOLE = ("top_k", "no_repeat_ngram_size", "seed")
 NUMBERS = {**dict.fromkeys(SHARES + PENALTIES, EXTREME), **dict.fromkeys(WHOLE, HUGE)}
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.fixed_dictionaries({}, optional=NUMBERS), st.sampled_from([1, 3]))
 def test_any_finite_value_writes_or_is_refused_by_name(fields: dict[str, Any], beams: int):
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.inference.decoding.writer import Writer
@@ -50,7 +50,6 @@ def cut(text: str, stop: list[str]) -> tuple[str, bool]:
     return (text[: min(found)[1]], True) if found else (text, False)
 
 
-@settings(max_examples=200, deadline=None)
 @given(text=TEXT)
 def test_the_pieces_are_the_text(text: str, tokenizer: Tokenizer):
     writer = Writer(tokenizer)
@@ -61,7 +60,6 @@ def test_the_pieces_are_the_text(text: str, tokenizer: Tokenizer):
     assert not writer.stopped
 
 
-@settings(max_examples=200, deadline=None)
 @given(prompt=TEXT, data=st.data())
 def test_behind_a_prompt_the_pieces_are_what_the_tokens_add(
     prompt: str, data: st.DataObject, tokenizer: Tokenizer
@@ -80,7 +78,6 @@ def test_behind_a_prompt_the_pieces_are_what_the_tokens_add(
     assert "".join(pieces) == added.decode("utf-8", "replace")
 
 
-@settings(max_examples=300, deadline=None)
 @given(content=st.binary(max_size=12) | st.text("aé京👩�", max_size=5).map(str.encode))
 def test_only_invalid_bytes_are_replaced(
     content: bytes, bytewise: tuple[Tokenizer, dict[int, int]]
@@ -100,7 +97,6 @@ def test_only_invalid_bytes_are_replaced(
     assert told + writer.close() == content.decode("utf-8", "replace") == writer.text
 
 
-@settings(max_examples=400, deadline=None)
 @given(text=TEXT, stop=STOPS, data=st.data())
 def test_a_stop_text_cuts_where_it_first_comes_however_it_is_cut_into_tokens(
     text: str, stop: list[str], data: st.DataObject, bytewise: tuple[Tokenizer, dict[int, int]]

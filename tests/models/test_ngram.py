@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -299,7 +299,6 @@ corpora = st.tuples(
 
 
 @pytest.mark.parametrize("smoothing", SMOOTHINGS)
-@settings(deadline=None, max_examples=60)
 @given(
     corpus=corpora,
     order=st.integers(1, 5),
@@ -319,7 +318,6 @@ def test_probabilities_are_positive_and_sum_to_one(
         assert found.sum() == pytest.approx(1, abs=1e-9)
 
 
-@settings(deadline=None, max_examples=60)
 @given(corpus=corpora, order=st.integers(1, 4), cut=st.integers(0, 12))
 def test_counts_are_those_of_a_dictionary_however_the_text_is_cut(
     corpus: Any, order: int, cut: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from llmctl.errors import InputError, UsageError
 from llmctl.stages.tokenize import ray_data as stage
+from llmctl.stages.tokenize import stage as tokenizing
 from llmctl.stages.tokenize.parts import parse_part, tokenize_part
 from llmctl.stages.tokenize.ray_data import make_part, tokenize_on_ray
 from llmctl.workspace.artefacts import Workspace
@@ -82,7 +84,11 @@ def test_it_goes_on_with_parts_that_are_there(tmp_path: Path, monkeypatch: pytes
     assert contents(tmp_path / "w") == whole(tmp_path / "v", sources, config_of())
 
 
-def test_a_bad_file_is_one_sentence_and_the_other_parts_stay(tmp_path: Path):
+def test_a_bad_file_is_one_sentence_and_the_other_parts_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # The corpus's beginning is looked at before there are parts: not up to the bad byte.
+    monkeypatch.setattr(tokenizing, "MARKS_SAMPLE", 100)
     sources, root = corpus_of(tmp_path / "c", "txt"), tmp_path / "w"
     on_ray(tmp_path / "t", sources)
     bad = Path(sources[-1])
@@ -104,7 +110,8 @@ def test_a_machine_without_the_workspace_says_so(tmp_path: Path):
     assert f"does not see the workspace {tmp_path}" in outcome["error"]
 
 
-def test_standard_input_is_refused(tmp_path: Path):
+def test_standard_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The ship sails.\n")))
     with pytest.raises(UsageError, match="standard input"):
         on_ray(tmp_path, ["-"])
 

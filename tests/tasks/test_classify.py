@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -110,7 +110,6 @@ def numpy_nll(model: Classifier, batch: ExampleBatch) -> tuple[NDArray[np.float6
     return nll, logits, labels
 
 
-@settings(max_examples=100, deadline=None)
 @given(first=IDS, second=IDS | st.none(), max_length=st.integers(3, 70))
 def test_truncation_takes_from_the_longer_text(
     first: list[int], second: list[int] | None, max_length: int
@@ -300,7 +299,6 @@ def test_a_pretrained_model_is_no_classifier():
         )
 
 
-@settings(max_examples=100, deadline=None)
 @given(first=IDS, second=IDS | st.none(), max_length=st.integers(8, 70))
 def test_a_decoder_reads_up_to_a_token_of_the_text(
     first: list[int], second: list[int] | None, max_length: int

@@ -153,7 +153,6 @@ def test_where_long_conversations_are_cut(
     assert fitted.scored.tolist() == chat(*turns).scored[:length].tolist()
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data(), lengths=LENGTHS)
 def test_every_text_is_dealt_once_and_every_batch_has_a_row(
     data: st.DataObject, lengths: list[int]

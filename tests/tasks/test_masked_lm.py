@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
@@ -116,7 +116,6 @@ def binomial(successes: int, trials: int, probability: float) -> None:
     assert abs(successes - trials * probability) < 5 * spread, (successes, trials, probability)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 70), min_size=1, max_size=20).filter(any),
     number=st.integers(0, 50),

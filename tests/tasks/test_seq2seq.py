@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -170,7 +170,6 @@ def test_smoothing_is_for_training_alone():
 IDS = st.lists(st.integers(2, V - 1), max_size=12)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=6), st.integers(2, 9), st.integers(2, 9))
 def test_batches_hold_every_token_once(
     texts: list[tuple[list[int], list[int]]], max_source: int, max_target: int

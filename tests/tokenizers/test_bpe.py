@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError
@@ -37,20 +37,17 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return learn("bpe", CORPUS * 3, 320, split_pattern=request.param)
 
 
-@settings(max_examples=500, deadline=None)
 @given(text=TEXT)
 def test_decoding_gives_the_text_back(text: str, tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.decode(tokenizer.encode(text), skip_special=False) == text
 
 
-@settings(max_examples=200, deadline=None)
 @given(text=TEXT)
 def test_no_text_becomes_a_special_token(text: str, tokenizer: Tokenizer) -> None:
     assert not tokenizer.special_ids & set(tokenizer.encode(text))
 
 
-@settings(max_examples=150, deadline=None)
 @given(texts=st.lists(TEXT, max_size=4))
 def test_a_batch_has_the_ids_of_each_text(texts: list[str], tokenizer: Tokenizer) -> None:
     ids, lengths = tokenizer.encode_batch(texts)
@@ -61,7 +58,6 @@ def test_a_batch_has_the_ids_of_each_text(texts: list[str], tokenizer: Tokenizer
 
 @pytest.mark.reference
 @pytest.mark.parametrize("pattern", [GPT2, GPT4, QWEN, GPT4O])
-@settings(max_examples=150, deadline=None)
 @given(
     text=st.one_of(
         # The two know different versions of Unicode.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
@@ -40,7 +40,6 @@ def known(text: str, tokenizer: Tokenizer) -> str:
     return "".join(character for character in text if character in ALPHABET)
 
 
-@settings(max_examples=300, deadline=None)
 @given(text=st.one_of(ANY, st.sampled_from(CORPUS)))
 def test_counts_add_up_to_the_bytes_of_the_text(text: str, tokenizer: Tokenizer) -> None:
     text = known(text, tokenizer)
@@ -49,7 +48,6 @@ def test_counts_add_up_to_the_bytes_of_the_text(text: str, tokenizer: Tokenizer)
     assert tokenizer.decode_bytes(ids.tolist()) == text.encode()
 
 
-@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_bytes_of_any_ids_grow_at_the_end_alone(data: st.DataObject, tokenizer: Tokenizer) -> None:
     """Special tokens stand for nothing, and the text is that of the bytes, where they are text."""
@@ -70,7 +68,6 @@ def test_bytes_of_any_ids_grow_at_the_end_alone(data: st.DataObject, tokenizer: 
     assert tokenizer.decode(ids) == text
 
 
-@settings(max_examples=300, deadline=None)
 @given(text=st.one_of(ANY, st.sampled_from(CORPUS)))
 def test_places_are_where_the_bytes_begin(text: str, tokenizer: Tokenizer) -> None:
     """A token that begins within a character has that character's place."""
@@ -160,7 +157,6 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-@settings(max_examples=150, deadline=None)
 @given(text=st.text(st.sampled_from("ab é☃")).filter(lambda text: "  " not in text))
 def test_bytes_are_those_of_the_decoder_of_others(name: str, text: str) -> None:
     tokenizer = foreign(**FOREIGN[name])
@@ -193,7 +189,6 @@ def model(request: pytest.FixtureRequest) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(written.getvalue())
 
 
-@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_bytes_are_those_of_sentencepiece(
     data: st.DataObject, model: SentencePieceTokenizer

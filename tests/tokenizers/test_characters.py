@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -39,7 +39,6 @@ def test_ids_are_places_in_sorted_order_and_special_tokens_follow(tokenizer: Tok
     }  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
 @given(text=KNOWN)
 def test_decoding_gives_known_text_back(text: str, tokenizer: Tokenizer) -> None:
     known = "".join(character for character in text if character in ALPHABET)
@@ -48,7 +47,6 @@ def test_decoding_gives_known_text_back(text: str, tokenizer: Tokenizer) -> None
     assert tokenizer.decode(ids) == known
 
 
-@settings(max_examples=300, deadline=None)
 @given(texts=st.lists(st.text(st.sampled_from([*ALPHABET, *FOREIGN])), max_size=4))
 def test_the_table_is_what_the_library_does(texts: list[str], tokenizer: Tokenizer) -> None:
     """For single texts and batches, places too; a character the corpus lacks is <unk>."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError
@@ -77,7 +77,6 @@ def spoken(tokenizer: Tokenizer, ids: Any) -> str:
 SAID = st.text(st.sampled_from("ab \n<|im_endstar>\tü😀/[]INST")).filter(lambda t: bool(t.strip()))
 
 
-@settings(max_examples=80, deadline=None)
 @given(said=st.lists(SAID, min_size=1, max_size=3), system=SAID | st.none(), data=st.data())
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_answers_alone_are_scored_and_prompts_are_what_was_trained(
@@ -146,7 +145,6 @@ def test_every_learned_tokenizer_keeps_turns_apart(kind: str):
             assert chat.scored[len(prompt)]
 
 
-@settings(max_examples=50, deadline=None)
 @given(parts=st.lists(st.sampled_from(["<|im_", "end|>", "<|", "endoftext|>", "a", "\n"])))
 def test_pieces_of_a_special_token_do_not_join(tokenizer: Tokenizer, parts: list[str]):
     # The template's own text is a piece too.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
@@ -65,7 +65,6 @@ KINDS = (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150, deadline=None)
 @given(text=TEXT, stretch=st.integers(1, 12))
 def test_parts_have_the_ids_of_the_whole(
     kind: str, text: str, stretch: int, learned: dict[str, Tokenizer]
@@ -88,7 +87,6 @@ def test_common_text_is_cut_often(kind: str, learned: dict[str, Tokenizer]) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
 @given(texts=st.lists(TEXT, min_size=1, max_size=4))
 def test_long_documents_have_the_tokens_and_sentences_of_short_ones(
     kind: str, texts: list[str], learned: dict[str, Tokenizer]

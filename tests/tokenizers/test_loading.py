@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers
@@ -150,7 +150,6 @@ def test_a_saved_vocabulary_gives_the_same_tokenizer(tmp_path: Path) -> None:
         assert load(tmp_path / "vocab.txt", cased=cased).digest() == saved.digest()
 
 
-@settings(max_examples=60, deadline=None)
 @given(pieces=st.lists(st.text("ab#é北 \x85\u2028\x0b", max_size=4), max_size=12))
 def test_every_id_of_any_vocabulary_is_in_range(
     pieces: list[str], tmp_path_factory: pytest.TempPathFactory

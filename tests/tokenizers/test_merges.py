@@ -8,7 +8,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError, UsageError
@@ -61,7 +61,6 @@ def theirs(folder: Path) -> Any:
 
 
 @pytest.mark.reference
-@settings(max_examples=200, deadline=None)
 @given(text=TEXT)
 def test_ids_are_those_of_transformers(text: str, tokenizer: Tokenizer, theirs: Any) -> None:
     ids = tokenizer.encode(text)

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError
@@ -90,7 +90,6 @@ def named(
     return request.param, load(write(path, ranks))
 
 
-@settings(max_examples=100, deadline=None)
 @given(text=TEXT)
 def test_ids_are_those_of_merging_by_rank(
     text: str, named: tuple[str, Tokenizer], ranks: dict[bytes, int]
@@ -104,7 +103,6 @@ def test_ids_are_those_of_merging_by_rank(
     assert tokenizer.token_bytes[ids].sum() == len(text.encode())
 
 
-@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_ranks_will_do(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Pieces that no learner would make, in an order that none would give them."""

@@ -13,7 +13,7 @@ from pydoc_data.topics import topics
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError
@@ -123,7 +123,6 @@ TEXT = st.one_of(st.text(), st.lists(st.sampled_from(NASTY), max_size=10).map(""
 APART = ("▁", "<0x", *SPECIAL)
 
 
-@settings(max_examples=400, deadline=None)
 @given(text=TEXT)
 def test_decoding_gives_the_text_back(text: str, tokenizer: Tokenizer) -> None:
     """Sentencepiece's own mark, bytes and special tokens in writing included."""
@@ -132,7 +131,6 @@ def test_decoding_gives_the_text_back(text: str, tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids, skip_special=False) == text
 
 
-@settings(max_examples=300, deadline=None)
 @given(text=TEXT.filter(lambda text: not any(name in text for name in APART)))
 def test_equals_sentencepiece(
     text: str, tokenizer: Tokenizer, processor: sentencepiece.SentencePieceProcessor
@@ -164,7 +162,6 @@ def test_equals_sentencepiece_on_real_text(kind: str) -> None:
     assert sum(same) >= 0.98 * len(same)
 
 
-@settings(max_examples=200, deadline=None)
 @given(text=st.lists(st.sampled_from([*NASTY, "<<", "s>", "|im_end|>"]), max_size=8).map("".join))
 def test_no_text_becomes_a_special_token(text: str, tokenizer: Tokenizer) -> None:
     """Nor the unknown one, as every byte is known."""
@@ -180,7 +177,6 @@ def test_a_special_token_is_read_when_allowed(name: str, tokenizer: Tokenizer) -
     assert tokenizer.decode(allowed) == "the  dogs"
 
 
-@settings(max_examples=150, deadline=None)
 @given(texts=st.lists(st.one_of(TEXT, st.sampled_from(CORPUS)), max_size=4))
 def test_a_batch_has_the_ids_of_each_text(texts: list[str], tokenizer: Tokenizer) -> None:
     ids, lengths = tokenizer.encode_batch(texts)
@@ -215,7 +211,6 @@ def test_texts_too_long_for_sentencepiece_are_cut_not_lost(kind: str) -> None:
     assert {*"太阳升", *"quick"} <= pieces
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     text=st.lists(st.sampled_from(["a" * 700, "天" * 500, " ", "\n", "bc ", "\n\n"])).map("".join)
 )

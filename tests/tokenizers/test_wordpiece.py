@@ -10,7 +10,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -154,7 +154,6 @@ def test_special_tokens_have_berts_order(tokenizer: WordPieceTokenizer) -> None:
     assert tokenizer.special_ids == frozenset(range(5))
 
 
-@settings(max_examples=400, deadline=None)
 @given(texts=st.lists(TEXT, max_size=4))
 def test_a_batch_has_the_ids_of_each_whole_text(
     texts: list[str], tokenizer: WordPieceTokenizer, rust: RustTokenizer
@@ -223,7 +222,6 @@ def test_a_mask_in_a_text_is_text_unless_allowed(tokenizer: WordPieceTokenizer) 
     assert "[MASK]" not in pieces(tokenizer, "the [MASK] dogs"), "allowing is for one call"
 
 
-@settings(max_examples=150, deadline=None)
 @given(text=st.lists(st.sampled_from([*SPECIAL, *NASTY]), max_size=8).map("".join))
 def test_no_text_becomes_a_special_token(text: str, tokenizer: WordPieceTokenizer) -> None:
     unknown = {tokenizer.special["unk"]}

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError
@@ -67,7 +67,6 @@ def divide(count: int, size: int, block: int, bad: int | None) -> list[tuple[lis
         return list(threads.map(run, range(size)))
 
 
-@settings(max_examples=60, deadline=None)
 @given(count=st.integers(0, 30), size=st.integers(1, 4), block=st.integers(1, 7))
 def test_all_get_every_answer_in_order(count: int, size: int, block: int):
     results = divide(count, size, block, None)

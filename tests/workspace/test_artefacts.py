@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import BusyError, InputError, NameTaken, UsageError
@@ -282,7 +282,6 @@ def test_good_names(workspace: Workspace, name: str):
     assert workspace.path("run", name) == workspace.root / "runs" / name
 
 
-@settings(max_examples=100, deadline=None)
 @given(name=st.text(max_size=8) | st.sampled_from(["", ".", "..", "../x", "a/b", "a\n", "-a", "é"]))
 def test_a_name_is_a_folder_of_its_own_or_refused(
     tmp_path_factory: pytest.TempPathFactory, name: str

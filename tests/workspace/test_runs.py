@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError
@@ -47,7 +47,6 @@ def artefact(root: Path, *, finished: str | None = None) -> Artefact:
     return Artefact(folder, made)
 
 
-@settings(max_examples=80, deadline=None)
 @given(records=RECORDS, data=st.data())
 def test_a_log_cut_anywhere_in_its_last_line_gives_the_records_before_it(
     tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]], data: st.DataObject
@@ -89,7 +88,6 @@ def test_a_run_without_a_log_has_no_records(tmp_path: Path):
     assert read_progress(tmp_path) == {}
 
 
-@settings(max_examples=50, deadline=None)
 @given(records=RECORDS, step=st.integers(0, 10**6))
 def test_a_start_drops_the_records_after_its_step(
     tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]], step: int

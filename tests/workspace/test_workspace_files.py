@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.parsing import read_json
@@ -128,7 +128,6 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path):
         assert (len(content), len(set(content))) == (200_000, 1)
 
 
-@settings(max_examples=100, deadline=None)
 @given(value=JSON)
 def test_json_round_trip(tmp_path_factory: pytest.TempPathFactory, value: Any):
     path = tmp_path_factory.mktemp("json") / "value.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -54,7 +54,6 @@ def unpack(batch: EncodedBatch) -> list[tuple[list[int], list[int]]]:
     return [(tokens.tolist(), starts.tolist()) for tokens, starts in batch.documents()]
 
 
-@settings(max_examples=80, deadline=None)
 @given(texts=TEXTS.filter(len))
 def test_a_document_is_its_sentences_end_to_end(wordpiece: Tokenizer, texts: list[str]):
     for text, (tokens, starts) in zip(
@@ -67,7 +66,6 @@ def test_a_document_is_its_sentences_end_to_end(wordpiece: Tokenizer, texts: lis
         assert starts == [0, *np.cumsum([len(s) for s in whole])[:-1].tolist()] * bool(whole)
 
 
-@settings(max_examples=60, deadline=None)
 @given(texts=TEXTS.filter(len), cut=st.integers(0, 8))
 def test_grouping_changes_nothing(wordpiece: Tokenizer, texts: list[str], cut: int):
     whole = encode_documents(wordpiece, texts)
@@ -114,7 +112,6 @@ def test_a_worked_example(wordpiece: Tokenizer):
     assert encoded.tokens.dtype == np.uint16
 
 
-@settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=60) | TEXTS.map("".join))
 def test_byte_level_pieces_lose_nothing_at_sentence_starts(bpe: Tokenizer, text: str):
     [(tokens, starts)] = unpack(encode_documents(bpe, [text]))
@@ -180,7 +177,6 @@ def test_a_document_has_the_ids_of_its_whole_text(
         assert rest.lower().startswith(wanted[0].lower())
 
 
-@settings(max_examples=60, deadline=None)
 @given(texts=TEXTS.filter(len))
 def test_documents_of_pieces_that_know_text_starts_are_encoded_whole(
     unigram: Tokenizer, sentencepiece_model: Tokenizer, texts: list[str]

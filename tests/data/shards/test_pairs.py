@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -46,7 +46,6 @@ def draw(
 LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=20).filter(any)
 
 
-@settings(max_examples=40, deadline=None)
 @given(lengths=LENGTHS, sentence=st.integers(1, 40), seed=st.integers(0, 1000))
 def test_true_pairs_are_adjacent_and_random_ones_are_not(
     lengths: list[int], sentence: int, seed: int

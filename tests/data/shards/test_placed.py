@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.data.shards.encoding import EncodedBatch
@@ -79,7 +79,6 @@ def rows_of(batch: PlacedBatch) -> list[dict[str, Any]]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data(), vocab_size=st.sampled_from([5, 1 << 16, (1 << 16) + 1]))
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, vocab_size: int):
     batches = data.draw(st.lists(rows(vocab_size - 1), max_size=4))
@@ -97,7 +96,6 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, data: st.DataObjec
     assert not any(batch.encoded.tokens.flags.owndata for batch in found)
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data(), made=rows(99))
 def test_some_of_them(data: st.DataObject, made: list[dict[str, Any]]):
     kept = data.draw(st.lists(st.booleans(), min_size=len(made), max_size=len(made)))

@@ -51,7 +51,6 @@ def check(folder: Path, made: list[Document]) -> None:
         assert reader.sentence_starts(number).tolist() == starts
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data(), vocab_size=st.sampled_from([5, 1 << 16, (1 << 16) + 1, 1 << 20]))
 def test_round_trip_over_batches_and_files(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, vocab_size: int
@@ -148,7 +147,6 @@ def test_reading_copies_nothing(tmp_path: Path):
         assert np.shares_memory(view, again)
 
 
-@settings(max_examples=50, deadline=None)
 @given(start=st.integers(0, 9), length=st.integers(0, 30))
 def test_a_part_never_reaches_into_the_next_document(
     tmp_path_factory: pytest.TempPathFactory, start: int, length: int

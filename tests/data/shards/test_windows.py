@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.data.shards.files import ShardReader, ShardWriter
@@ -38,7 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(documents_strategy, st.booleans(), st.integers(0, 200), st.integers(1, 60))
-@settings(deadline=None, max_examples=60)
 def test_a_stream_is_its_documents_end_to_end(
     folder: Path, documents: list[list[int]], same: bool, first: int, count: int
 ):
@@ -58,7 +57,6 @@ def test_a_stream_is_its_documents_end_to_end(
 
 
 @given(documents_strategy, st.booleans(), st.integers(1, 9), st.integers(1, 4), st.integers(0, 3))
-@settings(deadline=None, max_examples=60)
 def test_one_pass_of_validation_predicts_every_token_once(
     folder: Path, documents: list[list[int]], same: bool, length: int, size: int, seed: int
 ):
@@ -78,7 +76,6 @@ def test_one_pass_of_validation_predicts_every_token_once(
 
 
 @given(documents_strategy, st.integers(1, 9), st.integers(1, 4), st.integers(0, 3))
-@settings(deadline=None, max_examples=60)
 def test_an_epoch_of_training_covers_the_ring(
     folder: Path, documents: list[list[int]], length: int, size: int, seed: int
 ):

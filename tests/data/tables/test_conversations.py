@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.data.tables.conversations import Conversation, Turn, read_conversations
@@ -68,7 +68,6 @@ def write(folder: Path, entries: list[Any], suffix: str = "jsonl") -> Path:
     return path
 
 
-@settings(max_examples=60, deadline=None)
 @given(system=TEXT | st.none(), exchanges=EXCHANGES, suffix=st.sampled_from(["json", "jsonl"]))
 def test_every_layout_gives_the_same_turns(
     tmp_path_factory: pytest.TempPathFactory,

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.data.tables.header import Verdict, judge
@@ -56,7 +56,6 @@ def table(labels: list[str], rows: int, seed: int, first: int) -> list[list[str]
     return [[columns[first][n], columns[1 - first][n]] for n in range(rows)]
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     labels=st.sampled_from(LABELS),
     name=st.sampled_from(NAMES),
@@ -77,7 +76,6 @@ def test_unknown_names_are_a_header_and_examples_are_none(
         assert not judge(data, KNOWN).is_header
 
 
-@settings(max_examples=100, deadline=None)
 @given(rows=st.integers(1, 60), seed=st.integers(0, 10**6), ordered=st.booleans())
 def test_pairs_without_a_header_keep_their_first_row(rows: int, seed: int, ordered: bool) -> None:
     """Sorted by length, too, as published translations are: short ones stand together."""

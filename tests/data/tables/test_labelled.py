@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.data.tables.labelled import Columns, Example, read_examples, resolve_columns
@@ -210,7 +210,6 @@ def test_a_column_that_is_not_asked_for_may_be_of_any_type(tmp_path: Path) -> No
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
 @given(rows=st.lists(st.tuples(CELLS.filter(str.strip), CELLS), min_size=1, max_size=6))
 def test_what_csv_writes_is_read(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llmctl.data.tables import columnar
@@ -138,7 +138,6 @@ def test_commas_divide_where_they_can(tmp_path: Path, content: str) -> None:
 CELL = st.text(st.sampled_from('ab"\n\t ,;é'), max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.sampled_from("01"), CELL), min_size=1, max_size=8),
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),

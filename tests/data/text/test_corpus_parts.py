@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.data.tables import columnar
@@ -47,7 +47,6 @@ def write(path: Path, lines: list[str]) -> None:
             path.write_bytes(gzip.compress(rows.encode(), mtime=0))
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     made=st.lists(st.tuples(st.sampled_from(SUFFIXES), LINES), min_size=1, max_size=5),
     unit=st.sampled_from(["auto", "file", "paragraph", "line"]),

@@ -345,7 +345,6 @@ def pieces(path: Path, unit: str) -> list[str]:
     return [piece for piece, _, _ in read]
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     text=st.text("ab \n", max_size=60),
     size=st.integers(1, 20),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.data.text.duplicates import SeenHashes, text_hash
@@ -12,7 +12,6 @@ SMALL = st.integers(0, 40)
 ANY = st.integers(0, 2**64 - 1)
 
 
-@settings(max_examples=150, deadline=None)
 @given(batches=st.lists(st.lists(SMALL | ANY, max_size=30), max_size=12))
 def test_a_hash_is_new_exactly_once(batches: list[list[int]]):
     hashes, known = SeenHashes(), set[int]()
@@ -24,7 +23,6 @@ def test_a_hash_is_new_exactly_once(batches: list[list[int]]):
         assert hashes.add(np.asarray(batch, dtype=np.uint64)).tolist() == expected
 
 
-@settings(max_examples=50, deadline=None)
 @given(values=st.lists(SMALL, max_size=60), cuts=st.lists(st.integers(0, 60), max_size=6))
 def test_grouping_into_batches_changes_nothing(values: list[int], cuts: list[int]):
     array = np.asarray(values, dtype=np.uint64)

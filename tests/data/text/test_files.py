@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.data.tables.rows import RowReader
@@ -67,7 +67,6 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 
 
-@settings(max_examples=40, deadline=None)
 @given(text=TEXT, size=st.integers(1, 9), bom=st.booleans(), suffix=st.sampled_from(list(COMPRESS)))
 def test_text_is_read_whatever_the_blocks(
     folder: Path, text: str, size: int, bom: bool, suffix: str
@@ -84,7 +83,6 @@ def test_text_is_read_whatever_the_blocks(
     assert lines == io.StringIO(rows, newline="\n").readlines()
 
 
-@settings(max_examples=120, deadline=None)
 @given(
     before=TEXT,
     bad=st.sampled_from([b"\xff", b"\xc3", b"\xe4\xb8", b"\xf0\x9f\x98", b"\x80", b"\xed\xa0\x80"]),
@@ -237,7 +235,6 @@ def test_an_empty_column_name_is_refused(option: str) -> None:
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=10)
 
 
-@settings(max_examples=60, deadline=None)
 @given(rows=st.lists(st.lists(CELL, min_size=2, max_size=2), max_size=5), size=st.integers(1, 40))
 def test_csv_rows_are_those_that_the_csv_module_wrote(
     folder: Path, rows: list[list[str]], size: int

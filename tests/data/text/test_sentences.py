@@ -6,7 +6,7 @@ import time
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.data.text.sentences import sentence_starts
@@ -84,7 +84,6 @@ WORDS = ["Dr", "A", "no", "5", "x", "The", ".", "!", "?", "…", "。", "！", '
          "U.S"]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
 @given(st.one_of(st.text(), st.lists(st.sampled_from(WORDS), max_size=30).map("".join)))
 def test_starts_rise_from_zero_and_point_at_visible_characters(text: str) -> None:
     starts = sentence_starts(text)
@@ -93,7 +92,6 @@ def test_starts_rise_from_zero_and_point_at_visible_characters(text: str) -> Non
     assert all(start < len(text) and not text[start].isspace() for start in starts[1:])
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(WORDS), max_size=15), st.lists(st.sampled_from(WORDS), max_size=15))
 def test_a_blank_line_always_parts(before: list[str], after: list[str]) -> None:
     head, tail = "".join(before) + "x", "x" + "".join(after)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -81,7 +81,6 @@ def selections(draw: st.DrawFn, rows: int, each: int) -> list[int]:
     return [family * each + draw(member) for family in kept for _ in range(each)]
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data(), prompts=st.lists(st.integers(1, 5), min_size=1, max_size=4))
 def test_rows_attend_to_their_own_past(data: st.DataObject, prompts: list[int]):
     generator = np.random.default_rng(0)
