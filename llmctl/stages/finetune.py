@@ -25,10 +25,12 @@ from llmctl.tasks.seq2seq.task import Seq2SeqConfig, Seq2SeqTask
 from llmctl.training.adapters.lora import additions, merge
 from llmctl.training.batches import Objective
 from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.device import Machine
 from llmctl.training.extension import find_run
 from llmctl.training.precision import choose_device
 from llmctl.training.progress import Progress
-from llmctl.training.run import ADAPTER, Machine, StopFlag, finished_before, run_training
+from llmctl.training.run import ADAPTER, finished_before, run_training
+from llmctl.training.signals import StopFlag
 from llmctl.training.trainer import Trainer
 from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace

@@ -9,6 +9,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,17 @@ from llmctl.stages.pretrain import (
 from llmctl.tasks.finetuning import FinetuneConfig
 from llmctl.tasks.pretraining import PretrainConfig, open_pretraining, total_steps
 from llmctl.training.checkpoints import CheckpointStore
+from llmctl.training.device import Machine, choose_machine
 from llmctl.training.distributed.processes import current, joined
 from llmctl.training.planning.memory import FRAGMENTS
 from llmctl.training.planning.plan import Extent, Plan, parameters_by_part
-from llmctl.training.planning.rehearsal import Rehearsal, count_flops, rehearse
-from llmctl.training.precision import (
-    choose_compile,
-    choose_device,
-    choose_precision,
+from llmctl.training.planning.rehearsal import (
+    Rehearsal,
+    count_flops,
+    rehearsal_folder,
+    rehearse,
 )
 from llmctl.training.progress import Progress
-from llmctl.training.run import Machine, agreed, rehearsal_folder
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
 
@@ -72,11 +73,8 @@ def plan_pretraining(
     if config.budget is not None:
         config, choice = choose_for_budget(workspace, shards, config, begun, reporter, world)
     pretraining, config = open_pretraining(shards, config)
-    device = choose_device(config.training.device)
-    precision = choose_precision(config.training.precision, device)
     batches = pretraining.batches("train", seed=config.seed)
     total = total_steps(config.training, batches)
-    start = time.perf_counter() - begun
 
     def make(machine: Machine, store: CheckpointStore) -> Trainer:
         return make_trainer(pretraining, config, machine, store, Reporter())
@@ -84,16 +82,12 @@ def plan_pretraining(
     def export(model: nn.Module, progress: Progress, folder: Path) -> object:
         return export_model(pretraining, config, model, folder)
 
-    machine = agreed(Machine(device, precision, False, world))
-    seconds = None
-    if config.training.compile == "auto":
-        # As the run will tell it, with what that takes it.
-        told = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):
-            seconds = expected_seconds(pretraining, config, machine)
-        start += time.perf_counter() - told
-    compiled = choose_compile(config.training.compile, device, seconds)
-    machine = agreed(replace(machine, compiled=compiled))
+    # As the run will choose it, with what that takes it.
+    with torch.random.fork_rng(devices=[]):
+        machine = choose_machine(
+            config.training, world, partial(expected_seconds, pretraining, config)
+        )
+    device, start = machine.device, time.perf_counter() - begun
     if machine.compiled:
         reporter.note("compiling the model, as the run will: up to a minute")
     rehearsal = _rehearse(workspace, make, export, machine)
@@ -147,11 +141,8 @@ def plan_finetuning(
     begun = time.perf_counter() if begun is None else begun
     task = finetuning.open_task(workspace, start, data, config, like, reporter)
     training = task.config.training
-    device = choose_device(training.device)
-    precision = choose_precision(training.precision, device)
-    compiled = choose_compile(training.compile, device, None)
-    machine = agreed(Machine(device, precision, compiled, world))
-    eager = replace(machine, compiled=False)
+    machine = choose_machine(training, world)
+    device, eager = machine.device, replace(machine, compiled=False)
     seconds = time.perf_counter() - begun
 
     def make(machine: Machine, store: CheckpointStore) -> Trainer:

@@ -19,7 +19,6 @@ from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.run_log import LoggedReporter
-from llmctl.stages.budget import LEAST_SECONDS, Choice, choose, left_open
 from llmctl.tasks import PRETRAINING
 from llmctl.tasks.learned import judged, said_of
 from llmctl.tasks.pretraining import (
@@ -33,17 +32,16 @@ from llmctl.tasks.pretraining import (
 from llmctl.training.batches import Objective
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
+from llmctl.training.device import Machine
 from llmctl.training.distributed.processes import World, current, joined
 from llmctl.training.extension import find_run
-from llmctl.training.planning.rehearsal import time_steps
+from llmctl.training.planning.budget import LEAST_SECONDS, choose_shape
+from llmctl.training.planning.choice import Choice
+from llmctl.training.planning.ladder import free_fields
+from llmctl.training.planning.rehearsal import rehearsal_folder, time_steps
 from llmctl.training.progress import Progress
-from llmctl.training.run import (
-    Machine,
-    StopFlag,
-    finished_before,
-    rehearsal_folder,
-    run_training,
-)
+from llmctl.training.run import finished_before, run_training
+from llmctl.training.signals import StopFlag
 from llmctl.training.trainer import Trainer
 from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -122,7 +120,7 @@ def _with_budget(
             f"--preset and --set training.time_limit={config.budget:g}s in its place, or take "
             f"--arch {', '.join(known)}"
         )
-    return config.replace(chosen=left_open(config.arch, preset, *layers))
+    return config.replace(chosen=free_fields(config.arch, preset, *layers))
 
 
 def shards_of(workspace: Workspace, arch: str, name: str | None, reporter: Reporter) -> Artefact:
@@ -228,12 +226,13 @@ def choose_for_budget(
     reporter: Reporter,
     world: World,
 ) -> tuple[PretrainConfig[Any, Any, Any], Choice]:
-    """The configuration that a budget comes to on this machine; see llmctl/stages/budget.py."""
+    """The configuration that a budget comes to on this machine; see
+    llmctl/training/planning/budget.py."""
     with rehearsal_folder(workspace, world) as folder:
-        return choose(
+        return choose_shape(
             config,
             folder,
-            begun=begun,
+            start_time=begun,
             open_pretraining=partial(open_pretraining, shards),
             make_trainer=make_trainer,
             export=export_model,

@@ -66,7 +66,7 @@ def training(workspace: Path, table: Path, seconds: float) -> float:
     from llmctl.stages import pretrain
     from llmctl.tasks.pretraining import open_pretraining
     from llmctl.training.checkpoints import CheckpointStore
-    from llmctl.training.run import Machine
+    from llmctl.training.device import Machine
     from llmctl.workspace.artefacts import Workspace
 
     config = pretrain.resolve("bert", "mini", {"training": {**STEADY, "batch_size": 8}})
@@ -83,7 +83,7 @@ def finetuning(workspace: Path, table: Path, seconds: float) -> float:
     from llmctl.reporting.reporter import Reporter
     from llmctl.stages import finetune
     from llmctl.training.checkpoints import CheckpointStore
-    from llmctl.training.run import Machine
+    from llmctl.training.device import Machine
     from llmctl.workspace.artefacts import Workspace
 
     config = finetune.resolve("classify", {"training": STEADY})

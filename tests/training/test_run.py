@@ -15,12 +15,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from llmctl.errors import DivergedError, InputError, UsageError
+from llmctl.errors import DivergedError, InputError, Interrupted, UsageError
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.finetune import finetune
 from llmctl.stages.finetune import resolve as resolve_finetune
 from llmctl.stages.pretrain import pretrain, resolve
-from llmctl.training import run as session
+from llmctl.training import device, signals
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.distributed.processes import ALONE
 from llmctl.training.machine import THREADS_OPEN
@@ -159,17 +159,17 @@ def test_no_model_is_written_of_a_loss_that_is_not_finite(
 
 
 def test_the_second_signal_stops_at_once():
-    flag = session.StopFlag()
+    flag = signals.StopFlag()
     assert not flag()
     flag.handle(2, None)
     assert flag()
-    with pytest.raises(session.Interrupted, match="second signal"):
+    with pytest.raises(Interrupted, match="second signal"):
         flag.handle(2, None)
 
 
 def test_the_first_signal_stops_at_once_while_there_is_nothing_to_save():
-    flag = session.StopFlag()
-    with pytest.raises(session.Interrupted, match="SIGTERM before a step") as told:
+    flag = signals.StopFlag()
+    with pytest.raises(Interrupted, match="SIGTERM before a step") as told:
         flag.handle(signal.SIGTERM, None)
     assert told.value.exit_code == 143
 
@@ -178,10 +178,10 @@ def test_a_stop_at_once_is_told_as_one_though_a_library_makes_another_error_of_i
     def compile_something() -> None:
         try:
             signal.raise_signal(signal.SIGTERM)
-        except session.Interrupted as error:
+        except Interrupted as error:
             raise RuntimeError("a compiler failed") from error
 
-    with pytest.raises(session.Interrupted, match="SIGTERM"), session.stop_on_signals():
+    with pytest.raises(Interrupted, match="SIGTERM"), signals.stop_on_signals():
         compile_something()
 
 
@@ -202,7 +202,7 @@ def test_a_stop_while_gradients_are_not_finite_names_the_last_checkpoint(
     real = Trainer._step
     monkeypatch.setattr(Trainer, "_step", step)
     training = {**SHORT["training"], "max_steps": 20, "checkpoint_every": 3}
-    with pytest.raises(session.Interrupted, match=r"at step 7 of 20; the last .* of step 3"):
+    with pytest.raises(Interrupted, match=r"at step 7 of 20; the last .* of step 3"):
         pretrain(workspace, resolve("bert", "nano", {**SHORT, "training": training}), name="new")
 
 
@@ -297,7 +297,7 @@ def test_a_run_goes_on_with_the_threads_that_it_was_begun_with(
     run = workspace.get("run", "subjects")
     summary = {**run.manifest.summary, "threads": begun_with}
     write_manifest(run.folder, run.manifest.model_copy(update={"summary": summary}))
-    monkeypatch.setattr(session, "cores", lambda: begun_with)
+    monkeypatch.setattr(device, "cores", lambda: begun_with)
     monkeypatch.delenv(THREADS_OPEN, raising=False)
     if left_open:
         monkeypatch.setenv(THREADS_OPEN, "1")
@@ -330,4 +330,4 @@ def test_a_run_goes_on_with_the_threads_that_it_was_begun_with(
 def test_a_run_that_does_not_tell_on_what_it_was_begun(workspace: Workspace, summary: dict):
     manifest = workspace.get("run", "tiny").manifest.model_copy(update={"summary": summary})
     with pytest.raises(InputError, match="run tiny does not tell on what it was begun"):
-        session._same_machine(manifest, ALONE, Reporter())
+        device.same_machine(manifest, ALONE, Reporter())

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import time
-from collections.abc import Callable, Generator
+import uuid
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, quantiles
@@ -20,12 +22,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmctl.training.checkpoints import CheckpointStore
-from llmctl.training.distributed.processes import World, local
+from llmctl.training.distributed.processes import ALONE, World, local
 from llmctl.training.machine import Watch
 from llmctl.training.planning.memory import peak_bytes, resident_bytes, saved_bytes
 from llmctl.training.progress import Progress
 from llmctl.training.trainer import Record, Trainer
-from llmctl.workspace.files import published_folder
+from llmctl.workspace.artefacts import Workspace
+from llmctl.workspace.files import hidden_sibling, published_folder
+from llmctl.workspace.locks import lock_path, writer_lock
 from llmctl.workspace.manifests import FileRecord
 
 WARM_UP = 2
@@ -112,6 +116,28 @@ class Rehearsal:
     def warm_up_seconds(self) -> float:
         """By how much the first step, which compiles, is longer than others."""
         return max(0.0, self.first_seconds - self.seconds_per_step)
+
+
+@contextlib.contextmanager
+def rehearsal_folder(workspace: Workspace, world: World = ALONE) -> Iterator[Path]:
+    """A hidden folder where runs lie, to rehearse a training in; gone after the block. The same for
+    all processes, which must all be done with it then."""
+    workspace.prepare("run")
+    target = workspace.path("run", world.gathered(f"rehearsal-{uuid.uuid4().hex[:8]}")[0])
+    folder = hidden_sibling(target)
+    if not world.is_main:
+        world.wait()
+        yield folder
+        return
+    # Locked, it is not taken for what a crash left behind; and if this crashes, it is.
+    with writer_lock(target):
+        folder.mkdir(parents=True)
+        world.wait()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock_path(target).unlink(missing_ok=True)  # nobody else waits for this name
 
 
 def time_steps(

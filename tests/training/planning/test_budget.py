@@ -18,10 +18,13 @@ from llmctl.errors import ConfigError, Interrupted, UsageError
 from llmctl.models import ARCHITECTURES
 from llmctl.models.scaling import ScalingLaw
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages import budget
-from llmctl.stages.budget import LADDER, Chooser
 from llmctl.stages.pretrain import make_trainer, pretrain, resolve
 from llmctl.tasks.pretraining import open_pretraining
+from llmctl.training.device import Machine
+from llmctl.training.planning import budget
+from llmctl.training.planning.budget import BudgetSearch
+from llmctl.training.planning.choice import Choice, ShapeCandidate
+from llmctl.training.planning.ladder import LADDER
 from llmctl.training.planning.rehearsal import Rehearsal
 from llmctl.workspace.artefacts import Workspace
 from tests.run import llmctl, one_sentence
@@ -157,7 +160,7 @@ def test_a_budget_too_short_for_the_model_says_what_it_needs(decoder_workspace: 
     assert not (decoder_workspace / "runs" / "gpt-stories").exists()
 
 
-class Machine:
+class Steps:
     """Steps that take as long as is said: a part for each step, and one for its operations."""
 
     def __init__(self, rate: float) -> None:
@@ -174,13 +177,13 @@ LAW = ScalingLaw(0.1, 12.0, 0.34, 9.0, 0.28, 0.1, critical_batch=2048)
 def test_the_search_finds_the_best_of_the_whole_ladder(
     decoder_workspace: Path, monkeypatch: pytest.MonkeyPatch, rate: float
 ):
-    """Beside every rung and batch size tried one by one."""
+    """Beside every shape and batch size tried one by one."""
     shards = Workspace(decoder_workspace).get("shards", "stories")
     config = resolve(
         "gpt", None, {"budget": "10m", "data": {"sequence_length": 64},
                       "training": {"precision": "fp32", "compile": "off"}},
     )  # fmt: skip
-    machine = Machine(rate)
+    machine = Steps(rate)
 
     def fake_trainer(pretraining: Any, opened: Any, *_: object) -> Any:
         model = opened.model
@@ -197,38 +200,38 @@ def test_the_search_finds_the_best_of_the_whole_ladder(
 
     monkeypatch.setattr(budget, "time_steps", fake_steps)
     monkeypatch.setitem(ARCHITECTURES, "gpt", replace(ARCHITECTURES["gpt"], scaling=LAW))
-    monkeypatch.setattr(budget, "matrix_rate", lambda device, dtype: rate)
+    monkeypatch.setattr(Machine, "matrix_flops", rate)
     monkeypatch.setattr(budget, "free_bytes", lambda device: 1e15)
-    chooser = Chooser(
+    search = BudgetSearch(
         config, time.perf_counter(), lambda c: open_pretraining(shards, c), fake_trainer
     )
-    rung, best = chooser.search()[0]
+    shape, best = search.search()[0]
     vocab = open_pretraining(shards, config)[1].model.vocab_size
     losses = {}
     for layers, width in LADDER:
         for tokens in (2048, 4096, 8192, 16384):
             weights = layers * 12 * width**2 + width * vocab
-            seconds = 600 * 0.95 - chooser.spent() - budget.process_seconds(1)
+            seconds = 600 * 0.95 - search.spent() - budget.process_seconds(1)
             steps = int(seconds * 0.95 / machine.seconds(weights, tokens // 64))
-            if steps < budget.LEAST_STEPS:
+            if steps < budget.MIN_TRAINING_STEPS:
                 continue
-            worth = LAW.worth(steps * tokens, chooser._unique, tokens)
+            worth = LAW.worth(steps * tokens, search._unique, tokens)
             losses[layers, width, tokens // 64] = LAW.loss(weights, worth, vocab)
-    shape = best.num_layers, best.hidden_size, best.batch_size
-    assert losses[shape] <= 1.001 * min(losses.values())
-    assert rung.config.model.hidden_size == best.hidden_size
+    key = best.num_layers, best.hidden_size, best.batch_size
+    assert losses[key] <= 1.001 * min(losses.values())
+    assert shape.config.model.hidden_size == best.hidden_size
     assert len({weights for weights, _ in machine.timed}) < len(LADDER) / 2
 
 
-def test_without_time_for_more_what_is_short_enough_is_timed(
+def test_where_the_first_takes_too_long_the_smallest_is_timed(
     decoder_workspace: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The second rung comes first; where it takes too long, the smallest is tried all the same."""
+    """The second shape of the ladder comes first."""
     shards = Workspace(decoder_workspace).get("shards", "stories")
     layer = {"budget": "60s", "training": {"precision": "fp32", "batch_size": 2}}
-    chooser = Chooser(
+    search = BudgetSearch(
         resolve("gpt", None, layer),
-        time.perf_counter() - 20,  # beyond the calibration's share
+        time.perf_counter(),
         lambda config: open_pretraining(shards, config),
         lambda pretraining, config, *_: config.model.hidden_size,  # type: ignore[arg-type, return-value]
     )
@@ -237,7 +240,7 @@ def test_without_time_for_more_what_is_short_enough_is_timed(
         return Rehearsal(step_seconds=[2.0 if width > 64 else 0.1], step_tokens=[512.0])
 
     monkeypatch.setattr(budget, "time_steps", fake_steps)
-    assert [candidate.hidden_size for _, candidate in chooser.search()] == [64]
+    assert [candidate.hidden_size for _, candidate in search.search()] == [64]
 
 
 def test_shapes_that_are_given_are_kept(decoder_workspace: Path):
@@ -246,10 +249,10 @@ def test_shapes_that_are_given_are_kept(decoder_workspace: Path):
     def shapes(preset: str | None, arch: str = "gpt", **model: Any) -> list[tuple[int, int, int]]:
         layer = {"budget": "60s", "model": model, "training": {"precision": "fp32"}}
         config = resolve(arch, preset, layer)
-        chooser = Chooser(
+        search = BudgetSearch(
             config, time.perf_counter(), lambda c: open_pretraining(shards, c), make_trainer
         )
-        models = [rung.config.model for rung in chooser._rungs]
+        models = [shape.config.model for shape in search._shapes]
         return [(m.num_layers, m.hidden_size, m.num_heads) for m in models]
 
     assert shapes("nano") == [(3, 48, 3)]
@@ -265,8 +268,8 @@ def test_shapes_that_are_given_are_kept(decoder_workspace: Path):
 
 @pytest.mark.parametrize(("others", "said"), [(0.2, False), (1.26, True)])
 def test_a_budget_says_that_others_used_the_machine(others: float, said: bool):
-    shape = budget.Candidate(2, 128, 1_000_000, 16, 0.1, 600, 1e6, 1.0, 6.5)
-    choice = budget.Choice(
+    shape = ShapeCandidate(2, 128, 1_000_000, 16, 0.1, 600, 1e6, 1.0, 6.5)
+    choice = Choice(
         budget_seconds=60.0,
         predicted_loss=6.5,
         predicted_range=(6.0, 7.0),
@@ -278,5 +281,5 @@ def test_a_budget_says_that_others_used_the_machine(others: float, said: bool):
         candidates=[shape],
     )
     sentence = "other processes used about 1.3 cores while models were timed"
-    assert any(sentence in line for line in budget.table(choice)) == said
+    assert any(sentence in line for line in choice.lines()) == said
     assert choice.document()["others_cores"] == others
