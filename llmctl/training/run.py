@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from llmctl.workspace.runs import METRICS, RunRecorder, SilentRecorder
 MODEL, ADAPTER, PROFILE = "model", "adapter", "profile"
 """Folders of a run: what was trained, what LoRA added to it, and where the time of a step went."""
 
+Prepare = Callable[[Machine, CheckpointStore, StopFlag], Trainer]
 Export = Callable[[nn.Module, Progress, Path], dict[str, Any]]
 Judge = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -45,7 +47,7 @@ def run_training(
     existing: Artefact | None,
     config: TrainingConfig,
     *,
-    prepare: Callable[[Machine, CheckpointStore, StopFlag], Trainer],
+    prepare: Prepare,
     export: Export,
     reporter: LoggedReporter,
     profile: bool = False,
@@ -76,34 +78,17 @@ def run_training(
     ):
         # Before anything is written, so that all have found the same.
         _check_all_see(folder, existing, world)
-        trainer: Trainer | None = None
+        run = _Run(folder, manifest, world, store, stop, reporter, prepare)
         if existing is None:
-            machine = choose_machine(config, world, expected_seconds)
-            summary = {**manifest.summary, **machine.document()}
-            manifest = manifest.model_copy(update={"summary": summary})
-            trainer = prepare(machine, store, stop)
-            if world.is_main:
-                with published_folder(folder) as hidden:
-                    write_manifest(hidden, manifest)
-            world.wait()
+            make_trainer = run.begin(choose_machine(config, world, expected_seconds))
         else:
-            if world.is_main:
-                clear_leftovers(folder)
-                store.clear_leftovers()
-            manifest = extension.longer(manifest, before) if before else existing.manifest
-            machine = same_machine(manifest, world, reporter)
-            if before is not None:  # before a word is written of what may be refused
-                trainer = prepare(machine, store, stop)
-                manifest = extension.begin(folder, manifest, before, trainer, store, reporter.note)
-        recorder = RunRecorder(folder) if world.is_main else SilentRecorder(folder)
+            make_trainer = run.take_up(existing, before)
         if world.is_main:
             reporter.attach(folder)
-        run = _Run(folder, manifest, world, store, recorder, stop, reporter)
         with run.failures_recorded():
             if existing is not None:
-                recorder.update(state="running", message=None)
-            if trainer is None:
-                trainer = prepare(machine, store, stop)
+                run.recorder.update(state="running", message=None)
+            trainer = make_trainer()
             if profile and world.is_main:
                 trainer.profiler = StepProfiler(folder / PROFILE, reporter.note)
             with contextlib.closing(trainer):
@@ -112,7 +97,7 @@ def run_training(
     return workspace.get(manifest.kind, manifest.name)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
     """A run while it is trained."""
 
@@ -120,9 +105,43 @@ class _Run:
     manifest: Manifest
     world: World
     store: CheckpointStore
-    recorder: RunRecorder
     stop: StopFlag
     reporter: LoggedReporter
+    prepare: Prepare
+
+    def begin(self, machine: Machine) -> Callable[[], Trainer]:
+        """Publish a new run, once its trainer is made; returns what gives that."""
+        summary = {**self.manifest.summary, **machine.document()}
+        self.manifest = self.manifest.model_copy(update={"summary": summary})
+        trainer = self.prepare(machine, self.store, self.stop)
+        if self.world.is_main:
+            with published_folder(self.folder) as hidden:
+                write_manifest(hidden, self.manifest)
+        self.world.wait()
+        return lambda: trainer
+
+    def take_up(self, existing: Artefact, before: Manifest | None) -> Callable[[], Trainer]:
+        """Go on with a run, to where it was to end or for longer; returns what makes its
+        trainer."""
+        if self.world.is_main:
+            clear_leftovers(self.folder)
+            self.store.clear_leftovers()
+        self.manifest = extension.longer(self.manifest, before) if before else existing.manifest
+        machine = same_machine(self.manifest, self.world, self.reporter)
+        make_trainer = partial(self.prepare, machine, self.store, self.stop)
+        if before is None:
+            return make_trainer
+        trainer = make_trainer()  # before a word is written of what may be refused
+        self.manifest = extension.begin(
+            self.folder, self.manifest, before, trainer, self.store, self.reporter.note
+        )
+        return lambda: trainer
+
+    @cached_property
+    def recorder(self) -> RunRecorder:
+        """What writes the run down; the main process's alone does."""
+        kind = RunRecorder if self.world.is_main else SilentRecorder
+        return kind(self.folder)
 
     @contextlib.contextmanager
     def failures_recorded(self) -> Iterator[None]:

@@ -2,35 +2,24 @@
 
 It prints and writes nothing but checkpoints: stages record what it yields and commands draw it.
 Batch N and every random draw in step N are functions of (seed, N), so a run that goes on from a
-checkpoint does exactly what an uninterrupted one does.
-
-A batch is divided by rows among the processes, and by each into parts that fit its memory. Every
-part's losses are divided by the count of the whole batch, so the sum of the parts' gradients is
-the batch's, however it was divided.
+checkpoint does exactly what an uninterrupted one does. What a step does is told in ``step``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
-from torch.utils.flop_counter import FlopCounterMode
 
-from llmctl.data.keyed import key_of
-from llmctl.errors import DivergedError, InputError, ResourceError
-from llmctl.models.heads.cross_entropy import compiled_cross_entropy
-from llmctl.models.layers.kernels import use_kernels_of
-from llmctl.training.batches import Objective, TensorBatch
+from llmctl.errors import DivergedError, InputError
+from llmctl.training.batches import Objective
 from llmctl.training.checkpoints import (
     Checkpoint,
     CheckpointStore,
@@ -38,36 +27,22 @@ from llmctl.training.checkpoints import (
     restore_optimiser,
 )
 from llmctl.training.config import TrainingConfig
-from llmctl.training.distributed.processes import (
-    ALONE,
-    World,
-    distribute,
-    recompute_activations,
-    shared_like,
-    whole,
-)
-from llmctl.training.optim.float8 import use_float8
-from llmctl.training.optim.optimiser import build_optimiser, set_learning_rate
+from llmctl.training.distributed.processes import ALONE, World, shared_like
+from llmctl.training.measured import Speed, accumulate, means, summed_over
 from llmctl.training.optim.schedules import share_of_peak
-from llmctl.training.planning.memory import largest_part, out_of_memory, peak_bytes
-from llmctl.training.precision import autocast
+from llmctl.training.planning.memory import out_of_memory, peak_bytes
 from llmctl.training.profile import StepProfiler
 from llmctl.training.progress import Progress, progress_of
-from llmctl.training.validation import LookStopped, batched_pairs
+from llmctl.training.step import Batches, Stepper
+from llmctl.training.validation import LookStopped
 
-PATIENCE_NOT_FINITE = 5
+MAX_NONFINITE_STEPS = 5
 """Steps in a row without a finite gradient before training gives up."""
 NOT_FINITE = "the loss or its gradient was not finite"
 LEAST_WARM_UP = 0.01
 """Share of what is left of a training that is gone on with, for the learning rate to rise again."""
-USUAL_NORM_DECAY = 0.98
-"""Of the running mean of gradient norms, which a spike is told by: about the last fifty steps."""
 FILLED = "filled"
 """In the sums since the last logged step: tokens, and slots for them."""
-STEPS_BEFORE_SPIKES = 50
-"""Steps before a spike can be told: at first every norm is unusual."""
-
-Batches = Callable[[int], TensorBatch]
 
 
 @dataclass(frozen=True)
@@ -80,46 +55,7 @@ class Record:
     values: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A batch as one process takes it."""
-
-    parts: list[tuple[int, TensorBatch]]
-    """Each with the number of its first row in the batch."""
-    weight: float
-    """0 where there were too few rows for all: such a process takes part with one that counts
-    nothing."""
-    counts: dict[str, int]
-    """Of the whole batch: what its losses are divided by."""
-    real_tokens: int
-    slots: int
-
-
-class _Speed:
-    """Tokens and seconds of some steps; validation and checkpoints are not counted."""
-
-    def __init__(self) -> None:
-        self._tokens, self._slots, self._seconds = 0, 0, 0.0
-
-    def add(self, work: _Work, seconds: float) -> None:
-        self._tokens += work.real_tokens
-        self._slots += work.slots
-        self._seconds += seconds
-
-    @property
-    def filled(self) -> float:
-        """The share of the slots that tokens fill."""
-        return self._tokens / self._slots
-
-    def figures(self, flops_per_slot: float | None, peak_flops: float) -> dict[str, float]:
-        figures = {"tokens_per_second": self._tokens / self._seconds}
-        if flops_per_slot is not None:
-            done = flops_per_slot * self._slots / self._seconds
-            figures["utilisation"] = done / peak_flops
-        return figures
-
-
-class Trainer:
+class Trainer(Stepper):
     """Trains a model, by its loss, on batches."""
 
     def __init__(
@@ -148,50 +84,20 @@ class Trainer:
         keep_best: keep the weights that were the best at a validation. compiled: make kernels for
         the model's body. matrix_flops: a second, of this process's device, to tell how much of it
         is used."""
-        model = objective.model
-        self.model, self._batches, self.config = model, batches, config
-        self.total_steps, self._seed = total_steps, seed
-        self._device, self._precision, self._store = device, precision, store
+        super().__init__(
+            objective, batches, config, seed=seed, device=device, precision=precision,
+            rate_scale=rate_scale, compiled=compiled, world=world,
+        )  # fmt: skip
+        self.total_steps, self._store = total_steps, store
         self._validate, self._eval_every = validate, eval_every
         self._patience, self._keep_best = patience, keep_best
-        self._should_stop = should_stop
-        self._compiled, self._matrix_flops, self.world = compiled, matrix_flops, world
-        use_kernels_of(device)
-        if precision == "fp8":
-            use_float8(model)
-        if config.activation_checkpointing:
-            recompute_activations(model)
-        self._shared = config.parallel != "ddp"
-        # What was trained in shares ends as one model.
-        self._plain = copy.deepcopy(model) if self._shared and world.is_main else None
-        self.objective = objective
-        self._loss = distribute(objective, config, world, device)
+        self._matrix_flops, self._should_stop = matrix_flops, should_stop
         if self._shared:
             store.write_together()
-        self._micro_batch = config.micro_batch if isinstance(config.micro_batch, int) else 0
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = build_optimiser(
-            model,
-            config,
-            rate_scale=rate_scale,
-            product_type=torch.float32 if precision == "fp32" else torch.bfloat16,
-        )
-        if compiled:
-            body: nn.Module = model.body  # type: ignore[assignment]
-            body.compile(dynamic=False)
-        self.progress = Progress()
         self.profiler: StepProfiler | None = None
         """Traces some steps, where it is set."""
         self._skipped = 0
         """Steps in a row without a finite gradient, up to now."""
-
-    def close(self) -> None:
-        """Let go of what ties this process to the others; they can't be reached afterwards.
-
-        A wrapper that outlived its group of processes would wait for ever for its threads.
-        """
-        self._loss = self.objective
-        gc.collect()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint. Raises InputError for one that is of something else."""
@@ -230,15 +136,16 @@ class Trainer:
         progress.ended, progress.improved_step = False, progress.step
         progress.warmed_up_again = self.share_done() if warm_up else None
 
-    def _share_of_peak(self) -> float:
+    def _lr_multiplier(self) -> float:
         """Of the learning rate, for the next step."""
-        config, begun = self.config, self.progress.warmed_up_again
+        config, rewarmed_at = self.config, self.progress.warmed_up_again
         # A step that is all there is has the peak: the warm-up begins with 0.
         done = config.warmup if self.total_steps == 1 else self.share_done()
-        share = share_of_peak(done, config.warmup, config.schedule, config.decay)
-        if begun is None:
-            return share
-        return share * min(1.0, (done - begun) / (max(config.warmup, LEAST_WARM_UP) * (1 - begun)))
+        multiplier = share_of_peak(done, config.warmup, config.schedule, config.decay)
+        if rewarmed_at is None:
+            return multiplier
+        rising = max(config.warmup, LEAST_WARM_UP) * (1 - rewarmed_at)
+        return multiplier * min(1.0, (done - rewarmed_at) / rising)
 
     def run(self) -> Iterator[Record]:
         """Train to the end, or until ``should_stop``; yields what happens.
@@ -247,78 +154,52 @@ class Trainer:
         validation loss or the last gradient is not finite; nothing is saved then. Raises
         ResourceError where memory runs out, naming the largest part of a batch that fits.
         """
-        progress, config = self.progress, self.config
-        begun = time.perf_counter() - progress.elapsed
-        saved_at, saved_step = progress.elapsed, progress.step
-        speed = _Speed()
+        progress = self.progress
+        start_time = time.perf_counter() - progress.elapsed
+        self._speed, self._saved = Speed(), (progress.step, progress.elapsed)
         self.model.train()
         if progress.look_due:
             yield from self._look_if_due()
             if progress.look_due:
                 yield Record("stopped", progress.step)
                 return
-            progress.ended = progress.ended or self._stale()
-        flops_per_slot = self._prepare()
+            progress.ended = progress.ended or self._out_of_patience()
+        self._flops_per_slot = self._prepare(count_flops=self._matrix_flops is not None)
         with ThreadPoolExecutor(1) as background, self._profiled():
-            upcoming = background.submit(self._work, progress.step)
+            upcoming = background.submit(self._local_micro_batches, progress.step)
             while not self._done():
-                started = time.perf_counter()
+                # 1. A batch; the next is made meanwhile.
+                begin = time.perf_counter()
                 with record_function("batch"):
-                    work = upcoming.result()
-                upcoming = background.submit(self._work, progress.step + 1)
-                share = self._share_of_peak()
-                sums, norm, taken = self._step(work, share)
+                    batch = upcoming.result()
+                upcoming = background.submit(self._local_micro_batches, progress.step + 1)
+                # 2. Forward, backward, update.
+                multiplier = self._lr_multiplier()
+                sums, norm, taken = self._step(batch, multiplier)
                 if self.profiler is not None:
                     self.profiler.step()
                 now = time.perf_counter()
-                speed.add(work, now - started)
+                self._speed.add(batch.real_tokens, batch.slots, now - begin)
+                # 3. The same sums, clock and wish to stop on all processes.
+                own = float(self._should_stop()), now - start_time if self.world.is_main else 0.0
+                sums, (stops, progress.elapsed) = summed_over(self.world, sums, *own)
                 progress.step += 1
-                stop, progress.elapsed, sums = self._agree(now - begun, sums)
-                progress.tokens += work.real_tokens
+                progress.tokens += batch.real_tokens
                 last = self._done()
-                if taken:
-                    self._skipped = 0
-                    # What the record says of the batches is kept over a stop, too.
-                    filled = [float(work.real_tokens), float(work.slots)]
-                    self._accumulate({**sums, FILLED: filled}, norm)
-                elif math.isfinite(norm):
-                    yield Record("skipped", progress.step, {"gradient_norm": norm})
-                else:
-                    yield self._skip(norm, last)
-                if progress.window and (progress.step % config.log_every == 0 or last):
-                    peak = (self._matrix_flops or math.nan) * self.world.size
-                    means = self._drain()
-                    padding = 1.0 - means.pop(FILLED, speed.filled)
-                    figures = {
-                        **means,
-                        "learning_rate": config.learning_rate * share,
-                        "tokens": progress.tokens,
-                        **speed.figures(flops_per_slot, peak),
-                        "padding": padding,
-                        "memory_bytes": float(peak_bytes()),
-                        "elapsed": progress.elapsed,
-                    }
-                    speed = _Speed()
-                    yield Record("train", progress.step, figures)
-                if self._validate and (
-                    last or (self._eval_every and progress.step % self._eval_every == 0)
-                ):
+                # 4. What is told of the step.
+                filled = [float(batch.real_tokens), float(batch.slots)]
+                if taken:  # what the record says of the batches is kept over a stop, too
+                    accumulate(progress.window, {**sums, FILLED: filled})
+                yield from self._told(norm, taken, multiplier, last)
+                # 5. A validation, which may end the training.
+                if self._validate and (last or self._is_eval_step()):
                     progress.look_due = True
                     yield from self._look_if_due()
-                    last = last or self._stale()
+                    last = last or self._out_of_patience()
                 progress.ended = last
-                # One process alone needs not wait for the next step to heed a signal.
-                stop = stop or (self.world.size == 1 and self._should_stop())
-                due = (
-                    progress.step % config.checkpoint_every == 0
-                    if config.checkpoint_every
-                    else progress.elapsed - saved_at >= config.checkpoint_seconds
-                )
-                # What led to a gradient that is not finite must not replace a good checkpoint.
-                if (stop or due or last) and saved_step != progress.step and not self._skipped:
-                    self._save(wait=stop or last)
-                    saved_at, saved_step = progress.elapsed, progress.step
-                    yield Record("checkpoint", progress.step)
+                # 6. A checkpoint. One process alone needs not wait for the next step to stop.
+                stop = stops > 0 or (self.world.size == 1 and self._should_stop())
+                yield from self._save_if_due(stop, last)
                 if last and not progress.look_due:
                     break
                 if stop:
@@ -338,213 +219,63 @@ class Trainer:
         finally:
             self.profiler.stop()
 
-    def whole_model(self) -> nn.Module | None:
-        """The model as it is, in one piece, for the main process; the others get None. All must
-        call it."""
-        weights = self._weights()
-        if not self.world.is_main:
-            return None
-        if self._plain is None:
-            return self.model
-        self._plain.load_state_dict(weights)
-        return self._plain
+    def _told(self, norm: float, taken: bool, multiplier: float, last: bool) -> Iterator[Record]:
+        """Records of a step that was left out, and of those since the last logged one. Raises
+        DivergedError if there were too many without a finite gradient."""
+        progress, config = self.progress, self.config
+        if taken:
+            self._skipped = 0
+            accumulate(progress.window, {"gradient_norm": [norm, 1.0]})
+        else:
+            self._skipped += not math.isfinite(norm)
+            too_many = self._skipped >= MAX_NONFINITE_STEPS or last
+            if too_many and not math.isfinite(norm):
+                raise DivergedError(
+                    f"step {progress.step}: {NOT_FINITE} for {self._skipped} steps in a row; "
+                    "train again with --force and a lower training.learning_rate"
+                )
+            yield Record("skipped", progress.step, {"gradient_norm": norm})
+        if progress.window and (progress.step % config.log_every == 0 or last):
+            window, progress.window = means(progress.window), {}
+            padding = 1.0 - window.pop(FILLED, self._speed.filled)
+            peak_flops = (self._matrix_flops or math.nan) * self.world.size
+            figures = {
+                **window,
+                "learning_rate": config.learning_rate * multiplier,
+                "tokens": progress.tokens,
+                **self._speed.figures(self._flops_per_slot, peak_flops),
+                "padding": padding,
+                "memory_bytes": float(peak_bytes()),
+                "elapsed": progress.elapsed,
+            }
+            self._speed = Speed()
+            yield Record("train", progress.step, figures)
 
-    def _weights(self) -> dict[str, Tensor]:
-        """Whole, for the main process; the others get none. All must call it."""
-        weights = {}
-        for name, value in self.model.state_dict().items():
-            one = whole(value)
-            if self.world.is_main:
-                # Together they may be too large for an accelerator.
-                weights[name] = one.cpu() if one is not value else one
-        return weights
+    def _is_eval_step(self) -> bool:
+        return bool(self._eval_every) and self.progress.step % self._eval_every == 0
 
-    def _save(self, wait: bool) -> None:
+    def _save_if_due(self, stop: bool, last: bool) -> Iterator[Record]:
+        """Write a checkpoint at a stop, at the end and now and then."""
+        progress, every = self.progress, self.config.checkpoint_every
+        saved_step, saved_at = self._saved
+        due = (
+            progress.step % every == 0
+            if every
+            else progress.elapsed - saved_at >= self.config.checkpoint_seconds
+        )
+        # What led to a gradient that is not finite must not replace a good checkpoint.
+        if not (stop or due or last) or saved_step == progress.step or self._skipped:
+            return
         if self._shared or self.world.is_main:
             self._store.save(
-                self.progress.step,
+                progress.step,
                 self.model.state_dict(),
                 optimiser_tensors(self.model, self.optimiser),
-                {**vars(self.progress), "precision": self._precision},
-                wait=wait,
+                {**vars(progress), "precision": self._precision},
+                wait=stop or last,
             )
-
-    def _prepare(self) -> float | None:
-        """Before the first step: settle the micro-batch, and count the operations of a slot."""
-        if self.config.micro_batch != "auto" and self._matrix_flops is None:
-            return None
-        batch = self._batches(self.progress.step)
-        if self.config.micro_batch == "auto":
-            own = max(1, -(-len(batch) // self.world.size))
-            fits = largest_part(
-                lambda rows: self._trial(batch, rows), own, self._device, self.model
-            )
-            self._micro_batch = self.world.least(fits)
-            if not self._micro_batch:
-                raise ResourceError(
-                    "out of memory: not even one row of a batch fits; take a smaller model, "
-                    "shorter rows or training.activation_checkpointing=true"
-                )
-        if self._matrix_flops is None:
-            return None
-        part = batch.rows(0, 1)
-        counter = FlopCounterMode(display=False)
-        with counter:
-            self._trial(batch, 1)
-        return counter.get_total_flops() / part.slots
-
-    def _trial(self, batch: TensorBatch, rows: int) -> None:
-        """A forward and a backward pass over a batch's first rows, with nothing kept."""
-        part = batch.rows(0, rows).to(self._device)
-        # Kernels for this shape would be made for nothing.
-        with torch.compiler.set_stance("force_eager"), autocast(self._device, self._precision):
-            total = self.objective(part).total
-        torch.autograd.grad(total, self._parameters, allow_unused=True)
-
-    def _work(self, step: int) -> _Work:
-        """This process's part of a batch; made in the background."""
-        batch = self._batches(step)
-        rows, world = len(batch), self.world
-        begin, stop = (rows * n // world.size for n in (world.rank, world.rank + 1))
-        weight = 1.0
-        if begin == stop:  # too few rows for all
-            begin, stop, weight = 0, 1, 0.0
-        number = -(-(stop - begin) // (self._micro_batch or stop - begin))
-        edges = [begin + (stop - begin) * n // number for n in range(number + 1)]
-        parts = [
-            (first, batch if (first, end) == (0, rows) else batch.rows(first, end))
-            for first, end in pairwise(edges)
-        ]
-        if self._device.type == "cuda":
-            parts = [(first, part.pin_memory()) for first, part in parts]
-        return _Work(parts, weight, batch.counts, batch.real_tokens, batch.slots)
-
-    def _agree(
-        self, elapsed: float, sums: dict[str, list[float]]
-    ) -> tuple[bool, float, dict[str, list[float]]]:
-        """Whether to stop, the main process's clock, and sums over all processes."""
-        stop = self._should_stop()
-        if self.world.size == 1:
-            return stop, elapsed, sums
-        own = [float(stop), elapsed if self.world.is_main else 0.0]
-        stops, elapsed, *flat = self.world.total([*own, *chain.from_iterable(sums.values())])
-        return stops > 0, elapsed, dict(zip(sums, map(list, batched_pairs(flat)), strict=True))
-
-    def _skip(self, norm: float, last: bool) -> Record:
-        """Note a step without a finite gradient. Raises DivergedError if there were too many."""
-        self._skipped += 1
-        if self._skipped >= PATIENCE_NOT_FINITE or last:
-            raise DivergedError(
-                f"step {self.progress.step}: {NOT_FINITE} for {self._skipped} steps in a row; "
-                "train again with --force and a lower training.learning_rate"
-            )
-        return Record("skipped", self.progress.step, {"gradient_norm": norm})
-
-    def _step(self, work: _Work, share: float) -> tuple[dict[str, list[float]], float, bool]:
-        """Forward, backward, update; returns the sums and counts of what was measured, the
-        gradient's norm and whether the update was made: not if the gradient is not finite, nor if
-        it is a spike."""
-        set_learning_rate(self.optimiser, self.config, share)
-        self.optimiser.zero_grad(set_to_none=True)
-        try:
-            measured = self._gradient(work)
-        except RuntimeError as error:
-            if out_of_memory(error):
-                raise self._no_memory(work) from error
-            raise
-        with record_function("clip"):
-            norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm, foreach=True)
-            norm = whole(norm)
-        # The one place where the processor waits for an accelerator.
-        values = torch.stack([norm.float(), *(total for total, _ in measured.values())]).tolist()
-        names = list(measured)
-        if not math.isfinite(values[1 + names.index("loss")]):
-            values[0] = math.nan
-        taken = math.isfinite(values[0]) and not self._is_spike(values[0])
-        if taken:
-            with record_function("update"):
-                self.optimiser.step()
-        counts = (float(count) for _, count in measured.values())
-        sums = dict(zip(measured, map(list, zip(values[1:], counts, strict=True)), strict=True))
-        return sums, values[0], taken
-
-    def _gradient(self, work: _Work) -> dict[str, tuple[Tensor, int]]:
-        """Add up the gradient of this process's part of a batch; returns sums and counts."""
-        measured: dict[str, tuple[Tensor, int]] = {}
-        for number, (first, part) in enumerate(work.parts, 1):
-            # Dropout draws from the global generator: tie it to the place, so that there is no
-            # state.
-            torch.manual_seed(key_of(self._seed, "step", self.progress.step, first))
-            moved = part.to(self._device)
-            with self._summing(number == len(work.parts)):
-                with (
-                    record_function("forward"),
-                    autocast(self._device, self._precision),
-                    compiled_cross_entropy(self._compiled),
-                ):
-                    losses = self._loss(moved)
-                total = torch.stack(
-                    [
-                        ratio.total.float() / max(work.counts[name], 1)
-                        for name, ratio in losses.losses.items()
-                    ]
-                ).sum()
-                # A wrapper takes the mean over the processes.
-                with record_function("backward"):
-                    (total * (work.weight * self.world.size)).backward()
-            figures = {
-                name: (ratio.total.detach().float() * work.weight, int(ratio.count * work.weight))
-                for name, ratio in {**losses.losses, **losses.metrics}.items()
-            }
-            figures["loss"] = (total.detach() * work.weight, 0)
-            for name, (value, count) in figures.items():
-                before, counted = measured.get(name, (0.0, 0))
-                measured[name] = (before + value, counted + count)
-        measured["loss"] = (measured["loss"][0], int(self.world.is_main))
-        return measured
-
-    def _summing(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Processes add up their gradients once for a batch, after its last part."""
-        if isinstance(self._loss, nn.parallel.DistributedDataParallel) and not last:
-            return self._loss.no_sync()
-        if self.world.size > 1 and self.config.parallel != "ddp":
-            self.objective.set_requires_gradient_sync(last)  # type: ignore[operator]
-        return contextlib.nullcontext()
-
-    def _no_memory(self, work: _Work) -> ResourceError:
-        """What to say when memory ran out, after looking what would fit."""
-        self.optimiser.zero_grad(set_to_none=True)
-        tried = max(len(part) for _, part in work.parts)
-        if self.world.size > 1:  # the others wait in the middle of the step
-            return ResourceError(
-                f"step {self.progress.step + 1}: out of memory with {tried} rows at a time in "
-                f"process {self.world.rank}; set training.micro_batch={max(1, tried // 2)} or auto "
-                "and run the command again, it goes on from the last checkpoint"
-            )
-        batch = self._batches(self.progress.step)
-        fits = largest_part(
-            lambda rows: self._trial(batch, rows), tried - 1, self._device, self.model
-        )
-        remedy = (
-            f"{fits} would fit: set training.micro_batch={fits} (the same batch, in parts)"
-            if fits
-            else "not even one would fit: take a smaller model, shorter rows or "
-            "training.activation_checkpointing=true"
-        )
-        return ResourceError(
-            f"step {self.progress.step + 1}: out of memory with {tried} rows at a time; {remedy} "
-            "and run the command again, it goes on from the last checkpoint"
-        )
-
-    def _is_spike(self, norm: float) -> bool:
-        progress, limit = self.progress, self.config.skip_spikes
-        if not limit:
-            return False
-        most = limit * progress.usual_norm if progress.step else norm
-        # A spike counts as little more than usual; if it is the new level, it will be usual soon.
-        weight = max(1 - USUAL_NORM_DECAY, 1 / (progress.step + 1))
-        progress.usual_norm += weight * (min(norm, most) - progress.usual_norm)
-        return norm >= most and progress.step >= STEPS_BEFORE_SPIKES
+        self._saved = progress.step, progress.elapsed
+        yield Record("checkpoint", progress.step)
 
     def share_done(self) -> float:
         """How much of the training is behind us, by steps or by time, whichever is more."""
@@ -557,17 +288,6 @@ class Trainer:
 
     def _done(self) -> bool:
         return self.progress.ended or self.share_done() >= 1.0
-
-    def _accumulate(self, sums: dict[str, list[float]], norm: float) -> None:
-        for name, (total, count) in {**sums, "gradient_norm": [norm, 1.0]}.items():
-            entry = self.progress.window.setdefault(name, [0.0, 0.0])
-            entry[0] += total
-            entry[1] += count
-
-    def _drain(self) -> dict[str, float]:
-        means = {name: s / n for name, (s, n) in self.progress.window.items() if n}
-        self.progress.window = {}
-        return means
 
     def _look_if_due(self) -> Iterator[Record]:
         """Validate. Stopped in between, it stays due for what goes on from the checkpoint."""
@@ -605,7 +325,7 @@ class Trainer:
                     self._store.save_best(progress.step, weights)
         return Record("validation", progress.step, values)
 
-    def _stale(self) -> bool:
+    def _out_of_patience(self) -> bool:
         if not self._patience or not self._eval_every or self.progress.look_due:
             return False
         behind = self.progress.step - self.progress.improved_step

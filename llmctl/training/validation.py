@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable
 
 import torch
 
 from llmctl.training.batches import LossParts, Objective, TensorBatch
 from llmctl.training.distributed.processes import ALONE, World
+from llmctl.training.measured import Sums, accumulate, means, summed_over
 from llmctl.training.precision import autocast
 
 
@@ -34,7 +34,7 @@ def evaluate(
     together go through with it.
     """
     objective.eval()
-    sums: dict[str, list[float]] = {}
+    sums: Sums = {}
     losses: set[str] = set()
     # Kernels for a few batches of other shapes would take longer to make than they save.
     with torch.compiler.set_stance("force_eager"):
@@ -46,15 +46,7 @@ def evaluate(
             with autocast(device, precision):
                 parts: LossParts = objective(batches(min(number, count - 1)).to(device))
             losses.update(parts.losses)
-            for name, ratio in {**parts.losses, **parts.metrics}.items():
-                entry = sums.setdefault(name, [0.0, 0.0])
-                entry[0] += float(ratio.total) * weight
-                entry[1] += ratio.count * weight
-    totals = world.total(list(chain.from_iterable(sums.values())))
-    means = {name: s / n for name, (s, n) in zip(sums, batched_pairs(totals), strict=True) if n}
-    return {"loss": sum(means[name] for name in losses if name in means), **means}
-
-
-def batched_pairs(values: Sequence[float]) -> Iterator[tuple[float, float]]:
-    """Each two that follow one another."""
-    return zip(values[::2], values[1::2], strict=True)
+            ratios = {**parts.losses, **parts.metrics}.items()
+            accumulate(sums, {n: (float(r.total) * weight, r.count * weight) for n, r in ratios})
+    figures = means(summed_over(world, sums)[0])
+    return {"loss": sum(figures[name] for name in losses if name in figures), **figures}

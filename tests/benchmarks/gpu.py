@@ -111,7 +111,7 @@ def ours(arch: str, rows: int, precision: str = "bf16") -> Speed:
             total_steps=total, seed=0, device=torch.device("cuda"), precision=precision,
             store=CheckpointStore(Path(folder), keep=1), compiled=True,
         )  # fmt: skip
-        trainer._save = lambda: None  # type: ignore[method-assign]
+        trainer._save_if_due = lambda *_: iter(())  # type: ignore[method-assign]
         records = [record for record in trainer.run() if record.kind == "train"][1:]
     speeds = [record.values["tokens_per_second"] for record in records]
     return float(np.median(speeds)), records[-1].values["memory_bytes"]

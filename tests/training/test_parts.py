@@ -165,12 +165,12 @@ def test_the_rows_of_all_processes_are_the_batch(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Of five rows each of eight processes gets one at most; those without count nothing."""
-    monkeypatch.setattr("llmctl.training.trainer.distribute", lambda model, *rest: model)
+    monkeypatch.setattr("llmctl.training.step.distribute", lambda model, *rest: model)
     batch = causal_batch()
     taken = []
     for rank in range(size):
         world = World(rank, size, rank, size)
-        work = trained(tmp_path, causal_model(), world, micro_batch=2)._work(0)
+        work = trained(tmp_path, causal_model(), world, micro_batch=2)._local_micro_batches(0)
         assert work.counts == batch.counts
         assert all(len(part) <= 2 for _, part in work.parts)
         if work.weight:
