@@ -38,15 +38,9 @@ LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
 
 TOO_LONG = {
     "cli.finetune:command": "to go with the options that come from tasks' configurations",
-    "stages.budget": "to go with the search for a budget",
     "stages.finetune": "to become stages/train.py",
     "stages.plan:plan_pretraining": "to become one plan of all trainings",
     "stages.pretrain:pretrain": "to become stages/train.py",
-    "training.run": "to be divided: what a run is, and how it goes",
-    "training.run:_train": "to be divided: what a run is, and how it goes",
-    "training.run:run_training": "to be divided: what a run is, and how it goes",
-    "training.trainer": "to be divided: the loop, and what it stands on",
-    "training.trainer:run": "to be divided: the loop, and what it stands on",
 }
 """Modules and functions that are longer, and why; none is to be added."""
 

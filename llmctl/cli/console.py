@@ -21,7 +21,7 @@ from rich.table import Column
 from rich.text import Text
 
 from llmctl.cli.launch import speaks
-from llmctl.reporting.reporter import Reporter
+from llmctl.reporting.reporter import Record, Reporter
 from llmctl.reporting.units import duration, figure
 from llmctl.reporting.visible import NEW_LINE, visible
 from llmctl.workspace.files import to_json
@@ -173,23 +173,16 @@ class TerminalReporter(Reporter):
             if not self._tasks:
                 self.clear()  # else it would be drawn anew, over what is written meanwhile
 
-    def metrics(
-        self,
-        kind: str,
-        step: int,
-        total: int | None,
-        values: dict[str, Any],
-        *,
-        seconds: float | None = None,
-    ) -> None:
+    def metrics(self, record: Record, total: int | None, seconds: float | None = None) -> None:
+        step, values = record.step, record.values
         figures = ", ".join(
             text.format(figure(values[name], form))
             for name, text, form in TRAIN_FIGURES
             if name in values
         )
-        if kind == "validation":
+        if record.kind == "validation":
             self.note(f"step {step:>6}  validation: {figures}")
-        elif kind == "train":
+        elif record.kind == "train":
             # Whichever limit comes first, as the trainer has it.
             elapsed = values.get("elapsed", 0.0)
             shares = [step / total if total else 0.0, elapsed / seconds if seconds else 0.0]

@@ -16,7 +16,7 @@ from typing import Any
 
 from llmctl import __version__
 from llmctl.errors import Interrupted, LlmctlError
-from llmctl.reporting.reporter import Reporter
+from llmctl.reporting.reporter import Record, Reporter
 from llmctl.reporting.units import figure
 from llmctl.workspace.commands import command_line
 from llmctl.workspace.files import errors_naming
@@ -69,18 +69,11 @@ class LoggedReporter(Reporter):
     def progress(self, task: str, done: float, total: float | None, detail: str = "") -> None:
         self._reporter.progress(task, done, total, detail)
 
-    def metrics(
-        self,
-        kind: str,
-        step: int,
-        total: int | None,
-        values: dict[str, Any],
-        *,
-        seconds: float | None = None,
-    ) -> None:
-        if kind == "validation":
-            self.tell(f"step {step}{f' of {total}' if total else ''}: validation {told(values)}")
-        self._reporter.metrics(kind, step, total, values, seconds=seconds)
+    def metrics(self, record: Record, total: int | None, seconds: float | None = None) -> None:
+        if record.kind == "validation":
+            of = f" of {total}" if total else ""
+            self.tell(f"step {record.step}{of}: validation {told(record.values)}")
+        self._reporter.metrics(record, total, seconds)
 
     def _append(self, *lines: str) -> None:
         assert self._path is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -30,17 +31,16 @@ WIDE = 110
 
 def render_overview(document: dict[str, Any], width: int = WIDE) -> RenderableType:
     """Every artefact in short, on a terminal of ``width`` columns."""
-    parts: list[RenderableType] = []
-    if document["tokenizers"]:
-        parts.append(_tokenizers(document["tokenizers"]))
-    if document["shards"]:
-        parts.append(_shards(document["shards"]))
-    if document["runs"]:
-        parts.append(_runs(document["runs"], width))
-    if document["reports"]:
-        parts.append(_reports(document["reports"]))
-    if document["damaged"]:
-        parts.append(_damaged(document["damaged"]))
+    tables: dict[str, Callable[[Sequence[dict[str, Any]]], Table]] = {
+        "tokenizers": _tokenizers,
+        "shards": _shards,
+        "runs": partial(_runs, width=width),
+        "reports": _reports,
+        "damaged": _damaged,
+    }
+    parts: list[RenderableType] = [
+        table(document[kind]) for kind, table in tables.items() if document[kind]
+    ]
     if kept := _kept_checkpoints(document["runs"]):
         parts.append(Text(kept))
     if not parts:
@@ -82,16 +82,11 @@ def _kept_checkpoints(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def _tokenizers(entries: Sequence[dict[str, Any]]) -> Table:
-    table = simple_table(
-        "tokenizers",
-        [
-            ("name", "left"),
-            ("kind", "left"),
-            ("pieces", "right"),
-            ("size", "right"),
-            ("age", "right"),
-        ],
-    )
+    columns = [
+        ("name", "left"), ("kind", "left"), ("pieces", "right"), ("size", "right"),
+        ("age", "right"),
+    ]  # fmt: skip
+    table = simple_table("tokenizers", columns)
     for entry in entries:
         table.add_row(
             entry["name"],

@@ -85,9 +85,9 @@ def simple_table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
-def values_table(title: str, values: dict[str, str]) -> Table:
+def values_table(title: str, values: dict[str, str], justify: str = "left") -> Table:
     """Names and what stands behind them, a line each."""
-    table = simple_table(title, [("", "left"), ("", "left")])
+    table = simple_table(title, [("", "left"), ("", justify)])
     table.show_header = False
     table.columns[1].no_wrap = False
     for key, value in values.items():

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from llmctl.errors import BusyError, DivergedError, InputError, Interrupted
+from llmctl.reporting.reporter import Record
 from llmctl.reporting.run_log import LoggedReporter, told
 from llmctl.training import extension
 from llmctl.training.checkpoints import CheckpointStore
@@ -24,7 +25,7 @@ from llmctl.training.distributed.processes import World, joined, lost_process
 from llmctl.training.profile import StepProfiler
 from llmctl.training.progress import Progress
 from llmctl.training.signals import StopFlag, stop_on_signals
-from llmctl.training.trainer import NOT_FINITE, Record, Trainer
+from llmctl.training.trainer import NOT_FINITE, Trainer
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.commands import resume_command
 from llmctl.workspace.files import clear_leftovers, published_folder
@@ -201,13 +202,7 @@ class _Run:
         """Write down and show what happened at a step."""
         if record.kind in ("train", "validation", "skipped"):
             self.recorder.record({"kind": record.kind, "step": record.step, **record.values})
-            self.reporter.metrics(
-                record.kind,
-                record.step,
-                trainer.total_steps,
-                record.values,
-                seconds=trainer.config.time_limit,
-            )
+            self.reporter.metrics(record, trainer.total_steps, trainer.config.time_limit)
         if record.kind == "skipped":
             norm = record.values["gradient_norm"]
             spike = math.isfinite(norm)

@@ -12,13 +12,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
 from llmctl.errors import DivergedError, InputError
+from llmctl.reporting.reporter import Record
 from llmctl.training.batches import Objective
 from llmctl.training.checkpoints import (
     Checkpoint,
@@ -43,16 +43,6 @@ LEAST_WARM_UP = 0.01
 """Share of what is left of a training that is gone on with, for the learning rate to rise again."""
 FILLED = "filled"
 """In the sums since the last logged step: tokens, and slots for them."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """Something that happened at a step: a logged step, a validation, a checkpoint, the end."""
-
-    kind: str
-    """``train``, ``validation``, ``checkpoint``, ``skipped``, ``stopped`` or ``finished``."""
-    step: int
-    values: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer(Stepper):

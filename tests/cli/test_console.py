@@ -11,6 +11,7 @@ from rich.console import Console
 
 from llmctl.cli import console
 from llmctl.cli.console import TerminalReporter, print_json, wrapped
+from llmctl.reporting.reporter import Record
 
 
 @pytest.mark.parametrize("width", range(9, 80, 7))
@@ -43,8 +44,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch, step: int, total: int | None, **value
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     with TerminalReporter() as reporter:
         assert not terminal.getvalue()
-        reporter.metrics("train", 1, total, {"loss": 7.0, "elapsed": 1.0}, seconds=seconds)
-        reporter.metrics("train", step, total, {"loss": 6.5, **values}, seconds=seconds)
+        reporter.metrics(Record("train", 1, {"loss": 7.0, "elapsed": 1.0}), total, seconds)
+        reporter.metrics(Record("train", step, {"loss": 6.5, **values}), total, seconds)
         reporter._progress.refresh()
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
 
@@ -97,5 +98,6 @@ def test_where_nothing_is_drawn_a_line_says_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(console, "LINES_APART", 0.0)
-    TerminalReporter().metrics("train", 40, None, {"loss": 6.5, "elapsed": 90.0}, seconds=300.0)
+    record = Record("train", 40, {"loss": 6.5, "elapsed": 90.0})
+    TerminalReporter().metrics(record, None, 300.0)
     assert "training 30%  step 40, 1 min 30 s of 5 min 00 s, loss 6.5" in capsys.readouterr().err

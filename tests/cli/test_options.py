@@ -11,6 +11,7 @@ import pytest
 
 from llmctl.cli import console, status
 from llmctl.cli.guard import guarded
+from llmctl.reporting.reporter import Record
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_brackets_and_colons_in_results_are_no_markup(monkeypatch: pytest.Monkey
 def test_figures_that_are_missing_are_dashes(capsys: pytest.CaptureFixture[str]):
     reporter = console.TerminalReporter()
     values = {"loss": float("nan"), "mlm_accuracy": None, "nsp_accuracy": 0.5}
-    reporter.metrics("validation", 3, 10, values)
+    reporter.metrics(Record("validation", 3, values), 10)
     assert "loss –, MLM –, NSP 50.0%" in capsys.readouterr().err
 
 

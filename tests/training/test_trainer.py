@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from llmctl.errors import DivergedError, InputError
 from llmctl.models.spec import Backbone
+from llmctl.reporting.reporter import Record
 from llmctl.training.batches import LossParts, Objective, Ratio, TensorBatch
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.optim.optimiser import build_optimiser
-from llmctl.training.trainer import Record, Trainer
+from llmctl.training.trainer import Trainer
 from llmctl.training.validation import LookStopped, evaluate
 
 

@@ -23,7 +23,7 @@ from llmctl.formats.open import choose_shards, find_pretraining, pretraining_ide
 from llmctl.models.ngram.counts import Block
 from llmctl.models.ngram.model import NgramModel
 from llmctl.models.ngram.smoothing import NgramConfig, Trained, train
-from llmctl.reporting.reporter import Reporter
+from llmctl.reporting.reporter import Record, Reporter
 from llmctl.reporting.run_log import LoggedReporter
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -192,7 +192,7 @@ def _train(
     recorder.record({"kind": "train", "step": order, **speed})
     if tally.documents:
         recorder.record({"kind": "validation", "step": order, **figures})
-        reporter.metrics("validation", order, order, figures)
+        reporter.metrics(Record("validation", order, figures), order)
     else:
         reporter.note("the shards have no validation documents: trained without a look")
     recorder.update(state="finished", step=order, share_done=1.0, elapsed=seconds)

@@ -135,22 +135,18 @@ class BudgetSearch:
 
     def _candidate(self, index: int, seconds: float) -> ShapeCandidate | None:
         """The best of a shape in so many seconds of training; None if it can't do enough steps."""
-        shape = self._shapes[index]
-        best: ShapeCandidate | None = None
+        shape, found = self._shapes[index], []
+        model = shape.config.model
         for size in self._batch_sizes():
             step, per_step = self._step(index, size)
             steps = self.steps_in(seconds, step)
-            if steps < MIN_TRAINING_STEPS:
-                continue
             tokens = steps * per_step
-            loss = self.predicted_loss(shape, tokens, per_step)
-            if best is None or loss < best.predicted_loss:
-                model = shape.config.model
-                best = ShapeCandidate(
+            if steps >= MIN_TRAINING_STEPS:
+                found.append(ShapeCandidate(
                     model.num_layers, model.hidden_size, shape.parameters, size, step, steps,
-                    tokens, tokens / self._unique, loss,
-                )  # fmt: skip
-        return best
+                    tokens, tokens / self._unique, self.predicted_loss(shape, tokens, per_step),
+                ))  # fmt: skip
+        return min(found, key=lambda candidate: candidate.predicted_loss, default=None)
 
     def steps_in(self, seconds: float, step: float) -> int:
         """Steps in so many seconds, by the time that one takes before it is compiled."""

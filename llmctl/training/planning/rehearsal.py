@@ -21,12 +21,13 @@ from typing import cast
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from llmctl.reporting.reporter import Record
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.distributed.processes import ALONE, World, local
 from llmctl.training.machine import Watch
 from llmctl.training.planning.memory import peak_bytes, resident_bytes, saved_bytes
 from llmctl.training.progress import Progress
-from llmctl.training.trainer import Record, Trainer
+from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import hidden_sibling, published_folder
 from llmctl.workspace.locks import lock_path, writer_lock
