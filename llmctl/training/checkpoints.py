@@ -238,11 +238,14 @@ class CheckpointStore:
     def _delete_old(self, step: int) -> None:
         # Later than where training went on, they would count as the newest for ever.
         whole = [old for old in self.steps() if old == step or old not in self._damaged]
-        kept = sorted({*whole[-self._keep :], *(self._besides & set(whole))})
-        for old in set(self.steps()) - set(kept):
-            remove_folder(self._path(old))
+        self._keep_only({*whole[-self._keep :], *(self._besides & set(whole))})
         self._damaged.clear()
-        for old in set(self._steps("best")) - {self._best_of(checkpoint) for checkpoint in kept}:
+
+    def _keep_only(self, kept: set[int]) -> None:
+        """Delete all other checkpoints, then the weights that none of these calls the best."""
+        for old in set(self.steps()) - kept:
+            remove_folder(self._path(old))
+        for old in set(self._steps("best")) - {self._best_of(step) for step in kept}:
             remove_folder(self._path(old, "best"))
 
     def keep_besides(self, step: int) -> None:
@@ -262,10 +265,7 @@ class CheckpointStore:
         if not keep_last:
             remove_folder(self.folder)
         elif steps := self.steps():
-            for old in steps[:-1]:
-                remove_folder(self._path(old))
-            for old in set(self._steps("best")) - {self._best_of(steps[-1])}:
-                remove_folder(self._path(old, "best"))
+            self._keep_only({steps[-1]})
 
     def load_best(self, step: int) -> dict[str, Tensor]:
         """The weights that were the best at a step. Raises InputError if they aren't whole."""

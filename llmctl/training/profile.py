@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch.profiler import profile, schedule, supported_activities
 
@@ -18,16 +18,6 @@ OPERATIONS = 15
 PARTS = ("batch", "forward", "backward", "clip", "update")
 """What the trainer names of a step."""
 TRACE, TABLE = "trace.json", "table.json"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A part or an operation, and what it takes of a step."""
-
-    name: str
-    milliseconds: float
-    share: float
-    calls: float
 
 
 class StepProfiler:
@@ -73,41 +63,38 @@ class StepProfiler:
         total = sum(microseconds for _, microseconds, _ in parts)
         # Of an accelerator what it was busy with, else what the processor was.
         device = any(event.self_device_time_total for event in averages.values())
-        operations = sorted(
-            (
-                (
-                    event.key,
-                    event.self_device_time_total if device else event.self_cpu_time_total,
-                    event.count,
-                )
-                for event in averages.values()
-                if event.key not in PARTS and not event.key.startswith("ProfilerStep")
-            ),
-            key=lambda entry: -entry[1],
-        )[:OPERATIONS]
+        busy = "self_device_time_total" if device else "self_cpu_time_total"
+        operations = [
+            (name, getattr(event, busy), event.count)
+            for name, event in averages.items()
+            if name not in PARTS and not name.startswith("ProfilerStep")
+        ]
+        operations.sort(key=lambda entry: -entry[1])
         rows = {
             kind: [
-                Row(name, time / 1e3 / STEPS, time / total, count / STEPS)
+                {
+                    "name": name,
+                    "milliseconds": time / 1e3 / STEPS,
+                    "share": time / total,
+                    "calls": count / STEPS,
+                }
                 for name, time, count in entries
             ]
-            for kind, entries in (("parts", parts), ("operations", operations))
+            for kind, entries in (("parts", parts), ("operations", operations[:OPERATIONS]))
         }
         with published_folder(self._folder) as folder:
             found.export_chrome_trace(str(folder / TRACE))
-            write_json(
-                folder / TABLE,
-                {kind: [vars(row) for row in entries] for kind, entries in rows.items()},
-            )
+            write_json(folder / TABLE, rows)
         self._tell(render(rows, total / 1e3 / STEPS))
         self._tell(f"trace in {self._folder / TRACE}: open it at ui.perfetto.dev")
 
 
-def render(rows: dict[str, list[Row]], milliseconds: float) -> str:
+def render(rows: dict[str, list[dict[str, Any]]], milliseconds: float) -> str:
     """The table as lines of text. milliseconds: of a step."""
     lines = [f"a step takes {milliseconds:.1f} ms"]
     for kind, entries in rows.items():
         lines.append(f"{kind}:")
         for row in entries:
-            time = f"{row.milliseconds:>9.2f} ms {row.share:>6.1%}"
-            lines.append(f"  {row.name[:44]:<44} {time} {row.calls:>7.0f}×")
+            time = f"{row['milliseconds']:>9.2f} ms {row['share']:>6.1%}"
+            lines.append(f"  {row['name'][:44]:<44} {time} {row['calls']:>7.0f}×")
     return "\n".join(lines)
