@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch.profiler import profile, schedule, supported_activities
 
@@ -33,17 +33,17 @@ class StepProfiler:
             on_trace_ready=self._write,
         )
 
-    def start(self) -> None:
-        """Before the first step."""
+    def __enter__(self) -> Self:
         self._profile.start()
+        return self
 
     def step(self) -> None:
-        """After each."""
+        """After each step."""
         self._steps += 1
         self._profile.step()
 
-    def stop(self) -> None:
-        """After the last. Too short a training is told so."""
+    def __exit__(self, *_: object) -> None:
+        """After the last step. Too short a training is told so."""
         self._profile.stop()
         if self._steps < SETTLING + STEPS:
             self._tell(

@@ -155,7 +155,7 @@ class Trainer(Stepper):
                 return
             progress.ended = progress.ended or self._out_of_patience()
         self._flops_per_slot = self._prepare(count_flops=self._matrix_flops is not None)
-        with ThreadPoolExecutor(1) as background, self._profiled():
+        with ThreadPoolExecutor(1) as background, self.profiler or contextlib.nullcontext():
             upcoming = background.submit(self._local_micro_batches, progress.step)
             while not self._done():
                 # 1. A batch; the next is made meanwhile.
@@ -197,17 +197,6 @@ class Trainer(Stepper):
                     yield Record("stopped", progress.step)
                     return
         yield Record("finished", progress.step)
-
-    @contextlib.contextmanager
-    def _profiled(self) -> Iterator[None]:
-        if self.profiler is None:
-            yield
-            return
-        self.profiler.start()
-        try:
-            yield
-        finally:
-            self.profiler.stop()
 
     def _told(self, norm: float, taken: bool, multiplier: float, last: bool) -> Iterator[Record]:
         """Records of a step that was left out, and of those since the last logged one. Raises
