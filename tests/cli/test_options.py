@@ -1,102 +1,71 @@
-"""What every command does around its stage: which error gets which exit code and sentence."""
+"""Options of commands: which become fields of a configuration, and what lies over what."""
 
 from __future__ import annotations
 
-import errno
-import io
-import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from llmctl.cli import console, status
-from llmctl.cli.guard import guarded
-from llmctl.reporting.reporter import Record
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "says"),
-    [
-        (PermissionError(errno.EACCES, "Permission denied", "/ro/runs"), 3, "/ro/runs"),
-        (OSError(errno.EROFS, "Read-only file system", "/ro/runs"), 3, "Read-only"),
-        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/dev/null/x"), 3, "/dev/null/x"),
-        (OSError(errno.ENOSPC, "No space left on device", "/w/x"), 5, "disk is full"),
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), 5, "out of memory"),
-        (MemoryError(), 5, "out of memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 5, "batch_size"),
-        (RuntimeError("CUDA out of memory. Tried to allocate"), 5, "batch_size"),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory"), 1, "bug"),
-        (ValueError("what"), 1, "bug in llmctl"),
-    ],
-)
-def test_errors_of_the_system_are_sentences(
-    error: Exception, code: int, says: str, capsys: pytest.CaptureFixture[str]
-):
-    def command() -> None:
-        raise error
-
-    command.__module__ = "llmctl.cli.pretrain"
-    with pytest.raises(SystemExit) as end:
-        guarded(command)()
-    assert end.value.code == code
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
-    assert message.count("\n") == 1
-    assert says in message
+from llmctl.cli import options
+from llmctl.config import Config
+from llmctl.errors import ConfigError
 
 
-def test_what_has_no_batch_size_is_not_told_to_lower_it(capsys: pytest.CaptureFixture[str]):
-    def command() -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+class Things(Config):
+    """A configuration with a field of each kind."""
 
-    command.__module__ = "llmctl.cli.tokenize"
-    with pytest.raises(SystemExit) as end:
-        guarded(command)()
-    assert end.value.code == 5
-    message = capsys.readouterr().err
-    assert "batch_size" not in message
-    assert message.endswith("; use fewer --workers\n")
+    size: int = 1
+    words: tuple[str, ...] = ()
+    wanted: bool = True
+    unnamed: int = 0
 
 
-def test_a_name_that_is_not_utf_8_is_no_bug(capsys: pytest.CaptureFixture[str]):
-    @guarded
-    def command() -> None:
-        "caf\udce9.txt".encode()
-
-    with pytest.raises(SystemExit) as end:
-        command()
-    assert end.value.code == 2
-    assert r"\udce9.txt" in capsys.readouterr().err
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text("[things]\nsize = 2\nunnamed = 5\n")
+    return path
 
 
-def test_brackets_and_colons_in_results_are_no_markup(monkeypatch: pytest.MonkeyPatch):
-    from rich.table import Table
-
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    table = Table(title="[red] :smile:")
-    table.add_column("[/x]")
-    table.add_row("[blue]sea")
-    console.out().print(table)
-    for text in ("[red] :smile:", "[/x]", "[blue]sea"):
-        assert text in sys.stdout.getvalue()  # type: ignore[attr-defined]
+def test_set_lies_over_options_and_options_over_the_recipe(recipe: Path):
+    given = {"recipe": recipe, "size": None, "words": [], "wanted": None, "set_": []}
+    assert options.configured(Things, "things", given) == Things(size=2, unnamed=5)
+    assert options.configured(Things, "things", {**given, "size": 3}).size == 3
+    assert options.configured(Things, "things", {**given, "size": 3, "set_": ["size=4"]}).size == 4
 
 
-def test_figures_that_are_missing_are_dashes(capsys: pytest.CaptureFixture[str]):
-    reporter = console.TerminalReporter()
-    values = {"loss": float("nan"), "mlm_accuracy": None, "nsp_accuracy": 0.5}
-    reporter.metrics(Record("validation", 3, values), 10)
-    assert "loss –, MLM –, NSP 50.0%" in capsys.readouterr().err
+def test_an_option_that_says_no_is_given():
+    assert not options.configured(Things, "things", {"wanted": False}).wanted
+    assert options.configured(Things, "things", {"size": 0}).size == 0
 
 
-def test_watching_ends_quietly_with_ctrl_c(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    def interrupt(seconds: float) -> None:
-        raise KeyboardInterrupt
+def test_what_is_no_field_is_left_alone():
+    assert options.configured(Things, "things", {"json": True, "name": "x"}) == Things()
 
-    monkeypatch.setattr("time.sleep", interrupt)
-    monkeypatch.setenv("COLUMNS", "400")  # the path is long, and a screen cuts what is wider
-    status.command(names=None, compare=[], watch=True, workspace=tmp_path, json=False)
-    out, err = capsys.readouterr()
-    assert "is empty" in out
-    assert not err
+
+def test_a_bad_value_is_an_error_of_the_configuration(recipe: Path):
+    with pytest.raises(ConfigError, match="size"):
+        options.configured(Things, "things", {"recipe": recipe, "size": "big"})
+
+
+def test_options_flags_and_arguments_are_parsed_by_their_names():
+    app = typer.Typer()
+
+    @app.command()
+    def command(
+        what: list[str] = options.argument("What.", default=...),
+        size: int | None = options.option("How large.", show_default="by what"),
+        start: str | None = options.option("From where.", "--from"),
+        quiet: bool = options.flag("No notes.", "--quiet", "-q"),
+    ) -> None:
+        typer.echo(f"{what} {size} {start} {quiet}")
+
+    def said(*words: str) -> str:
+        return CliRunner().invoke(app, words).output.strip()
+
+    assert said("a", "b") == "['a', 'b'] None None False"
+    assert said("a", "--size", "3", "--from", "x", "-q") == "['a'] 3 x True"
+    assert "by what" in said("--help")
+    assert CliRunner().invoke(app, []).exit_code == 2

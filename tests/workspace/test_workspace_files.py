@@ -21,6 +21,8 @@ from llmctl.workspace import files
 from llmctl.workspace.files import (
     clear_leftovers,
     crc32_file,
+    folder_size,
+    folder_sizes,
     hidden_sibling,
     published_folder,
     remove_folder,
@@ -262,6 +264,17 @@ def test_a_failure_names_the_path_that_was_meant(tmp_path: Path):
     with pytest.raises(OSError, match="gone") as other, published_folder(tmp_path / "a"):
         raise OSError(errno.ENOENT, "gone", "elsewhere")
     assert other.value.filename == "elsewhere"
+
+
+def test_sizes_are_of_all_files_by_the_folder_they_lie_below(tmp_path: Path):
+    for name, size in {"a": 1, "deep/b": 2, "deep/er/c": 4, "other/d": 8}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * size)
+    (tmp_path / "other" / "broken").symlink_to("nowhere")
+    of_link = len("nowhere")
+    assert folder_sizes(tmp_path) == {".": 1, "deep": 6, "other": 8 + of_link}
+    assert folder_size(tmp_path) == 15 + of_link
+    assert folder_size(tmp_path / "none") == 0
 
 
 def test_a_removed_folder_is_gone_and_one_that_is_not_there_is_no_error(tmp_path: Path):
