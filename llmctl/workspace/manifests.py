@@ -194,7 +194,7 @@ def new_manifest(
     stage: str,
     config: Mapping[str, Any],
     identity: Identity,
-    seed: int | None,
+    seed: int | None = None,
     inputs: Sequence[InputRecord] | None = None,
     command: Sequence[str] | None = None,
 ) -> Manifest:

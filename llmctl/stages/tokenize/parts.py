@@ -183,7 +183,6 @@ def put_together(job: Job, plan: Plan) -> tuple[Artefact | None, list[int]]:
             config=job.config.model_dump(mode="json"),
             identity=Identity.of("tokenize", job.config, plan.inputs),
             inputs=plan.made_from,
-            seed=None,
         ).model_copy(update={"created": plan.created})
         vocabulary = Vocabulary(plan.vocab_size, plan.tokenizer_kind, plan.tokenizer_digest)
         with job.workspace.publish(manifest) as (target, summary):

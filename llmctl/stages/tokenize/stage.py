@@ -102,7 +102,6 @@ def tokenize(
         config=config.model_dump(mode="json"),
         identity=identity,
         inputs=made_from,
-        seed=None,
     )
     with workspace.publish(manifest) as (target, summary):
         # The shards carry their tokenizer: whoever has them can read them.
@@ -250,7 +249,6 @@ def _learn(
         stage="tokenize",
         config=config.model_dump(mode="json"),
         identity=identity,
-        seed=None,
     )
     usual = (n for most, n in VOCABULARY_STEPS if corpus.total_bytes <= most)
     vocab_size = config.vocab_size or next(usual, LARGEST_VOCABULARY)
