@@ -1,1 +1,13 @@
-"""Formats: what other tools read and write, and how a model is opened from it."""
+"""Formats: how models are kept, here and elsewhere; each a folder, and a line in ``FORMATS``."""
+
+from __future__ import annotations
+
+from llmctl.formats.base import Format
+from llmctl.formats.huggingface import HuggingFace
+from llmctl.formats.ngram.folder import NgramFormat
+from llmctl.formats.peft.folder import Peft
+
+FORMATS: dict[str, Format] = {
+    format.name: format for format in (NgramFormat(), Peft(), HuggingFace())
+}
+"""By name. The first that recognises a folder opens it: n-grams have a config.json, too."""

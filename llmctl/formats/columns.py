@@ -22,8 +22,8 @@ from llmctl.data.tables.source_target import (
 from llmctl.data.text.decoding import DEFAULT, ReadConfig, ReadOptions
 from llmctl.data.text.files import split_columns
 from llmctl.errors import UsageError
-from llmctl.formats.huggingface.model_folder import COLUMNS, ModelFolder
-from llmctl.formats.ngram.ngram_folder import NgramFolder
+from llmctl.formats.base import Pretrained
+from llmctl.formats.description import COLUMNS
 from llmctl.formats.open import LabelledColumns
 from llmctl.workspace.artefacts import Artefact
 
@@ -36,7 +36,7 @@ class Finetuned:
 
     name: str
     """As it was given."""
-    folder: ModelFolder | NgramFolder
+    folder: Pretrained
     run: Artefact | None
     """The run that it is of, if it isn't a mere folder."""
 
@@ -81,8 +81,7 @@ class Finetuned:
 
         kind: of what stands at ``part``, of which there must be something.
         """
-        fields = self.folder.fields if isinstance(self.folder, ModelFolder) else {}
-        kept = fields.get(COLUMNS)
+        kept = self.folder.fields.get(COLUMNS)
         if not isinstance(kept, dict) or not kept.get(part) or not isinstance(kept[part], kind):
             return None
         others = [value for name, value in kept.items() if name != part and value is not None]

@@ -15,13 +15,12 @@ from llmctl.data.text import duplicates
 from llmctl.data.text.decoding import DEFAULT, ReadConfig, ReadOptions
 from llmctl.data.text.sources import no_file
 from llmctl.errors import InputError, did_you_mean
-from llmctl.formats.huggingface.model_folder import ModelFolder, read_model_folder
-from llmctl.formats.huggingface.weights import weights_of
-from llmctl.formats.ngram.ngram_folder import NgramFolder, is_ngram_folder, read_ngram_folder
+from llmctl.formats import FORMATS
+from llmctl.formats.base import Format, Pretrained
 from llmctl.reporting.reporter import Reporter
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.artefacts import Artefact, Workspace
-from llmctl.workspace.files import sha256_file, sha256_json
+from llmctl.workspace.files import sha256_file
 from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import InputRecord
 
@@ -38,23 +37,38 @@ class LabelledColumns(ReadConfig):
     """The label's column. Unset: an obvious one, named on stderr."""
 
 
-def open_model(workspace: Workspace, given: str) -> tuple[ModelFolder, InputRecord]:
-    """The model of a run's name or of a folder; a run's files are checked by their digests.
+def open_model(workspace: Workspace, given: str) -> tuple[Pretrained, InputRecord]:
+    """The network of a run's name or of a folder; a run's files are checked by their digests.
 
-    Raises InputError if there is none or it is not whole.
+    Raises InputError if there is none, it is not whole, or the model has no network.
     """
-    path, run = find_model(workspace, given)
-    folder = read_model_folder(path)
-    return folder, _record_of(folder, run)
+    model, _, record = open_any_model(workspace, given)
+    _ = model.spec
+    return model, record
 
 
 def open_any_model(
     workspace: Workspace, given: str
-) -> tuple[ModelFolder | NgramFolder, Artefact | None, InputRecord]:
+) -> tuple[Pretrained, Artefact | None, InputRecord]:
     """A model, an n-gram model too, as ``open_model`` opens it, with its run if it is of one."""
     path, run = find_model(workspace, given)
-    folder = read_ngram_folder(path) if is_ngram_folder(path) else read_model_folder(path)
-    return folder, run, _record_of(folder, run)
+    model = open_folder(path)
+    if run is not None:
+        return model, run, run.as_input("model")
+    record = InputRecord(role="model", name=str(model.path.resolve()), digest=model.digest())
+    return model, None, record
+
+
+def open_folder(path: Path) -> Pretrained:
+    """The model of a folder, of whatever format. Raises InputError if there is none."""
+    format = _format_of(path)
+    if format is None:
+        raise InputError(f"{path} has no config.json; give a model's folder or a run's name")
+    return format.open(path)
+
+
+def _format_of(path: Path) -> Format | None:
+    return next((format for format in FORMATS.values() if format.recognises(path)), None)
 
 
 def find_model(workspace: Workspace, given: str) -> tuple[Path, Artefact | None]:
@@ -66,7 +80,7 @@ def find_model(workspace: Workspace, given: str) -> tuple[Path, Artefact | None]
     if given not in runs:
         # A model folder, or the folder of a run.
         for path in (Path(given), Path(given) / "model"):
-            if (path / "config.json").is_file():
+            if _format_of(path) is not None:
                 return path, None
         raise InputError(
             f"no run or model folder {given!r}{did_you_mean(given, runs)}; `llmctl status` lists "
@@ -85,12 +99,6 @@ def find_model(workspace: Workspace, given: str) -> tuple[Path, Artefact | None]
         )
     run.verify("model/")
     return run.folder / "model", run
-
-
-def _record_of(folder: ModelFolder | NgramFolder, run: Artefact | None) -> InputRecord:
-    if run is not None:
-        return run.as_input("model")
-    return InputRecord(role="model", name=str(folder.path.resolve()), digest=_digest_of(folder))
 
 
 def choose_shards(
@@ -180,13 +188,6 @@ def newest_pretrained(runs: Sequence[Artefact]) -> Artefact | None:
     return done[-1] if done else None
 
 
-def _digest_of(folder: ModelFolder | NgramFolder) -> str:
-    """Of all that decides what the model of a folder answers."""
-    weights = sorted(folder.path.glob("*.safetensors")) or weights_of(folder.path).files
-    files = [sha256_file(path) for path in (folder.path / "config.json", *weights)]
-    return sha256_json([*files, folder.tokenizer.digest(), *folder.tokenizer.said_beside()])
-
-
 def data_record(data: Path, option: str = "data") -> InputRecord:
     """The file of an option as an input. Raises InputError if it isn't a file."""
     check_data(data, option)
@@ -252,7 +253,7 @@ def with_label(
     return list(examples)
 
 
-def cut_in_use(cut: int, total: int, folder: ModelFolder) -> str:
+def cut_in_use(cut: int, total: int, folder: Pretrained) -> str:
     """A sentence that says how many texts were longer than a classifier reads."""
     limit, most = folder.max_length, folder.config.max_positions
     more = (

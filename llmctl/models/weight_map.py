@@ -12,8 +12,9 @@ import of theirs, and their exact inverse relation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from llmctl.errors import InputError
 
 BOTH = ("weight", "bias")
 """The tensors of a module with a bias."""
+Reader = Callable[[], Tensor]
+"""Reads a tensor when it is called."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,11 @@ class WeightMap:
     """By what a model does: the names of what stands on the network, as far as it has it."""
 
     def export_tensors(self, state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-        """A network's state dict in the format's names."""
+        """A network's state dict, or a part of it, in the format's names."""
         return {
             name: tensor
             for rule, ours, theirs in _tensors(self.rules, config)
+            if ours in state
             for name, tensor in zip(theirs, rule.split(state[ours], config), strict=True)
         }
 
@@ -130,8 +134,13 @@ class WeightMap:
 
         Raises InputError naming a tensor that is missing.
         """
+        return {name: read() for name, read in self.readers(tensors, config).items()}
+
+    def readers(self, tensors: Mapping[str, Tensor], config: Any) -> dict[str, Reader]:
+        """What makes each tensor of a network of theirs when it is called; that raises InputError
+        naming one that is missing."""
         return {
-            ours: rule.join([self._take(tensors, name) for name in theirs])
+            ours: partial(self._join, rule, tensors, theirs)
             for rule, ours, theirs in _tensors(self.rules, config)
         }
 
@@ -148,8 +157,14 @@ class WeightMap:
         self, task: str, tensors: Mapping[str, Tensor], config: Any
     ) -> dict[str, Tensor]:
         """The inverse of ``export_head``, of what is there."""
+        return {name: read() for name, read in self.head_readers(task, tensors, config).items()}
+
+    def head_readers(
+        self, task: str, tensors: Mapping[str, Tensor], config: Any
+    ) -> dict[str, Reader]:
+        """What makes each tensor beside a network of theirs, of those that are there."""
         return {
-            ours: rule.join([tensors[name] for name in theirs])
+            ours: partial(self._join, rule, tensors, theirs)
             for rule, ours, theirs in _tensors(self.heads[task], config)
             if all(name in tensors for name in theirs)
         }
@@ -167,6 +182,9 @@ class WeightMap:
         """The name elsewhere of a tensor of the network, or of what stands on it for a task."""
         rules = self.rules if task is None else self.heads[task]
         return next(t[0] for _, name, t in _tensors(rules, config) if name == ours)
+
+    def _join(self, rule: Rule, tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+        return rule.join([self._take(tensors, name) for name in names])
 
     def _take(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
         for candidate in (name, name.removeprefix(self.prefix)):

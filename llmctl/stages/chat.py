@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from llmctl.errors import InputError
-from llmctl.formats.huggingface.model_folder import CHAT, TOKENIZER
+from llmctl.formats.description import CHAT, TOKENIZER
 from llmctl.formats.open import open_model
 from llmctl.inference.chat import ChatSession
 from llmctl.inference.decoder import CausalDecoder

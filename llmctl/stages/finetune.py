@@ -11,9 +11,9 @@ from torch import nn
 
 from llmctl.config import build
 from llmctl.errors import InputError, UsageError, did_you_mean
-from llmctl.formats.huggingface.model_folder import ModelFolder
+from llmctl.formats.base import Pretrained
 from llmctl.formats.open import data_record, newest_pretrained, open_model
-from llmctl.formats.peft.adapter_folder import write_adapter_folder
+from llmctl.formats.peft.folder import Adapter, Peft
 from llmctl.models import ARCHITECTURES
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.run_log import LoggedReporter
@@ -237,19 +237,14 @@ def export_model(task: Task, model: nn.Module, progress: Progress, folder: Path)
     merge(model)
     if added:
         with published_folder(folder.with_name(ADAPTER)) as adapter:
-            write_adapter_folder(
-                adapter,
-                added,
-                body=_body_of(model).state_dict(),
-                architecture=base.architecture,
-                model_config=base.config,
-                heads=task.heads(model),
-                rank=config.lora.rank,
-                alpha=config.lora.alpha,
-                dropout=config.lora.dropout,
-                base=str(base.path.resolve()),
-                task_type=task.peft_task,
-            )
+            lora = {
+                "task_type": task.peft_task,
+                "r": config.lora.rank,
+                "lora_alpha": config.lora.alpha,
+                "lora_dropout": config.lora.dropout,
+            }
+            learned = Adapter(base, added, task.heads(model))
+            Peft().save(adapter, learned, base.tokenizer, lora)
     task.write(folder, model)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -259,10 +254,6 @@ def export_model(task: Task, model: nn.Module, progress: Progress, folder: Path)
         "train_examples": task.train_examples,
         "validation_examples": task.held_out_examples,
     }
-
-
-def _body_of(model: nn.Module) -> nn.Module:
-    return model.get_submodule("body")
 
 
 def plan(
@@ -306,7 +297,7 @@ def plan(
 class _Opened:
     """What a finetuning is made from."""
 
-    base: ModelFolder
+    base: Pretrained
     scratch: bool
     config: FinetuneConfig
     inputs: list[InputRecord]
@@ -352,7 +343,7 @@ def _opened(
     base, record = open_model(workspace, _network(workspace, start, like, config.task, reporter))
     if not _suits(base, config):
         raise InputError(
-            f"--from {start} is a {base.described()} and doesn't write text; --task {config.task} "
+            f"--from {start} is {base.described} and doesn't write text; --task {config.task} "
             "needs a GPT, a Llama or a nanochat model"
         )
     inputs = [record, data_record(data)]
@@ -426,7 +417,7 @@ def _could_learn(run: Artefact, task: str) -> bool:
     return architecture is not None and (task not in WRITING or architecture.kind == "decoder")
 
 
-def _suits(base: ModelFolder, config: FinetuneConfig) -> bool:
+def _suits(base: Pretrained, config: FinetuneConfig) -> bool:
     """Whether a model can learn a task; one with a decoder attached can learn more pairs."""
     kinds = ["causal_lm"]
     if isinstance(config, Seq2SeqConfig) and config.style == "decoder":

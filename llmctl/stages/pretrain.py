@@ -13,7 +13,8 @@ from torch import nn
 
 from llmctl.config import build
 from llmctl.errors import ConfigError, UsageError, did_you_mean
-from llmctl.formats.huggingface.model_folder import MAX_LENGTH, write_model_folder
+from llmctl.formats.description import MAX_LENGTH
+from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.formats.open import choose_shards, default_name, pretraining_identity
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM

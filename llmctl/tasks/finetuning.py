@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from llmctl.config import Config
 from llmctl.data.keyed import key_of
 from llmctl.errors import ConfigError
-from llmctl.formats.huggingface.model_folder import ModelFolder
+from llmctl.formats.base import Pretrained
 from llmctl.training.adapters.freezing import freeze_layers
 from llmctl.training.adapters.lora import LoraConfig, add_lora
 from llmctl.training.batches import LossParts, TensorBatch
@@ -76,13 +76,13 @@ class Task(ABC):
     """Data and a network to train on them."""
 
     config: FinetuneConfig
-    base: ModelFolder
+    base: Pretrained
     train_examples: int
     held_out_examples: int
     peft_task: ClassVar[str]
     """As PEFT calls it."""
 
-    def __init__(self, base: ModelFolder, config: FinetuneConfig, *, scratch: bool) -> None:
+    def __init__(self, base: Pretrained, config: FinetuneConfig, *, scratch: bool) -> None:
         """Raises ConfigError where more blocks are named than the model has."""
         check_layers(config, base)
         self.base, self.config, self._scratch = base, config, scratch
@@ -163,7 +163,7 @@ class Task(ABC):
         return model
 
 
-def check_layers(config: FinetuneConfig, base: ModelFolder) -> None:
+def check_layers(config: FinetuneConfig, base: Pretrained) -> None:
     """Raises ConfigError where more blocks are named than the model has."""
     layers = base.config.num_layers
     named = {"--freeze-layers": config.freeze_layers}

@@ -10,7 +10,6 @@ from typing import ClassVar
 from pydantic import Field
 
 from llmctl.errors import UsageError
-from llmctl.formats.ngram.ngram_folder import NgramFolder
 from llmctl.inference.decoder import CausalDecoder, NextToken, SourceDecoder
 from llmctl.inference.decoding import Completion, GenerationConfig, Rules
 from llmctl.inference.decoding import generate as write_texts
@@ -187,12 +186,12 @@ def rows_at_once(config: GenerateConfig, prompts: int | None, *, drafted: bool) 
 def _decoder(model: OpenedModel, config: GenerateConfig, rows: int) -> NextToken:
     """A model that is ready to write so many rows at once."""
     device, folder = choose_device(config.device, "--device"), model.folder
-    if isinstance(folder, NgramFolder):
+    if folder.kind == "ngram":
         if config.dtype != "fp32":
             raise UsageError(
                 f"--dtype {config.dtype}: {model.name} is an n-gram model, without weights"
             )
-        return NgramDecoder(folder.model)
+        return NgramDecoder(folder.ngram())
     if folder.kind == "seq2seq":
         pair = folder.seq2seq().to(device)
         head = prepare(pair.decoder, config.dtype, rows=rows, reader=pair.reader)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from llmctl.formats.columns import Finetuned
-from llmctl.formats.huggingface.model_folder import ModelFolder
-from llmctl.formats.ngram.ngram_folder import NgramFolder
 from llmctl.formats.open import open_any_model
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.manifests import InputRecord
@@ -29,19 +27,9 @@ class OpenedModel(Finetuned):
     def kind(self) -> str:
         """``classify``, ``masked_lm``, ``causal_lm``, ``ngram``, or ``seq2seq``, whichever way it
         writes from sources."""
-        if isinstance(self.folder, NgramFolder):
-            return "ngram"
         return "seq2seq" if self.folder.writes_from_source else self.folder.kind
-
-    @property
-    def neural(self) -> ModelFolder:
-        """The folder of a neural model."""
-        assert isinstance(self.folder, ModelFolder)
-        return self.folder
 
     @property
     def described(self) -> str:
         """What it is, in words."""
-        if isinstance(self.folder, NgramFolder):
-            return "an n-gram model"
-        return f"a {self.folder.described()}"
+        return self.folder.described

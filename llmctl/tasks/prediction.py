@@ -38,7 +38,7 @@ class Predictor(ABC):
     """What models do that it is for."""
 
     def __init__(self, model: OpenedModel, device: str = "auto") -> None:
-        self.model, self.folder = model, model.neural
+        self.model, self.folder = model, model.folder
         self.device = choose_device(device, "--device")
 
     def alone(self, texts: Sequence[str]) -> Iterator[Example]:

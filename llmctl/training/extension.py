@@ -21,11 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmctl.config import flat
 from llmctl.errors import InputError, UsageError
-from llmctl.formats.huggingface.model_folder import read_model_folder
+from llmctl.formats.open import open_folder
 from llmctl.reporting.units import duration
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
@@ -209,14 +209,7 @@ def _or_infinite(value: float | None) -> float:
 def weights_of(folder: Path, trainer: Trainer) -> dict[str, Tensor]:
     """The finished model's weights by the trainer's names. Raises UsageError where they are not
     those that it trains."""
-    model = read_model_folder(folder / "model")
-    kinds: dict[str, Callable[[], nn.Module]] = {
-        "classify": model.classifier,
-        "causal_lm": model.causal_lm,
-        "masked_lm": model.masked_lm,
-        "seq2seq": model.seq2seq,
-    }
-    weights = kinds[model.kind]().state_dict()
+    weights: dict[str, Tensor] = open_folder(folder / "model").network().state_dict()
     if weights.keys() != trainer.model.state_dict().keys():
         raise UsageError(
             f"run {folder.name} can't go on: its checkpoints are gone and its model holds what was "

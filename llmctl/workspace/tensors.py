@@ -44,16 +44,31 @@ def write_tensors(
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read safetensors. Raises InputError if the file is missing or malformed."""
-    with open_tensors(path) as file:
+    with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-@contextlib.contextmanager
-def open_tensors(path: Path) -> Iterator[Any]:
-    """Open safetensors: of what is opened each tensor, its type and its shape can be asked.
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of safetensors, where it lies: what nobody holds any more takes no memory.
 
-    Raises InputError if the file is missing or malformed.
+    Raises InputError as ``read_tensors``.
     """
+    with _opened(path) as file:
+        return file.get_tensor(name)
+
+
+def tensor_heads(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type, as safetensors calls it, and shape of each tensor of a file.
+
+    Raises InputError as ``read_tensors``.
+    """
+    with _opened(path) as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (p.get_dtype(), tuple(p.get_shape())) for name, p in parts.items()}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -57,7 +57,7 @@ def pretraining(options: argparse.Namespace) -> None:
     import torch
 
     from llmctl.data.shards.files import ShardReader
-    from llmctl.formats.huggingface.model_folder import read_model_folder
+    from llmctl.formats.open import open_folder
     from llmctl.models.bert import SPEC, Bert
     from llmctl.models.heads.masked_lm import from_hugging_face
     from llmctl.stages.pretrain import resolve
@@ -106,7 +106,7 @@ def pretraining(options: argparse.Namespace) -> None:
                 "tokens_per_second": median(r["tokens_per_second"] for r in logged[1:]),
                 "padding_share": median(r["padding"] for r in logged),
                 "real_tokens": summary["tokens"],
-                "evaluation": score(read_model_folder(root / "runs" / name / "model").masked_lm()),
+                "evaluation": score(open_folder(root / "runs" / name / "model").masked_lm()),
             }
 
         def theirs(precision: str, repeat: int, tokens: int) -> dict[str, Any]:

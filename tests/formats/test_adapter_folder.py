@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llmctl.formats.huggingface.model_folder import read_model_folder, write_model_folder
-from llmctl.formats.peft.adapter_folder import write_adapter_folder
+from llmctl.formats.huggingface.writing import write_model_folder
+from llmctl.formats.open import open_folder
+from llmctl.formats.peft.folder import Adapter, Peft
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.classify import Classifier
@@ -45,19 +46,17 @@ def adapted(name: str, folder: Path, targets: tuple[str, ...]) -> None:
                 parameter.normal_(0.0, 0.1)
     added = additions(model)
     merge(model)
-    write_adapter_folder(
+    is_classifier = isinstance(model, Classifier)
+    heads = architecture.export_head("classify", model) if is_classifier else {}
+    Peft().save(
         folder / "adapter",
-        added,
-        body=model.body.state_dict(),  # type: ignore[operator]
-        architecture=architecture,
-        model_config=config,
-        heads=architecture.export_head("classify", model) if isinstance(model, Classifier) else {},
-        rank=RANK,
-        alpha=ALPHA,
-        dropout=0.0,
-        base=str(folder / "base"),
-        task_type="SEQ_CLS" if name == "bert" else "CAUSAL_LM",
-    )
+        Adapter(open_folder(folder / "base"), added, heads),
+        tokenizer,
+        {
+            "task_type": "SEQ_CLS" if name == "bert" else "CAUSAL_LM",
+            "r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0,
+        },
+    )  # fmt: skip
     write_model_folder(folder / "merged", model, tokenizer, {})
 
 
@@ -102,7 +101,7 @@ def test_base_and_adapter_make_the_merged_model(
 
 def test_an_adapter_is_small(tmp_path: Path):
     adapted("llama", tmp_path, ("attention", "feed_forward"))
-    layers = read_model_folder(tmp_path / "base").config.num_layers
+    layers = open_folder(tmp_path / "base").config.num_layers
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert len(tensors) == layers * 7 * 2
     assert all(RANK in tensor.shape for tensor in tensors.values())

@@ -16,7 +16,7 @@ from llmctl.data.tables.labelled import Columns, read_examples
 from llmctl.data.tables.source_target import PairColumns
 from llmctl.errors import InputError, LlmctlError, UsageError
 from llmctl.formats.columns import Finetuned, labelled_columns, pair_columns
-from llmctl.formats.huggingface.model_folder import COLUMNS
+from llmctl.formats.description import COLUMNS
 from llmctl.formats.open import LabelledColumns, open_any_model
 from llmctl.stages.finetune import finetune, resolve
 from llmctl.stages.generate import open_generation

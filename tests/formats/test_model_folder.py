@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmctl.errors import InputError
-from llmctl.formats.huggingface.model_folder import read_model_folder, write_model_folder
-from llmctl.formats.open import open_model
+from llmctl.formats.huggingface.writing import write_model_folder
+from llmctl.formats.open import open_folder, open_model
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.tokenizers import learn
@@ -69,7 +69,7 @@ def drop_a_piece(vocabulary: dict[str, int]) -> None:
 def test_a_configuration_of_another_model(folder: Path, fields: dict[str, Any], says: str):
     change(folder / "config.json", **fields)
     with pytest.raises(InputError, match=says) as error:
-        read_model_folder(folder).masked_lm()
+        open_folder(folder).masked_lm()
     assert "\n" not in str(error.value)
 
 
@@ -77,15 +77,15 @@ def test_a_configuration_of_another_model(folder: Path, fields: dict[str, Any], 
 def test_a_configuration_that_is_none(folder: Path, content: str):
     (folder / "config.json").write_text(content)
     with pytest.raises(InputError, match=r"config\.json is damaged"):
-        read_model_folder(folder)
+        open_folder(folder)
 
 
 @pytest.mark.parametrize("edit", [swap_two_pieces, drop_a_piece])
 def test_another_tokenizer_is_refused(folder: Path, edit: Callable[[dict[str, int]], None]):
-    read_model_folder(folder)
+    open_folder(folder)
     edit_vocabulary(folder, edit)
     with pytest.raises(InputError, match="don't belong together"):
-        read_model_folder(folder)
+        open_folder(folder)
 
 
 @pytest.mark.parametrize("ours", [False, True])
@@ -99,10 +99,10 @@ def test_a_vocabulary_may_be_padded(folder: Path, ours: bool):
         change(folder / "config.json", vocab_size=128)
     else:
         made_elsewhere(folder, vocab_size=128)
-    assert read_model_folder(folder).masked_lm().body.config.vocab_size == 128
+    assert open_folder(folder).masked_lm().body.config.vocab_size == 128
     change(folder / "config.json", vocab_size=119)
     with pytest.raises(InputError, match="has 120 pieces and the model 119"):
-        read_model_folder(folder)
+        open_folder(folder)
 
 
 def test_the_tokenizer_counts_in_the_digest_of_a_folder(folder: Path, tmp_path: Path):
@@ -153,7 +153,7 @@ def test_transformers_opens_a_decoders_folder(tmp_path: Path, kind: str):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(theirs).__name__ == kind
     ids = transformers.AutoTokenizer.from_pretrained(tmp_path)("over the sea")["input_ids"]
-    tokenizer = read_model_folder(tmp_path).tokenizer
+    tokenizer = open_folder(tmp_path).tokenizer
     assert ids == [tokenizer.special["bos"], *tokenizer.encode("over the sea")]
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits
@@ -178,7 +178,7 @@ def test_a_decoders_folder_is_read_back_in_one_file_or_several(tmp_path: Path, k
             index = tmp_path / "model.safetensors.index.json"
             index.write_text(json.dumps({"weight_map": weight_map}))
             (tmp_path / "model.safetensors").unlink()
-        folder = read_model_folder(tmp_path)
+        folder = open_folder(tmp_path)
         assert folder.kind == "causal_lm"
         back = folder.causal_lm()
         for name, value in model.state_dict().items():
@@ -186,21 +186,21 @@ def test_a_decoders_folder_is_read_back_in_one_file_or_several(tmp_path: Path, k
     for nothing in ({}, {"weight_map": {}}, {"weight_map": []}):
         index.write_text(json.dumps(nothing))
         with pytest.raises(InputError, match="has no weight_map"):
-            read_model_folder(tmp_path)
+            open_folder(tmp_path)
     index.write_text(json.dumps({"weight_map": {"x": "../a.safetensors"}}))
     with pytest.raises(InputError, match="no plain name"):
-        read_model_folder(tmp_path)
+        open_folder(tmp_path)
 
 
 def test_a_bert_writes_no_text(folder: Path):
     with pytest.raises(InputError, match="masked language model, and doesn't write text"):
-        read_model_folder(folder).causal_lm()
+        open_folder(folder).causal_lm()
 
 
 def test_a_decoder_fills_no_masks(tmp_path: Path):
     decoder_folder(tmp_path, "LlamaForCausalLM")
     with pytest.raises(InputError, match="no masked language model but a llama"):
-        read_model_folder(tmp_path).masked_lm()
+        open_folder(tmp_path).masked_lm()
 
 
 def test_a_classifier_without_its_last_layer(tiny_workspace: Path, tmp_path: Path):
@@ -209,4 +209,4 @@ def test_a_classifier_without_its_last_layer(tiny_workspace: Path, tmp_path: Pat
     del tensors["classifier.weight"]
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(InputError, match="it has no layer that gives classes"):
-        read_model_folder(folder)
+        open_folder(folder)

@@ -14,13 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from llmctl import tokenizers
 from llmctl.errors import InputError
-from llmctl.formats.ngram.ngram_folder import (
-    MODEL_TYPE,
-    WEIGHTS,
-    is_ngram_folder,
-    read_ngram_folder,
-    write_ngram_folder,
-)
+from llmctl.formats.ngram.folder import MODEL_TYPE, NGRAM_WEIGHTS, NgramFormat
+from llmctl.formats.open import open_folder
 from llmctl.models.ngram.counts import Block
 from llmctl.models.ngram.model import NgramModel
 from llmctl.models.ngram.smoothing import NgramConfig, train
@@ -44,7 +39,9 @@ def trained(tokenizer: Tokenizer, config: NgramConfig) -> NgramModel:
 @pytest.fixture
 def folder(tokenizer: Tokenizer, tmp_path: Path) -> Path:
     config = NgramConfig(order=3)
-    write_ngram_folder(tmp_path / "model", trained(tokenizer, config), config, tokenizer)
+    NgramFormat().save(
+        tmp_path / "model", trained(tokenizer, config), tokenizer, config.model_dump()
+    )
     return tmp_path / "model"
 
 
@@ -55,29 +52,30 @@ def folder(tokenizer: Tokenizer, tmp_path: Path) -> Path:
 def test_what_is_written_is_read(tokenizer: Tokenizer, tmp_path: Path, fields: dict[str, Any]):
     config = NgramConfig.model_validate(fields)
     model = trained(tokenizer, config)
-    write_ngram_folder(tmp_path / "model", model, config, tokenizer)
-    assert is_ngram_folder(tmp_path / "model")
-    read = read_ngram_folder(tmp_path / "model")
+    NgramFormat().save(tmp_path / "model", model, tokenizer, config.model_dump())
+    assert NgramFormat().recognises(tmp_path / "model")
+    read = open_folder(tmp_path / "model")
     assert read.config == config
     assert read.tokenizer.digest() == tokenizer.digest()
-    assert read.model.parameters == model.parameters
+    tables = read.ngram()
+    assert tables.parameters == model.parameters
     rows = [tokenizer.special["bos"], *tokenizer.encode("the ship is high over the waves")]
     block = Block(np.array(rows), np.array([0]))
-    assert read.model.log_probabilities(block).tolist() == model.log_probabilities(block).tolist()
+    assert tables.log_probabilities(block).tolist() == model.log_probabilities(block).tolist()
 
 
 def test_other_folders_are_none(tmp_path: Path, folder: Path):
-    assert not is_ngram_folder(tmp_path)
+    assert not NgramFormat().recognises(tmp_path)
     for content in ("[]", "{", '{"model_type": "bert"}', "\udcff"):
         (folder / "config.json").write_text(content, errors="surrogateescape")
-        assert not is_ngram_folder(folder)
+        assert not NgramFormat().recognises(folder)
         with pytest.raises(
-            InputError, match=r"config\.json (is damaged|describes no n-gram model)"
+            InputError, match=r"(config\.json is damaged|model\.safetensors is missing)"
         ):
-            read_ngram_folder(folder)
+            open_folder(folder)
     (folder / "config.json").unlink()
     with pytest.raises(InputError, match=r"has no config\.json"):
-        read_ngram_folder(folder)
+        open_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +92,7 @@ def test_a_configuration_of_another_model(folder: Path, fields: dict[str, Any], 
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
     with pytest.raises(InputError, match=says) as error:
-        read_ngram_folder(folder)
+        open_folder(folder).ngram()
     assert "\n" not in str(error.value)
 
 
@@ -136,23 +134,23 @@ def with_entry(place: int, value: float) -> Callable[[Any], Any]:
 def test_tables_in_which_looking_up_would_go_wrong(
     folder: Path, edit: Callable[[dict[str, Any]], None], says: str
 ):
-    tensors = load_file(folder / WEIGHTS)
+    tensors = load_file(folder / NGRAM_WEIGHTS)
     edit(tensors)
-    save_file(tensors, folder / WEIGHTS)
+    save_file(tensors, folder / NGRAM_WEIGHTS)
     with pytest.raises(InputError, match=says) as error:
-        read_ngram_folder(folder)
+        open_folder(folder).ngram()
     assert "copy the whole folder again" in str(error.value)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "other", "empty"])
 def test_a_file_that_is_none(folder: Path, damage: str):
-    path = folder / WEIGHTS
+    path = folder / NGRAM_WEIGHTS
     content = path.read_bytes()
     path.unlink()
     if damage != "missing":
         path.write_bytes({"cut": content[:-100], "other": b"x" * 500, "empty": b""}[damage])
     with pytest.raises(InputError, match=r"ngram\.safetensors"):
-        read_ngram_folder(folder)
+        open_folder(folder)
 
 
 def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path):
@@ -160,7 +158,7 @@ def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path):
     other.save(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "tokenizer.json", folder / "tokenizer.json")
     with pytest.raises(InputError, match="don't belong together"):
-        read_ngram_folder(folder)
+        open_folder(folder)
 
 
 def test_the_kind_is_ours(folder: Path):

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from llmctl.errors import InputError
-from llmctl.formats.huggingface.model_folder import read_model_folder
-from llmctl.formats.huggingface.purposes import PurposeError, names_of_labels, purpose_of
+from llmctl.formats.description import PurposeError, names_of_labels
+from llmctl.formats.huggingface.purposes import purpose_of
+from llmctl.formats.open import open_folder
 from llmctl.models import BY_MODEL_TYPE
 from llmctl.stages.evaluate import prepare_evaluation
 from llmctl.stages.predict import predict
@@ -60,7 +61,7 @@ def test_a_head_that_is_no_classifier_is_refused_by_its_name(tmp_path: Path, nam
     if name == "spans of a decoder":  # whose body has other names
         return
     # Its body is as good as any.
-    classifier = read_model_folder(folder).new_classifier(2, dropout=0.0, scratch=False)
+    classifier = open_folder(folder).new_classifier(2, dropout=0.0, scratch=False)
     assert classifier.output.out_features == 2
 
 
@@ -107,10 +108,10 @@ def test_each_class_of_transformers_is_what_it_is_or_refused_by_its_name(tmp_pat
     like = {"bert": "bert", "gpt2": "gpt2"}.get(model_type, "llama")
     save_model(tmp_path, name, like=like)
     if kind is not None:
-        assert read_model_folder(tmp_path).kind == kind
+        assert open_folder(tmp_path).kind == kind
         return
     with pytest.raises(InputError, match=f"can't be used as it is: .*{name}"):
-        _ = read_model_folder(tmp_path).kind
+        _ = open_folder(tmp_path).kind
 
 
 BERT = {"model_type": "bert"}
@@ -168,4 +169,4 @@ def test_what_llmctl_writes_says_what_it_does(tiny_workspace: Path):
         path = tiny_workspace / "runs" / run / "model"
         fields = json.loads((path / "config.json").read_text())
         assert fields["llmctl_task"] == task
-        assert read_model_folder(path).kind == task
+        assert open_folder(path).kind == task

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmctl.errors import InputError
-from llmctl.formats.huggingface.model_folder import read_model_folder, write_model_folder
 from llmctl.formats.huggingface.weights import is_finite
+from llmctl.formats.huggingface.writing import write_model_folder
+from llmctl.formats.open import open_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.tokenizers import learn
@@ -70,7 +71,7 @@ def test_a_number_that_is_not_finite_is_refused_with_its_tensor(
 
     edit(tmp_path, spoil)
     with pytest.raises(InputError, match=rf"{NORM['gpt']} has numbers that are not finite"):
-        read_model_folder(tmp_path).causal_lm()
+        open_folder(tmp_path).causal_lm()
 
 
 def test_numbers_whose_sum_overflows_are_finite():
@@ -84,7 +85,7 @@ def test_weights_of_another_type_are_refused(tmp_path: Path, dtype: torch.dtype)
     make(tmp_path)
     edit(tmp_path, lambda tensors: tensors.update({NORM["gpt"]: torch.ones(16).to(dtype)}))
     with pytest.raises(InputError, match=rf"{NORM['gpt']} is of type \w+, and weights are"):
-        read_model_folder(tmp_path)
+        open_folder(tmp_path)
 
 
 @pytest.mark.parametrize("arch", NORM)
@@ -96,16 +97,16 @@ def test_buffers_are_passed_over_and_other_surplus_is_named(tmp_path: Path, arch
         "llama": {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)},
     }  # fmt: skip
     edit(tmp_path, lambda tensors: tensors.update(buffers[arch]))
-    found = read_model_folder(tmp_path).causal_lm().state_dict()
+    found = open_folder(tmp_path).causal_lm().state_dict()
     assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
     for name in ("lm_head.bias", "score.weight", NORM[arch].replace("weight", "scale")):
         edit(tmp_path, lambda tensors, name=name: tensors.update({name: torch.ones(3)}))
         with pytest.raises(InputError, match=f"the tensor {name} has no place in it"):
-            read_model_folder(tmp_path)
+            open_folder(tmp_path)
         edit(tmp_path, lambda tensors, name=name: tensors.pop(name))
     edit(tmp_path, lambda tensors: tensors.pop(NORM[arch]))
     with pytest.raises(InputError, match=f"there is no tensor {NORM[arch]}"):
-        read_model_folder(tmp_path)
+        open_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_sizes_are_compared_before_anything_is_made(
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     began = time.monotonic()
     with pytest.raises(InputError, match=says):
-        read_model_folder(tmp_path)
+        open_folder(tmp_path)
     assert time.monotonic() - began < 5  # a machine may be busy; without the check it is minutes
 
 
@@ -161,7 +162,7 @@ def test_pickled_weights_are_read_as_tensors_alone(
     for file, held in parts.items():
         value = {name: tensors[name] for name in held}
         torch.save(value, tmp_path / file, _use_new_zipfile_serialization=not old)
-    found = read_model_folder(tmp_path).causal_lm().state_dict()
+    found = open_folder(tmp_path).causal_lm().state_dict()
     assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
     monkeypatch.chdir(tmp_path)
     path = tmp_path / next(iter(parts))
@@ -173,11 +174,11 @@ def test_pickled_weights_are_read_as_tensors_alone(
     ]:
         torch.save(content, path, _use_new_zipfile_serialization=not old)
         with pytest.raises(InputError, match=says):
-            read_model_folder(tmp_path)
+            open_folder(tmp_path)
     for damaged in (b"", b"PK\x03\x04", pickle.dumps(Program()), path.read_bytes()[:-40]):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=str(path)):
-            read_model_folder(tmp_path)
+            open_folder(tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -185,4 +186,4 @@ def test_a_folder_without_weights(tmp_path: Path):
     make(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"model\.safetensors is missing"):
-        read_model_folder(tmp_path)
+        open_folder(tmp_path)

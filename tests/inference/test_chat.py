@@ -11,7 +11,7 @@ import torch
 
 from llmctl.config import build
 from llmctl.errors import ConfigError, InputError
-from llmctl.formats.huggingface.model_folder import read_model_folder
+from llmctl.formats.open import open_folder
 from llmctl.inference.chat import ChatSession, RememberingDecoder
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import GenerationConfig
@@ -195,7 +195,7 @@ def test_others_models_answer_if_they_have_a_template(decoder_workspace: Path, t
     fields = json.loads((tmp_path / "config.json").read_text())
     theirs = {name: value for name, value in fields.items() if not name.startswith("llmctl")}
     (tmp_path / "config.json").write_text(json.dumps(theirs))
-    assert read_model_folder(tmp_path).tokenizer.chat_template is None
+    assert open_folder(tmp_path).tokenizer.chat_template is None
     place = Workspace(decoder_workspace)
     with pytest.raises(InputError, match="has not learned to answer"):
         open_chat(place, str(tmp_path), ChatConfig())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmctl import models
-from llmctl.formats.huggingface.model_folder import read_model_folder
+from llmctl.formats.open import open_folder
 from llmctl.models.spec import roles_of
 from llmctl.stages import finetune, pretrain
 from llmctl.workspace.artefacts import Workspace
@@ -30,8 +30,8 @@ def test_an_architecture_is_one_file_and_its_entry(
     run, _ = pretrain.pretrain(
         workspace, pretrain.resolve("parallel", "nano", LAYERS), name="parallel"
     )
-    folder = read_model_folder(run.folder / "model")
-    assert folder.architecture is SPEC
+    folder = open_folder(run.folder / "model")
+    assert folder.spec is SPEC
     assert folder.fields["architectures"] == ["ParallelForCausalLM"]
     model = folder.causal_lm().eval()
     matrices = [name for name, role in roles_of(model).items() if role.kind == "matrix"]
@@ -43,4 +43,4 @@ def test_an_architecture_is_one_file_and_its_entry(
     tuned, _ = finetune.finetune(
         workspace, "parallel", labelled_file, finetune.resolve("classify", more), name="sorted"
     )
-    assert read_model_folder(tuned.folder / "model").labels
+    assert open_folder(tuned.folder / "model").labels

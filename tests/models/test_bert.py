@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from llmctl.config import build
 from llmctl.errors import ConfigError, InputError
-from llmctl.formats.huggingface.model_folder import read_model_folder, write_model_folder
+from llmctl.formats.base import fill
+from llmctl.formats.huggingface.writing import write_model_folder
+from llmctl.formats.open import open_folder
 from llmctl.models.bert import (
     PRESETS,
     SPEC,
@@ -323,10 +325,9 @@ def test_names_of_old_and_of_bare_models_are_understood(tmp_path: Path, prefix: 
             name = name.replace("LayerNorm.bias", "LayerNorm.beta")
         renamed[name] = tensor
     save_file(renamed, tmp_path / "model.safetensors")
-    folder = read_model_folder(tmp_path)
-    state = SPEC.import_tensors(folder.tensors, folder.config)
+    folder = open_folder(tmp_path)
     for name, value in model.body.state_dict().items():
-        assert torch.equal(state[name], value), name
+        assert torch.equal(folder.tensors[f"body.{name}"], value), name
     if prefix:
         copy = folder.masked_lm()
         for name, value in model.state_dict().items():
@@ -352,7 +353,7 @@ def test_a_config_of_something_else_is_an_input_error(
     fields = {**json.loads(path.read_text()), **change}
     path.write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
     with pytest.raises(InputError, match=says):
-        read_model_folder(tmp_path)
+        open_folder(tmp_path)
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path):
@@ -361,13 +362,13 @@ def test_a_missing_tensor_is_named(tmp_path: Path):
     del tensors["bert.encoder.layer.1.output.dense.bias"]
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=r"bert\.encoder\.layer\.1\.output\.dense\.bias"):
-        read_model_folder(tmp_path).masked_lm()
+        open_folder(tmp_path).masked_lm()
 
 
 def test_a_model_folder_is_read_as_it_was_written(tmp_path: Path):
     model = shaken(MaskedLM(Bert(tiny_config(activation="relu"))))
     write_model_folder(tmp_path, model, tokenizer(), {"llmctl_max_length": 12})
-    folder = read_model_folder(tmp_path)
+    folder = open_folder(tmp_path)
     assert folder.config == model.body.config  # type: ignore[union-attr]
     assert folder.max_length == 12
     assert folder.labels is None
@@ -446,7 +447,7 @@ def test_transformers_opens_the_classifier_with_its_labels(tmp_path: Path):
     assert ours.std() > 0.1
     torch.testing.assert_close(ours, out.logits, **CLOSE)
     assert theirs.config.id2label == {0: "sea", 1: "farm", 2: "city"}
-    assert read_model_folder(tmp_path).labels == ["sea", "farm", "city"]
+    assert open_folder(tmp_path).labels == ["sea", "farm", "city"]
 
 
 @pytest.mark.reference
@@ -476,9 +477,9 @@ def test_a_bert_of_transformers_gives_the_same_hidden_states(
     )
     theirs.save_pretrained(tmp_path)
     tokenizer().save(tmp_path)
-    folder = read_model_folder(tmp_path)
+    folder = open_folder(tmp_path)
     body = Bert(folder.config)
-    body.load_state_dict(SPEC.import_tensors(folder.tensors, folder.config))
+    fill({f"body.{name}": own for name, own in body.state_dict().items()}, folder.tensors)
     ids, segments, mask = batch()
     out = theirs(
         input_ids=ids,

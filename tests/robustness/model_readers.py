@@ -15,8 +15,8 @@ import torch
 
 from llmctl import tokenizers
 from llmctl.data.tables.labelled import Example
-from llmctl.formats.huggingface.model_folder import write_model_folder
-from llmctl.formats.ngram.ngram_folder import write_ngram_folder
+from llmctl.formats.huggingface.writing import write_model_folder
+from llmctl.formats.ngram.folder import NgramFormat
 from llmctl.formats.open import open_any_model
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
@@ -229,7 +229,7 @@ def _ngram(folder: Path) -> None:
     begins = np.cumsum([0, *(len(row) for row in rows[:-1])])
     block = Block(np.concatenate(rows), begins)
     model = train([block], tokenizer.vocab_size, bos, config, dtype=np.float32).model
-    write_ngram_folder(folder / "model", model, config, tokenizer)
+    NgramFormat().save(folder / "model", model, tokenizer, config.model_dump())
 
 
 def _answers(folder: Path) -> list[Any]:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from llmctl.cli.app import app
 from llmctl.data.tables.labelled import Example
-from llmctl.formats.huggingface.model_folder import read_model_folder
+from llmctl.formats.open import open_folder
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.finetune import finetune, plan, resolve
 from llmctl.stages.predict import predict
@@ -65,7 +65,7 @@ def test_a_decoder_becomes_a_classifier_that_every_command_takes(
     assert [answer.label for answer in answers[:2]] == ["sea", "farm"]
     assert len(answers) == 3
     config = json.loads((run.folder / "model" / "config.json").read_text())
-    folder = read_model_folder(run.folder / "model")
+    folder = open_folder(run.folder / "model")
     assert config["architectures"][0].endswith("ForSequenceClassification")
     assert config["pad_token_id"] == folder.tokenizer.special["pad"]
     assert folder.labels == ["city", "farm", "sea"]
@@ -183,7 +183,7 @@ def test_answers_are_learned(decoder_workspace: Path):
     assert looks[-1]["lm_accuracy"] > 0.7
     for look in looks:
         assert look["perplexity"] == pytest.approx(np.exp(look["lm_loss"]))
-    folder = read_model_folder(run.folder / "model")
+    folder = open_folder(run.folder / "model")
     assert folder.tokenizer.chat_template is not None
     assert "<|im_start|>" in folder.tokenizer.chat_template
     generation = json.loads((run.folder / "model" / "generation_config.json").read_text())
@@ -329,7 +329,7 @@ def test_transformers_opens_the_chat_model_with_its_template(decoder_workspace: 
     prompt = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )["input_ids"]
-    ours = read_model_folder(path).causal_lm().eval()
+    ours = open_folder(path).causal_lm().eval()
     with torch.no_grad():
         expected = theirs(prompt).logits
         torch.testing.assert_close(ours.logits(ours.body(prompt)), expected, rtol=1e-5, atol=1e-5)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import processors
 
 from llmctl.data.tables.labelled import Example
-from llmctl.formats.huggingface.model_folder import read_model_folder
+from llmctl.formats.open import open_folder
 from llmctl.stages import finetune
 from llmctl.stages.chat import ChatConfig, open_chat
 from llmctl.stages.evaluate import prepare_evaluation
@@ -209,7 +209,7 @@ def test_what_is_finetuned_from_a_padded_model_keeps_its_rows_and_opens_again(tm
     finetune.finetune(workspace, str(folder), talks, config, name="talker")
     finetune.finetune(workspace, "talker", talks, config, name="again")
     for run in ("talker", "again"):
-        opened = read_model_folder(workspace.path("run", run) / "model")
+        opened = open_folder(workspace.path("run", run) / "model")
         assert opened.config.vocab_size == rows
         session = open_chat(workspace, run, ChatConfig(max_new_tokens=8, device="cpu"))
         assert session.answer("the ship").finish in ("eos", "length")

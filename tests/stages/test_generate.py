@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from llmctl.cli.app import app
 from llmctl.config import build
-from llmctl.formats.huggingface.model_folder import read_model_folder
+from llmctl.formats.open import open_folder
 from llmctl.stages.generate import open_generation
 from llmctl.stages.pretrain import pretrain, resolve
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
@@ -57,7 +57,7 @@ def error(result: Result) -> str:
 
 
 def test_json_has_the_tokens_and_their_log_probabilities(models: Workspace, run: Run):
-    folder = read_model_folder(models.path("run", "gpt") / "model")
+    folder = open_folder(models.path("run", "gpt") / "model")
     (answer,) = answers(run("--from", "gpt", "--prompt", "The ship", "--json"))
     assert (answer["prompt"], answer["source"]) == ("The ship", "--prompt 1")
     (found,) = answer["completions"]
@@ -95,7 +95,7 @@ def test_a_text_is_printed_behind_its_prompt(run: Run):
 
 def test_an_empty_prompt_begins_from_bos(models: Workspace, run: Run):
     (answer,) = answers(run("--from", "llama", "--prompt", "", "--json"))
-    folder = read_model_folder(models.path("run", "llama") / "model")
+    folder = open_folder(models.path("run", "llama") / "model")
     ids = [folder.tokenizer.special["bos"]]
     for token in answer["completions"][0]["ids"]:
         assert int(reread(folder.causal_lm(), ids)[-1].argmax()) == token

@@ -388,13 +388,13 @@ def test_transformers_opens_what_was_trained(tiny_workspace: Path):
     transformers = pytest.importorskip("transformers")
     import torch
 
-    from llmctl.formats.huggingface.model_folder import read_model_folder
+    from llmctl.formats.open import open_folder
 
     path = tiny_workspace / "runs" / "tiny" / "model"
     theirs = transformers.BertForPreTraining.from_pretrained(path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     encoded = tokenizer("The ship sails", "hens lay eggs", return_tensors="pt")
-    ours = read_model_folder(path).masked_lm().eval()
+    ours = open_folder(path).masked_lm().eval()
     with torch.no_grad():
         expected = theirs(**encoded)
         hidden = ours.body(encoded["input_ids"], encoded["token_type_ids"])

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 from llmctl.data.tables.encoded import EncodedExample, encode_examples, fitted, laid_out, pad_token
 from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
-from llmctl.formats.huggingface.model_folder import read_model_folder, write_model_folder
+from llmctl.formats.huggingface.writing import write_model_folder
+from llmctl.formats.open import open_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.models.bert import Bert, BertConfig
 from llmctl.models.heads.causal_lm import CausalLM
@@ -376,5 +377,5 @@ def test_transformers_has_the_same_logits(tmp_path: Path, name: str, kind: str):
     ours = model(*batch.inputs)
     assert ours.std() > 0.1
     torch.testing.assert_close(ours, expected.logits, rtol=1e-5, atol=1e-5)
-    again = read_model_folder(tmp_path).classifier().eval()
+    again = open_folder(tmp_path).classifier().eval()
     assert torch.equal(again(*batch.inputs), ours)

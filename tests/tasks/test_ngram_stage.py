@@ -15,7 +15,7 @@ from llmctl import tokenizers
 from llmctl.data.shards.files import ShardReader
 from llmctl.data.shards.windows import TokenStream, WindowBatches
 from llmctl.errors import BusyError, ConfigError, InputError
-from llmctl.formats.ngram.ngram_folder import read_ngram_folder
+from llmctl.formats.open import open_folder
 from llmctl.models.ngram.counts import Block
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.status import detail, overview
@@ -107,7 +107,7 @@ def test_status_knows_it(workspace: Workspace):
 @pytest.mark.parametrize("name", ["bpe", "wordpiece"])
 def test_the_figures_are_those_of_the_model_that_is_kept(workspace: Workspace, name: str):
     run, _ = train_ngram(workspace, resolve(), shards_name=name)
-    folder = read_ngram_folder(run.folder / "model")
+    folder = open_folder(run.folder / "model")
     tokenizer = folder.tokenizer
     start, end = (
         tokenizer.special[role] for role in (("bos", "eos") if name == "bpe" else ("cls", "sep"))
@@ -118,7 +118,7 @@ def test_the_figures_are_those_of_the_model_that_is_kept(workspace: Workspace, n
     for document in range(len(reader)):
         ids = reader.tokens(document).astype(np.int64)
         row = np.concatenate(([start], ids, [end]))
-        nats -= folder.model.log_probabilities(Block(row, np.array([0]))).sum()
+        nats -= folder.ngram().log_probabilities(Block(row, np.array([0]))).sum()
         tokens += len(ids) + 1
         size += int(tokenizer.token_bytes[ids].sum())
         if name == "bpe":  # which loses nothing of the text
@@ -134,7 +134,7 @@ def test_the_figures_are_those_of_the_model_that_is_kept(workspace: Workspace, n
     )
     # One of the vocabulary for each token would be log 120 or log 350.
     assert summary["validation"]["loss"] < 3.5
-    assert summary["parameters"] == folder.model.parameters
+    assert summary["parameters"] == folder.ngram().parameters
     trained = ShardReader(workspace.path("shards", name), "train").document_lengths
     assert summary["tokens"] == trained.sum() + len(trained)
 
@@ -149,7 +149,7 @@ def test_a_neural_model_is_scored_on_the_same_tokens_and_bytes(workspace: Worksp
     else:
         documents.end = documents.start if same else documents.end
     run, _ = train_ngram(workspace, resolve(), shards_name="bpe")
-    model = read_ngram_folder(run.folder / "model").model
+    model = open_folder(run.folder / "model").ngram()
     tally = score(model, documents.blocks("validation"), documents.tokenizer)
     reader = ShardReader(workspace.path("shards", "bpe"), "validation")
     windows = WindowBatches(

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from llmctl.cli.app import app
-from llmctl.formats.huggingface.model_folder import read_model_folder
+from llmctl.formats.open import open_folder
 from llmctl.inference.decoding import batches
 from llmctl.stages.pretrain import pretrain, resolve
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
@@ -235,7 +235,7 @@ def test_blank_sources_get_blank_lines(run: Run, translators: dict[str, str], tm
 def test_a_run_goes_on_from_its_folder_and_can_learn_more(
     run: Run, place: Path, workspace: Workspace, translators: dict[str, str]
 ):
-    folder = read_model_folder(workspace.path("run", translators["decoder"]) / "model")
+    folder = open_folder(workspace.path("run", translators["decoder"]) / "model")
     assert folder.kind == "seq2seq"
     assert folder.writes_from_source == "decoder"
     run("finetune", "--from", translators["decoder"], "--task", "seq2seq",
@@ -260,8 +260,8 @@ def test_what_is_frozen_stays(
 ):
     run("finetune", "--from", "gpt", "--task", "seq2seq", "--data", place / "pairs.jsonl",
         "--name", "frozen", "--force", *options, *SHORT)  # fmt: skip
-    before = read_model_folder(workspace.path("run", "gpt") / "model").causal_lm()
-    after = read_model_folder(workspace.path("run", "frozen") / "model").seq2seq()
+    before = open_folder(workspace.path("run", "gpt") / "model").causal_lm()
+    after = open_folder(workspace.path("run", "frozen") / "model").seq2seq()
     theirs = before.state_dict()
     for name, tensor in after.body.state_dict().items():  # type: ignore[attr-defined]
         same = bool((tensor == theirs[f"body.{name}"]).all())

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from llmctl.errors import InputError
+from llmctl.formats.base import sides
 from llmctl.models.spec import ModelSpec
 from llmctl.parsing import read_json_object
-from llmctl.workspace.tensors import open_tensors
+from llmctl.workspace.tensors import read_tensor, tensor_heads
 
 WEIGHTS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
@@ -86,11 +87,8 @@ class Weights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         """A tensor. Raises InputError where its numbers are not finite."""
         path, inner, _ = self._places[name]
-        if path.suffix == ".bin":
-            tensor = self._pickled(path)[inner]
-        else:
-            with open_tensors(path) as file:
-                tensor = file.get_tensor(inner)
+        pickled = path.suffix == ".bin"
+        tensor = self._pickled(path)[inner] if pickled else read_tensor(path, inner)
         if not is_finite(tensor):
             raise InputError(
                 f"{path}: the tensor {name} has numbers that are not finite; the model diverged, "
@@ -114,9 +112,7 @@ class Weights(Mapping[str, Tensor]):
                 name: (_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
                 for name, tensor in self._pickled(path).items()
             }
-        with open_tensors(path) as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: (p.get_dtype(), tuple(p.get_shape())) for name, p in parts.items()}
+        return tensor_heads(path)
 
     def _pickled(self, path: Path) -> dict[str, Tensor]:
         """The tensors of a pickled file, mapped where they can be."""
@@ -234,7 +230,7 @@ class _Undrawn(TorchFunctionMode):
 
 
 def check_body(
-    architecture: ModelSpec,
+    spec: ModelSpec,
     config: Any,
     shapes: Mapping[str, tuple[int, ...]],
     heads: Collection[str],
@@ -245,8 +241,8 @@ def check_body(
     missing, has another shape, or is one too many.
     """
     with torch.device("meta"), _Undrawn():
-        body = architecture.build(config)
-    expected = architecture.export_tensors(body.state_dict(), config)
+        body = spec.build(config)
+    expected = spec.export_tensors(body.state_dict(), config)
     prefix = next(iter(expected)).partition(".")[0] + "."
     found = {name if name in expected else prefix + name: name for name in shapes}
     for name, tensor in expected.items():
@@ -254,11 +250,7 @@ def check_body(
             raise ValueError(f"there is no tensor {name}")
         shape = shapes[found[name]]
         if shape != tuple(tensor.shape):
-            raise ValueError(f"{name} is {_sides(shape)}, not {_sides(tuple(tensor.shape))}")
+            raise ValueError(f"{name} is {sides(shape)}, not {sides(tensor.shape)}")
     for canonical, name in found.items():
         if canonical not in expected and not {name, canonical} & set(heads):
             raise ValueError(f"the tensor {name} has no place in it")
-
-
-def _sides(shape: tuple[int, ...]) -> str:
-    return " × ".join(map(str, shape)) or "a number"

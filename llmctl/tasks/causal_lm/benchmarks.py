@@ -134,7 +134,7 @@ class BenchmarkEvaluator(LanguageEvaluator):
             totals += [float(outcome.log_probs_C[0]) for outcome in outcomes]
         if cut:
             notes.append(
-                f"{cut:,} of {total:,} contexts were longer than the {model.neural.max_length} "
+                f"{cut:,} of {total:,} contexts were longer than the {model.folder.max_length} "
                 f"tokens that {model.name} reads at once, and lost their beginning"
             )
         # Of the whole word, not of each of its tokens.

@@ -23,7 +23,6 @@ from llmctl.evaluation.perplexity import (
     perplexity,
 )
 from llmctl.evaluation.report import MODEL, Figure, Gap, Report
-from llmctl.formats.ngram.ngram_folder import NgramFolder
 from llmctl.formats.open import data_record
 from llmctl.inference.scoring import Query, Scorer
 from llmctl.inference.weights import WeightType
@@ -225,7 +224,7 @@ class PerplexityEvaluator(LanguageEvaluator):
 
     def _window(self, model: OpenedModel) -> tuple[int, int]:
         """Tokens that a model reads at once, and by how many its window moves on."""
-        if isinstance(model.folder, NgramFolder):
+        if model.kind == "ngram":
             # Each token is behind all the context that the model looks at.
             return NGRAM_WINDOW, NGRAM_WINDOW - model.folder.config.order + 1
         window = model.folder.max_length
@@ -241,7 +240,7 @@ class PerplexityEvaluator(LanguageEvaluator):
         """The figures of a model."""
         window, stride = self._window(model)
         how: dict[str, Any] = {"window": window, "stride": stride, "dtype": dtype}
-        if isinstance(model.folder, NgramFolder):
+        if model.kind == "ngram":
             how = {"order": model.folder.config.order}
         interval = self._interval(tally.parts)
         return {"kind": model.kind, **how, **tally.report(), "interval": interval}
@@ -257,7 +256,7 @@ class PerplexityEvaluator(LanguageEvaluator):
             return {}
         device = choose_device(self.config.device)
         values, trained = validation_losses(
-            model.neural.causal_lm().to(device),
+            model.folder.causal_lm().to(device),
             shards,
             trained_config(run.manifest),
             device,

@@ -212,7 +212,7 @@ class PromptEvaluator(LanguageEvaluator):
         of the rows. Raises InputError where they don't go together."""
         found = sorted({row.label or "" for row in rows})
         classifier = self._classifier
-        labels = list(template.verbalizer) or (classifier and classifier.neural.labels) or found
+        labels = list(template.verbalizer) or (classifier and classifier.folder.labels) or found
         if len(labels) < 2:
             raise InputError(
                 f"{self.path} has one label only ({labels[0]!r}), so there is nothing to choose "

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from llmctl.errors import UsageError
 from llmctl.evaluation.choices import Outcome, Question
-from llmctl.formats.ngram.ngram_folder import NgramFolder
 from llmctl.inference.ngram_decoder import NgramScorer
 from llmctl.inference.scoring import (
     READ_AHEAD,
@@ -63,8 +62,8 @@ class LanguageEvaluator(Evaluator):
     def scorer(self, model: OpenedModel, dtype: WeightType | None = None) -> Scorer:
         """A model that is ready to score texts. dtype: where it isn't as asked for; an n-gram model
         has none."""
-        if isinstance(model.folder, NgramFolder):
-            return _DividedScorer(NgramScorer(model.folder.model))
+        if model.kind == "ngram":
+            return _DividedScorer(NgramScorer(model.folder.ngram()))
         dtype = dtype or self.config.dtype
         lm = model.folder.causal_lm().to(choose_device(self.config.device, "--device"))
         # As trained, fp32 needs no other form: that of writing is for few rows at once.

@@ -71,7 +71,7 @@ class ClassifierEvaluator(Evaluator):
 
     def run(self, reporter: Reporter) -> Report:
         """Measure all on the same rows, and the baselines that the training's texts give."""
-        labels = self.model.neural.labels or []
+        labels = self.model.folder.labels or []
         read, columns = self._same_rows(reporter)
         examples = read[MODEL]
         table = ClassTable(self._numbers(examples, labels), labels, self.config)
@@ -166,7 +166,7 @@ class ClassifierEvaluator(Evaluator):
         if blank:
             reporter.note(f"left out {len(blank)} rows without text (the first: {blank[0].source})")
         kept = [row for row in rows if all(example.text for example in row)]
-        labelled = with_label([row[0] for row in kept], self.model.neural.labels or [], reporter)
+        labelled = with_label([row[0] for row in kept], self.model.folder.labels or [], reporter)
         sources = {example.source for example in labelled}
         kept = [row for row in kept if row[0].source in sources]
         if not kept:
@@ -252,7 +252,7 @@ def probabilities(
 
     notes: gets one of texts that were too long.
     """
-    folder = model.neural
+    folder = model.folder
     known = folder.labels or []
     if set(known) != set(labels):
         raise InputError(

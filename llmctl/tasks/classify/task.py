@@ -19,13 +19,10 @@ from llmctl.data.keyed import bits, key_of, permute
 from llmctl.data.tables.encoded import EncodedExample, encode_examples, pad_token
 from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
+from llmctl.formats.base import Pretrained
 from llmctl.formats.columns import labelled_record
-from llmctl.formats.huggingface.model_folder import (
-    COLUMNS,
-    MAX_LENGTH,
-    ModelFolder,
-    write_model_folder,
-)
+from llmctl.formats.description import COLUMNS, MAX_LENGTH
+from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.formats.open import LabelledColumns, is_held_out, read_labelled, resolve_labelled
 from llmctl.models.heads.classify import Classifier
 from llmctl.reporting.reporter import Reporter
@@ -89,7 +86,7 @@ class ClassifyTask(Task):
     def __init__(
         self,
         data: Path,
-        base: ModelFolder,
+        base: Pretrained,
         config: ClassifyConfig,
         *,
         scratch: bool,
@@ -97,7 +94,7 @@ class ClassifyTask(Task):
     ) -> None:
         super().__init__(base, config, scratch=scratch)
         self._options = config
-        self._causal = base.architecture.kind == "decoder"
+        self._causal = base.spec.kind == "decoder"
         reading = config.data.read_options(reporter.note)
         self._columns = resolve_labelled(data, config.data, reading)
         reporter.note(f"{data.name}: {self._columns.describe()}")
@@ -171,12 +168,12 @@ class ClassifyTask(Task):
         )
 
     @staticmethod
-    def peak_rate(base: ModelFolder, method: Method, *, scratch: bool) -> float:
+    def peak_rate(base: Pretrained, method: Method, *, scratch: bool) -> float:
         """The learning rate where none is given: for a BERT 3e-4 up to 128 wide, falling with the
         width to the 5e-5 that Devlin et al. 2018 (§A.3) give for BERT-base, 768 wide. Decoders
         measured best at 1e-3 of 3e-4, 1e-3 and 3e-3 (see ``METHOD_FACTOR``). Random weights have
         nothing to lose and further to go: 1e-3, so that the comparison is with their best."""
-        low = base.architecture.kind == "encoder" and not scratch
+        low = base.spec.kind == "encoder" and not scratch
         return by_width((3e-4 if low else 1e-3) * METHOD_FACTOR[method], base.config.hidden_size)
 
     def describe(self) -> str:
@@ -247,7 +244,7 @@ class ClassifyTask(Task):
 
     def heads(self, model: nn.Module) -> dict[str, Tensor]:
         assert isinstance(model, Classifier)
-        return self.base.architecture.export_head("classify", model)
+        return self.base.spec.export_head("classify", model)
 
 
 def _in_order(counts: Counter[str]) -> list[str]:

@@ -19,12 +19,9 @@ from llmctl.data.tables.conversations import Conversation, read_conversations
 from llmctl.data.text.decoding import ReadConfig
 from llmctl.data.text.duplicates import is_held_out
 from llmctl.errors import ConfigError, InputError
-from llmctl.formats.huggingface.model_folder import (
-    CHAT,
-    MAX_LENGTH,
-    ModelFolder,
-    write_model_folder,
-)
+from llmctl.formats.base import Pretrained
+from llmctl.formats.description import CHAT, MAX_LENGTH
+from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.causal_lm.batches import CausalBatch
@@ -77,7 +74,7 @@ class InstructTask(Task):
     def __init__(
         self,
         data: Path,
-        base: ModelFolder,
+        base: Pretrained,
         config: InstructConfig,
         *,
         scratch: bool,
@@ -152,7 +149,7 @@ class InstructTask(Task):
         return example
 
     @staticmethod
-    def peak_rate(base: ModelFolder, method: Method, *, scratch: bool) -> float:
+    def peak_rate(base: Pretrained, method: Method, *, scratch: bool) -> float:
         """The learning rate where none is given: 1e-3 for a body up to 128 wide. 3e-4 was worse by
         0.2 nats a token and 2e-3 better by 0.05 (see ``METHOD_FACTOR``), on models with much left
         to learn of the language; one that has learned it has more to lose."""
@@ -177,9 +174,7 @@ class InstructTask(Task):
 
     def network(self) -> CausalLM:
         if self._scratch:
-            return CausalLM(
-                self.base.architecture.build(self.base.config_with(self._options.dropout))
-            )
+            return CausalLM(self.base.spec.build(self.base.config_with(self._options.dropout)))
         return self.base.causal_lm(dropout=self._options.dropout)
 
     def loss(self, model: CausalLM, batch: CausalBatch) -> LossParts:

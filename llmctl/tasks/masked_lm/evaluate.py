@@ -73,7 +73,7 @@ class MaskedEvaluator(Evaluator):
             mask_rate=PUBLISHED_MASK_RATE, mask_share=0.8, random_share=0.1, whole_word=False
         )
         device = choose_device(self.config.device)
-        model = self.model.neural.masked_lm().to(device)
+        model = self.model.folder.masked_lm().to(device)
         values, trained = validation_losses(
             model,
             shards,

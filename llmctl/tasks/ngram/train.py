@@ -18,7 +18,7 @@ from llmctl.config import Config, build
 from llmctl.data.shards.files import ShardReader
 from llmctl.errors import InputError
 from llmctl.evaluation.perplexity import Tally
-from llmctl.formats.ngram.ngram_folder import write_ngram_folder
+from llmctl.formats.ngram.folder import NgramFormat
 from llmctl.formats.open import choose_shards, find_pretraining, pretraining_identity
 from llmctl.models.ngram.counts import Block
 from llmctl.models.ngram.model import NgramModel
@@ -181,7 +181,7 @@ def _train(
     )
     seconds = time.perf_counter() - started
     _note_thin(trained, config, reporter)
-    write_ngram_folder(folder / "model", trained.model, config, tokenizer)
+    NgramFormat().save(folder / "model", trained.model, tokenizer, config.model_dump())
     tally = score(trained.model, documents.blocks("validation"), tokenizer)
     figures = {
         "loss": tally.loss,

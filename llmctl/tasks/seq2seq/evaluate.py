@@ -14,7 +14,7 @@ from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.overlap import bleu_chrf, is_chinese, lead, paired_bleu_difference, rouge
 from llmctl.evaluation.report import MODEL, Figure, Gap, Report
 from llmctl.formats.columns import pair_columns, pair_record
-from llmctl.formats.huggingface.model_folder import LEAD_WORDS
+from llmctl.formats.description import LEAD_WORDS
 from llmctl.formats.open import data_record
 from llmctl.reporting.report import Part
 from llmctl.reporting.reporter import Reporter
@@ -221,7 +221,7 @@ class Seq2SeqEvaluator(Evaluator):
 
     def _guesses(self, sources: list[str]) -> dict[str, list[str]]:
         """What is simpler than any model."""
-        words = int(self.model.neural.fields.get(LEAD_WORDS, LEAD))
+        words = int(self.model.folder.fields.get(LEAD_WORDS, LEAD))
         unit = "characters" if is_chinese(sources) else "words"
         return {
             "copy of the source": sources,
@@ -233,7 +233,7 @@ class Seq2SeqEvaluator(Evaluator):
     ) -> tuple[dict[str, float], list[str]]:
         """Loss and accuracy of the references' tokens, each given the true ones before it; and
         notes of what was cut."""
-        folder, size = opened.neural, self.config.batch_size
+        folder, size = opened.folder, self.config.batch_size
         tokenizer, (start, end) = folder.tokenizer, folder.boundaries
         limits = {"source": folder.max_source, "target": folder.max_target}
         most: dict[str, Any] = {f"max_{part}": tokens for part, tokens in limits.items()}

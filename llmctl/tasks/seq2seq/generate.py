@@ -20,7 +20,7 @@ class FromSources(Generation):
 
     def encode(self, prompt: Prompt) -> list[int]:
         """As in finetuning: cut to what the model was trained on, with the text's end behind."""
-        folder = self.model.neural
+        folder = self.model.folder
         start, end = folder.boundaries
         most = folder.max_source
         ids = self.tokenizer.encode(prompt.text)

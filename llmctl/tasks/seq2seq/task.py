@@ -19,17 +19,17 @@ from llmctl.data.text.decoding import ReadConfig
 from llmctl.data.text.duplicates import is_held_out
 from llmctl.errors import ConfigError, InputError
 from llmctl.evaluation.overlap import length_in_words
+from llmctl.formats.base import Pretrained
 from llmctl.formats.columns import pair_record
-from llmctl.formats.huggingface.model_folder import (
+from llmctl.formats.description import (
     COLUMNS,
     LEAD_WORDS,
     MAX_LENGTH,
     MAX_SOURCE,
     MAX_TARGET,
     STYLE,
-    ModelFolder,
-    write_model_folder,
 )
+from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.models.heads import seq2seq
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.seq2seq import Seq2SeqShape
@@ -115,7 +115,7 @@ class Seq2SeqTask(Task):
     def __init__(
         self,
         data: Path,
-        base: ModelFolder,
+        base: Pretrained,
         config: Seq2SeqConfig,
         *,
         scratch: bool,
@@ -215,7 +215,7 @@ class Seq2SeqTask(Task):
         )  # fmt: skip
 
     @staticmethod
-    def peak_rate(base: ModelFolder, method: Method, *, scratch: bool) -> float:
+    def peak_rate(base: Pretrained, method: Method, *, scratch: bool) -> float:
         """The learning rate where none is given: 1e-3 for a body up to 128 wide."""
         return by_width(1e-3 * METHOD_FACTOR[method], base.config.hidden_size)
 
@@ -251,15 +251,15 @@ class Seq2SeqTask(Task):
         config = base.config_with(options.dropout)
         if options.style == "prefix":
             return (
-                CausalLM(base.architecture.build(config))
+                CausalLM(base.spec.build(config))
                 if self._scratch
                 else base.causal_lm(dropout=options.dropout)
             )
         if self._scratch:
-            model = seq2seq.build(config, options.model, base.architecture)
+            model = seq2seq.build(config, options.model, base.spec)
         else:
             gpt = base.causal_lm(dropout=options.dropout)
-            model = seq2seq.attach(gpt, options.model, base.architecture)
+            model = seq2seq.attach(gpt, options.model, base.spec)
         if options.freeze_encoder:
             model.body.requires_grad_(False)
         return model
@@ -308,5 +308,5 @@ class Seq2SeqTask(Task):
     def heads(self, model: nn.Module) -> dict[str, Tensor]:
         if not isinstance(model, seq2seq.Seq2Seq):
             return {}
-        tensors = seq2seq.to_tensors(model, self.base.architecture)
+        tensors = seq2seq.to_tensors(model, self.base.spec)
         return {k: v for k, v in tensors.items() if not k.startswith(seq2seq.ENCODER)}

@@ -1,0 +1,334 @@
+"""What a format of model folders is, and what it gives: a model that was trained, not yet read.
+
+A **format** recognises its folders, opens them and writes them; ``llmctl.formats.FORMATS`` is the
+table of those that there are. What it opens is a ``Pretrained``, which is the same whatever the
+folder looked like: stages and tasks know nothing else. A format says what a tensor is called in our
+networks, and reads it when it is looked up; networks are built here, on demand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from llmctl.errors import InputError
+from llmctl.formats.description import (
+    MAX_LENGTH,
+    MAX_SOURCE,
+    MAX_TARGET,
+    MODEL_KINDS,
+    STYLE,
+    Purpose,
+    PurposeError,
+    names_of_labels,
+)
+from llmctl.models.heads import seq2seq
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.classify import Classifier
+from llmctl.models.heads.masked_lm import MaskedLM
+from llmctl.models.ngram.arrays import model_of
+from llmctl.models.ngram.model import NgramModel
+from llmctl.models.spec import Backbone, ModelSpec
+from llmctl.tokenizers import Tokenizer
+from llmctl.workspace.files import sha256_file, sha256_json
+
+CLASSES = "output.weight"
+"""The matrix of a classifier's last layer, a row for each class."""
+M = TypeVar("M", bound=nn.Module)
+
+
+class Format(Protocol):
+    """One way of keeping models in folders."""
+
+    name: str
+
+    def recognises(self, path: Path) -> bool:
+        """Whether a path holds a model kept so, as far as can be told at a glance."""
+        ...
+
+    def open(self, path: Path) -> Pretrained:
+        """The model of a path, without reading its tensors.
+
+        Raises InputError naming the file that is missing, malformed or not the model's.
+        """
+        ...
+
+    def save(
+        self, folder: Path, model: Any, tokenizer: Tokenizer, extra: Mapping[str, Any]
+    ) -> None:
+        """Write a trained model. extra: further fields of its description."""
+        ...
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, each read when it is looked up, and kept by nobody."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self.readers = dict(readers)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.readers[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.readers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A model that was trained, here or elsewhere: what it is, and where its tensors are."""
+
+    path: Path
+    """Its folder."""
+    files: Sequence[Path]
+    """What it is made from, the tokenizer's files apart: its description, then its tensors."""
+    fields: Mapping[str, Any]
+    """The description: config.json, where it has one."""
+    config: Any
+    """Our configuration of the backbone, or of the n-grams."""
+    tokenizer: Tokenizer
+    """What it puts around a text is what the model was trained on."""
+    purpose: Purpose
+    tensors: Mapping[str, Tensor]
+    """In our networks' names, those of the backbone behind ``body.``. None is read before it is
+    looked up."""
+    architecture: ModelSpec | None = None
+    """None: the model has no network."""
+    decoder: seq2seq.Seq2SeqShape | None = None
+    """Of a model with a decoder attached: what that is like."""
+
+    @property
+    def kind(self) -> str:
+        """What the model does, one of ``MODEL_KINDS``.
+
+        Raises InputError where it is nothing of these, and is of use to a finetuning alone."""
+        if self.purpose.kind is None:
+            raise InputError(
+                f"{self.path} can't be used as it is: {self.purpose.reason}; finetune it, or take "
+                "another"
+            )
+        return self.purpose.kind
+
+    @property
+    def described(self) -> str:
+        """The kind in words."""
+        return MODEL_KINDS[self.kind]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The architecture. Raises InputError if the model has no network."""
+        if self.architecture is None:
+            raise InputError(f"{self.path} is {self.described}, which has no network")
+        return self.architecture
+
+    @property
+    def writes_from_source(self) -> str | None:
+        """How a model that was finetuned on pairs writes: ``decoder``, ``prefix``; else None."""
+        style = self.fields.get(STYLE)
+        return str(style) if style in ("decoder", "prefix") else None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Names of the classes by number, if this is a classifier.
+
+        Raises InputError if they are not those of the classes that its weights have.
+        """
+        if self.kind != "classify":
+            return None
+        try:
+            return names_of_labels(self.fields, len(self.tensors[CLASSES]))
+        except PurposeError as error:
+            raise InputError(f"{self.files[0]}: {error}") from None
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of text that the model was trained on, or can take."""
+        most = int(self.config.max_positions)
+        length = self.fields.get(MAX_LENGTH)
+        return min(length, most) if isinstance(length, int) else most
+
+    @property
+    def max_source(self) -> int:
+        """Tokens of a source that the model was finetuned on."""
+        return int(self.fields.get(MAX_SOURCE, self.max_length))
+
+    @property
+    def max_target(self) -> int:
+        """And of a target."""
+        return int(self.fields.get(MAX_TARGET, self.max_length))
+
+    @property
+    def end_padding(self) -> int | None:
+        """The token that a decoder's classifier takes for padding at a text's end: it looks at the
+        last one before. None: at the last one, whatever it is."""
+        pad = self.fields.get("pad_token_id")
+        return pad if self.spec.kind == "decoder" and type(pad) is int else None
+
+    @property
+    def boundaries(self) -> tuple[int, int]:
+        """The tokens at a text's start and end. Raises InputError if the tokenizer has none."""
+        around = self.tokenizer.boundaries
+        if around is None:
+            raise InputError(
+                f"{self.path}: the tokenizer has no tokens for a text's start and end, between "
+                "which targets stand; take a model with a tokenizer of llmctl tokenize"
+            )
+        return around
+
+    def digest(self) -> str:
+        """Of all that decides what the model answers."""
+        files = [sha256_file(path) for path in self.files]
+        return sha256_json([*files, self.tokenizer.digest(), *self.tokenizer.said_beside()])
+
+    def network(self) -> Any:
+        """The model as it was trained, whatever it does: a network of llmctl/models/heads, or the
+        tables of an n-gram model."""
+        builders: dict[str, Callable[[], Any]] = {
+            "classify": self.classifier,
+            "masked_lm": self.masked_lm,
+            "causal_lm": self.causal_lm,
+            "seq2seq": self.seq2seq,
+            "ngram": self.ngram,
+        }
+        return builders[self.kind]()
+
+    def ngram(self) -> NgramModel:
+        """The tables of an n-gram model. Raises InputError if it is none."""
+        if self.kind != "ngram":
+            raise InputError(f"{self.path} is {self.described}, and no n-gram model")
+        with self._fitting():
+            arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()}
+            return model_of(arrays, self.config, self.tokenizer.vocab_size)
+
+    def causal_lm(self, *, dropout: float | None = None) -> CausalLM:
+        """The model with its output layer, and with another dropout where it is given.
+
+        Raises InputError if it doesn't predict next tokens.
+        """
+        if self.kind != "causal_lm":
+            raise InputError(
+                f"{self.path} is {self.described}, and doesn't write text; give a GPT, a "
+                "Llama or a nanochat model"
+            )
+        with self._fitting():
+            model = CausalLM(self._body(dropout))
+            if model.output is not None and "output.weight" not in self.tensors:
+                raise InputError(
+                    "the model has no output layer for the next token; give --from a pretrained run"
+                )
+            return self._filled(model)
+
+    def seq2seq(self, *, dropout: float = 0.0) -> seq2seq.Seq2Seq:
+        """The GPT with its decoder. Raises InputError if it has none."""
+        if self.decoder is None:
+            raise InputError(
+                f"{self.path} is {self.described} without a decoder attached; finetune it: "
+                "llmctl finetune --task seq2seq"
+            )
+        with self._fitting():
+            return self._filled(seq2seq.build(self.config_with(dropout), self.decoder, self.spec))
+
+    def masked_lm(self) -> MaskedLM:
+        """The model with the heads of pretraining. Raises InputError if it has none."""
+        if self.spec.kind != "encoder" or not self.kind:
+            raise InputError(
+                f"{self.path} is no masked language model but a {self.spec.name}; give a "
+                "pretrained BERT"
+            )
+        if "output_bias" not in self.tensors:
+            raise InputError(
+                "the model has no masked-language-model head; give --from a pretrained run"
+            )
+        with self._fitting():
+            pairs = "next_sentence.weight" in self.tensors
+            return self._filled(MaskedLM(self._body(), next_sentence=pairs))
+
+    def classifier(self) -> Classifier:
+        """The model with its classification head. Raises InputError if it has none."""
+        if self.kind != "classify":
+            raise InputError("the model is not a classifier; give --from a finetuned run")
+        with self._fitting():
+            return self._filled(Classifier(self._body(), len(self.tensors[CLASSES])))
+
+    def new_classifier(self, num_classes: int, *, dropout: float, scratch: bool) -> Classifier:
+        """The backbone, and a BERT's pooler, with a new layer for other classes; with random
+        weights from ``scratch``."""
+        with self._fitting():
+            model = Classifier(self._body(dropout), num_classes, dropout=dropout)
+            kept = {} if scratch else model.state_dict()
+            for name in [name for name in kept if not name.startswith("body.")]:
+                if name.startswith("output.") or name not in self.tensors:
+                    del kept[name]
+            fill(kept, self.tensors)
+            return model
+
+    def config_with(self, dropout: float) -> Any:
+        """The backbone's configuration with another dropout, where it has any."""
+        has_dropout = "dropout" in type(self.config).model_fields
+        return self.config.replace(dropout=dropout) if has_dropout else self.config
+
+    def _body(self, dropout: float | None = None) -> Backbone:
+        return self.spec.build(self.config if dropout is None else self.config_with(dropout))
+
+    def _filled(self, model: M) -> M:
+        fill(model.state_dict(), self.tensors)
+        return model
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Weights of another shape than the description says are an InputError."""
+        try:
+            yield
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, RuntimeError) and "memory" in str(error):
+                raise
+            raise not_the_model(self.files[1], " ".join(str(error).split())) from None
+
+
+@torch.no_grad()
+def fill(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into a network's, one after another: beside the network there is one at a time.
+
+    Raises ValueError for one that is missing or has another shape.
+    """
+    for name, own in state.items():
+        if name not in tensors:
+            raise ValueError(f"there is no tensor {name}")
+        tensor = tensors[name]
+        if tensor.shape != own.shape:
+            raise ValueError(f"{name} is {sides(tensor.shape)}, not {sides(own.shape)}")
+        own.copy_(tensor)
+
+
+def sides(shape: Sequence[int]) -> str:
+    """A shape in words."""
+    return " × ".join(map(str, shape)) or "a number"
+
+
+def check_tokenizer(path: Path, tokenizer: Tokenizer, digest: object) -> None:
+    """Raises InputError unless a tokenizer has the digest of the one that a model learned with."""
+    if digest != tokenizer.digest():
+        raise InputError(
+            f"{path}: the tokenizer is not the one that the model was trained with (its digest "
+            "differs from config.json's); they don't belong together: copy it again from where "
+            "the model was made"
+        )
+
+
+def not_the_model(file: Path, reason: object) -> InputError:
+    """A file holds other tensors than the description beside it says."""
+    return InputError(
+        f"{file} is not the model that config.json describes ({reason}); copy the whole folder "
+        "again from where it was made"
+    )

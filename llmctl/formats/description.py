@@ -1,0 +1,72 @@
+"""What is said of a model beside its network: what it does, and what it was trained on.
+
+A folder in Hugging Face's layout says it in config.json. What a model does is said, never guessed
+from names of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmctl.errors import InputError
+from llmctl.models.config_json import shown
+
+TASK, TOKENIZER = "llmctl_task", "llmctl_tokenizer"
+"""Fields that only llmctl writes: what the model does, and its tokenizer's digest."""
+MAX_LENGTH, CHAT = "llmctl_max_length", "llmctl_chat"
+"""Tokens trained on, and whether the model has learned to answer."""
+STYLE, LEAD_WORDS = "llmctl_style", "llmctl_target_words"
+MAX_SOURCE, MAX_TARGET = "llmctl_max_source", "llmctl_max_target"
+"""Of models finetuned on pairs: how they write from a source, words of a target on average, and
+tokens of both at most."""
+COLUMNS = "llmctl_columns"
+"""Of finetuned models: the columns of the table that they were trained on."""
+
+MODEL_KINDS = {
+    "classify": "a classifier",
+    "masked_lm": "a masked language model",
+    "causal_lm": "a language model",
+    "seq2seq": "a model that writes from a source",
+    "ngram": "an n-gram model",
+}
+"""What a model does, as ``llmctl_task`` has it, and in words."""
+
+
+class PurposeError(InputError):
+    """What is said of a model's purpose can't be used; the message does not name the file."""
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a model does."""
+
+    kind: str | None
+    """One of ``MODEL_KINDS``; None: nothing that is known here, and only its body is of use."""
+    reason: str = ""
+    """Why, then."""
+
+
+def names_of_labels(fields: Mapping[str, Any], count: int) -> list[str]:
+    """The names of a classifier's classes, in order.
+
+    Raises PurposeError if they are not those of so many.
+    """
+    given = fields.get("id2label")
+    if given is None:
+        return [f"LABEL_{number}" for number in range(count)]
+    if (
+        not isinstance(given, dict)
+        or given.keys() != set(map(str, range(count)))
+        or not all(isinstance(name, str | int | float) for name in given.values())
+    ):
+        raise PurposeError(
+            f"id2label is {shown(given)}, not a name for each of the {count} classes that the "
+            "weights have; copy it again"
+        )
+    names = [str(given[str(number)]) for number in range(count)]
+    if len(set(names)) < count:
+        twice = next(name for name in names if names.count(name) > 1)
+        raise PurposeError(f"id2label has the name {twice!r} twice; give each class its own")
+    return names

@@ -1,0 +1,143 @@
+"""A folder in Hugging Face's layout to a model.
+
+The description is checked, and what it says of the tensors is compared with the heads of their
+files, before anything is made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmctl import tokenizers
+from llmctl.errors import InputError, did_you_mean
+from llmctl.formats.base import CLASSES, Pretrained, check_tokenizer, not_the_model
+from llmctl.formats.description import (
+    MAX_LENGTH,
+    MAX_SOURCE,
+    MAX_TARGET,
+    TASK,
+    TOKENIZER,
+    Purpose,
+    PurposeError,
+)
+from llmctl.formats.huggingface.purposes import purpose_of
+from llmctl.formats.huggingface.tensors import import_model
+from llmctl.formats.huggingface.weights import AGAIN, check_body, check_sizes, weights_of
+from llmctl.models import BY_MODEL_TYPE
+from llmctl.models.config_json import FieldError, shown
+from llmctl.models.heads.seq2seq import Seq2SeqShape
+from llmctl.models.spec import HUGGING_FACE, ModelSpec
+from llmctl.parsing import read_json_object
+from llmctl.tokenizers import Tokenizer
+
+SEQ2SEQ, ENCODER_FIELD, DECODER_FIELD = "llmctl-seq2seq", "encoder", "decoder"
+"""model_type of a GPT with a decoder attached, and the fields that describe each."""
+
+
+def read_folder(path: Path) -> Pretrained:
+    """The model of a folder. Raises InputError naming the file that is missing or malformed."""
+    config_path = path / "config.json"
+    fields = read_json_object(config_path, AGAIN)
+    pair = fields.get("model_type") == SEQ2SEQ
+    described, spec = _described(config_path, fields)
+    weights = weights_of(path)
+    try:
+        config = spec.from_hugging_face(described)
+        purpose = Purpose("seq2seq") if pair else purpose_of(fields, spec, weights.shapes)
+        _check_lengths(fields)
+    except (FieldError, PurposeError) as error:
+        raise InputError(f"{config_path}: {error}") from None
+    tokenizer = tokenizers.load(path)
+    _check_vocabulary(path, tokenizer, config.vocab_size)
+    check_tokenizer(path, tokenizer, fields.get(TOKENIZER, tokenizer.digest()))
+    kind = purpose.kind or spec.task
+    try:
+        check_sizes(config, weights.shapes)
+        if not pair and purpose.kind is not None:
+            heads = spec.weights[HUGGING_FACE].head_names(kind)
+            check_body(spec, config, weights.shapes, heads)
+        decoder = _decoder(fields[DECODER_FIELD], len(weights)) if pair else None
+        attached = decoder and config.replace(
+            num_layers=decoder.decoder_layers or config.num_layers
+        )
+        tensors = import_model(weights, kind, spec, config, attached)
+        if purpose.kind == "classify" and CLASSES not in tensors:
+            raise ValueError("it has no layer that gives classes")
+    except (KeyError, ValueError) as error:
+        raise not_the_model(weights.files[0], error) from None
+    return Pretrained(
+        path=path,
+        files=(config_path, *(sorted(path.glob("*.safetensors")) or weights.files)),
+        fields=fields,
+        config=config,
+        tokenizer=_as_trained(tokenizer, fields, spec, purpose),
+        purpose=purpose,
+        tensors=tensors,
+        architecture=spec,
+        decoder=decoder,
+    )
+
+
+def _described(path: Path, fields: Mapping[str, Any]) -> tuple[Mapping[str, Any], ModelSpec]:
+    """The fields that describe the backbone, and its architecture."""
+    described = fields
+    if fields.get("model_type") == SEQ2SEQ:
+        parts = fields.get(ENCODER_FIELD), fields.get(DECODER_FIELD)
+        if not all(isinstance(part, dict) for part in parts):
+            raise InputError(f"{path} is damaged: it describes no {SEQ2SEQ}")
+        described = fields[ENCODER_FIELD]
+    kind = described.get("model_type")
+    if kind not in list(BY_MODEL_TYPE):  # which a list, that has no hash, can be asked of
+        hint = did_you_mean(str(kind), BY_MODEL_TYPE)
+        raise InputError(
+            f"{path}: model_type {kind!r} is not supported{hint}; known: {', '.join(BY_MODEL_TYPE)}"
+        )
+    return described, BY_MODEL_TYPE[kind]
+
+
+def _decoder(fields: Mapping[str, Any], tensors: int) -> Seq2SeqShape:
+    """What is attached. Raises KeyError or ValueError where it is no such thing."""
+    layers, attends = fields["num_layers"], fields["cross_attention"]
+    shape = Seq2SeqShape(decoder_layers=layers, cross_attention=attends)
+    if shape.decoder_layers > tensors:
+        raise ValueError(f"a decoder of {shape.decoder_layers:,} blocks")
+    return shape
+
+
+def _as_trained(
+    tokenizer: Tokenizer, fields: Mapping[str, Any], spec: ModelSpec, purpose: Purpose
+) -> Tokenizer:
+    """A tokenizer that puts around a text what the model was trained on.
+
+    Its own files say it, but for those that can't and for folders of llmctl from before they did.
+    """
+    if tokenizer.keeps_layout and (TASK in fields or TOKENIZER not in fields):
+        return tokenizer
+    if spec.kind == "encoder":
+        return tokenizer.for_encoder()
+    if TOKENIZER not in fields or not {"bos", "eos"} <= tokenizer.special.keys():
+        return tokenizer
+    return tokenizer.for_decoder(pairs=purpose.kind == "classify")
+
+
+def _check_lengths(fields: Mapping[str, Any]) -> None:
+    """Raises FieldError unless the lengths that only llmctl writes are some."""
+    for name in (MAX_LENGTH, MAX_SOURCE, MAX_TARGET):
+        value = fields.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise FieldError(f"{name} is {shown(value)}, not a number of tokens; {AGAIN}")
+
+
+def _check_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises InputError if a tokenizer has more pieces than the model has rows.
+
+    Others pad their vocabularies, so a model of theirs may have more rows than pieces, and so has
+    what is finetuned from it.
+    """
+    if (pieces := tokenizer.vocab_size) > vocab_size:
+        raise InputError(
+            f"{path}: the tokenizer has {pieces} pieces and the model {vocab_size}; they don't "
+            "belong together: copy the tokenizer again from where the model was made"
+        )

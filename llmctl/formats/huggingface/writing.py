@@ -1,0 +1,83 @@
+"""A model to a folder in Hugging Face's layout: config.json, model.safetensors and the tokenizer.
+
+What llmctl trains is always kept like this, so ``transformers`` opens it with no export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from llmctl.formats.description import TASK, TOKENIZER
+from llmctl.formats.huggingface.reading import DECODER_FIELD, ENCODER_FIELD, SEQ2SEQ
+from llmctl.formats.huggingface.tensors import export_model
+from llmctl.formats.huggingface.weights import WEIGHTS
+from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.classify import Classifier
+from llmctl.models.heads.masked_lm import MaskedLM
+from llmctl.models.heads.seq2seq import Seq2Seq
+from llmctl.models.spec import ModelSpec
+from llmctl.tokenizers import Tokenizer
+from llmctl.workspace.files import to_json
+from llmctl.workspace.tensors import write_tensors
+
+KINDS_OF_MODELS: Mapping[type[nn.Module], str] = {
+    Classifier: "classify", CausalLM: "causal_lm", MaskedLM: "masked_lm", Seq2Seq: "seq2seq",
+}  # fmt: skip
+"""What each of our networks does."""
+
+
+def write_model_folder(
+    folder: Path, model: Any, tokenizer: Tokenizer, extra: Mapping[str, Any]
+) -> None:
+    """Write a trained model. ``extra``: further fields of config.json.
+
+    A GPT with a decoder attached has no class in transformers: the fields and tensors of each of
+    the two are in Hugging Face's names.
+    """
+    config, kind = model.body.config, KINDS_OF_MODELS[type(model)]
+    spec = next(spec for spec in ARCHITECTURES.values() if type(config) is spec.config)
+    fields = spec.to_hugging_face(config)
+    class_name = _class_name(model, kind, BY_MODEL_TYPE[fields["model_type"]].class_prefix, spec)
+    attached = None
+    if isinstance(model, Seq2Seq):
+        attached = model.decoder.body.config
+        decoder = {"num_layers": attached.num_layers, "cross_attention": model.attends}
+        fields = {"model_type": SEQ2SEQ, ENCODER_FIELD: fields, DECODER_FIELD: decoder}
+    folder.mkdir(parents=True, exist_ok=True)
+    if spec.kind == "encoder":
+        tokenizer = tokenizer.for_encoder()
+    ids = {f"{role}_token_id": tokenizer.special[role] for role in ("pad", "bos", "eos")
+           if role in tokenizer.special}  # fmt: skip
+    fields = {
+        "architectures": [class_name],
+        "dtype": "float32",
+        **fields,
+        **ids,
+        TASK: kind,
+        TOKENIZER: tokenizer.digest(),
+        **extra,
+    }
+    _write_json(folder / "config.json", fields)
+    if kind in ("causal_lm", "seq2seq"):
+        ends = [tokenizer.special[r] for r in ("eos", "turn_end") if r in tokenizer.special]
+        ends += sorted(tokenizer.further_ends.difference(ends))
+        _write_json(folder / "generation_config.json", {**ids, "eos_token_id": ends})
+    write_tensors(folder / WEIGHTS, export_model(model.state_dict(), kind, spec, config, attached))
+    tokenizer.save(folder, max_length=config.max_positions)
+
+
+def _class_name(model: Any, kind: str, beginning: str, spec: ModelSpec) -> str:
+    """What Hugging Face calls the class of a model; "LlmctlSeq2Seq" where there is none."""
+    if kind == "masked_lm":
+        return beginning + ("ForMaskedLM" if model.next_sentence is None else "ForPreTraining")
+    endings = {"classify": "ForSequenceClassification", "causal_lm": spec.lm_class}
+    return "LlmctlSeq2Seq" if kind == "seq2seq" else beginning + endings[kind]
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
