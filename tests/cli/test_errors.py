@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -311,11 +310,9 @@ class Library:
 @guard.guarded
 def command():
     Library()
-    time.sleep(30)
+    time.sleep(600)
 
 command()
 """
-    begun = time.perf_counter()
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
     assert result.returncode == 143
-    assert time.perf_counter() - begun < 20

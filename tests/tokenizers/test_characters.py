@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
+from statistics import median
 
 import pytest
 from hypothesis import given
@@ -70,12 +72,18 @@ def test_special_tokens_are_read_when_allowed(tokenizer: Tokenizer) -> None:
     assert end not in tokenizer.encode(text)
 
 
-def test_a_megabyte_takes_no_time(tokenizer: Tokenizer) -> None:
-    text = CORPUS[0] * 25_000
-    started = time.perf_counter()
+def test_a_long_text_takes_a_small_part_of_the_librarys_time(tokenizer: Tokenizer) -> None:
+    text = CORPUS[0] * 5000
+    rust = tokenizer._rust  # type: ignore[attr-defined]
+
+    def seconds(encode: Callable[[list[str]], object]) -> float:
+        started = time.perf_counter()
+        encode([text])
+        return time.perf_counter() - started
+
+    ratios = [seconds(tokenizer.encode_batch) / seconds(rust.encode_batch) for _ in range(3)]
+    assert median(ratios) < 0.25
     ids, _ = tokenizer.encode_batch([text])
-    # The library's own way takes two seconds.
-    assert time.perf_counter() - started < 0.5
     assert len(ids) == len(text)
 
 
