@@ -151,6 +151,12 @@ def test_budgets_that_can_not_be(layer: dict[str, Any], kind: type[Exception], n
         assert name in str(error.value)
 
 
+def test_without_a_scaling_law_the_length_is_to_be_given():
+    says = "--arch qwen3 has no scaling law.*time_limit=60s.*--arch bert, gpt, llama, nanochat"
+    with pytest.raises(UsageError, match=says):
+        resolve("qwen3", None, {"budget": "1m"})
+
+
 def test_a_budget_too_short_for_the_model_says_what_it_needs(decoder_workspace: Path):
     words = ["pretrain", "--arch", "gpt", "--preset", "small", "--budget", "20s",
              "--set", "training.batch_size=64", "--set", "training.precision=fp32"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The written-out passes equal their formulas, forward and backward."""
+"""Norms, rotary positions and activations equal their formulas, forward and backward."""
 
 from __future__ import annotations
 
