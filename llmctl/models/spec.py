@@ -11,7 +11,7 @@ B batch, T tokens, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, ClassVar, Literal, Self
@@ -237,40 +237,11 @@ class ModelSpec:
         """The inverse of ``export_tensors``. Raises InputError naming a tensor that is missing."""
         return self.weights[HUGGING_FACE].import_tensors(tensors, config)
 
-    def export_model(self, task: str, model: Any) -> dict[str, Tensor]:
-        """The tensors of a model of a task, its backbone and what stands on it, in Hugging Face's
-        names."""
-        body = model.body
-        return self.export_tensors(body.state_dict(), body.config) | self.export_head(task, model)
-
     def export_head(self, task: str, model: Any) -> dict[str, Tensor]:
         """What stands on the backbone of a model of a task, in Hugging Face's names."""
         names = self.weights[HUGGING_FACE]
         return names.export_head(task, model.state_dict(), model.body.config)
 
-    def import_model(self, task: str, model: Any, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of ``export_model``: fill a model.
-
-        Raises InputError for a tensor of the backbone that is missing, RuntimeError for others.
-        """
-        body = self.import_tensors(tensors, model.body.config)
-        state = {f"body.{name}": tensor for name, tensor in body.items()}
-        model.load_state_dict(state | self.import_head(task, tensors, model.body.config))
-
-    def name_of(self, ours: str, config: Any, task: str | None = None) -> str:
-        """What Hugging Face calls a tensor of a backbone, or of what stands on it for a task."""
-        return self.weights[HUGGING_FACE].name_of(ours, config, task)
-
     def head_names(self, task: str) -> dict[str, str]:
         """Our names of the tensors that may stand beside a backbone, by Hugging Face's."""
         return self.weights[HUGGING_FACE].head_names(task)
-
-    def head_parts(self, task: str, tensors: Container[str]) -> set[str]:
-        """Which tensors of what stands on a backbone for a task are there, in our names."""
-        return {ours for name, ours in self.head_names(task).items() if name in tensors}
-
-    def import_head(
-        self, task: str, tensors: Mapping[str, Tensor], config: Any
-    ) -> dict[str, Tensor]:
-        """What stands on a backbone for a task, in our names, as far as it is there."""
-        return self.weights[HUGGING_FACE].import_head(task, tensors, config)

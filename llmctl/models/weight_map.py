@@ -153,16 +153,11 @@ class WeightMap:
             for name, tensor in zip(theirs, rule.split(state[ours], config), strict=True)
         }
 
-    def import_head(
-        self, task: str, tensors: Mapping[str, Tensor], config: Any
-    ) -> dict[str, Tensor]:
-        """The inverse of ``export_head``, of what is there."""
-        return {name: read() for name, read in self.head_readers(task, tensors, config).items()}
-
     def head_readers(
         self, task: str, tensors: Mapping[str, Tensor], config: Any
     ) -> dict[str, Reader]:
-        """What makes each tensor beside a network of theirs, of those that are there."""
+        """What makes each tensor beside a network of theirs, of what there is: the inverse
+        of ``export_head``."""
         return {
             ours: partial(self._join, rule, tensors, theirs)
             for rule, ours, theirs in _tensors(self.heads[task], config)
@@ -177,11 +172,6 @@ class WeightMap:
             for ours, theirs in rule.tensors(0)
             for name in theirs
         }
-
-    def name_of(self, ours: str, config: Any, task: str | None = None) -> str:
-        """The name elsewhere of a tensor of the network, or of what stands on it for a task."""
-        rules = self.rules if task is None else self.heads[task]
-        return next(t[0] for _, name, t in _tensors(rules, config) if name == ours)
 
     def _join(self, rule: Rule, tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
         return rule.join([self._take(tensors, name) for name in names])

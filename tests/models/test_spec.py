@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from llmctl.formats.base import fill
+from llmctl.formats.huggingface.tensors import export_model, import_model
 from llmctl.models import ARCHITECTURES
 from llmctl.models.decoder import Decoder, DecoderConfig
 from llmctl.models.heads.causal_lm import CausalLM
@@ -109,10 +111,10 @@ def test_what_stands_on_a_backbone_leads_back(arch: str):
     assert models.keys() == spec.weights["huggingface"].heads.keys()
     for task, make in models.items():
         model, again = make(), make()
-        tensors = spec.export_model(task, model)
+        tensors = export_model(model.state_dict(), task, spec, config)
         beside = tensors.keys() - spec.export_tensors(model.body.state_dict(), config).keys()  # type: ignore[operator]
         assert beside == spec.head_names(task).keys()
-        spec.import_model(task, again, tensors)
+        fill(again.state_dict(), import_model(tensors, task, spec, config))
         for name, value in model.state_dict().items():
             assert torch.equal(again.state_dict()[name], value), name
 

@@ -21,16 +21,15 @@ from llmctl.formats.open import open_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.models.bert import Bert, BertConfig
 from llmctl.models.heads.causal_lm import CausalLM
-from llmctl.models.heads.causal_lm import to_hugging_face as causal_lm_tensors
-from llmctl.models.heads.classify import Classifier, from_hugging_face, start_from, to_hugging_face
+from llmctl.models.heads.classify import Classifier
 from llmctl.models.heads.masked_lm import MaskedLM
-from llmctl.models.heads.masked_lm import to_hugging_face as masked_lm_tensors
 from llmctl.tasks.classify.batches import ExampleBatch, collate
 from llmctl.tasks.classify.loss import classification_loss
 from llmctl.tokenizers import Layout
 from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.tokenizers.wordpiece import SPECIAL as WORDPIECE_SPECIAL
 from llmctl.tokenizers.wordpiece import build_wordpiece
+from tests.kept_models import kept
 
 PAD, CLS, SEP = 0, 2, 3
 EOS = 4
@@ -249,9 +248,7 @@ def test_a_classifier_survives_the_names_of_hugging_face(name: str):
     causal = name != "bert"
     model = tiny_decoder(name) if causal else tiny()
     batch = collate(examples(8, causal=causal), PAD)
-    architecture = ARCHITECTURES[name]
-    body = architecture.build(model.body.config)
-    copy = from_hugging_face(body, to_hugging_face(model, architecture), architecture)
+    copy = kept(model, "classify", ARCHITECTURES[name]).classifier()
     assert copy.output.out_features == CLASSES
     assert torch.equal(model.eval()(*batch.inputs), copy.eval()(*batch.inputs))
 
@@ -259,9 +256,8 @@ def test_a_classifier_survives_the_names_of_hugging_face(name: str):
 def test_finetuning_starts_from_the_pretrained_body_and_pooler():
     torch.manual_seed(1)
     pretrained = MaskedLM(Bert(tiny_config()))
-    model = start_from(
-        Bert(tiny_config()), masked_lm_tensors(pretrained, BERT), CLASSES, BERT, dropout=0.1
-    )
+    base = kept(pretrained, "masked_lm", BERT)
+    model = base.new_classifier(CLASSES, dropout=0.1, scratch=False)
     for name, value in pretrained.body.state_dict().items():
         assert torch.equal(model.body.state_dict()[name], value), name
     assert pretrained.pooler is not None
@@ -275,8 +271,8 @@ def test_finetuning_starts_from_a_pretrained_decoder(name: str):
     torch.manual_seed(1)
     architecture, config = ARCHITECTURES[name], decoder_config(name)
     pretrained = CausalLM(architecture.build(config))
-    tensors = causal_lm_tensors(pretrained, architecture)
-    model = start_from(architecture.build(config), tensors, CLASSES, architecture, dropout=0.1)
+    base = kept(pretrained, "causal_lm", architecture)
+    model = base.new_classifier(CLASSES, dropout=0.1, scratch=False)
     for key, value in pretrained.body.state_dict().items():  # type: ignore[attr-defined]
         assert torch.equal(model.body.state_dict()[key], value), key
     assert model.pooler is None
@@ -286,18 +282,15 @@ def test_finetuning_starts_from_a_pretrained_decoder(name: str):
 def test_a_model_without_pooler_gives_the_body_alone():
     torch.manual_seed(1)
     pretrained = MaskedLM(Bert(tiny_config()), next_sentence=False)
-    model = start_from(
-        Bert(tiny_config()), masked_lm_tensors(pretrained, BERT), CLASSES, BERT, dropout=0.1
-    )
+    base = kept(pretrained, "masked_lm", BERT)
+    model = base.new_classifier(CLASSES, dropout=0.1, scratch=False)
     assert torch.equal(model.body.norm.weight, pretrained.body.norm.weight)
     assert torch.equal(model.body.token_embedding.weight, pretrained.body.token_embedding.weight)
 
 
 def test_a_pretrained_model_is_no_classifier():
     with pytest.raises(InputError, match="not a classifier"):
-        from_hugging_face(
-            Bert(tiny_config()), masked_lm_tensors(MaskedLM(Bert(tiny_config())), BERT), BERT
-        )
+        kept(MaskedLM(Bert(tiny_config())), "masked_lm", BERT).classifier()
 
 
 @given(first=IDS, second=IDS | st.none(), max_length=st.integers(8, 70))

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from llmctl.formats.base import fill
+from llmctl.formats.huggingface.tensors import export_model, import_model
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.cross_entropy import IGNORED
@@ -17,8 +19,6 @@ from llmctl.models.heads.seq2seq import (
     Seq2SeqShape,
     attach,
     build,
-    from_tensors,
-    to_tensors,
 )
 from llmctl.tasks.seq2seq.batches import Pair, collate, encode
 from llmctl.tasks.seq2seq.loss import seq2seq_loss
@@ -148,9 +148,10 @@ def test_a_decoder_begins_as_the_gpt_it_is_attached_to(arch: str):
 @pytest.mark.parametrize("shape", [{}, {"cross_attention": False, "decoder_layers": 1}], ids=str)
 def test_tensors_by_name_give_the_network_again(arch: str, shape: dict[str, object]):
     model = translator(arch, **shape)
-    tensors = to_tensors(model, ARCHITECTURES[arch])
-    again = build(model.body.config, Seq2SeqShape(**shape), ARCHITECTURES[arch]).eval()
-    from_tensors(again, tensors, ARCHITECTURES[arch])
+    spec, configs = ARCHITECTURES[arch], (model.body.config, model.decoder.body.config)
+    tensors = export_model(model.state_dict(), "seq2seq", spec, *configs)
+    again = build(model.body.config, Seq2SeqShape(**shape), spec).eval()
+    fill(again.state_dict(), import_model(tensors, "seq2seq", spec, *configs))
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     # Each number is kept once.

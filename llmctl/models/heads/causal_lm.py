@@ -5,15 +5,12 @@ D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmctl.errors import InputError
 from llmctl.models.layers.initialisation import initialise
-from llmctl.models.spec import Backbone, ModelSpec
+from llmctl.models.spec import Backbone
 
 
 class CausalLM(nn.Module):
@@ -42,24 +39,3 @@ class CausalLM(nn.Module):
         logits_MV = product_MV.float()
         cap = self.body.config.output_cap()
         return logits_MV if cap is None else cap * torch.tanh(logits_MV / cap)
-
-
-def to_hugging_face(model: CausalLM, architecture: ModelSpec) -> dict[str, Tensor]:
-    """Tensors in the names of Hugging Face's class for causal language modelling."""
-    return architecture.export_model("causal_lm", model)
-
-
-def from_hugging_face(
-    body: Backbone, tensors: Mapping[str, Tensor], architecture: ModelSpec
-) -> CausalLM:
-    """The inverse of ``to_hugging_face``; the given body is filled.
-
-    Raises InputError if the output layer is not there.
-    """
-    model = CausalLM(body)
-    if model.output is not None and not architecture.head_parts("causal_lm", tensors):
-        raise InputError(
-            "the model has no output layer for the next token; give --from a pretrained run"
-        )
-    architecture.import_model("causal_lm", model, tensors)
-    return model

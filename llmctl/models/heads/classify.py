@@ -9,17 +9,15 @@ B examples, T tokens, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmctl.errors import InputError
 from llmctl.models.heads.padding import rounded_up
 from llmctl.models.layers.initialisation import initialise
-from llmctl.models.spec import Backbone, ModelSpec
+from llmctl.models.spec import Backbone
 
 LENGTH_STEP = 8
 """The longest example of a batch is padded too, to a multiple of this: see ``rounded_up``."""
@@ -65,40 +63,3 @@ class Classifier(nn.Module):
             hidden_BTD = self.body(ids_BT, segments_BT, mask)
             summary_BD = torch.tanh(self.pooler(hidden_BTD[:, 0]))
         return self.output(self.dropout(summary_BD))
-
-
-def to_hugging_face(model: Classifier, architecture: ModelSpec) -> dict[str, Tensor]:
-    """Tensors in the names of Hugging Face's class for sequence classification."""
-    return architecture.export_model("classify", model)
-
-
-def from_hugging_face(
-    body: Backbone, tensors: Mapping[str, Tensor], architecture: ModelSpec
-) -> Classifier:
-    """The inverse of ``to_hugging_face``; the given body is filled.
-
-    Raises InputError if the model is not a classifier.
-    """
-    if "output.weight" not in architecture.head_parts("classify", tensors):
-        raise InputError("the model is not a classifier; give --from a finetuned run")
-    model = Classifier(body, len(tensors[architecture.class_layer]))
-    architecture.import_model("classify", model, tensors)
-    return model
-
-
-def start_from(
-    body: Backbone,
-    tensors: Mapping[str, Tensor] | None,
-    num_classes: int,
-    architecture: ModelSpec,
-    *,
-    dropout: float,
-) -> Classifier:
-    """A classifier whose body, and pooler where it was trained, come from a pretrained model."""
-    model = Classifier(body, num_classes, dropout=dropout)
-    if tensors is not None:
-        body.load_state_dict(architecture.import_tensors(tensors, body.config))
-        head = architecture.import_head("classify", tensors, body.config)
-        if model.pooler is not None and "pooler.weight" in head:
-            model.pooler.load_state_dict({k: head[f"pooler.{k}"] for k in ("weight", "bias")})
-    return model

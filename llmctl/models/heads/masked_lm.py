@@ -6,16 +6,13 @@ D width, M masked tokens, S texts (pairs) in the batch, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmctl.errors import InputError
 from llmctl.models.layers.feed_forward import ACTIVATIONS
 from llmctl.models.layers.initialisation import initialise
-from llmctl.models.spec import Backbone, ModelSpec
+from llmctl.models.spec import Backbone
 
 
 class MaskedLM(nn.Module):
@@ -56,32 +53,3 @@ class MaskedLM(nn.Module):
         assert self.pooler is not None
         assert self.next_sentence is not None
         return self.next_sentence(torch.tanh(self.pooler(cls_SD)))
-
-
-def to_hugging_face(model: MaskedLM, architecture: ModelSpec) -> dict[str, Tensor]:
-    """Tensors in the names of Hugging Face's class for pretraining, or for masked language
-    modelling without pair judging."""
-    return architecture.export_model("masked_lm", model)
-
-
-def from_hugging_face(
-    body: Backbone, tensors: Mapping[str, Tensor], architecture: ModelSpec
-) -> MaskedLM:
-    """The inverse of ``to_hugging_face``; the given body is filled.
-
-    Raises InputError if the heads of pretraining are not there.
-    """
-    parts = architecture.head_parts("masked_lm", tensors)
-    if "output_bias" not in parts:
-        raise InputError(
-            "the model has no masked-language-model head; give --from a pretrained run"
-        )
-    model = MaskedLM(body, next_sentence="next_sentence.weight" in parts)
-    if model.output is not None and "output.weight" not in parts:
-        name = architecture.name_of("output.weight", body.config, "masked_lm")
-        raise InputError(
-            f"the model file has no tensor {name}, though config.json says that "
-            "tie_word_embeddings is false; copy the model's folder again"
-        )
-    architecture.import_model("masked_lm", model, tensors)
-    return model

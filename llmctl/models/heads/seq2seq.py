@@ -14,7 +14,6 @@ B rows, S tokens of a source, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -22,7 +21,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from llmctl.config import Config
-from llmctl.errors import InputError
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.layers.cross_attention import Source, source_mask
 from llmctl.models.layers.initialisation import initialise
@@ -110,47 +108,3 @@ def build(config: Any, shape: Seq2SeqShape, architecture: ModelSpec) -> Seq2Seq:
         config.replace(num_layers=layers), cross_attention=shape.cross_attention
     )
     return Seq2Seq(body, CausalLM(decoder))
-
-
-ENCODER, DECODER, START = "encoder.", "decoder.", "start.weight"
-
-
-_CROSS = "cross_attention."
-
-
-def to_tensors(model: Seq2Seq, architecture: ModelSpec) -> dict[str, Tensor]:
-    """Tensors by name: the two networks in Hugging Face's names behind ``encoder.`` and
-    ``decoder.``, and what others don't have in ours. The embedding is the encoder's."""
-    encoder = architecture.export_tensors(model.body.state_dict(), model.body.config)
-    state = model.decoder.body.state_dict()
-    decoder = architecture.export_model("causal_lm", model.decoder)
-    del decoder[architecture.name_of(_EMBEDDING, model.body.config)]
-    decoder |= {name: tensor for name, tensor in state.items() if _CROSS in name}
-    tensors = {ENCODER + name: tensor for name, tensor in encoder.items()}
-    tensors |= {DECODER + name: tensor for name, tensor in decoder.items()}
-    tensors[START] = model.start.weight.detach()
-    return tensors
-
-
-def from_tensors(model: Seq2Seq, tensors: Mapping[str, Tensor], architecture: ModelSpec) -> None:
-    """The inverse of ``to_tensors``: fill a network. Raises InputError for one that is missing."""
-    parts = {
-        part: {name.removeprefix(part): t for name, t in tensors.items() if name.startswith(part)}
-        for part in (ENCODER, DECODER)
-    }
-    body = architecture.import_tensors(parts[ENCODER], model.body.config)
-    model.body.load_state_dict(body)
-    shared = architecture.name_of(_EMBEDDING, model.body.config)
-    decoder = architecture.import_tensors(
-        {**parts[DECODER], shared: parts[ENCODER][shared]}, model.decoder.body.config
-    )
-    decoder |= {name: tensor for name, tensor in parts[DECODER].items() if _CROSS in name}
-    model.decoder.body.load_state_dict(decoder)
-    filled = {START: model.start}
-    if model.decoder.output is not None:
-        output = architecture.name_of("output.weight", model.body.config, "causal_lm")
-        filled[DECODER + output] = model.decoder.output
-    for name, module in filled.items():
-        if name not in tensors:
-            raise InputError(f"the model file has no tensor {name}; copy the folder again")
-        module.load_state_dict({"weight": tensors[name]})

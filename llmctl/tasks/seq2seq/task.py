@@ -29,6 +29,7 @@ from llmctl.formats.description import (
     MAX_TARGET,
     STYLE,
 )
+from llmctl.formats.huggingface.tensors import ENCODER, export_model
 from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.models.heads import seq2seq
 from llmctl.models.heads.causal_lm import CausalLM
@@ -308,5 +309,8 @@ class Seq2SeqTask(Task):
     def heads(self, model: nn.Module) -> dict[str, Tensor]:
         if not isinstance(model, seq2seq.Seq2Seq):
             return {}
-        tensors = seq2seq.to_tensors(model, self.base.spec)
-        return {k: v for k, v in tensors.items() if not k.startswith(seq2seq.ENCODER)}
+        attached = model.decoder.body.config
+        tensors = export_model(
+            model.state_dict(), "seq2seq", self.base.spec, self.base.config, attached
+        )
+        return {name: t for name, t in tensors.items() if not name.startswith(ENCODER)}
