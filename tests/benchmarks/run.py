@@ -57,9 +57,11 @@ def pretraining(options: argparse.Namespace) -> None:
     import torch
 
     from llmctl.data.shards.files import ShardReader
+    from llmctl.formats.base import fill
+    from llmctl.formats.huggingface.tensors import import_model
     from llmctl.formats.open import open_folder
     from llmctl.models.bert import SPEC, Bert
-    from llmctl.models.heads.masked_lm import from_hugging_face
+    from llmctl.models.heads.masked_lm import MaskedLM
     from llmctl.stages.pretrain import resolve
     from llmctl.tasks.masked_lm.loss import masked_lm_loss
     from llmctl.tasks.pretraining import VALIDATION_SEED, open_pretraining
@@ -88,7 +90,13 @@ def pretraining(options: argparse.Namespace) -> None:
             )
 
         def score_theirs(model: Any) -> dict[str, float]:
-            return score(from_hugging_face(Bert(config.model), model.state_dict(), SPEC))
+            same = MaskedLM(Bert(config.model))
+            with torch.no_grad():
+                fill(
+                    same.state_dict(),
+                    import_model(model.state_dict(), "masked_lm", SPEC, config.model),
+                )
+            return score(same)
 
         def ours(precision: str, repeat: int) -> dict[str, Any]:
             name = f"{precision}-{repeat}"

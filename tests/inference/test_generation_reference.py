@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmctl.formats.huggingface.tensors import export_model
 from llmctl.inference.decoding import GenerationConfig, Rules
 from llmctl.inference.decoding import strategies as ours
 from llmctl.inference.decoding.rows import apply
 from llmctl.inference.decoding.strategies import Text
 from llmctl.models import ARCHITECTURES
-from llmctl.models.heads import causal_lm
 from llmctl.models.heads.causal_lm import CausalLM
 from tests.small_decoders import ENDS, PROMPTS, TOKENIZER, V, make_model, write
 
@@ -32,7 +32,8 @@ def opened(model: CausalLM, arch: str) -> Any:
     config = transformers.AutoConfig.for_model(**fields, bos_token_id=ENDS[0], eos_token_id=ENDS[0])
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     missing, unexpected = theirs.load_state_dict(
-        causal_lm.to_hugging_face(model, architecture), strict=False
+        export_model(model.state_dict(), "causal_lm", architecture, model.body.config),
+        strict=False,
     )
     assert not missing
     assert not unexpected

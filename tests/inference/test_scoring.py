@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from llmctl import tokenizers
 from llmctl.errors import InputError
+from llmctl.formats.huggingface.tensors import export_model
 from llmctl.inference import scoring
 from llmctl.inference.scoring import CausalScorer, Query, encode_query, fitted
 from llmctl.models import ARCHITECTURES
-from llmctl.models.heads.causal_lm import CausalLM, to_hugging_face
+from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.tokenizers import Layout, Tokenizer
 
 VOCABULARY = 30
@@ -113,7 +114,7 @@ def test_equals_the_loss_of_transformers(gpt: CausalLM):
     )
     theirs = transformers.GPT2LMHeadModel(config).eval()
     missing, unexpected = theirs.load_state_dict(
-        {k: v.contiguous() for k, v in to_hugging_face(gpt, ARCHITECTURES["gpt"]).items()},
+        export_model(gpt.state_dict(), "causal_lm", ARCHITECTURES["gpt"], gpt.body.config),
         strict=False,
     )
     assert (missing, unexpected) == (["lm_head.weight"], [])  # tied

@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from llmctl.errors import InputError
+from llmctl.formats.base import fill
+from llmctl.formats.huggingface.tensors import import_model
 from llmctl.models import BY_MODEL_TYPE
 from llmctl.models.config_json import FieldError
-from llmctl.models.heads import causal_lm, masked_lm
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.masked_lm import MaskedLM
 
 V, T = 24, 8
 SHAPE = {
@@ -136,11 +139,10 @@ def ids() -> torch.Tensor:
 def ours(fields: dict[str, Any], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     architecture = BY_MODEL_TYPE[fields["model_type"]]
     body = architecture.build(architecture.from_hugging_face(fields))
-    if architecture.kind == "encoder":
-        pretrained = masked_lm.from_hugging_face(body, tensors, architecture).eval()
-        return pretrained.token_logits(pretrained.body(ids()))
-    model = causal_lm.from_hugging_face(body, tensors, architecture).eval()
-    return model.logits(model.body(ids()))  # type: ignore[arg-type]
+    model = (MaskedLM if architecture.kind == "encoder" else CausalLM)(body)
+    fill(model.state_dict(), import_model(tensors, architecture.task, architecture, body.config))
+    hidden = model.eval().body(ids())
+    return model.token_logits(hidden) if isinstance(model, MaskedLM) else model.logits(hidden)
 
 
 def refusal_of(fields: dict[str, Any]) -> str | None:

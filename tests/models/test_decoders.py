@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from llmctl.errors import ConfigError, InputError
+from llmctl.formats.base import fill
+from llmctl.formats.huggingface.tensors import export_model, import_model
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
-from llmctl.models.heads import causal_lm
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.spec import roles_of
 from llmctl.stages.pretrain import resolve
@@ -65,7 +66,7 @@ def test_transformers_gives_the_same_logits(kind: str):
     config = transformers.AutoConfig.for_model(**fields, bos_token_id=0, eos_token_id=0)
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     assert type(theirs).__name__ == architecture.class_prefix + architecture.lm_class
-    tensors = causal_lm.to_hugging_face(model, architecture)
+    tensors = export_model(model.state_dict(), "causal_lm", architecture, model.body.config)
     missing, unexpected = theirs.load_state_dict(tensors, strict=False)
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"} if model.output is None else not missing
@@ -84,8 +85,9 @@ def test_the_names_of_hugging_face_lead_back(kind: str):
     assert BY_MODEL_TYPE[fields["model_type"]] is architecture
     config = architecture.from_hugging_face(fields)
     assert config == model.body.config
-    tensors = causal_lm.to_hugging_face(model, architecture)
-    back = causal_lm.from_hugging_face(architecture.build(config), tensors, architecture)
+    tensors = export_model(model.state_dict(), "causal_lm", architecture, model.body.config)
+    back = CausalLM(architecture.build(config))
+    fill(back.state_dict(), import_model(tensors, "causal_lm", architecture, config))
     for name, value in model.state_dict().items():
         assert torch.equal(back.state_dict()[name], value), name
 
