@@ -16,7 +16,7 @@ from llmctl.reporting.visible import visible
 
 if TYPE_CHECKING:
     from llmctl.data.text.decoding import ReadOptions
-    from llmctl.tasks.generation import Answer, Prompt
+    from llmctl.tasks.generation import Generated, Prompt
 
 EXAMPLE = 'Example: llmctl generate --from gpt-docs --prompt "def main(" --top-p 0.9'
 
@@ -210,7 +210,7 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _stream(prompt: str, answers: Callable[[Callable[[str], None]], Iterator[Answer]]) -> None:
+def _stream(prompt: str, answers: Callable[[Callable[[str], None]], Iterator[Generated]]) -> None:
     """The prompt, and what follows it as it comes."""
     unwritten = prompt
 
@@ -223,7 +223,7 @@ def _stream(prompt: str, answers: Callable[[Callable[[str], None]], Iterator[Ans
         tell("\n")
 
 
-def _print(answer: Answer, *, first: bool, alone: bool) -> None:
+def _print(answer: Generated, *, first: bool, alone: bool) -> None:
     """Each text behind its prompt, or alone, with an empty line between texts."""
     for number, completion in enumerate(answer.completions):
         if not (first and number == 0):

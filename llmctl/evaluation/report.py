@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from llmctl.reporting.report import Table
+from llmctl.reporting.report import ReportTable
 from llmctl.reporting.units import figure
 
 MODEL = "model"
@@ -66,9 +66,9 @@ class Report:
         first, comma, rest = row.partition(",")
         return f"{self.model}{comma}{rest}" if first == MODEL else row
 
-    def table(self, title: str, figures: Sequence[Figure]) -> Table:
+    def table(self, title: str, figures: Sequence[Figure]) -> ReportTable:
         """A table of all rows."""
-        return Table(
+        return ReportTable(
             title,
             [entry.heading for entry in figures],
             [

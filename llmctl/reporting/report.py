@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table as RichTable
+from rich.table import Table
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """Named rows of figures that are written out already."""
 
     title: str
@@ -21,7 +21,7 @@ class Table:
     """Each begins with its name."""
 
 
-Part = Table | str
+Part = ReportTable | str
 """A table, or a line below or between tables."""
 
 
@@ -30,8 +30,8 @@ def render_report(parts: Iterable[Part]) -> RenderableType:
     return Group(*(part if isinstance(part, str) else _table(part) for part in parts))
 
 
-def _table(table: Table) -> RenderableType:
-    shown = RichTable(box=box.SIMPLE_HEAD, title=table.title, padding=(0, 1, 0, 0))
+def _table(table: ReportTable) -> RenderableType:
+    shown = Table(box=box.SIMPLE_HEAD, title=table.title, padding=(0, 1, 0, 0))
     shown.add_column("")
     for heading in table.headings:
         shown.add_column(heading, justify="right", no_wrap=True)

@@ -16,7 +16,7 @@ from llmctl.inference.prompts import Shots, find_columns, read_rows, read_templa
 from llmctl.parsing import Malformed, parse_json
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.causal_lm.generate import Continuation
-from llmctl.tasks.generation import Answer, GenerateConfig, Generation, Prompt
+from llmctl.tasks.generation import GenerateConfig, Generated, Generation, Prompt
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.seq2seq.generate import FromSources
 from llmctl.tokenizers import Tokenizer
@@ -153,7 +153,7 @@ def _prompt_of(values: Mapping[str, Any], source: str) -> Prompt:
     return Prompt(value, source)
 
 
-def as_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
+def as_record(answer: Generated, tokenizer: Tokenizer) -> dict[str, Any]:
     """An answer as JSON has it."""
     return {
         "prompt": answer.prompt.text,

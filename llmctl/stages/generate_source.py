@@ -21,7 +21,7 @@ from llmctl.errors import InputError, LlmctlError, UsageError, error_of, record_
 from llmctl.formats.columns import pair_columns
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.generate import as_record
-from llmctl.tasks.generation import Answer, Generation, Prompt
+from llmctl.tasks.generation import Generated, Generation, Prompt
 from llmctl.training.distributed.processes import current
 from llmctl.workspace.files import sha256_file, sha256_json, to_json
 from llmctl.workspace.outputs import Output
@@ -117,7 +117,7 @@ def _opened(output: Output, made_from: str) -> Iterator[BinaryIO]:
         yield file or nowhere
 
 
-def _line(answer: Answer, generation: Generation, as_records: bool) -> str:
+def _line(answer: Generated, generation: Generation, as_records: bool) -> str:
     blank = not answer.prompt.text.strip()
     if as_records:
         record: dict[str, Any] = as_record(answer, generation.tokenizer)

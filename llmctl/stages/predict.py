@@ -9,7 +9,7 @@ from llmctl.errors import InputError
 from llmctl.tasks.classify.predict import ClassPredictor
 from llmctl.tasks.masked_lm.predict import MaskPredictor
 from llmctl.tasks.opened import OpenedModel
-from llmctl.tasks.prediction import Answer, Predictor
+from llmctl.tasks.prediction import Predictor, TextAnswer
 from llmctl.workspace.artefacts import Workspace
 
 BY_KIND: Mapping[str, type[Predictor]] = {"classify": ClassPredictor, "masked_lm": MaskPredictor}
@@ -32,6 +32,6 @@ def predict(
     *,
     top: int = 5,
     device: str = "auto",
-) -> Iterator[Answer]:
+) -> Iterator[TextAnswer]:
     """What a model answers to some texts, in their order. Raises InputError if it answers none."""
     return open_predictor(workspace, start, device=device).answers(examples, top=top)

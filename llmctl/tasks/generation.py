@@ -47,7 +47,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Generated:
     """What was written behind a prompt."""
 
     prompt: Prompt
@@ -122,7 +122,7 @@ class Generation(ABC):
         tell: Callable[[str], None] | None = None,
         *,
         first: int = 0,
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Generated]:
         """What is written behind each prompt, in their order; from each, if the model was finetuned
         on pairs of texts.
 
@@ -137,12 +137,12 @@ class Generation(ABC):
             prompts,
             lambda part, begin: self._answers(part, tell, first + begin),
             block=block,
-            kind=Answer,
+            kind=Generated,
         )
 
     def _answers(
         self, prompts: Iterable[Prompt], tell: Callable[[str], None] | None, first: int
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Generated]:
         asked: list[Prompt] = []
 
         def encoded() -> Iterator[list[int]]:
@@ -160,7 +160,7 @@ class Generation(ABC):
             tell=tell,
         )
         for number, completions in enumerate(written):
-            yield Answer(asked[number], completions)
+            yield Generated(asked[number], completions)
 
     @property
     def block_size(self) -> int:

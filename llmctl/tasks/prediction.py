@@ -19,7 +19,7 @@ from llmctl.tasks.opened import OpenedModel
 from llmctl.training.precision import choose_device
 
 
-class Answer(Protocol):
+class TextAnswer(Protocol):
     """What a model says of a text."""
 
     def record(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Predictor(ABC):
     @abstractmethod
     def answers(
         self, examples: Iterable[Example], *, top: int = 5, reporter: Reporter | None = None
-    ) -> Iterator[Answer]:
+    ) -> Iterator[TextAnswer]:
         """Answers in the order of the texts, as they are computed; several processes divide the
         texts. top: alternatives that are found where there are many."""
 

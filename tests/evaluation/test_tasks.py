@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError
-from llmctl.evaluation.benchmarks import TASKS, read_questions, recognise
+from llmctl.evaluation.benchmarks import BENCHMARKS, read_questions, recognise
 from llmctl.evaluation.benchmarks.base import accuracy, chance
 from llmctl.evaluation.benchmarks.multiple_choice import _cleaned
 from llmctl.evaluation.choices import Outcome, Question
@@ -46,7 +46,7 @@ def write(path: Path, *rows: object) -> Path:
 
 
 def read(tmp_path: Path, task: str, *rows: object) -> list[Question]:
-    return read_questions(TASKS[task], write(tmp_path / "x.jsonl", *rows))
+    return read_questions(BENCHMARKS[task], write(tmp_path / "x.jsonl", *rows))
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_tables_of_other_formats_are_read_too(tmp_path: Path):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist([ARC, {**ARC, "answerKey": "C"}]), tmp_path / "x.parquet")
-    questions = read_questions(TASKS["multiple-choice"], tmp_path / "x.parquet")
+    questions = read_questions(BENCHMARKS["multiple-choice"], tmp_path / "x.parquet")
     assert [question.gold for question in questions] == [1, 2]
     (tmp_path / "x.csv").write_text("goal,sol1,sol2,label\nOpen it.,Hit it.,Turn it.,0\n")
-    (question,) = read_questions(TASKS["multiple-choice"], tmp_path / "x.csv")
+    (question,) = read_questions(BENCHMARKS["multiple-choice"], tmp_path / "x.csv")
     assert (question.gold, question.choices) == (0, (" Hit it.", " Turn it."))
 
 
@@ -171,17 +171,17 @@ def outcome(*log_probs: float, tokens: tuple[int, ...] = (1, 1), greedy: bool | 
 def test_what_is_right_by_hand():
     questions = [Question("q", (" a", " b"), gold, "", "x") for gold in (0, 1, 1)]
     outcomes = [outcome(-2, -3), outcome(-4, -5, tokens=(1, 2)), outcome(-1, -1)]
-    correct = TASKS["multiple-choice"].correct(questions, outcomes)
+    correct = BENCHMARKS["multiple-choice"].correct(questions, outcomes)
     assert {name: values.tolist() for name, values in correct.items()} == {
         "plain": [True, False, False],
         "tokens": [True, True, False],  # -3 against -2.5 in the second
         "bytes": [False, True, True],  # two bytes against four
         "pmi": [False, True, True],  # priors of -1 and -3
     }
-    assert list(TASKS["blimp"].correct(questions, outcomes)) == ["plain"]
+    assert list(BENCHMARKS["blimp"].correct(questions, outcomes)) == ["plain"]
     words = [Question("q", (" a",), 0, None, "x")] * 3
     answers = [outcome(-1, -1, greedy=value) for value in (True, False, True)]
-    assert TASKS["lambada"].correct(words, answers)["greedy"].tolist() == [True, False, True]
+    assert BENCHMARKS["lambada"].correct(words, answers)["greedy"].tolist() == [True, False, True]
     assert chance(words) is None
     assert chance(questions) == 0.5
     assert chance([*questions, Question("q", ("a", "b", "c", "d"), 0, "", "x")]) == 0.4375
@@ -194,7 +194,7 @@ def test_what_is_right_by_hand():
 @pytest.mark.skipif(not BLIMP.is_dir(), reason="BLiMP is not there (../shared/data/blimp)")
 def test_blimp_is_read_whole():
     for path in BLIMP.glob("*.jsonl"):
-        questions = read_questions(TASKS["blimp"], path)
+        questions = read_questions(BENCHMARKS["blimp"], path)
         assert len(questions) == 1000
         assert all(question.context == "" and question.gold == 0 for question in questions)
 

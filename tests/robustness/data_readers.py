@@ -18,7 +18,7 @@ from llmctl.data.tables.labelled import Example, read_examples, resolve_columns
 from llmctl.data.tables.rows import RowReader
 from llmctl.data.tables.source_target import Pair, read_pairs, resolve_pair_columns
 from llmctl.data.text.documents import Corpus, Document
-from llmctl.evaluation.benchmarks import TASKS, read_questions
+from llmctl.evaluation.benchmarks import BENCHMARKS, read_questions
 from llmctl.inference.prompts import Shots, find_columns, read_rows, read_template
 from llmctl.reporting.units import parse_duration
 from llmctl.stages import finetune, pretrain
@@ -282,7 +282,7 @@ def _said() -> list[str]:
 
 
 def _questions(task: str, name: str) -> Callable[[Path], list[Any]]:
-    return lambda folder: read_questions(TASKS[task], folder / name)
+    return lambda folder: read_questions(BENCHMARKS[task], folder / name)
 
 
 def _sound_questions(found: list[Any]) -> None:

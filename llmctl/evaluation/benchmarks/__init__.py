@@ -9,23 +9,25 @@ from pathlib import Path
 from llmctl.data.tables.rows import RowReader
 from llmctl.data.text.decoding import DEFAULT, ReadOptions
 from llmctl.errors import InputError
-from llmctl.evaluation.benchmarks.base import Task
+from llmctl.evaluation.benchmarks.base import Benchmark
 from llmctl.evaluation.benchmarks.last_word import LAST_WORD
 from llmctl.evaluation.benchmarks.minimal_pairs import MINIMAL_PAIRS
 from llmctl.evaluation.benchmarks.multiple_choice import MULTIPLE_CHOICE
 from llmctl.evaluation.choices import Question
 
-TASKS = {task.name: task for task in (LAST_WORD, MULTIPLE_CHOICE, MINIMAL_PAIRS)}
-KNOWN = frozenset(name for task in TASKS.values() for names in task.layouts for name in names)
+BENCHMARKS = {task.name: task for task in (LAST_WORD, MULTIPLE_CHOICE, MINIMAL_PAIRS)}
+KNOWN = frozenset(name for task in BENCHMARKS.values() for names in task.layouts for name in names)
 """Columns by which a CSV's first row is known as its header."""
 
 
-def recognise(columns: Sequence[str]) -> Task | None:
+def recognise(columns: Sequence[str]) -> Benchmark | None:
     """The task that a table's columns show, where it is obvious."""
-    return next((t for t in TASKS.values() if t.obvious and t.layout(columns)), None)
+    return next((t for t in BENCHMARKS.values() if t.obvious and t.layout(columns)), None)
 
 
-def read_questions(task: Task, path: Path, *, reading: ReadOptions = DEFAULT) -> list[Question]:
+def read_questions(
+    task: Benchmark, path: Path, *, reading: ReadOptions = DEFAULT
+) -> list[Question]:
     """The questions of a file. Raises InputError if there are none, or a row isn't the task's."""
     reader = RowReader(path, known=KNOWN, reading=reading)
     if not reader.columns:

@@ -19,7 +19,7 @@ ReadRow = Callable[[Row], Question]
 
 
 @dataclass(frozen=True)
-class Task:
+class Benchmark:
     """A way of asking a language model."""
 
     name: str

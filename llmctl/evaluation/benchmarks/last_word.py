@@ -12,7 +12,7 @@ import numpy as np
 
 from llmctl.data.tables.rows import Row
 from llmctl.errors import InputError
-from llmctl.evaluation.benchmarks.base import Bools, Task, text_of
+from llmctl.evaluation.benchmarks.base import Benchmark, Bools, text_of
 from llmctl.evaluation.choices import Outcome, Question
 
 
@@ -29,7 +29,7 @@ def _correct(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> dict
     return {"greedy": np.array([outcome.greedy for outcome in outcomes], dtype=bool)}
 
 
-LAST_WORD = Task(
+LAST_WORD = Benchmark(
     name="lambada",
     described="write the last word of a passage",
     layouts={frozenset(("text",)): _question},

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmctl.data.tables.rows import Row
-from llmctl.evaluation.benchmarks.base import Bools, Task, by_score, text_of
+from llmctl.evaluation.benchmarks.base import Benchmark, Bools, by_score, text_of
 from llmctl.evaluation.choices import Outcome, Question
 
 GOOD, BAD = "sentence_good", "sentence_bad"
@@ -24,7 +24,7 @@ def _correct(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> dict
     return {"plain": by_score(questions, outcomes)["plain"]}
 
 
-MINIMAL_PAIRS = Task(
+MINIMAL_PAIRS = Benchmark(
     name="blimp",
     described="prefer the grammatical sentence of two",
     layouts={frozenset((GOOD, BAD)): _question},

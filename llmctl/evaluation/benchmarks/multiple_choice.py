@@ -12,7 +12,7 @@ from typing import Any
 
 from llmctl.data.tables.rows import Row
 from llmctl.errors import InputError
-from llmctl.evaluation.benchmarks.base import Task, by_score, number_of, text_of
+from llmctl.evaluation.benchmarks.base import Benchmark, by_score, number_of, text_of
 from llmctl.evaluation.choices import Question
 
 ASKED = "Answer:"
@@ -102,7 +102,7 @@ def _unbracketed(line: str) -> str:
     return "".join([*kept, line[place:]])
 
 
-MULTIPLE_CHOICE = Task(
+MULTIPLE_CHOICE = Benchmark(
     name="multiple-choice",
     described="choose the right answer",
     layouts={

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from llmctl.data.tables.rows import RowReader
 from llmctl.data.text.files import format_of, is_readable
 from llmctl.errors import InputError, UsageError
-from llmctl.evaluation.benchmarks import KNOWN, TASKS, read_questions, recognise
-from llmctl.evaluation.benchmarks.base import Bools, accuracy, chance
-from llmctl.evaluation.benchmarks.base import Task as Benchmark
+from llmctl.evaluation.benchmarks import BENCHMARKS, KNOWN, read_questions, recognise
+from llmctl.evaluation.benchmarks.base import Benchmark, Bools, accuracy, chance
 from llmctl.evaluation.bootstrap import paired_difference, percentile_interval, resample_counts
 from llmctl.evaluation.choices import Question
 from llmctl.evaluation.report import MODEL, Figure, Report, share
 from llmctl.formats.open import check_data, data_record
-from llmctl.reporting.report import Part, Table
+from llmctl.reporting.report import Part, ReportTable
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.causal_lm.scoring import LanguageEvaluator, ask
 from llmctl.tasks.classify.evaluate import ACCURACY_GAP
@@ -45,7 +44,7 @@ Correct = Mapping[str, Mapping[str, Bools]]
 class BenchmarkEvaluator(LanguageEvaluator):
     """Questions of a benchmark under language models."""
 
-    reports = tuple(TASKS)
+    reports = tuple(BENCHMARKS)
 
     @classmethod
     def suits(cls, files: Files, config: EvaluateConfig) -> bool:
@@ -64,7 +63,7 @@ class BenchmarkEvaluator(LanguageEvaluator):
         """Ask all models the same questions."""
         name = benchmark_of(self.path, self.config)
         assert name is not None
-        task, reading = TASKS[name], self.read_options(reporter)
+        task, reading = BENCHMARKS[name], self.read_options(reporter)
         questions = {
             path.stem: read_questions(task, path, reading=reading) for path in _files_of(self.path)
         }
@@ -108,7 +107,7 @@ class BenchmarkEvaluator(LanguageEvaluator):
             shown = f"{report.facts['chance']:.1%}"
             columns = len(table.headings) - len(first)
             row = ["chance", *first, *[shown] * columns]
-            table = Table(table.title, table.headings, [*table.rows, row])
+            table = ReportTable(table.title, table.headings, [*table.rows, row])
         yield table
         yield from report.gaps(ACCURACY_GAP)
 
@@ -177,7 +176,7 @@ class BenchmarkEvaluator(LanguageEvaluator):
 def benchmark_of(data: Path | None, config: EvaluateConfig) -> str | None:
     """The benchmark that is asked for, or that the data's columns show; None: perplexity."""
     if config.task is not None or data is None:
-        return config.task if config.task in TASKS else None
+        return config.task if config.task in BENCHMARKS else None
     if not data.is_dir():
         check_data(data)
     path = _files_of(data)[0]
@@ -221,7 +220,7 @@ def _by_file(
     }
 
 
-def _ways_table(report: Report, title: str) -> Table:
+def _ways_table(report: Report, title: str) -> ReportTable:
     model = report.results[MODEL]
     figures = [
         share(f"{shown} (95 %)", f"{way}.accuracy", f"{way}.interval")
@@ -233,11 +232,11 @@ def _ways_table(report: Report, title: str) -> Table:
     return report.table(title, figures)
 
 
-def _files_table(report: Report, title: str) -> Table:
+def _files_table(report: Report, title: str) -> ReportTable:
     way, rows = report.facts["score"], report.results
     figure = share("", f"{way}.accuracy", f"{way}.interval")
     mean = {"examples": report.facts["examples"], "results": rows}
-    return Table(
+    return ReportTable(
         title,
         ["questions", *map(report.shown, rows)],
         [

@@ -26,12 +26,12 @@ from llmctl.evaluation.report import MODEL, Figure, Gap, Report
 from llmctl.formats.open import data_record
 from llmctl.inference.scoring import Query, Scorer
 from llmctl.inference.weights import WeightType
-from llmctl.reporting.report import Part, Table
+from llmctl.reporting.report import Part, ReportTable
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.causal_lm.scoring import LanguageEvaluator
 from llmctl.tasks.causal_lm.texts import (
-    Document,
     Read,
+    ScoredDocument,
     limited,
     passages,
     text_of_corpus,
@@ -113,7 +113,7 @@ class PerplexityEvaluator(LanguageEvaluator):
         read, total = self._text(reporter)
         token, unknown = unknown_token(self.model.folder.tokenizer), 0
 
-        def documents() -> Iterator[Document]:
+        def documents() -> Iterator[ScoredDocument]:
             nonlocal unknown  # the same for each model
             unknown = 0
             for document in read():
@@ -159,7 +159,7 @@ class PerplexityEvaluator(LanguageEvaluator):
         text, documents = report.data, report.facts["documents"]
         if report.facts["split"]:
             text = f"the validation part of {text}"
-        yield Table(
+        yield ReportTable(
             f"{report.model} on {text}: {documents:,} document{'' if documents == 1 else 's'}, "
             f"{report.facts['bytes']:,} bytes",
             ["tokens", *(figure.heading for figure in FIGURES)],
@@ -205,7 +205,7 @@ class PerplexityEvaluator(LanguageEvaluator):
         self,
         model: OpenedModel,
         dtype: WeightType,
-        documents: Iterable[Document],
+        documents: Iterable[ScoredDocument],
         total: int | None,
         reporter: Reporter,
     ) -> Tally:

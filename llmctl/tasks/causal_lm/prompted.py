@@ -32,7 +32,7 @@ from llmctl.inference.prompts import (
     write_prompts,
 )
 from llmctl.inference.scoring import Scorer, encode_query, fitted
-from llmctl.reporting.report import Part, Table
+from llmctl.reporting.report import Part, ReportTable
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.causal_lm.benchmarks import WAYS
 from llmctl.tasks.causal_lm.scoring import LanguageEvaluator, ask
@@ -144,7 +144,7 @@ class PromptEvaluator(LanguageEvaluator):
         )
         yield EXPLAINED
         ways = [share(WAYS[way], f"{way}.accuracy") for way in SCORES]
-        yield Table(
+        yield ReportTable(
             f"accuracy by how the answer is chosen (above: {WAYS[facts['score']]}); "
             f"chance {facts['chance']:.1%}",
             [way.heading for way in ways],

@@ -17,12 +17,12 @@ from llmctl.tasks.opened import OpenedModel
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.artefacts import Artefact
 
-Read = Callable[[], Iterator["Document"]]
+Read = Callable[[], Iterator["ScoredDocument"]]
 """Reads a text from its beginning each time."""
 
 
 @dataclass(frozen=True)
-class Document:
+class ScoredDocument:
     """A piece of the text that is measured on."""
 
     ids: Ids
@@ -43,11 +43,11 @@ def text_of_shards(shards: Artefact, tokenizer: Tokenizer) -> tuple[Read, int]:
 
     bytes_of = tokenizer.token_bytes
 
-    def read() -> Iterator[Document]:
+    def read() -> Iterator[ScoredDocument]:
         for number in range(len(reader)):
             ids = reader.tokens(number).astype(np.int64)
             source = f"{shards.manifest.reference}, validation document {number + 1}"
-            yield Document(ids, None, int(bytes_of[ids].sum()), source)
+            yield ScoredDocument(ids, None, int(bytes_of[ids].sum()), source)
 
     return read, int(reader.document_lengths.sum()) + len(reader)
 
@@ -55,15 +55,15 @@ def text_of_shards(shards: Artefact, tokenizer: Tokenizer) -> tuple[Read, int]:
 def text_of_corpus(corpus: Corpus, tokenizer: Tokenizer) -> Read:
     """The documents of a file."""
 
-    def read() -> Iterator[Document]:
+    def read() -> Iterator[ScoredDocument]:
         for document in corpus:
             ids = encode_text(tokenizer, document.text).astype(np.int64)
-            yield Document(ids, document.text, len(document.text.encode()), document.source)
+            yield ScoredDocument(ids, document.text, len(document.text.encode()), document.source)
 
     return read
 
 
-def limited(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
+def limited(documents: Iterable[ScoredDocument], limit: int | None) -> Iterator[ScoredDocument]:
     """Whole documents, until there are so many tokens."""
     tokens = 0
     for document in documents:
@@ -82,7 +82,7 @@ def unknown_token(tokenizer: Tokenizer) -> int | None:
 
 
 def passages(
-    documents: Iterable[Document], model: OpenedModel, tokenizer: Tokenizer
+    documents: Iterable[ScoredDocument], model: OpenedModel, tokenizer: Tokenizer
 ) -> Iterator[Passage]:
     """Documents as a model reads them; ``tokenizer``: whose ids they have."""
     around = model.folder.tokenizer.boundaries
@@ -98,7 +98,7 @@ def passages(
         yield Passage(np.concatenate((start, ids, end)), document.size)
 
 
-def _again(document: Document, tokenizer: Tokenizer, model: OpenedModel) -> Ids:
+def _again(document: ScoredDocument, tokenizer: Tokenizer, model: OpenedModel) -> Ids:
     """A document by another tokenizer. Raises InputError where its text can't be told."""
     text = document.text
     if text is None:

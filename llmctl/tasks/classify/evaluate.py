@@ -16,7 +16,7 @@ from llmctl.evaluation.bootstrap import paired_difference
 from llmctl.evaluation.report import MODEL, Figure, Gap, Report, share
 from llmctl.formats.columns import labelled_columns, labelled_record
 from llmctl.formats.open import LabelledColumns, cut_in_use, data_record, with_label
-from llmctl.reporting.report import Part, Table
+from llmctl.reporting.report import Part, ReportTable
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.classify.predict import BATCH, class_probabilities
 from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, EvaluateConfig, Evaluator
@@ -174,10 +174,10 @@ class ClassifierEvaluator(Evaluator):
         return dict(zip(read, map(list, zip(*kept, strict=True)), strict=True)), columns
 
 
-def _confusion(model: dict[str, Any]) -> Table:
+def _confusion(model: dict[str, Any]) -> ReportTable:
     """The confusion matrix of the model's row."""
     rows = zip(model["classes"], model["confusion_matrix"], strict=True)
-    return Table(
+    return ReportTable(
         "confusion matrix: true in rows, predicted in columns",
         # Numbers, as label names side by side would not fit.
         [*(str(number) for number in range(1, len(model["classes"]) + 1)), "F1"],

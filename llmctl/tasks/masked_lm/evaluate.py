@@ -9,7 +9,7 @@ from llmctl.data.shards.files import ShardReader
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.pseudo_perplexity import pseudo_perplexity
 from llmctl.evaluation.report import Figure, Report
-from llmctl.reporting.report import Part, Table
+from llmctl.reporting.report import Part, ReportTable
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.evaluation import (
     FOR_LANGUAGE_MODELS,
@@ -119,7 +119,7 @@ class MaskedEvaluator(Evaluator):
         ]
         if "nsp_accuracy" in report.results:
             figures.insert(2, Figure("NSP accuracy", "nsp_accuracy", ".1%"))
-        yield Table(
+        yield ReportTable(
             f"{report.model} on the validation part of {report.data}",
             ["value"],
             [[entry.heading, entry.cell(report.results)] for entry in figures],

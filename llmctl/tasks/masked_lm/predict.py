@@ -28,7 +28,7 @@ BLOCK = 64
 
 
 @dataclass(frozen=True)
-class Candidate:
+class MaskCandidate:
     """A token that may stand at a mask."""
 
     token: str
@@ -40,7 +40,7 @@ class Filling:
     """The candidates at each mask of a text."""
 
     text: str
-    masks: list[list[Candidate]]
+    masks: list[list[MaskCandidate]]
 
     def record(self) -> dict[str, Any]:
         """The answer as JSON values."""
@@ -107,7 +107,7 @@ class MaskPredictor(Predictor):
 @torch.inference_mode()
 def fill_masks(
     model: MaskedLM, tokenizer: Tokenizer, example: Example, *, max_length: int, top: int
-) -> list[list[Candidate]]:
+) -> list[list[MaskCandidate]]:
     """For each mask of a text, the likeliest tokens with their probabilities.
 
     Raises InputError, naming where the text is from, if it has no mask or is too long.
@@ -140,7 +140,7 @@ def fill_masks(
     best = torch.topk(probabilities_MV, min(top, probabilities_MV.shape[1]))
     return [
         [
-            Candidate(tokenizer.id_to_token(int(number)), float(probability))
+            MaskCandidate(tokenizer.id_to_token(int(number)), float(probability))
             for number, probability in zip(numbers, values, strict=True)
         ]
         for numbers, values in zip(best.indices, best.values, strict=True)

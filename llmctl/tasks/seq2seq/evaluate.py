@@ -53,7 +53,7 @@ EXPLAINED = (
 
 
 @dataclass(frozen=True)
-class _Texts:
+class _AlignedTexts:
     """The pairs of a file that have two texts."""
 
     of_models: dict[str, list[str]]
@@ -143,7 +143,9 @@ class Seq2SeqEvaluator(Evaluator):
     def _resampling(self) -> dict[str, Any]:
         return {"resamples": self.config.resamples, "seed": self.config.seed}
 
-    def _read(self, reporter: Reporter) -> tuple[_Texts, list[str], dict[str, PairColumns | None]]:
+    def _read(
+        self, reporter: Reporter
+    ) -> tuple[_AlignedTexts, list[str], dict[str, PairColumns | None]]:
         """The pairs with the sources that each model reads, notes of what was noticed, and the
         columns. Raises InputError if no pair is left."""
         reading = self.read_options(reporter, as_trained=True)
@@ -169,7 +171,7 @@ class Seq2SeqEvaluator(Evaluator):
             )
             for taken in columns.values()
         ]
-        texts, left_out = _Texts({name: [] for name in columns}, [], []), 0
+        texts, left_out = _AlignedTexts({name: [] for name in columns}, [], []), 0
         for row in zip(*read, strict=True):
             pair = row[0]
             if not pair.target or not all(other.source for other in row):
@@ -213,7 +215,7 @@ class Seq2SeqEvaluator(Evaluator):
             reporter.progress(f"{model.name} writes", len(found), len(sources))
         return found
 
-    def _measured(self, written: Sequence[str], texts: _Texts) -> dict[str, Any]:
+    def _measured(self, written: Sequence[str], texts: _AlignedTexts) -> dict[str, Any]:
         """Overlap of what was written with the references."""
         overlap = bleu_chrf(written, texts.references, **self._resampling)
         words = rouge(written, texts.references, **self._resampling)
@@ -264,7 +266,7 @@ class Seq2SeqEvaluator(Evaluator):
         return {"loss": values["loss"], "token_accuracy": float(accuracy or 0.0)}, notes
 
 
-def _side_by_side(texts: _Texts, written: Sequence[str]) -> list[dict[str, str]]:
+def _side_by_side(texts: _AlignedTexts, written: Sequence[str]) -> list[dict[str, str]]:
     """Some sources with their references and what was written."""
     chosen = np.linspace(0, len(written) - 1, min(SHOWN, len(written))).round()
     return [
