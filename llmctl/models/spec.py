@@ -153,7 +153,8 @@ class Backbone(nn.Module, ABC):
         if getattr(module, leaf).dim() < 2:
             return Role("bias", part)
         owner, _, linear = path.rpartition(".")
-        fused = getattr(self.get_submodule(owner), "fused_rows", {})
+        # An adapter's matrices in a fused one's place are single.
+        fused = getattr(self.get_submodule(owner), "fused_rows", {}) if leaf == "weight" else {}
         return Role("matrix", part, tuple(fused.get(linear, ())))
 
 
