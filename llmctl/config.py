@@ -67,7 +67,7 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _words(cls, value: Any, info: ValidationInfo) -> Any:
-        """true and false where a field's words are on and off."""
+        """``true`` and ``false`` where a field's words are on and off."""
         if isinstance(value, bool) and info.field_name is not None:
             known = words_of(cls.model_fields[info.field_name].annotation)
             if {"on", "off"} <= set(known):
@@ -75,7 +75,7 @@ class Config(BaseModel):
         return value
 
     SIZES: ClassVar[tuple[float, float]] = (1e-37, 1e38)
-    """Of the numbers that are computed with in 32 bits."""
+    """Bounds of the numbers that are computed with in 32 bits."""
 
     @field_validator("*")
     @classmethod
@@ -266,7 +266,7 @@ def take(layer: Mapping[str, Any], *keys: str) -> tuple[dict[str, str], dict[str
 
     Raises ConfigError if one is no text.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     recipe = layer if isinstance(layer, Recipe) else None
     rest: dict[str, Any] = {}
     merge(rest, layer)
@@ -274,13 +274,13 @@ def take(layer: Mapping[str, Any], *keys: str) -> tuple[dict[str, str], dict[str
         table, _, leaf = key.rpartition(".")
         branch = rest.get(table) if table else rest
         if isinstance(branch, dict) and leaf in branch:
-            found[key] = branch.pop(leaf)
+            values[key] = branch.pop(leaf)
         elif isinstance(branch, str):
-            found[key] = rest.pop(table)
-        if not isinstance(found.get(key, ""), str):
+            values[key] = rest.pop(table)
+        if not isinstance(values.get(key, ""), str):
             where = f"recipe {recipe.path}: " if recipe else ""
-            raise ConfigError(f"{where}{key}: write a name, and {found[key]!r} was given")
-    return found, Recipe(rest, recipe.path) if recipe else rest
+            raise ConfigError(f"{where}{key}: write a name, and {values[key]!r} was given")
+    return values, Recipe(rest, recipe.path) if recipe else rest
 
 
 def read_recipe(path: Path, stage: str) -> Recipe:
@@ -380,5 +380,5 @@ def _explain(kind: type[Config], error: ValidationError) -> str:
     messages = [e["msg"] for e in errors if _field_of(kind, e["loc"]) == where]
     messages[1:] = [message.removeprefix("Input should be ") for message in messages[1:]]
     message = ", or ".join(dict.fromkeys(messages)).removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict) else f", and {first['input']!r} was given"
-    return f"{key}: {message}{given}" if key else message
+    what_given = "" if isinstance(first["input"], dict) else f", and {first['input']!r} was given"
+    return f"{key}: {message}{what_given}" if key else message

@@ -80,7 +80,7 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the operating system answers when a disk, a quota or a file-size limit is exhausted."""
 
 
-NO_MEMORY_SIGNS = ("can't allocate memory", "could not create a primitive")
+OOM_MESSAGES = ("can't allocate memory", "could not create a primitive")
 """What PyTorch's allocator on a processor, and oneDNN, say where memory has run out."""
 
 
@@ -120,11 +120,11 @@ def error_of(record: Sequence[Any]) -> Exception:
     """The error that ``record_of`` was given, or one that says the same."""
     name, *rest = record
     builtin = {"OSError": OSError, "MemoryError": MemoryError, "RuntimeError": RuntimeError}
-    kind = builtin.get(name) or KINDS[name]
+    kind = builtin.get(name) or ERROR_KINDS[name]
     return kind(*rest)
 
 
-KINDS: dict[str, type[LlmctlError]] = {
+ERROR_KINDS: dict[str, type[LlmctlError]] = {
     kind.__name__: kind
     for kind in list(globals().values())
     if isinstance(kind, type) and issubclass(kind, LlmctlError)
@@ -132,7 +132,7 @@ KINDS: dict[str, type[LlmctlError]] = {
 """The errors by their names."""
 
 
-LONGEST_LINE = 3000
+MAX_ERROR_LENGTH = 3000
 """Characters of an error: more than anybody reads."""
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -144,9 +144,9 @@ def one_line(message: str) -> str:
     >>> one_line("a\tb")
     'a\\tb'
     """
-    if len(message) > LONGEST_LINE:
-        message = f"{message[: LONGEST_LINE * 3 // 4]} … {message[-LONGEST_LINE // 4 :]}"
-    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], message)
+    if len(message) > MAX_ERROR_LENGTH:
+        message = f"{message[: MAX_ERROR_LENGTH * 3 // 4]} … {message[-MAX_ERROR_LENGTH // 4 :]}"
+    return _CONTROLS.sub(lambda message: ascii(message[0])[1:-1], message)
 
 
 LOGITS_NOT_FINITE = (
@@ -166,7 +166,7 @@ def read_errors_naming(path: object) -> Iterator[None]:
         raise InputError(f"{path} can't be read: {error.strerror}") from None
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -23,7 +23,7 @@ MAX_DEPTH = 100
 """Levels of nesting; tokenizers and configurations have fewer than ten."""
 MAX_TOML = 1 << 20
 """Characters of TOML; its parser's time grows with the square of a key's length."""
-OURS = "make the artefact again with --force"
+REMAKE = "make the artefact again with --force"
 """What to do about a damaged file of the workspace."""
 
 
@@ -90,7 +90,7 @@ def check_depth(value: object) -> None:
     raise Malformed(f"it is nested more than {MAX_DEPTH} levels deep")
 
 
-def read_json(path: Path, remedy: str = OURS) -> Any:
+def read_json(path: Path, remedy: str = REMAKE) -> Any:
     """The value of a JSON file. remedy: what to do if it is missing or damaged, which the message
     of the InputError then ends with."""
     try:
@@ -110,7 +110,7 @@ def read_json(path: Path, remedy: str = OURS) -> Any:
     return value
 
 
-def read_json_object(path: Path, remedy: str = OURS) -> dict[str, Any]:
+def read_json_object(path: Path, remedy: str = REMAKE) -> dict[str, Any]:
     """The fields of a JSON file that holds an object. Raises InputError as ``read_json`` does."""
     value = read_json(path, remedy)
     if not isinstance(value, dict):

@@ -23,7 +23,7 @@ from typing import Any
 
 from llmctl import tokenizers
 from llmctl.data.shards.files import ShardReader
-from llmctl.data.text.duplicates import text_hash
+from llmctl.data.text.hashing import text_hash
 
 LINES, FUNCTIONS = 400, 100
 """So many of each are asked."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.data.tables.conversations import read_conversations
-from llmctl.data.text.duplicates import text_hash
+from llmctl.data.text.hashing import text_hash
 from llmctl.data.text.python_corpora import python_modules
 from llmctl.errors import LlmctlError
 

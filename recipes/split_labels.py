@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from llmctl.data.tables.labelled import read_examples, resolve_columns
-from llmctl.data.text.duplicates import text_hash
+from llmctl.data.text.hashing import text_hash
 
 FEW = 3
 

@@ -10,7 +10,7 @@ import csv
 import sys
 from pathlib import Path
 
-from llmctl.data.text.duplicates import text_hash
+from llmctl.data.text.hashing import text_hash
 from llmctl.data.text.python_corpora import labelled_docstrings
 
 PARTS = ("asyncio", "collections", "decimal", "distutils", "email", "http", "importlib", "logging",

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmctl.data.tables.conversations import read_conversations
+from llmctl.data.tables.parallel_text import read_pairs, resolve_pair_columns
 from llmctl.data.tables.rows import RowReader
-from llmctl.data.tables.source_target import read_pairs, resolve_pair_columns
-from llmctl.data.text.duplicates import is_held_out
+from llmctl.data.text.hashing import is_held_out
 from llmctl.data.text.python_corpora import python_modules
 from llmctl.errors import LlmctlError, UsageError
 

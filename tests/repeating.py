@@ -32,6 +32,6 @@ def settle() -> None:
     if "llmctl.training.precision" in sys.modules:
         from llmctl.training import precision
 
-        precision.TRIAL_SECONDS = 0.003
+        precision.MATRIX_TRIAL_SECONDS = 0.003
         rows, width = 256, 256
         precision.matrix_rate.__defaults__ = (rows, width, precision.TRIALS)

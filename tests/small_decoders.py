@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmctl.inference.decoder import CausalDecoder, NextToken
-from llmctl.inference.decoding import Completion, GenerationConfig, Rules, generate
+from llmctl.inference.decoder import CausalDecoder, DecoderRunner
+from llmctl.inference.decoding import CompiledSamplingParams, Completion, GenerationConfig, generate
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.tokenizers import Tokenizer
@@ -49,21 +49,21 @@ def make_model(
 
 
 def write(
-    model: CausalLM | NextToken,
+    model: CausalLM | DecoderRunner,
     prompts: Iterable[Sequence[int]] = PROMPTS,
     *,
-    draft: CausalLM | NextToken | None = None,
+    draft: CausalLM | DecoderRunner | None = None,
     batch_size: int = 8,
     tokenizer: Tokenizer = TOKENIZER,
     **fields: Any,
 ) -> list[list[Completion]]:
     """What is written behind each prompt."""
-    rules = Rules(GenerationConfig(**fields), tokenizer)
+    rules = CompiledSamplingParams(GenerationConfig(**fields), tokenizer)
     reader = None if draft is None else _decoder(draft)
     return list(generate(_decoder(model), prompts, rules, draft=reader, batch_size=batch_size))
 
 
-def _decoder(model: CausalLM | NextToken) -> NextToken:
+def _decoder(model: CausalLM | DecoderRunner) -> DecoderRunner:
     return CausalDecoder(model) if isinstance(model, CausalLM) else model
 
 

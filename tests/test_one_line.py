@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmctl.errors import LONGEST_LINE, one_line
+from llmctl.errors import MAX_ERROR_LENGTH, one_line
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,6 @@ def test_nothing_breaks_a_line_or_moves_a_cursor(message: str, shown: str):
 
 def test_of_a_long_one_both_ends_are_shown():
     shown = one_line("begin " + "x" * 100_000 + " end")
-    assert len(shown) < LONGEST_LINE + 10
+    assert len(shown) < MAX_ERROR_LENGTH + 10
     assert shown.startswith("begin ")
     assert shown.endswith(" end")

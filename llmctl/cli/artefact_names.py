@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 FOLDERS = {"tokenizer": "tokenizers", "shards": "shards", "run": "runs", "report": "reports"}
-"""As llmctl.workspace.manifests has them, which takes too long to import for a keystroke; a test
-compares the two."""
+"""The folders as llmctl.workspace.manifests has them, which takes too long to import for a
+keystroke; a test compares the two."""
 MANIFEST = "manifest.json"
 
 
@@ -23,8 +23,8 @@ def completes(*kinds: str) -> Callable[[Any, str], list[str]]:
     def complete(ctx: Any, incomplete: str) -> list[str]:
         given = ctx.params.get("workspace") or os.environ.get("LLMCTL_WORKSPACE")
         root = Path(given or "workspace")
-        found = (name for kind in kinds for name in _names(root / FOLDERS[kind]))
-        return sorted({name for name in found if name.startswith(incomplete)})
+        names = (name for kind in kinds for name in _names(root / FOLDERS[kind]))
+        return sorted({name for name in names if name.startswith(incomplete)})
 
     return complete
 
@@ -38,6 +38,6 @@ def _names(folder: Path) -> list[str]:
 
 
 RUNS = completes("run")
-SHARDS = completes("shards")
+COMPLETE_SHARDS = completes("shards")
 TOKENIZERS = completes("tokenizer")
 ANYTHING = completes("run", "shards", "report", "tokenizer")

@@ -59,12 +59,12 @@ def command(
     quiet: bool = options.QUIET,
 ) -> None:
     """Talk with a model that has learned to answer. From a pipe, each line is a turn."""
-    given = locals()
+    asked = locals()
     options.ask_for_large_pages()
     from llmctl.cli.console import TerminalReporter
     from llmctl.stages.chat import ChatConfig, open_chat
 
-    config = options.configured(ChatConfig, "chat", given)
+    config = options.configured(ChatConfig, "chat", asked)
     place = options.open_workspace(workspace)
     session = open_chat(place, start, config, system=system)
     _Talk(session, TerminalReporter(quiet=quiet), json=json).run()

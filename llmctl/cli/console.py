@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from llmctl.cli.launch import speaks
+from llmctl.cli.launch import is_rank_zero
 from llmctl.reporting.reporter import Record, Reporter
 from llmctl.reporting.units import duration, figure
 from llmctl.reporting.visible import NEW_LINE, visible
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LINES_APART = 15.0
 """Seconds between lines of progress where no bar can be drawn (a file, a pipe)."""
 
-WIDE = 100
+MIN_BAR_WIDTH = 100
 """Columns from which on a bar has room beside its figures."""
 
 TRAIN_FIGURES = (
@@ -115,14 +115,14 @@ class TerminalReporter(Reporter):
     """Draws bars on a terminal, and lines now and then elsewhere."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        quiet = quiet or not speaks()
+        quiet = quiet or not is_rank_zero()
         self._console = _Console(
             stderr=True, highlight=False, markup=False, emoji=False, quiet=quiet
         )
         self._drawn = self._console.is_terminal and not quiet
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20 if self._console.width >= WIDE else 8),
+            BarColumn(bar_width=20 if self._console.width >= MIN_BAR_WIDTH else 8),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("ETA"),

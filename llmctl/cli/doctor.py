@@ -22,12 +22,12 @@ def command(
     from llmctl.cli.console import out, print_json
     from llmctl.stages.doctor import examine
 
-    found = examine(workspace)
+    examination = examine(workspace)
     if json:
-        print_json(found)
+        print_json(examination)
     else:
         from llmctl.reporting.doctor import render_doctor
 
-        out().print(render_doctor(found))
-    if found["broken"]:
+        out().print(render_doctor(examination))
+    if examination["broken"]:
         sys.exit(InputError.exit_code)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
-from llmctl.cli.launch import divided
+from llmctl.cli.launch import data_parallel
 from llmctl.cli.options import option
 from llmctl.cli.threads import note_others
 
@@ -96,15 +96,15 @@ def command(
     quiet: bool = options.QUIET,
 ) -> None:
     """Measure a model on held-out data, with baselines and intervals; keeps a report."""
-    given = locals()
+    asked = locals()
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.reporting.report import render_report
     from llmctl.stages.evaluate import REPORT, parts_of, prepare_evaluation
     from llmctl.tasks.evaluation import EvaluateConfig, Files
 
-    config = options.configured(EvaluateConfig, "eval", given)
+    config = options.configured(EvaluateConfig, "eval", asked)
     place, files = options.open_workspace(workspace), Files(data, template, examples, target)
-    with divided(nproc, reads_stdin=False), TerminalReporter(quiet=quiet) as reporter:
+    with data_parallel(nproc, reads_stdin=False), TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter)
         evaluation = prepare_evaluation(
             place, start, files, config, compare=compare, name=name, force=force, reporter=reporter

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
-from llmctl.cli.launch import run_together
+from llmctl.cli.launch import launch_processes
 from llmctl.cli.options import flag, option
 from llmctl.cli.threads import note_others
 from llmctl.errors import UsageError
@@ -83,7 +83,7 @@ def command(
     """Train a pretrained model on labelled texts, on instructions to answer in a chat, or on pairs
     to translate or summarise. The same command goes on after a stop."""
     if not dry_run:
-        run_together(nproc, max_restarts)
+        launch_processes(nproc, max_restarts)
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.config import parse_assignments, read_recipe, take
     from llmctl.reporting.units import figure
@@ -125,7 +125,7 @@ def command(
         **data_options["classify"],
         **data_options["seq2seq"],
     }
-    given: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "method": method,
         "data": {key: value for key, value in table.items() if value is not None},
         "freeze_layers": freeze_layers,
@@ -136,7 +136,7 @@ def command(
     config = resolve(
         task,
         file,
-        {key: value for key, value in given.items() if value is not None},
+        {key: value for key, value in asked.items() if value is not None},
         options.checkpoints(keep_checkpoints),
         parse_assignments(set_),
     )
@@ -149,10 +149,10 @@ def command(
                 plan(place, start, data, config, reporter=reporter, **how), config, json=json
             )
             return
-        artefact, there = finetune(
+        artefact, up_to_date = finetune(
             place, start, data, config, profile=profile, reporter=reporter, **how
         )
-        if there:
+        if up_to_date:
             reporter.note(f"run {artefact.manifest.name}: up to date")
     summary = artefact.manifest.summary
     if json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
-from llmctl.cli.launch import divided, speaks
+from llmctl.cli.launch import data_parallel, is_rank_zero
 from llmctl.cli.options import option
 from llmctl.errors import UsageError
 from llmctl.reporting.visible import visible
@@ -110,7 +110,7 @@ def command(
     quiet: bool = options.QUIET,
 ) -> None:
     """Write on from prompts. Always the likeliest token, unless an option asks for sampling."""
-    given = locals()
+    table = locals()
     options.ask_for_large_pages()
     from llmctl.cli.console import TerminalReporter, print_json
     from llmctl.stages.generate import (
@@ -124,12 +124,12 @@ def command(
     from llmctl.tasks.generation import GenerateConfig
     from llmctl.workspace.outputs import output_at
 
-    config = options.configured(GenerateConfig, "generate", given)
-    _check(given)
+    config = options.configured(GenerateConfig, "generate", table)
+    _check(table)
     target = output_at(output) if output else None
     place = options.open_workspace(workspace)
     reads_stdin = not (prompt or prompt_file or template or source) or str(prompt_file) == "-"
-    with divided(nproc, reads_stdin=reads_stdin), TerminalReporter(quiet=quiet) as reporter:
+    with data_parallel(nproc, reads_stdin=reads_stdin), TerminalReporter(quiet=quiet) as reporter:
         reading = options.read_options(encoding, encoding_errors, header, reporter.note)
         generation = open_generation(
             place, start, config, draft=draft, prompts=len(prompt) or None, reporter=reporter
@@ -152,7 +152,7 @@ def command(
                 records.append(as_record(answer, generation.tokenizer))
                 reporter.progress("writing", len(records), None)
             reporter.clear()
-            if target and speaks():
+            if target and is_rank_zero():
                 write_records(target, records)
                 reporter.note(f"{len(records)} answers in {output}")
             if json:
@@ -166,24 +166,24 @@ def command(
             _print(answer, first=number == 0, alone=generation.from_sources)
 
 
-def _check(given: Mapping[str, Any]) -> None:
+def _check(asked: Mapping[str, Any]) -> None:
     """Raises UsageError for options, by name, that don't go together."""
     ways = ("prompt", "prompt_file", "template", "source")
-    chosen = [f"--{way.replace('_', '-')}" for way in ways if given[way]]
+    chosen = [f"--{way.replace('_', '-')}" for way in ways if asked[way]]
     if len(chosen) > 1:
         raise UsageError(f"give {' or '.join(chosen)}, not both")
-    if given["template"] and given["data"] is None:
+    if asked["template"] and asked["data"] is None:
         raise UsageError("--template needs --data FILE, whose rows it is filled in from")
     for name in ("data", "examples", "shots"):
-        if given[name] and not given["template"]:
+        if asked[name] and not asked["template"]:
             raise UsageError(f"--{name} goes with --template FILE, which makes prompts of it")
-    if given["source"] and given["output"] is None:
+    if asked["source"] and asked["output"] is None:
         raise UsageError("--source needs --output FILE, which the texts are written into")
-    if given["source_column"] and not given["source"]:
+    if asked["source_column"] and not asked["source"]:
         raise UsageError("--source-column goes with --source FILE, a table")
     if not chosen and sys.stdin.isatty():
         raise UsageError('give a prompt: llmctl generate --from RUN --prompt "Once upon a time"')
-    if given["output"] and given["json"] and str(given["output"]) == "-":
+    if asked["output"] and asked["json"] and str(asked["output"]) == "-":
         raise UsageError("--output - and --json both write to standard output; leave one out")
 
 

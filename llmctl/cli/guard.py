@@ -14,13 +14,13 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, ParamSpec, TypeVar, cast
 
-from llmctl.cli.launch import first_on_machine, speaks
+from llmctl.cli.launch import is_local_rank_zero, is_rank_zero
 from llmctl.cli.streams import INTERRUPTED, OUTPUT, command_begins, drop_output, interrupted, tell
 from llmctl.cli.threads import settle_threads
 from llmctl.errors import (
     NO_ACCESS,
-    NO_MEMORY_SIGNS,
     NO_SPACE,
+    OOM_MESSAGES,
     TOO_MANY_FILES,
     LlmctlError,
     one_line,
@@ -29,7 +29,7 @@ from llmctl.reporting.visible import NEW_LINE, visible
 
 NO_MEMORY = "out of memory; use a smaller batch or model, or a machine with more"
 OUT_OF_MEMORY = (
-    *NO_MEMORY_SIGNS, "out of memory", "cannot allocate memory", "failed to map segment",
+    *OOM_MESSAGES, "out of memory", "cannot allocate memory", "failed to map segment",
 )  # fmt: skip
 """Besides, what is said of a GPU's, by the system, and by its loader."""
 LESS_MEMORY = {
@@ -39,7 +39,7 @@ LESS_MEMORY = {
 }
 """What takes less memory, by the module of a command."""
 
-SILENT_SECONDS = 3.0
+ERROR_REPORT_GRACE = 3.0
 """For the process that tells to come to the same error."""
 LAST_RESORT_SECONDS = 8.0
 """For a process to end after SIGTERM: less than the ten that whoever sends it waits."""
@@ -59,7 +59,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         signal.signal(signal.SIGTERM, _terminate)
         command_begins()
-        if not speaks():
+        if not is_rank_zero():
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         try:
             if COMPUTES & kwargs.keys():
@@ -157,19 +157,19 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _fail(message: str, code: int, *, told_by_all: bool = False) -> NoReturn:
     """told_by_all: by whichever of several processes meets it, not by the first alone."""
     _print_trace()
-    if told_by_all or first_on_machine():
+    if told_by_all or is_local_rank_zero():
         tell(f"error: {one_line(message)}")
     else:  # an end without a word would have the one that tells of it stopped first
-        time.sleep(SILENT_SECONDS)
+        time.sleep(ERROR_REPORT_GRACE)
     sys.exit(code)
 
 
 def _stop(message: str) -> NoReturn:
     """End by Ctrl-C, which is no error."""
-    if speaks():
+    if is_rank_zero():
         tell(visible(message, keep=NEW_LINE))
     else:
-        time.sleep(SILENT_SECONDS)
+        time.sleep(ERROR_REPORT_GRACE)
     sys.exit(128 + signal.SIGINT)
 
 

@@ -14,26 +14,26 @@ from typing import NoReturn
 
 from llmctl.errors import UsageError
 
-LAUNCHER, BEGUN = "LLMCTL_LAUNCHER", "LLMCTL_BEGUN"
+LAUNCHER, START_TIME = "LLMCTL_LAUNCHER", "LLMCTL_BEGUN"
 """In the environment of what ``--nproc`` started: the number of the process that did, and when."""
 
 
-def speaks() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one of its training that reports and prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def first_on_machine() -> bool:
+def is_local_rank_zero() -> bool:
     """Whether this process is the one of its machine that tells of an error."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def begun() -> float:
+def start_time() -> float:
     """When this command began, by time.perf_counter, which all processes of a machine share."""
-    return float(os.environ.get(BEGUN, time.perf_counter()))
+    return float(os.environ.get(START_TIME, time.perf_counter()))
 
 
-def run_together(nproc: int | None, max_restarts: int) -> None:
+def launch_processes(nproc: int | None, max_restarts: int) -> None:
     """Start this very command in ``nproc`` processes and leave with their exit code; returns
     where it was not asked for, and in those processes."""
     if "RANK" in os.environ:
@@ -54,22 +54,22 @@ def _stop_with(launcher: int) -> None:
 
 
 PR_SET_PDEATHSIG = 1
-"""prctl(2)'s name for it."""
+"""The option's name in prctl(2)."""
 
 
 @contextmanager
-def divided(nproc: int | None, *, reads_stdin: bool) -> Iterator[None]:
+def data_parallel(nproc: int | None, *, reads_stdin: bool) -> Iterator[None]:
     """Start this command in ``nproc`` processes, which divide its work; within the block they can
     tell each other. Raises UsageError for standard input, which they can't divide."""
-    run_together(nproc, 0)
+    launch_processes(nproc, 0)
     if "RANK" not in os.environ:
         yield
         return
     if reads_stdin and os.environ.get("WORLD_SIZE") != "1":
         raise UsageError("several processes can't divide standard input; give a file")
-    from llmctl.training.distributed.processes import joined
+    from llmctl.training.distributed.processes import process_group
 
-    with joined():
+    with process_group():
         yield
 
 
@@ -77,7 +77,7 @@ def _launch(nproc: int, max_restarts: int) -> NoReturn:
     started = time.perf_counter()
     from llmctl.training.distributed.supervisor import Supervisor
 
-    told = {LAUNCHER: str(os.getpid()), BEGUN: repr(started)}
+    told = {LAUNCHER: str(os.getpid()), START_TIME: repr(started)}
     command = [sys.executable, "-m", "llmctl", *sys.argv[1:]]
     code = Supervisor(command, nproc, told).run(max_restarts)
     if code < 0:

@@ -81,7 +81,7 @@ MAX_RESTARTS = option(
 )
 SHARDS = option(
     "Shards to train on.",
-    autocompletion=artefact_names.SHARDS,
+    autocompletion=artefact_names.COMPLETE_SHARDS,
     show_default="the newest",
 )
 BUDGET = option(
@@ -121,17 +121,17 @@ TARGET_COLUMN = option("The target's column in a table of pairs.")
 LABEL_COLUMN = option("The label's column.")
 
 
-def configured(kind: type[C], stage: str, given: Mapping[str, Any]) -> C:
+def configured(kind: type[C], stage: str, asked: Mapping[str, Any]) -> C:
     """A command's configuration: the recipe's table, over it the options that are called like its
-    fields, over these ``--set``. given: the command's parameters."""
+    fields, over these ``--set``. asked: the command's parameters."""
     from llmctl.config import build, parse_assignments, read_recipe
 
-    fields = kind.model_fields.keys() & given.keys()
+    fields = kind.model_fields.keys() & asked.keys()
     return build(
         kind,
-        read_recipe(given["recipe"], stage) if given.get("recipe") else {},
-        {name: given[name] for name in fields if given[name] not in (None, [])},
-        parse_assignments(given.get("set_", ())),
+        read_recipe(asked["recipe"], stage) if asked.get("recipe") else {},
+        {name: asked[name] for name in fields if asked[name] not in (None, [])},
+        parse_assignments(asked.get("set_", ())),
     )
 
 
@@ -142,8 +142,8 @@ def read_options(
     from llmctl.config import build
     from llmctl.data.text.decoding import ReadConfig
 
-    given = {"encoding": encoding, "encoding_errors": errors, "header": header}
-    config = build(ReadConfig, {key: value for key, value in given.items() if value is not None})
+    asked = {"encoding": encoding, "encoding_errors": errors, "header": header}
+    config = build(ReadConfig, {key: value for key, value in asked.items() if value is not None})
     return config.read_options(note)
 
 

@@ -48,8 +48,8 @@ def command(
 ) -> None:
     """Say what a training will take on this machine before it starts: parameters, operations,
     memory, time and cost. Its first steps are rehearsed, and nothing is kept of them."""
-    begun = launch.begun()
-    launch.run_together(nproc, 0)
+    start_time = launch.start_time()
+    launch.launch_processes(nproc, 0)
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.config import parse_assignments, read_recipe, take
 
@@ -74,11 +74,11 @@ def command(
 
             task = resolve_finetune(named.get("task"), file, parse_assignments(set_))
             document = plan_finetuning(
-                place, start, data, task, reporter, begun=begun, price=price_per_hour
+                place, start, data, task, reporter, start_time=start_time, price=price_per_hour
             )
         else:
-            for option, given in {"--from": start, "--data": data}.items():
-                if given is not None:
+            for option, option_value in {"--from": start, "--data": data}.items():
+                if option_value is not None:
                     raise UsageError(f"{option} goes with --stage finetune; leave it out")
             arch, config = resolved(file, arch, preset, budget, {}, set_)
             document = plan_of(arch)(
@@ -86,7 +86,7 @@ def command(
                 config,
                 shards or named.get("shards"),
                 reporter,
-                begun=begun,
+                start_time=start_time,
                 price=price_per_hour,
             )
     if json:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
-from llmctl.cli.launch import divided
+from llmctl.cli.launch import data_parallel
 from llmctl.cli.options import argument, flag, option
 from llmctl.errors import UsageError
 
@@ -34,7 +34,7 @@ def command(
     json: bool = flag("Print one JSON object a line.", "--json"),
 ) -> None:
     """Classify texts, or fill the [MASK]s of a text with a pretrained model."""
-    given = locals()
+    asked_columns = locals()
     from llmctl.cli.console import TerminalReporter, print_json
     from llmctl.data.text.sources import no_file
     from llmctl.formats.open import LabelledColumns
@@ -55,20 +55,20 @@ def command(
     path = data or Path("-")
     if path.is_dir():
         raise no_file("--data", path)
-    columns = options.configured(LabelledColumns, "predict", given)
+    columns = options.configured(LabelledColumns, "predict", asked_columns)
     place, reporter = options.open_workspace(workspace), TerminalReporter()
-    found = False
-    with divided(nproc, reads_stdin=not texts and str(path) == "-"):
+    any_row = False
+    with data_parallel(nproc, reads_stdin=not texts and str(path) == "-"):
         predictor = open_predictor(place, start, device=device or "auto")
         examples = predictor.alone(texts) if texts else predictor.of_file(path, columns, reporter)
         for answer in predictor.answers(examples, top=top, reporter=reporter):
-            found = True
+            any_row = True
             if json:
                 print_json(answer.record())
             else:
                 sys.stdout.write("".join(f"{line}\n" for line in answer.lines(top)))
             sys.stdout.flush()
-    if not found:
+    if not any_row:
         raise UsageError("there was no text to predict for; give texts, --data or standard input")
 
 

@@ -48,21 +48,21 @@ def command(
     quiet: bool = options.QUIET,
 ) -> None:
     """Train a model on shards. Stopped or killed, the same command goes on where it was."""
-    begun = launch.begun()
-    launch.run_together(nproc, max_restarts)
+    start_time = launch.start_time()
+    launch.launch_processes(nproc, max_restarts)
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.config import read_recipe, take
     from llmctl.reporting.units import figure
 
-    given: dict[str, Any] = {}
+    asked: dict[str, Any] = {}
     if order is not None:
-        given["model"] = {"order": order}
+        asked["model"] = {"order": order}
     if seed is not None:
-        given["seed"] = seed
-    given |= options.checkpoints(keep_checkpoints)
+        asked["seed"] = seed
+    asked |= options.checkpoints(keep_checkpoints)
     named, file = take(read_recipe(recipe, "pretrain") if recipe else {}, "shards")
     shards = shards or named.get("shards")
-    arch, config = resolved(file, arch, preset, budget, given, set_)
+    arch, config = resolved(file, arch, preset, budget, asked, set_)
     if profile and arch == "ngram":
         raise UsageError("--profile is not for --arch ngram, which counts; leave it out")
     place = options.open_workspace(workspace)
@@ -70,20 +70,22 @@ def command(
         note_others(reporter)
         if dry_run:
             print_dry_run(
-                plan_of(arch)(place, config, shards, reporter, begun=begun), config, json=json
+                plan_of(arch)(place, config, shards, reporter, start_time=start_time),
+                config,
+                json=json,
             )
             return
-        artefact, there = _train_of(arch)(
+        artefact, up_to_date = _train_of(arch)(
             place,
             config,
             shards_name=shards,
             name=name,
             force=force,
-            begun=begun,
+            start_time=start_time,
             reporter=reporter,
             **({} if arch == "ngram" else {"profile": profile}),
         )
-        if there:
+        if up_to_date:
             reporter.note(f"run {artefact.manifest.name}: up to date")
     summary = artefact.manifest.summary
     if json:
@@ -108,11 +110,11 @@ def resolved(
     arch: str | None,
     preset: str | None,
     budget: str | None,
-    given: Mapping[str, Any],
+    asked: Mapping[str, Any],
     assignments: Sequence[str],
 ) -> tuple[str, Any]:
     """The architecture, and the configuration of its pretraining: ``file`` is a recipe's table,
-    ``given`` what options say.
+    ``asked`` what options say.
 
     Raises UsageError for options that don't go with the architecture.
     """
@@ -123,29 +125,29 @@ def resolved(
     of_recipe = {key: table.pop(key, None) for key in ("arch", "preset")}
     arch = arch or of_recipe["arch"] or "bert"
     preset = preset or of_recipe["preset"]
-    given = dict(given)
+    asked = dict(asked)
     sets = parse_assignments(assignments)
     if arch == "ngram":
         from llmctl.tasks.ngram import train as ngram
 
-        if (given.get("training") or {}).get("keep_checkpoints") is not None:
+        if (asked.get("training") or {}).get("keep_checkpoints") is not None:
             raise UsageError("--keep-checkpoints is not for --arch ngram; leave it out")
         for option, value in {
-            "--preset": preset, "--seed": given.get("seed"), "--budget": budget,
+            "--preset": preset, "--seed": asked.get("seed"), "--budget": budget,
         }.items():  # fmt: skip
             if value is not None:
                 raise UsageError(f"{option} is not for --arch ngram, which counts; leave it out")
-        return arch, ngram.resolve(table, given, sets)
+        return arch, ngram.resolve(table, asked, sets)
     from llmctl.stages import pretrain
 
-    if "order" in given.get("model", {}):
+    if "order" in asked.get("model", {}):
         raise UsageError(f"--order is for --arch ngram, and this is {arch}; leave it out")
     if budget is not None:
-        given["budget"] = budget
+        asked["budget"] = budget
         # Over the recipe's length, as any option is; --set still has the last word.
         length = {"time_limit": None, "max_steps": None}
-        given["training"] = {**given.get("training", {}), **length}
-    return arch, pretrain.resolve(arch, preset, table, given, sets)
+        asked["training"] = {**asked.get("training", {}), **length}
+    return arch, pretrain.resolve(arch, preset, table, asked, sets)
 
 
 def plan_of(arch: str) -> Callable[..., dict[str, Any]]:

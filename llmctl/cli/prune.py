@@ -29,18 +29,18 @@ def command(
     from llmctl.stages.prune import find, free
 
     place = options.open_workspace(workspace)
-    found = find(place, kept=kept)
+    leftovers = find(place, kept=kept)
     if not dry_run:
-        free(place, found)
-    total = sum(waste.bytes for waste in found)
+        free(place, leftovers)
+    total = sum(waste.bytes for waste in leftovers)
     if json:
-        freed = [waste.document() for waste in found]
+        freed = [waste.document() for waste in leftovers]
         print_json({"dry_run": dry_run, "freed": freed, "bytes": total})
         return
-    for waste in found:
+    for waste in leftovers:
         if waste.what != "lock":
             out().print(f"{waste.what}: {waste.path}, {size(waste.bytes)}")
-    locks = sum(waste.what == "lock" for waste in found)
+    locks = sum(waste.what == "lock" for waste in leftovers)
     if locks:
         out().print(f"locks of what is gone: {locks}")
     out().print(f"{'would free' if dry_run else 'freed'} {size(total)}")

@@ -15,7 +15,7 @@ import typer
 from llmctl.cli.app import COMMANDS, app
 from llmctl.config import Config, config_of, words_of
 
-BEGIN, END = "<!-- reference: generated -->", "<!-- /reference -->"
+BEGIN, REFERENCE_END = "<!-- reference: generated -->", "<!-- /reference -->"
 
 SHARED = "Those of every training, above, and:"
 
@@ -30,8 +30,8 @@ def reference() -> str:
 def insert(text: str) -> str:
     """A page with the reference between its markers."""
     before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{reference()}\n\n{END}{after}"
+    _, _, after = rest.partition(REFERENCE_END)
+    return f"{before}{BEGIN}\n\n{reference()}\n\n{REFERENCE_END}{after}"
 
 
 def _command(name: str, command: Any) -> str:
@@ -52,7 +52,7 @@ def _cell(text: str | None) -> str:
 def _keys() -> list[str]:
     from llmctl.models import ARCHITECTURES
     from llmctl.stages.chat import ChatConfig
-    from llmctl.stages.finetune import TASKS
+    from llmctl.stages.finetune import FINETUNE_TASKS
     from llmctl.stages.finetune import resolve as resolve_finetune
     from llmctl.stages.pretrain import resolve
     from llmctl.stages.tokenize.stage import TokenizeConfig
@@ -64,7 +64,7 @@ def _keys() -> list[str]:
         "tokenize": TokenizeConfig(),
         **{f"pretrain --arch {arch}": resolve(arch, None) for arch in ARCHITECTURES},
         "pretrain --arch ngram": NgramRunConfig(),
-        **{f"finetune --task {task}": resolve_finetune(task) for task in TASKS},
+        **{f"finetune --task {task}": resolve_finetune(task) for task in FINETUNE_TASKS},
         "eval": EvaluateConfig(),
         "generate": GenerateConfig(),
         "chat": ChatConfig(),

@@ -23,7 +23,7 @@ IMPORTING = "<frozen importlib._bootstrap>"
 
 
 class _State:
-    """Of this process."""
+    """What this process has printed and changed."""
 
     in_command = False
     """Whether a command has begun, which has its own ways to end."""
@@ -101,7 +101,7 @@ class _Output(io.FileIO):
 
 
 def _named(stream: TextIO) -> TextIO:
-    """The same stream with errors that name it, where it is a file of the system's."""
+    """A stream with errors that name it, where it is a file of the system's."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     unbuffered = isinstance(stream.buffer, io.FileIO)  # python -u

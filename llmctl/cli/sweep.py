@@ -48,7 +48,7 @@ def command(
     seeds: int = option("Runs of each configuration; their mean is compared.", default=1, min=1),
     shards: str | None = option(
         "With pretrain: shards to train on.",
-        autocompletion=artefact_names.SHARDS,
+        autocompletion=artefact_names.COMPLETE_SHARDS,
         show_default="the newest",
     ),
     start: str | None = option(
@@ -98,13 +98,13 @@ def command(
     fields = parse_grid(grid)
     assigned = parse_assignments(set_)
     stage, chosen = (stage, False) if stage else (_stage_of(recipe), True)
-    given = _given(
+    asked = _given(
         stage,
         pretrain={"shards": shards},
         finetune={"from": start, "like": like, "task": task, "data": str(data) if data else None},
     )
     table = read_recipe(recipe, stage)
-    besides = [word.partition("=")[0] for word in as_assignments({**assigned, **given})]
+    besides = [word.partition("=")[0] for word in as_assignments({**assigned, **asked})]
     for key in fields:
         if key in besides:
             raise UsageError(f"{key} is in --grid and given besides; leave one of them out")
@@ -116,7 +116,7 @@ def command(
         note_others(reporter)
         if chosen:
             reporter.note(f"stage: {stage}, the one that {recipe} has a table for")
-        trainings = Trainings(place, recipe, [table, given, assigned], reporter)
+        trainings = Trainings(place, recipe, [table, asked, assigned], reporter)
         planned = plan.plan(
             place,
             trainings.pretraining if stage == "pretrain" else trainings.finetuning,
@@ -146,10 +146,10 @@ def _stage_of(recipe: Path) -> str:
     """The one stage that a recipe trains. Raises UsageError if it has both, or none."""
     from llmctl.config import read_tables
 
-    there = [stage for stage in STAGES if stage in read_tables(recipe)]
-    if len(there) == 1:
-        return there[0]
-    if there:
+    stages = [stage for stage in STAGES if stage in read_tables(recipe)]
+    if len(stages) == 1:
+        return stages[0]
+    if stages:
         raise UsageError(
             f"{recipe} has tables [pretrain] and [finetune]; say which to sweep: --stage pretrain "
             "or --stage finetune"

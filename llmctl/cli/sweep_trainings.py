@@ -15,7 +15,7 @@ from llmctl.reporting.reporter import Reporter
 from llmctl.stages.sweep.plan import Training
 from llmctl.workspace.artefacts import Artefact, Workspace
 
-PRETRAINING = ("arch", "preset", "shards")
+PRETRAIN_KEYS = ("arch", "preset", "shards")
 FINETUNING = ("from", "like", "data.file", "task")
 """What these stages are given beside their configurations' fields."""
 
@@ -39,37 +39,37 @@ class Trainings:
         from llmctl.tasks.ngram import train as ngram
         from llmctl.training.precision import choose_device
 
-        chosen, layers = self._taken(values, PRETRAINING)
+        chosen, layers = self._taken(values, PRETRAIN_KEYS)
         arch, preset = chosen.get("arch", "bert"), chosen.get("preset")
-        workspace, reporter, given = self.workspace, self.reporter, (arch, chosen.get("shards"))
+        workspace, reporter, names = self.workspace, self.reporter, (arch, chosen.get("shards"))
         train: Callable[..., tuple[Artefact, bool]]
         if arch == "ngram":
             if preset is not None:
                 raise UsageError("a preset is not for --arch ngram, which counts; leave it out")
             config: Any = ngram.resolve(*layers)
             train = ngram.train_ngram
-            if given not in self.shards:
-                self.shards[given] = ngram.shards_of(workspace, given[1], reporter)
+            if names not in self.shards:
+                self.shards[names] = ngram.shards_of(workspace, names[1], reporter)
         else:
             config = pretrain.resolve(arch, preset, *layers)
             choose_device(config.training.device)
             train = pretrain.pretrain
-            if given not in self.shards:
-                self.shards[given] = pretrain.shards_of(workspace, arch, given[1], reporter)
-        shards = self.shards[given]
+            if names not in self.shards:
+                self.shards[names] = pretrain.shards_of(workspace, arch, names[1], reporter)
+        shards = self.shards[names]
         words = {"--arch": arch, "--preset": preset, "--shards": shards.manifest.name}
 
         def find(name: str) -> Artefact | None:
-            _, found = find_pretraining(workspace, config, shards, name, reporter=reporter)
-            return found
+            _, existing = find_pretraining(workspace, config, shards, name, reporter=reporter)
+            return existing
 
-        def make(name: str, anew: bool) -> Artefact:
+        def make(name: str, overwrite: bool) -> Artefact:
             artefact, _ = train(
                 workspace,
                 config,
                 shards_name=shards.manifest.name,
                 name=name,
-                force=anew,
+                force=overwrite,
                 reporter=reporter,
                 command=self._command("pretrain", words, name, layers),
             )
@@ -100,7 +100,7 @@ class Trainings:
                 workspace, start, data, config, like=like, name=name, reporter=reporter
             )
 
-        def make(name: str, anew: bool) -> Artefact:
+        def make(name: str, overwrite: bool) -> Artefact:
             artefact, _ = finetune.finetune(
                 workspace,
                 start,
@@ -108,7 +108,7 @@ class Trainings:
                 config,
                 like=like,
                 name=name,
-                force=anew,
+                force=overwrite,
                 reporter=reporter,
                 command=self._command("finetune", words, name, layers),
             )
@@ -127,21 +127,21 @@ class Trainings:
         chosen: dict[str, str] = {}
         layers: list[Mapping[str, Any]] = []
         for layer in (*self.layers, values):
-            found, rest = take(layer, *keys)
-            chosen.update(found)
+            taken, rest = take(layer, *keys)
+            chosen.update(taken)
             layers.append(rest)
         return chosen, layers
 
     def _command(
         self,
         stage: str,
-        given: Mapping[str, str | None],
+        options: Mapping[str, str | None],
         name: str,
         layers: Sequence[Mapping[str, Any]],
     ) -> list[str]:
         """The command that makes one of the runs by itself."""
         words = ["llmctl", stage, "--recipe", str(self.recipe)]
-        for option, value in {**given, "--name": name}.items():
+        for option, value in {**options, "--name": name}.items():
             words += [option, value] if value is not None else []
         laid: dict[str, Any] = {}
         for layer in layers[1:]:

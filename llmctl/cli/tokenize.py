@@ -81,12 +81,12 @@ def command(
     quiet: bool = options.QUIET,
 ) -> None:
     """Learn a tokenizer from text, or take one, and write the text as shards of tokens."""
-    given = locals()
+    asked = locals()
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.stages.tokenize.parts import tokenize_part
     from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
 
-    config = options.configured(TokenizeConfig, "tokenize", given)
+    config = options.configured(TokenizeConfig, "tokenize", asked)
     chosen = _chosen_part(part, ray, name)
     if dry_run:
         plan: dict[str, Any] = {"config": config.model_dump(mode="json"), "sources": sources}
@@ -100,14 +100,14 @@ def command(
         how: dict[str, Any] = {"name": name, "force": force, "reporter": reporter}
         if chosen is not None:
             done = tokenize_part(place, sources, config, chosen, **how)
-            artefact, there, missing = done.shards, done.there, done.missing
+            artefact, up_to_date, missing = done.shards, done.up_to_date, done.missing
         elif ray is not None:
             from llmctl.stages.tokenize.ray_data import tokenize_on_ray
 
-            artefact, there = tokenize_on_ray(place, sources, config, ray, **how)
+            artefact, up_to_date = tokenize_on_ray(place, sources, config, ray, **how)
         else:
-            artefact, there = tokenize(place, sources, config, **how)
-        if there:
+            artefact, up_to_date = tokenize(place, sources, config, **how)
+        if up_to_date:
             what = f"shards {artefact.manifest.name}" if artefact else f"part {chosen} of {name}"
             reporter.note(f"{what}: up to date")
     if json:

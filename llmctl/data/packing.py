@@ -13,10 +13,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.keyed import bits, key_of
+from llmctl.data.random import bits, key_of
 from llmctl.data.shards.chunks import ChunkRefs, Chunks
 
-WINDOW_BATCHES = 16
+PACKING_WINDOW_BATCHES = 16
 """Batches packed together: enough texts for a good fit, few enough to pack in milliseconds."""
 
 
@@ -93,7 +93,7 @@ class PackedBatches:
 
     def batch(self, number: int) -> tuple[ChunkRefs, list[list[int]]]:
         """The chunks of a batch and, for each row, which of them it holds in order."""
-        window, place = divmod(number, WINDOW_BATCHES)
+        window, place = divmod(number, PACKING_WINDOW_BATCHES)
         refs, deals = self._window(window)
         rows = deals[place]
         flat = np.asarray([index for row in rows for index in row], dtype=np.int64)
@@ -102,9 +102,9 @@ class PackedBatches:
         return refs.take(flat), local
 
     def _make_window(self, window: int) -> tuple[ChunkRefs, list[list[list[int]]]]:
-        span = WINDOW_BATCHES * self.chunks_per_batch
+        span = PACKING_WINDOW_BATCHES * self.chunks_per_batch
         first, last = window * span, (window + 1) * span
-        batches = WINDOW_BATCHES
+        batches = PACKING_WINDOW_BATCHES
         if not self._repeat:
             last = min(last, self.chunks.count)
             batches = -(-(last - first) // self.chunks_per_batch)

@@ -112,7 +112,8 @@ def _splits(labels: NDArray[np.int64], seed: int) -> list[tuple[NDArray[np.int64
 
 
 def _mean_log_likelihood(model: Any, rows: Any, labels: NDArray[np.int64]) -> float:
-    """Of held-out labels, in nats; all of them are among the model's classes."""
+    """The mean log-likelihood of held-out labels, in nats; all of them are among the model's
+    classes."""
     log_probabilities = model.predict_log_proba(rows)
     columns = np.searchsorted(model.classes_, labels)
     return float(log_probabilities[np.arange(len(labels)), columns].mean())

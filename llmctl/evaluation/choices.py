@@ -27,7 +27,7 @@ class Question:
     context: str
     """Empty: the choices are whole texts."""
     choices: tuple[str, ...]
-    """As they follow the context, with the space before them where there is one."""
+    """The choices as they follow the context, with the space before them where there is one."""
     gold: int
     """Which is right."""
     prior: str | None
@@ -42,11 +42,11 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ChoiceScores:
     """What a model made of a question's choices."""
 
     log_probs_C: Floats
-    """Of each choice behind the context, in nats."""
+    """The log-probability of each choice behind the context, in nats."""
     tokens_C: NDArray[np.int64]
     sizes_C: NDArray[np.int64]
     """Bytes."""
@@ -56,7 +56,7 @@ class Outcome:
     """Whether greedy decoding would write the first choice."""
 
 
-SCORES: dict[str, Callable[[Outcome], Floats | None]] = {
+SCORES: dict[str, Callable[[ChoiceScores], Floats | None]] = {
     "plain": lambda outcome: outcome.log_probs_C,
     "tokens": lambda outcome: outcome.log_probs_C / outcome.tokens_C,
     "bytes": lambda outcome: outcome.log_probs_C / outcome.sizes_C,

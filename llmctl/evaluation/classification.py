@@ -198,6 +198,6 @@ def _hits(confusion: Ints) -> Ints:
 
 
 def _ratio(above: NDArray[Any], below: NDArray[Any]) -> Floats:
-    """above / below, and 0 where there is nothing below."""
+    """The ratio above / below, and 0 where there is nothing below."""
     above, below = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
     return np.divide(above, below, out=np.zeros_like(above), where=below > 0)

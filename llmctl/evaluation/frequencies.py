@@ -32,7 +32,7 @@ class Guesses:
     bigram_accuracy: float
 
     def document(self) -> dict[str, float]:
-        """As JSON values."""
+        """The figures as JSON values."""
         return asdict(self)
 
 

@@ -31,11 +31,11 @@ CONFIDENCE = 0.95
 BLEU_ORDER = 4
 CHRF_ORDER = 6
 CHRF_BETA = 2
-"""sacrebleu's defaults, with which scores are published."""
+"""The defaults of sacrebleu, with which scores are published."""
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 ASCII_SHARE = 0.9
-"""Of the letters, from which rouge-score's own tokenizer reads a text: it drops all that aren't
-ASCII, which German and French survive, Russian and Chinese don't."""
+"""The share of the letters from which rouge-score's own tokenizer reads a text: it drops all that
+aren't ASCII, which German and French survive, Russian and Chinese don't."""
 DRAWN_AT_ONCE = 4_000_000
 """Counts of resampled texts held together: 32 MB, however many texts there are."""
 
@@ -265,7 +265,7 @@ def _bleu(sums_RS: Ints) -> Floats:
 
 
 def _chrf_statistics(written: Sequence[str], references: Sequence[str]) -> Ints:
-    """n-grams of characters written, in the reference, and shared, for each n: (N, 3 · 6).
+    """Counts of character n-grams written, in the reference, and shared, for each n: (N, 3 · 6).
 
     sacrebleu's score of a text doesn't give them away as that of BLEU does.
     """
@@ -287,7 +287,7 @@ def _ngrams(text: str, order: int) -> Counter[str]:
 
 
 def _chrf(sums_RS: Ints) -> Floats:
-    """chrF (Popović 2015) from sums of texts' statistics: (R,)."""
+    """The score chrF (Popović 2015) from sums of texts' statistics: (R,)."""
     ours, theirs, shared = (sums_RS[:, column::3].astype(np.float64) for column in range(3))
     counted = (ours > 0) & (theirs > 0)
     orders_R = counted.sum(1)
@@ -301,7 +301,7 @@ def _chrf(sums_RS: Ints) -> Floats:
 def _ratio(
     above: NDArray[Any], below: NDArray[Any], where: NDArray[np.bool_] | None = None
 ) -> Floats:
-    """above / below, and 0 where there is nothing below or it isn't asked for."""
+    """The ratio above / below, and 0 where there is nothing below or it isn't asked for."""
     where = below > 0 if where is None else where
     return np.divide(above, below, out=np.zeros(above.shape), where=where)
 

@@ -28,8 +28,8 @@ from llmctl.evaluation.bootstrap import percentile_interval, resample_counts
 GROUPS = 1000
 """Groups of documents that are drawn again together."""
 
-Ids = NDArray[np.int64]
-LogProbs = Callable[[Iterable[tuple[Ids, Ids]]], Iterator[NDArray[np.float64]]]
+TokenIds = NDArray[np.int64]
+LogProbs = Callable[[Iterable[tuple[TokenIds, TokenIds]]], Iterator[NDArray[np.float64]]]
 """From (context, continuation) pairs to the log-probabilities of the continuations' tokens."""
 
 
@@ -37,7 +37,7 @@ LogProbs = Callable[[Iterable[tuple[Ids, Ids]]], Iterator[NDArray[np.float64]]]
 class Passage:
     """A document: its tokens with those around it, and the UTF-8 bytes of its text."""
 
-    ids: Ids
+    ids: TokenIds
     size: int
 
 

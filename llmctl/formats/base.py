@@ -40,7 +40,7 @@ from llmctl.workspace.files import sha256_file, sha256_json
 
 CLASSES = "output.weight"
 """The matrix of a classifier's last layer, a row for each class."""
-M = TypeVar("M", bound=nn.Module)
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class Format(Protocol):
@@ -106,7 +106,7 @@ class Pretrained:
     architecture: ModelSpec | None = None
     """None: the model has no network."""
     decoder: seq2seq.Seq2SeqShape | None = None
-    """Of a model with a decoder attached: what that is like."""
+    """What the decoder is like, of a model with one attached."""
 
     @property
     def kind(self) -> str:
@@ -165,7 +165,7 @@ class Pretrained:
 
     @property
     def max_target(self) -> int:
-        """And of a target."""
+        """Tokens of a target at most."""
         return int(self.fields.get(MAX_TARGET, self.max_length))
 
     @property
@@ -187,7 +187,7 @@ class Pretrained:
         return around
 
     def digest(self) -> str:
-        """Of all that decides what the model answers."""
+        """The digest of all that decides what the model answers."""
         files = [sha256_file(path) for path in self.files]
         return sha256_json([*files, self.tokenizer.digest(), *self.tokenizer.said_beside()])
 
@@ -281,7 +281,7 @@ class Pretrained:
     def _body(self, dropout: float | None = None) -> Backbone:
         return self.spec.build(self.config if dropout is None else self.config_with(dropout))
 
-    def _filled(self, model: M) -> M:
+    def _filled(self, model: Net) -> Net:
         fill(model.state_dict(), self.tensors)
         return model
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.data.tables.labelled import Columns, column_names, resolve_columns
-from llmctl.data.tables.source_target import (
+from llmctl.data.tables.parallel_text import (
     PairColumns,
     pair_column_names,
     resolve_pair_columns,
@@ -35,7 +35,7 @@ class Finetuned:
     """A finetuned model, as far as its columns matter."""
 
     name: str
-    """As it was given."""
+    """The name as it was given."""
     folder: Pretrained
     run: Artefact | None
     """The run that it is of, if it isn't a mere folder."""
@@ -101,7 +101,7 @@ def pair_record(columns: PairColumns) -> dict[str, Any]:
 def labelled_columns(
     model: Finetuned,
     path: Path,
-    given: LabelledColumns,
+    requested: LabelledColumns,
     *,
     need_label: bool,
     reading: ReadOptions = DEFAULT,
@@ -109,12 +109,12 @@ def labelled_columns(
 ) -> Columns:
     """The columns that a classifier reads a file by.
 
-    given: the options, each of which wins. note: is told what was taken. Raises InputError for a
-    column that isn't there, UsageError where several would do, and where the model was trained on
+    requested: the options, each of which wins. note: is told what was taken. Raises InputError for
+    a column that isn't there, UsageError where several would do, and where the model was trained on
     pairs and the file gives single texts, or the other way round.
     """
-    text = split_columns(given.text_column)
-    pair, label = given.text_pair_column, given.label_column
+    text = split_columns(requested.text_column)
+    pair, label = requested.text_pair_column, requested.label_column
     asked, trained, missing = bool(text or pair), model.labelled, list[str]()
     known = (*trained.text, trained.text_pair, trained.label) if trained else ()
     wanted = [name for name in (*text, pair, label, *known) if name]
@@ -141,7 +141,7 @@ def labelled_columns(
         reading=reading,
     )
     if trained is not None:
-        _check_pair(model.name, path, columns, trained, given)
+        _check_pair(model.name, path, columns, trained, requested)
     if not names:
         return columns
     if trained is None:
@@ -170,7 +170,7 @@ def _as_there(wanted: str, names: Sequence[str]) -> str:
 
 
 def _check_pair(
-    name: str, path: Path, columns: Columns, trained: Columns, given: LabelledColumns
+    name: str, path: Path, columns: Columns, trained: Columns, requested: LabelledColumns
 ) -> None:
     """Raises UsageError where a model of pairs would read single texts, or one of single texts
     pairs."""
@@ -183,8 +183,8 @@ def _check_pair(
         )
     if columns.text_pair and not trained.text_pair:
         how = (
-            f"leave --text-pair-column {given.text_pair_column} out"
-            if given.text_pair_column
+            f"leave --text-pair-column {requested.text_pair_column} out"
+            if requested.text_pair_column
             else "choose one with --text-column"
         )
         raise UsageError(

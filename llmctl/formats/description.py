@@ -19,10 +19,10 @@ MAX_LENGTH, CHAT = "llmctl_max_length", "llmctl_chat"
 """Tokens trained on, and whether the model has learned to answer."""
 STYLE, LEAD_WORDS = "llmctl_style", "llmctl_target_words"
 MAX_SOURCE, MAX_TARGET = "llmctl_max_source", "llmctl_max_target"
-"""Of models finetuned on pairs: how they write from a source, words of a target on average, and
-tokens of both at most."""
+"""Fields of models finetuned on pairs: how they write from a source, words of a target on average,
+and tokens of both at most."""
 COLUMNS = "llmctl_columns"
-"""Of finetuned models: the columns of the table that they were trained on."""
+"""The field of finetuned models with the columns of the table that they were trained on."""
 
 MODEL_KINDS = {
     "classify": "a classifier",
@@ -53,19 +53,19 @@ def names_of_labels(fields: Mapping[str, Any], count: int) -> list[str]:
 
     Raises PurposeError if they are not those of so many.
     """
-    given = fields.get("id2label")
-    if given is None:
+    labels = fields.get("id2label")
+    if labels is None:
         return [f"LABEL_{number}" for number in range(count)]
     if (
-        not isinstance(given, dict)
-        or given.keys() != set(map(str, range(count)))
-        or not all(isinstance(name, str | int | float) for name in given.values())
+        not isinstance(labels, dict)
+        or labels.keys() != set(map(str, range(count)))
+        or not all(isinstance(name, str | int | float) for name in labels.values())
     ):
         raise PurposeError(
-            f"id2label is {shown(given)}, not a name for each of the {count} classes that the "
+            f"id2label is {shown(labels)}, not a name for each of the {count} classes that the "
             "weights have; copy it again"
         )
-    names = [str(given[str(number)]) for number in range(count)]
+    names = [str(labels[str(number)]) for number in range(count)]
     if len(set(names)) < count:
         twice = next(name for name in names if names.count(name) > 1)
         raise PurposeError(f"id2label has the name {twice!r} twice; give each class its own")

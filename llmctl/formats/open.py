@@ -11,7 +11,7 @@ from llmctl import tokenizers
 from llmctl.config import ColumnName, Config
 from llmctl.data.tables.labelled import Columns, Example, read_examples, resolve_columns
 from llmctl.data.tables.labels import doubts, without_label
-from llmctl.data.text import duplicates
+from llmctl.data.text import hashing
 from llmctl.data.text.decoding import DEFAULT, ReadConfig, ReadOptions
 from llmctl.data.text.sources import no_file
 from llmctl.errors import InputError, did_you_mean
@@ -37,21 +37,21 @@ class LabelledColumns(ReadConfig):
     """The label's column. Unset: an obvious one, named on stderr."""
 
 
-def open_model(workspace: Workspace, given: str) -> tuple[Pretrained, InputRecord]:
+def open_model(workspace: Workspace, name: str) -> tuple[Pretrained, InputRecord]:
     """The network of a run's name or of a folder; a run's files are checked by their digests.
 
     Raises InputError if there is none, it is not whole, or the model has no network.
     """
-    model, _, record = open_any_model(workspace, given)
+    model, _, record = open_any_model(workspace, name)
     _ = model.spec
     return model, record
 
 
 def open_any_model(
-    workspace: Workspace, given: str
+    workspace: Workspace, name: str
 ) -> tuple[Pretrained, Artefact | None, InputRecord]:
     """A model, an n-gram model too, as ``open_model`` opens it, with its run if it is of one."""
-    path, run = find_model(workspace, given)
+    path, run = find_model(workspace, name)
     model = open_folder(path)
     if run is not None:
         return model, run, run.as_input("model")
@@ -71,31 +71,31 @@ def _format_of(path: Path) -> Format | None:
     return next((format for format in FORMATS.values() if format.recognises(path)), None)
 
 
-def find_model(workspace: Workspace, given: str) -> tuple[Path, Artefact | None]:
+def find_model(workspace: Workspace, name: str) -> tuple[Path, Artefact | None]:
     """The model folder that a run's name or a path stands for, and the run; its files are checked.
 
     Raises InputError if there is none or it is not whole.
     """
     runs = workspace.names("run")
-    if given not in runs:
+    if name not in runs:
         # A model folder, or the folder of a run.
-        for path in (Path(given), Path(given) / "model"):
+        for path in (Path(name), Path(name) / "model"):
             if _format_of(path) is not None:
                 return path, None
         raise InputError(
-            f"no run or model folder {given!r}{did_you_mean(given, runs)}; `llmctl status` lists "
+            f"no run or model folder {name!r}{did_you_mean(name, runs)}; `llmctl status` lists "
             f"the runs of workspace {workspace.root}"
         )
-    run = workspace.get("run", given)
+    run = workspace.get("run", name)
     if not run.finished and run.manifest.files:
         raise InputError(
-            f"run {given} is being trained for longer; run its command again to finish it, or take "
+            f"run {name} is being trained for longer; run its command again to finish it, or take "
             f"the model that it had before: {run.folder / 'model'}"
         )
     if not run.finished:
         raise InputError(
-            f"run {given} is not finished; run its command again to finish it "
-            f"(`llmctl status {given}` shows it)"
+            f"run {name} is not finished; run its command again to finish it "
+            f"(`llmctl status {name}` shows it)"
         )
     run.verify("model/")
     return run.folder / "model", run
@@ -121,8 +121,8 @@ def choose_shards(
         def pass_over(name: str, error: InputError) -> None:
             reporter.note(f"shards {name} are passed over: {error}")
 
-        there = workspace.list("shards", pass_over)
-        candidates = [shards for shards in there if _suits(shards, suits)]
+        matching = workspace.list("shards", pass_over)
+        candidates = [shards for shards in matching if _suits(shards, suits)]
         if not candidates:
             raise InputError(
                 f"workspace {workspace.root} has no shards that suit {wanted}; make some: "
@@ -269,4 +269,4 @@ def cut_in_use(cut: int, total: int, folder: Pretrained) -> str:
 
 def is_held_out(example: Example, share: float) -> bool:
     """Whether an example falls to validation: by its text's hash, whatever the order."""
-    return duplicates.is_held_out(f"{example.text}\x1f{example.text_pair or ''}", share)
+    return hashing.is_held_out(f"{example.text}\x1f{example.text_pair or ''}", share)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from llmctl.errors import InputError
 from llmctl.inference.decoder import CausalDecoder
-from llmctl.inference.decoding import GenerationConfig, Rules
-from llmctl.inference.decoding.rows import Row
+from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig
+from llmctl.inference.decoding.rows import SequenceState
 from llmctl.inference.decoding.sampling import write
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.chat_template import ChatTemplate
@@ -34,7 +34,7 @@ class Stopped(Exception):
     """Somebody wants no more of an answer."""
 
 
-class RememberingDecoder:
+class PrefixCachedRunner:
     """A decoder of one row that reads of a prompt only what differs from what it read last."""
 
     def __init__(self, decoder: CausalDecoder, context: int) -> None:
@@ -48,7 +48,7 @@ class RememberingDecoder:
         """How many were read in all."""
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
-        """As ``NextToken`` says, for one prompt."""
+        """Read one prompt, as ``DecoderRunner`` says."""
         (prompt,) = prompts
         # The last token is read again if need be, as what follows it is asked for.
         shared = _common(self.read, prompt[:-1])
@@ -64,7 +64,7 @@ class RememberingDecoder:
         return logits_BV
 
     def extend(self, ids_BT: Tensor) -> Tensor:
-        """As ``NextToken`` says. Raises Stopped where that is wished."""
+        """Read more tokens, as ``DecoderRunner`` says. Raises Stopped where that is wished."""
         if self.should_stop():
             raise Stopped
         return self._extend(ids_BT)
@@ -76,7 +76,7 @@ class RememberingDecoder:
         return logits_BTV
 
     def select(self, rows_R: Tensor) -> None:
-        """As ``NextToken`` says; of one row there is nothing to choose."""
+        """Choose nothing, as there is one row only."""
         self._decoder.select(rows_R)
 
 
@@ -94,9 +94,9 @@ class ChatAnswer:
     finish: str
     """Why it ended: ``eos``, ``stop``, ``length``, or ``stopped`` where somebody wanted no more."""
     prompt_tokens: int
-    """The conversation up to the answer, …"""
+    """Tokens of the conversation up to the answer."""
     read_tokens: int
-    """… and how much of it was read for this answer."""
+    """Tokens of the conversation that were read for this answer."""
     new_tokens: int
     left_out: int
     """Turns that no longer fit and were left out for this answer, for good."""
@@ -115,12 +115,12 @@ class ChatSession:
         """Raises InputError if the template gives an answer no end."""
         assert decoder.max_positions is not None
         self._context = decoder.max_positions
-        self._decoder = RememberingDecoder(decoder, self._context)
+        self._decoder = PrefixCachedRunner(decoder, self._context)
         self._template, self._config = template, config
         tokenizer = copy.copy(tokenizer)
         # Whatever the template calls it.
         tokenizer.special = {**tokenizer.special, "turn_end": template.answer_end}
-        self._rules = Rules(config, tokenizer)
+        self._rules = CompiledSamplingParams(config, tokenizer)
         self._system: str | None = None
         self.turns: list[dict[str, str]] = []
         """User and assistant in turns."""
@@ -160,8 +160,8 @@ class ChatSession:
         limit = self._rules.room(prompt, self._context)
         read_before = self._decoder.tokens_read
         # Each answer draws anew, and the same conversation the same.
-        row = Row.begin(self._rules, self._answers, 0, prompt, limit)
-        row.tell = tell
+        row = SequenceState.begin(self._rules, self._answers, 0, prompt, limit)
+        row.on_text = tell
         self._decoder.should_stop = should_stop
         finish = "stopped"
         try:

@@ -15,11 +15,11 @@ from torch import Tensor
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.seq2seq import Seq2Seq
 from llmctl.models.layers.cache import KeyValueCache
-from llmctl.models.layers.cross_attention import Source
+from llmctl.models.layers.cross_attention import EncoderOutput
 from llmctl.tokenizers import Tokenizer
 
 
-class NextToken(Protocol):
+class DecoderRunner(Protocol):
     """A language model that reads texts row by row and says what may follow each."""
 
     vocab_size: int
@@ -41,7 +41,7 @@ class NextToken(Protocol):
 
 
 @runtime_checkable
-class FromSource(NextToken, Protocol):
+class EncoderDecoderRunner(DecoderRunner, Protocol):
     """A language model that reads sources first; its prompts are the beginnings of targets."""
 
     def begin(self, sources: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -51,7 +51,7 @@ class FromSource(NextToken, Protocol):
 
 
 @runtime_checkable
-class Rewindable(NextToken, Protocol):
+class TruncatableRunner(DecoderRunner, Protocol):
     """A language model that can forget the last tokens of its one row."""
 
     def truncate(self, length: int) -> None:
@@ -141,7 +141,7 @@ class SourceDecoder(CausalDecoder):
         """start: the token that a target begins with; the others as ``CausalDecoder``'s."""
         super().__init__(model.eval().decoder, longest=longest, head=head, tokenizer=tokenizer)
         self.reader, self.start = model, start
-        self.source: Source
+        self.source: EncoderOutput
 
     @torch.inference_mode()
     def begin(self, sources: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -153,7 +153,7 @@ class SourceDecoder(CausalDecoder):
         return [[self.start] for _ in sources]
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
-        self.source.restart()
+        self.source.reset_beams()
         return super().prefill(prompts, room)
 
     @torch.inference_mode()
@@ -165,11 +165,11 @@ class SourceDecoder(CausalDecoder):
         return self.model.body(ids_BT, cache=self.cache, source=self.source)
 
 
-class Rereading:
+class RecomputeOnTruncate:
     """A language model that can't forget and reads its one row anew instead, which costs little
     where it looks at the last few tokens alone."""
 
-    def __init__(self, model: NextToken) -> None:
+    def __init__(self, model: DecoderRunner) -> None:
         self.model = model
         self.vocab_size, self.max_positions = model.vocab_size, model.max_positions
         self.ids: list[int] = []
@@ -192,6 +192,6 @@ class Rereading:
             self.model.prefill([self.ids], 0)
 
 
-def rewindable(decoder: NextToken) -> Rewindable:
+def truncatable(decoder: DecoderRunner) -> TruncatableRunner:
     """The model itself if it can forget, else as one that can."""
-    return decoder if isinstance(decoder, Rewindable) else Rereading(decoder)
+    return decoder if isinstance(decoder, TruncatableRunner) else RecomputeOnTruncate(decoder)

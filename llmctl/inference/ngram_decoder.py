@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmctl.inference.scoring import READ_AHEAD, Answer, Query, Score
-from llmctl.models.ngram.counts import Block
+from llmctl.inference.scoring import QUERIES_AHEAD, Query, QueryScores, Score
+from llmctl.models.ngram.counts import TokenBlock
 from llmctl.models.ngram.model import NgramModel
 
 ENTRIES_AT_ONCE = 1 << 22
@@ -22,7 +22,8 @@ ENTRIES_AT_ONCE = 1 << 22
 
 
 class NgramDecoder:
-    """An n-gram model as ``llmctl.inference.decoder.NextToken``; logits are log-probabilities."""
+    """An n-gram model as ``llmctl.inference.decoder.DecoderRunner``; logits are
+    log-probabilities."""
 
     max_positions: int | None = None
     """A text may have any length: what is more than ``order`` − 1 tokens back is not looked at."""
@@ -68,13 +69,14 @@ class NgramScorer:
     def __init__(self, model: NgramModel) -> None:
         self.model = model
 
-    def score(self, queries: Iterable[Query], *, greedy: bool = False) -> Iterator[Answer]:
-        """As ``Scorer`` says; no context is cut, as what lies further back is not looked at."""
+    def score(self, queries: Iterable[Query], *, greedy: bool = False) -> Iterator[QueryScores]:
+        """Score queries as ``Scorer`` says; no context is cut, as what lies further back is not
+        looked at."""
         stream = iter(queries)
-        while block := list(islice(stream, READ_AHEAD)):
+        while block := list(islice(stream, QUERIES_AHEAD)):
             yield from self._score_block(block, greedy)
 
-    def _score_block(self, queries: Sequence[Query], greedy: bool) -> Iterator[Answer]:
+    def _score_block(self, queries: Sequence[Query], greedy: bool) -> Iterator[QueryScores]:
         # One token at least, which a text begins with and is not scored.
         reach = max(self.model.order - 1, 1)
         texts = [
@@ -84,7 +86,9 @@ class NgramScorer:
         ]
         lengths = np.array([len(context) + len(text) for context, text in texts])
         ends = np.cumsum(lengths)
-        block = Block(np.concatenate([part for text in texts for part in text]), ends - lengths)
+        block = TokenBlock(
+            np.concatenate([part for text in texts for part in text]), ends - lengths
+        )
         log_probs = self.model.log_probabilities(block)
         alike = self._likeliest(block) == block.tokens if greedy else None
         slices = iter(
@@ -95,12 +99,12 @@ class NgramScorer:
         )
         for query in queries:
             own = islice(slices, len(query.continuations))
-            yield Answer(
+            yield QueryScores(
                 [Score(log_probs[s], None if alike is None else bool(alike[s].all())) for s in own],
                 cut=0,
             )
 
-    def _likeliest(self, block: Block) -> NDArray[np.int64]:
+    def _likeliest(self, block: TokenBlock) -> NDArray[np.int64]:
         """The likeliest token at each place, (T,)."""
         places_TK = self.model.places(block)
         rows = max(1, ENTRIES_AT_ONCE // self.model.vocab_size)

@@ -33,10 +33,10 @@ from jinja2.meta import find_undeclared_variables
 from pydantic import Field
 
 from llmctl.config import Config, build
-from llmctl.data.keyed import key_of, permute
+from llmctl.data.random import key_of, permute
 from llmctl.data.tables.labelled import (
-    KNOWN,
     LABEL_NAMES,
+    LABELLED_COLUMNS,
     Columns,
     example_of,
     read_examples,
@@ -85,7 +85,7 @@ class PromptRow:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class TemplatedPrompt:
     """The prompt of a row."""
 
     text: str
@@ -221,9 +221,9 @@ def find_columns(
         requested = (text_column, text_pair_column, label_column)
         names = _reader(path, template, requested, reading).columns
     label = label_column or next((name for name in names if name.lower() in LABEL_NAMES), None)
-    given = text_column or text_pair_column
+    named = text_column or text_pair_column
     unnamed = template.fields & {TEXT, TEXT_PAIR} - set(names)
-    if given or unnamed or (need_label and label not in names):
+    if named or unnamed or (need_label and label not in names):
         return resolve_columns(
             path,
             text_column=text_column,
@@ -293,7 +293,7 @@ class Shots:
 
 def write_prompts(
     template: PromptTemplate, rows: Iterable[PromptRow], shots: Shots, count: int, fits: Fits
-) -> Iterator[Prompt]:
+) -> Iterator[TemplatedPrompt]:
     """The prompt of each row, with ``count`` examples or as many as fit: the first are dropped, so
     that the instruction and the question stay. ``fits`` isn't asked where no example is left."""
     for number, row in enumerate(rows):
@@ -301,11 +301,11 @@ def write_prompts(
         kept = shots.draw(number, question, count)
         while kept and not fits(row, template.prompt(kept, question)):
             kept = kept[1:]
-        yield Prompt(template.prompt(kept, question), row, count - len(kept))
+        yield TemplatedPrompt(template.prompt(kept, question), row, count - len(kept))
 
 
 def _reader(
     path: Path, template: PromptTemplate, requested: Sequence[str | None], reading: ReadOptions
 ) -> RowReader:
-    known = KNOWN | {field.lower() for field in template.fields}
+    known = LABELLED_COLUMNS | {field.lower() for field in template.fields}
     return RowReader(path, requested=requested, known=known, reading=reading)

@@ -25,11 +25,11 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-LARGEST = 127
-"""Of the weights; symmetric, so −128 is not used."""
+INT8_MAX = 127
+"""The largest quantised weight; symmetric, so −128 is not used."""
 HALF_LARGEST = 63
-"""Of the rows where products are summed in 16 bits by pairs, which 2 · 255 · 127 would overflow:
-on processors without VNNI."""
+"""The largest quantised value of rows where products are summed in 16 bits by pairs, which 2 · 255
+· 127 would overflow: on processors without VNNI."""
 TINY = 1e-30
 """The scale of what is zero throughout, which must not be divided by zero."""
 
@@ -69,7 +69,7 @@ class Int8Linear(nn.Module):
 
 
 class OneRowInt8Linear(nn.Module):
-    """The same layer by FBGEMM, which is on x86 alone: the faster one for a single row."""
+    """An int8 layer by FBGEMM, which is on x86 alone: the faster one for a single row."""
 
     def __init__(
         self, weight_OI: Tensor, bias_O: Tensor | None, *, largest: int | None = None
@@ -120,7 +120,7 @@ def _fbgemm_packed(weight_8_OI: Tensor, scale_O: Tensor) -> torch.ScriptObject:
 def quantise(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     """The weight in int8, and the scale of each output (O,)."""
     weight_OI = weight_OI.detach().float()
-    scale_O = weight_OI.abs().amax(1).clamp_(min=TINY).div_(LARGEST)
+    scale_O = weight_OI.abs().amax(1).clamp_(min=TINY).div_(INT8_MAX)
     return (weight_OI / scale_O[:, None]).round_().to(torch.int8), scale_O
 
 
@@ -140,8 +140,8 @@ def largest_in_rows(layer: type[Int8Linear | OneRowInt8Linear]) -> int:
     """The largest magnitude of rows with which a layer's sums are exact on this processor, by
     trying: all weights and rows are as large as they come."""
     weight_OI = torch.ones(64, 64)
-    trial = layer(weight_OI, None, largest=LARGEST)
+    trial = layer(weight_OI, None, largest=INT8_MAX)
     for rows in (1, 8):
         if (trial(torch.ones(rows, 64)) - 64).abs().max() > 1e-3:
             return HALF_LARGEST
-    return LARGEST
+    return INT8_MAX

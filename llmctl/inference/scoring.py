@@ -34,18 +34,18 @@ TOKENS_ON_CPU = 2048
 1,024 to 4,096 it is the same within 10 %, measured 384 wide."""
 TOKENS_ELSEWHERE = 1 << 15
 """An accelerator has more at work at once."""
-READ_AHEAD = 512
+QUERIES_AHEAD = 512
 """Queries read before the first answer, and sorted by length among themselves."""
 
-Ids = NDArray[np.int64]
+TokenArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Query:
     """A context, of one token at least, and what may follow it, likewise."""
 
-    context: Ids
-    continuations: Sequence[Ids]
+    context: TokenArray
+    continuations: Sequence[TokenArray]
     source: str = "a text"
     """Where it is from, for messages."""
 
@@ -59,7 +59,7 @@ class Score:
     """What a model makes of a continuation."""
 
     log_probs: Numbers
-    """Of each of its tokens, in nats."""
+    """The log-probability of each of its tokens, in nats."""
     greedy: bool | None
     """Whether each token is the likeliest at its place, as greedy decoding would write it; None
     where it wasn't asked."""
@@ -70,7 +70,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Answer:
+class QueryScores:
     """The scores of a query's continuations."""
 
     scores: list[Score]
@@ -84,7 +84,7 @@ class Scorer(Protocol):
     longest: int | None
     """Tokens that it reads at once; None: any number."""
 
-    def score(self, queries: Iterable[Query], *, greedy: bool = False) -> Iterator[Answer]:
+    def score(self, queries: Iterable[Query], *, greedy: bool = False) -> Iterator[QueryScores]:
         """An answer to each query, in order; read ahead in blocks.
 
         Raises InputError for a continuation that the model can't read at once.
@@ -92,7 +92,7 @@ class Scorer(Protocol):
         ...
 
 
-def fitted(query: Query, longest: int | None) -> tuple[Query, int]:
+def truncate_context(query: Query, longest: int | None) -> tuple[Query, int]:
     """A query whose context leaves room for its longest continuation, and the tokens that it lost.
 
     A model reads all but the last token of what it scores. Raises InputError where even one token
@@ -119,7 +119,7 @@ def encode_query(
     A piece that reaches from the context into a continuation is scored with it. Raises InputError
     for a continuation without tokens.
     """
-    encoded: list[Ids] = []
+    encoded: list[TokenArray] = []
     shared = []
     for text in continuations:
         pieces, begins = tokenizer.encode_offsets(context + text)
@@ -175,14 +175,16 @@ class CausalScorer:
         self.longest: int | None = positions if longest is None else min(longest, positions)
         self.device = model.output_weight.device
 
-    def score(self, queries: Iterable[Query], *, greedy: bool = False) -> Iterator[Answer]:
-        """As ``Scorer`` says."""
+    def score(self, queries: Iterable[Query], *, greedy: bool = False) -> Iterator[QueryScores]:
+        """Score queries as ``Scorer`` says."""
         stream = iter(queries)
-        while block := list(islice(stream, READ_AHEAD)):
-            yield from self._score_block([fitted(query, self.longest) for query in block], greedy)
+        while block := list(islice(stream, QUERIES_AHEAD)):
+            yield from self._score_block(
+                [truncate_context(query, self.longest) for query in block], greedy
+            )
 
     @torch.inference_mode()
-    def _score_block(self, block: Sequence[tuple[Query, int]], greedy: bool) -> list[Answer]:
+    def _score_block(self, block: Sequence[tuple[Query, int]], greedy: bool) -> list[QueryScores]:
         rows: list[_Row] = []
         slots = 0
         for query, _ in block:
@@ -191,8 +193,8 @@ class CausalScorer:
         log_probs, best = np.empty(slots), np.empty(slots, dtype=bool)
         at_once = TOKENS_ON_CPU if self.device.type == "cpu" else TOKENS_ELSEWHERE
         for batch in _batches(rows, at_once):
-            here = np.concatenate([slot for row in batch for slot in row.slots])
-            log_probs[here], best[here] = self._score_rows(batch, greedy)
+            scored_slots = np.concatenate([slot for row in batch for slot in row.slots])
+            log_probs[scored_slots], best[scored_slots] = self._score_rows(batch, greedy)
         answers, slot = [], 0
         for query, cut in block:
             scores = []
@@ -200,7 +202,7 @@ class CausalScorer:
                 part = slice(slot, slot + len(continuation))
                 scores.append(Score(log_probs[part], bool(best[part].all()) if greedy else None))
                 slot = part.stop
-            answers.append(Answer(scores, cut))
+            answers.append(QueryScores(scores, cut))
         return answers
 
     def _score_rows(self, rows: Sequence[_Row], greedy: bool) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -257,7 +259,7 @@ class CausalScorer:
 class _Row:
     """A context with continuations behind it, of each all but the last token."""
 
-    def __init__(self, context: Ids) -> None:
+    def __init__(self, context: TokenArray) -> None:
         self.context, self.length = len(context), len(context)
         self.branches = 0
         """Continuations of two tokens or more, which take places of their own."""
@@ -265,14 +267,14 @@ class _Row:
         self.parts = [np.zeros(self.length, dtype=np.int64)]
         """0: the context; then the number of the branch."""
         self.positions = [np.arange(self.length)]
-        self.places: list[Ids] = []
-        """Of the tokens that predict each scored one, …"""
-        self.targets: list[Ids] = []
-        """… which is this, …"""
-        self.slots: list[Ids] = []
-        """… and where its score goes."""
+        self.places: list[TokenArray] = []
+        """Places of the tokens that predict each scored one."""
+        self.targets: list[TokenArray] = []
+        """The scored tokens."""
+        self.slots: list[TokenArray] = []
+        """Where the score of each token goes."""
 
-    def add(self, continuation: Ids, slot: int) -> None:
+    def add(self, continuation: TokenArray, slot: int) -> None:
         read = np.arange(len(continuation) - 1)
         self.places.append(np.concatenate(([self.context - 1], self.length + read)))
         self.targets.append(continuation)

@@ -63,22 +63,22 @@ class PackedLinear(nn.Module):
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, rows: int) -> None:
         super().__init__()
         self.dtype = weight_OI.dtype
-        self.behind: tuple[str, str] | None = None
+        self.fused_activation: tuple[str, str] | None = None
         """An activation of the result, which then stays in the weight's type: see ``FUSED``."""
         rows = min(max(rows, FEWEST_ROWS), MOST_ROWS)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), rows)
         self.bias_O = None if bias_O is None else bias_O.detach().to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        name, form = self.behind or ("none", "")
+        name, form = self.fused_activation or ("none", "")
         y = torch.ops.mkldnn._linear_pointwise.default(
             x.to(self.dtype), self.packed, self.bias_O, name, [], form
         )
-        return y if self.behind else y.float()
+        return y if self.fused_activation else y.float()
 
 
 class Bf16Linear(nn.Module):
-    """bf16 weights where oneDNN has no products for them."""
+    """A layer with bf16 weights where oneDNN has no products for them."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()
@@ -115,13 +115,13 @@ def prepare(
     if layer is None:
         return None
     assert isinstance(model.body, nn.Module)
-    _lay_out(model.body, layer)
+    _replace_linears(model.body, layer)
     if reader is not None:
-        _lay_out(reader, layer)
+        _replace_linears(reader, layer)
     return layer(model.output_weight, None)
 
 
-def _lay_out(network: nn.Module, layer: Layer) -> None:
+def _replace_linears(network: nn.Module, layer: Layer) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
@@ -133,9 +133,9 @@ def _lay_out(network: nn.Module, layer: Layer) -> None:
 
 
 def _fuse_activation(feed_forward: FeedForward, expand: PackedLinear) -> None:
-    for name, behind in FUSED.items():
+    for name, activation in FUSED.items():
         if feed_forward.activation is ACTIVATIONS[name]:
-            expand.behind, feed_forward.activation = behind, nn.Identity()
+            expand.fused_activation, feed_forward.activation = activation, nn.Identity()
 
 
 def _layer(dtype: WeightType, rows: int) -> Layer | None:

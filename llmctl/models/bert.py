@@ -25,8 +25,8 @@ from llmctl.models.config_json import FieldTable, Only, Read
 from llmctl.models.layers.attention import SelfAttention, additive_mask
 from llmctl.models.layers.feed_forward import Activation, FeedForward
 from llmctl.models.layers.initialisation import initialise
-from llmctl.models.layers.kernels import residual
-from llmctl.models.layers.packing import Texts
+from llmctl.models.layers.kernels import cast_residual_stream
+from llmctl.models.layers.packing import PackedSequences
 from llmctl.models.scaling import CAUSAL
 from llmctl.models.spec import HUGGING_FACE, MOST_LAYERS, Backbone, ModelConfig, ModelSpec
 from llmctl.models.weight_map import BOTH, Copy, Fuse, Rename, WeightMap
@@ -65,7 +65,7 @@ class BertConfig(ModelConfig):
     """Whether the output layer of masked language modelling is the token embedding."""
 
 
-class Block(nn.Module):
+class BertBlock(nn.Module):
     """One encoder layer: attention and feed-forward, each added to its input and normalised."""
 
     def __init__(self, config: BertConfig) -> None:
@@ -77,9 +77,11 @@ class Block(nn.Module):
         self.norm_2 = nn.LayerNorm(width, eps=epsilon)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, mask: Tensor | None, texts: Texts | None) -> Tensor:
-        x_BTD = residual(self.norm_1(x_BTD + self.dropout(self.attention(x_BTD, mask, texts))))
-        return residual(self.norm_2(x_BTD + self.dropout(self.feed_forward(x_BTD))))
+    def forward(self, x_BTD: Tensor, mask: Tensor | None, packed: PackedSequences | None) -> Tensor:
+        x_BTD = cast_residual_stream(
+            self.norm_1(x_BTD + self.dropout(self.attention(x_BTD, mask, packed)))
+        )
+        return cast_residual_stream(self.norm_2(x_BTD + self.dropout(self.feed_forward(x_BTD))))
 
 
 class Bert(Backbone):
@@ -96,7 +98,7 @@ class Bert(Backbone):
         self.segment_embedding = nn.Embedding(2, width)
         self.norm = nn.LayerNorm(width, eps=config.norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(BertBlock(config) for _ in range(config.num_layers))
         self.apply(lambda module: initialise(module, config.initializer_range))
         self._start_positions()
 
@@ -118,7 +120,7 @@ class Bert(Backbone):
         self,
         input_ids_BT: Tensor,
         segment_ids_BT: Tensor | None = None,
-        mask: Tensor | Texts | None = None,
+        mask: Tensor | PackedSequences | None = None,
         position_ids_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer.
@@ -134,12 +136,12 @@ class Bert(Backbone):
         if segment_ids_BT is not None:
             is_second_BT1 = segment_ids_BT.unsqueeze(-1).to(first_D.dtype)
             segment_BTD = torch.lerp(first_D, second_D, is_second_BT1)
-        texts = added = None
-        if isinstance(mask, Texts):
-            if mask.kernel_for(self.config.dropout if self.training else 0.0):
-                texts = mask
+        packed = added = None
+        if isinstance(mask, PackedSequences):
+            if mask.supports_varlen(self.config.dropout if self.training else 0.0):
+                packed = mask
             else:
-                added = additive_mask(mask.allowed()[:, None])
+                added = additive_mask(mask.attention_mask()[:, None])
         elif mask is not None:
             added = additive_mask(mask[:, None, None, :])
         x_BTD = (
@@ -147,9 +149,9 @@ class Bert(Backbone):
             + self.position_embedding(position_ids_BT)
             + segment_BTD
         )
-        x_BTD = residual(self.dropout(self.norm(x_BTD)))
+        x_BTD = cast_residual_stream(self.dropout(self.norm(x_BTD)))
         for block in self.blocks:
-            x_BTD = block(x_BTD, added, texts)
+            x_BTD = block(x_BTD, added, packed)
         return x_BTD
 
 

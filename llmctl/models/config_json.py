@@ -20,10 +20,10 @@ from pydantic import ValidationError
 from llmctl.config import Config
 from llmctl.errors import InputError, did_you_mean
 
-OURS = "llmctl_"
+OWN_PREFIX = "llmctl_"
 """What the names of fields begin with that only llmctl writes."""
 
-NEUTRAL = frozenset(
+IGNORED_FIELDS = frozenset(
     {
         # Where it is from, and who wrote it.
         "_name_or_path", "_commit_hash", "_num_labels", "architectures", "finetuning_task",
@@ -37,7 +37,7 @@ NEUTRAL = frozenset(
         "output_attentions", "output_hidden_states", "output_past", "output_scores",
         "pretraining_tp", "return_dict", "return_dict_in_generate", "torch_dtype", "torchscript",
         "use_bfloat16", "use_cache", "xla_device",
-        # Token ids: the tokenizer's files and generation_config.json say them; see companions.py.
+        # Token ids: the tokenizer's files and generation_config.json say them; see hf_config.py.
         "begin_suppress_tokens", "bos_token_id", "cls_token_id", "decoder_start_token_id",
         "eos_token_id", "eos_token_ids", "forced_bos_token_id", "forced_eos_token_id",
         "mask_token_id", "pad_token_id", "sep_token_id", "suppress_tokens", "unk_token_id",
@@ -73,17 +73,17 @@ class Only:
     """What is missing here, as a clause."""
 
 
-NOTHING = (None, False)
+UNSET_VALUES = (None, False)
 COMMON: Mapping[str, Only] = {
-    "add_cross_attention": Only(NOTHING),
+    "add_cross_attention": Only(UNSET_VALUES),
     "auto_map": Only((None, {}), "the model has code of its own, which is not run"),
     "cross_attention_hidden_size": Only((None,)),
-    "is_encoder_decoder": Only(NOTHING),
+    "is_encoder_decoder": Only(UNSET_VALUES),
     "partial_rotary_factor": Only((None, 1)),
     "pruned_heads": Only((None, {}), "heads that were cut out leave matrices of other sizes"),
     "quantization_config": Only((None,), "quantised weights can't be read; take the full model"),
     "sparsity_config": Only((None,)),
-    "tie_encoder_decoder": Only(NOTHING),
+    "tie_encoder_decoder": Only(UNSET_VALUES),
 }
 """For every network here."""
 
@@ -105,7 +105,7 @@ class Read:
     ours: str
     """The field of our configuration."""
     kind: type
-    """int, float (which a whole number is, too), bool or str."""
+    """The type: int, float (which a whole number is, too), bool or str."""
     default: Any = REQUIRED
     """What transformers takes where the file doesn't have it; REQUIRED: it must be there."""
     null: Any = REQUIRED
@@ -197,7 +197,7 @@ class FieldTable:
                 reason = only.reason or f"only {known} is supported"
                 raise FieldError(f"{name} is {shown(value)}: {reason}")
         elif value is not None and not (
-            name in NEUTRAL or name in self.neutral or name.startswith(OURS)
+            name in IGNORED_FIELDS or name in self.neutral or name.startswith(OWN_PREFIX)
         ):
             known_names = [*self.read, *self.only, *COMMON, *self.neutral]
             raise FieldError(
@@ -237,12 +237,12 @@ def _rope_theta(named: dict[str, Any]) -> Any:
 
     Raises FieldError for angles that are made otherwise.
     """
-    found = {name: named.pop(name, None) for name in ROPE_FIELDS}
-    for name, value in found.items():
+    rope_fields = {name: named.pop(name, None) for name in ROPE_FIELDS}
+    for name, value in rope_fields.items():
         if value is not None and not isinstance(value, dict):
             raise FieldError(f"{name} is {shown(value)}, not an object; copy the file again")
     theta = named.pop("rope_theta", None)
-    name, rope = next(((n, dict(v)) for n, v in found.items() if v), ("rope_parameters", {}))
+    name, rope = next(((n, dict(v)) for n, v in rope_fields.items() if v), ("rope_parameters", {}))
     for key in _TYPES:
         kind = rope.pop(key, None)
         if kind not in (None, "default"):

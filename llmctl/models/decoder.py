@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.cache import KeyValueCache
-from llmctl.models.layers.context import Context, context
-from llmctl.models.layers.cross_attention import CrossAttention, Source
+from llmctl.models.layers.context import Context, make_context
+from llmctl.models.layers.cross_attention import CrossAttention, EncoderOutput
 from llmctl.models.layers.initialisation import initialise
-from llmctl.models.layers.packing import Texts
+from llmctl.models.layers.packing import PackedSequences
 from llmctl.models.spec import Backbone, ModelConfig
 from llmctl.models.weight_map import Rename
 
@@ -113,10 +113,10 @@ class Decoder(Backbone):
     def forward(
         self,
         input_ids_BT: Tensor,
-        mask: Tensor | Texts | None = None,
+        mask: Tensor | PackedSequences | None = None,
         position_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
-        source: Source | None = None,
+        source: EncoderOutput | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer, normalised.
 
@@ -127,7 +127,7 @@ class Decoder(Backbone):
         """
         dropout = self.config.attention_dropout() if self.training else 0.0
         window = self.config.window()
-        here = context(input_ids_BT, mask, position_ids_BT, cache, source, dropout, window)
+        here = make_context(input_ids_BT, mask, position_ids_BT, cache, source, dropout, window)
         x_BTD, here = self.embed(input_ids_BT, here)
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, here, layer)
@@ -154,7 +154,7 @@ class RotaryDecoder(Decoder):
     def embed(self, input_ids_BT: Tensor, context: Context) -> tuple[Tensor, Context]:
         # The heads' dimension, where each row has positions of its own.
         cos, sin = (table[context.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
-        x_BTD = context.started(self.normalised(self.token_embedding(input_ids_BT)))
+        x_BTD = context.add_initial_state(self.normalised(self.token_embedding(input_ids_BT)))
         return x_BTD, replace(context, cos=cos, sin=sin)
 
     def normalised(self, x_BTD: Tensor) -> Tensor:

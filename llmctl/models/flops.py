@@ -29,7 +29,7 @@ def multiplied_weights(backbone: Backbone) -> int:
 
 
 def flops_per_token(backbone: Backbone, length: int, head_weights: float) -> float:
-    """Of a forward and a backward pass, for each token of a row of ``length``.
+    """Operations of a forward and a backward pass for each token of a row of ``length``.
 
     head_weights: those of the heads that a token is multiplied with, on average.
     """

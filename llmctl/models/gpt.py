@@ -62,7 +62,7 @@ class GptConfig(DecoderConfig):
         return self.dropout
 
 
-class Attention(CausalSelfAttention):
+class GptAttention(CausalSelfAttention):
     """Self-attention, whose scores may be scaled otherwise."""
 
     def __init__(self, config: GptConfig, layer: int) -> None:
@@ -77,11 +77,13 @@ class Attention(CausalSelfAttention):
             dropout=config.dropout,
         )
         self.factor = 1.0 if config.scale_by_width else math.sqrt(head_size)
-        """Of the queries, which are scaled by 1 / √d_k afterwards."""
+        """A factor of the queries, which are scaled by 1 / √d_k afterwards."""
         if config.scale_by_layer:
             self.factor /= layer + 1
 
-    def place(self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def apply_positions(
+        self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         return (q_BNTH if self.factor == 1.0 else q_BNTH * self.factor), k_BKTH
 
 
@@ -102,7 +104,7 @@ class Gpt(Decoder):
         self.blocks = nn.ModuleList(
             Block(
                 norm,
-                Attention(config, layer),
+                GptAttention(config, layer),
                 CrossAttention(width, heads, norm=norm(), bias=True, dropout=dropout)
                 if cross_attention
                 else None,
@@ -117,7 +119,7 @@ class Gpt(Decoder):
     def embed(self, input_ids_BT: Tensor, context: Context) -> tuple[Tensor, Context]:
         positions = self.position_embedding(context.position_ids)
         x_BTD = self.token_embedding(input_ids_BT) + positions
-        return self.dropout(context.started(x_BTD)), context
+        return self.dropout(context.add_initial_state(x_BTD)), context
 
 
 WEIGHTS = WeightMap(

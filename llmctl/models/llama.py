@@ -183,7 +183,7 @@ class MistralConfig(LlamaConfig):
         return {"sliding_window": self.sliding_window or None}
 
 
-class Attention(CausalSelfAttention):
+class LlamaAttention(CausalSelfAttention):
     """Self-attention with rotary positions, behind a normalisation where there is one."""
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -202,7 +202,9 @@ class Attention(CausalSelfAttention):
             self.query_norm = RMSNorm(config.head_size, config.norm_epsilon)
             self.key_norm = RMSNorm(config.head_size, config.norm_epsilon)
 
-    def place(self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def apply_positions(
+        self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         assert context.cos is not None
         assert context.sin is not None
         return (
@@ -226,7 +228,7 @@ class Llama(RotaryDecoder):
         self.blocks = nn.ModuleList(
             Block(
                 norm,
-                Attention(config),
+                LlamaAttention(config),
                 CrossAttention(width, config.num_heads, norm=norm(), bias=False)
                 if cross_attention
                 else None,

@@ -71,7 +71,7 @@ class NanoChatConfig(DecoderConfig):
         return self.output_range
 
 
-class Attention(CausalSelfAttention):
+class NanochatAttention(CausalSelfAttention):
     """Self-attention with rotary positions, then queries and keys normalised."""
 
     def __init__(self, config: NanoChatConfig) -> None:
@@ -85,7 +85,9 @@ class Attention(CausalSelfAttention):
         )
         self.epsilon = config.norm_epsilon
 
-    def place(self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def apply_positions(
+        self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         assert context.cos is not None
         assert context.sin is not None
         return (
@@ -109,7 +111,7 @@ class NanoChat(RotaryDecoder):
         self.blocks = nn.ModuleList(
             Block(
                 norm,
-                Attention(config),
+                NanochatAttention(config),
                 CrossAttention(width, heads, norm=norm(), bias=False, head_norm=norm())
                 if cross_attention
                 else None,

@@ -37,13 +37,13 @@ class ScalingLaw:
     weights_factor: float
     """A."""
     weights_exponent: float
-    """α."""
+    """The exponent α."""
     tokens_factor: float
     """B."""
     tokens_exponent: float
-    """β."""
+    """The exponent β."""
     vocabulary_exponent: float = 0.0
-    """γ."""
+    """The exponent γ."""
     critical_batch: float = math.inf
     """Tokens in a step at which half of them are wasted."""
 
@@ -81,7 +81,7 @@ def repeated(tokens: float, unique: float) -> float:
 
 
 def entropy(counts: NDArray[np.int64]) -> float:
-    """Of tokens one by one, in nats, from how often each comes.
+    """The entropy of tokens one by one, in nats, from how often each comes.
 
     >>> round(entropy(np.array([5, 5, 0])), 4)
     0.6931
@@ -91,8 +91,8 @@ def entropy(counts: NDArray[np.int64]) -> float:
 
 
 HOFFMANN = ScalingLaw(1.69, 406.4, 0.34, 410.7, 0.28)
-"""Of Hoffmann et al. 2022, eq. 10, for comparison."""
+"""The law of Hoffmann et al. 2022, eq. 10, for comparison."""
 
 CAUSAL = ScalingLaw(0.2329, 6.810, 0.3109, 9.118, 0.2481, 0.1427, 6482)
-"""Of nanochat, fitted by ``tests/benchmarks/scaling.py``; other architectures' differ in some of
-the constants."""
+"""The law of nanochat, fitted by ``tests/benchmarks/scaling.py``; other architectures' differ in
+some of the constants."""

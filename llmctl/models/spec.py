@@ -83,7 +83,7 @@ class ModelConfig(Config):
 
 
 Part = Literal["embeddings", "attention", "feed-forward", "norms", "heads"]
-"""Of a model, as a plan counts its weights."""
+"""A part of a model, as a plan counts its weights."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Role:
     """What a parameter is in its network."""
 
     kind: Literal["token-embedding", "embedding", "matrix", "norm", "bias", "head"]
-    """matrix: what hidden states are multiplied with inside the backbone; head: whatever is not in
-    a backbone."""
+    """Matrix is what hidden states are multiplied with inside the backbone; head: whatever is not
+    in a backbone."""
     part: Part
     fused: tuple[int, ...] = ()
     """Rows of the matrices that a fused one holds, one above another; (): it is one."""
@@ -174,12 +174,12 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 def roles_of(model: nn.Module) -> dict[str, Role]:
     """The role of each of a model's parameters, by its name."""
-    found = backbones(model)
+    bodies = backbones(model)
     roles = {}
     for name, _ in model.named_parameters():
-        prefix = next((prefix for prefix in found if name.startswith(prefix)), None)
+        prefix = next((prefix for prefix in bodies if name.startswith(prefix)), None)
         if prefix is not None:
-            roles[name] = found[prefix].role(name.removeprefix(prefix))
+            roles[name] = bodies[prefix].role(name.removeprefix(prefix))
         else:
             module = model.get_submodule(name.rpartition(".")[0])
             roles[name] = Role("head", "norms" if isinstance(module, nn.LayerNorm) else "heads")
@@ -191,7 +191,7 @@ class ModelSpec:
     """The entry of an architecture: how to build its networks, and what others call them."""
 
     name: str
-    """As ``--arch`` takes it."""
+    """The name that ``--arch`` takes."""
     config: type[ModelConfig]
     build: type[Backbone]
     """From the configuration; a decoder's takes ``cross_attention`` too."""

@@ -65,7 +65,7 @@ class Rule(ABC):
 
 
 class Rename(Rule):
-    """The same tensors under another name."""
+    """A rule by which tensors have another name."""
 
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
         return [tensor]
@@ -75,7 +75,7 @@ class Rename(Rule):
 
 
 class Copy(Rename):
-    """The same tensors once more."""
+    """A rule by which tensors are there once more."""
 
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
         return [tensor.clone()]

@@ -21,7 +21,7 @@ LABELS = 30
 """Columns of a table for the names of its rows."""
 AXIS = 10
 """Columns beside a plot for the labels of its axis."""
-MOST = 1e9
+MAX_FIXED_DIGITS = 1e9
 """Above it a figure is no loss that a table can show in fixed digits."""
 
 
@@ -115,6 +115,6 @@ def _curves(
 
 
 def _loss(value: float) -> str:
-    if not math.isfinite(value) or abs(value) >= MOST:
+    if not math.isfinite(value) or abs(value) >= MAX_FIXED_DIGITS:
         return f"{value:.2g}"
     return f"{value:.4g}"

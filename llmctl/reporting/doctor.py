@@ -12,24 +12,24 @@ from rich.text import Text
 from llmctl.reporting.units import count, size
 
 
-def render_doctor(found: Mapping[str, Any]) -> RenderableType:
+def render_doctor(facts: Mapping[str, Any]) -> RenderableType:
     """What was found, then what is wrong, a sentence a line."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _rows(found):
+    for name, value in _rows(facts):
         table.add_row(name, Text(value))
-    wrong = [Text(f"broken: {text}", style="red") for text in found["broken"]]
-    wrong += [Text(f"note: {text}", style="yellow") for text in found["warnings"]]
-    if not found["broken"]:
+    wrong = [Text(f"broken: {text}", style="red") for text in facts["broken"]]
+    wrong += [Text(f"note: {text}", style="yellow") for text in facts["warnings"]]
+    if not facts["broken"]:
         wrong.append(Text("Everything that llmctl needs is there.", style="green"))
     return Group(table, Text(), *wrong)
 
 
-def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    versions, processor, threads = found["versions"], found["processor"], found["threads"]
-    memory, workspace, text = found["memory"], found["workspace"], found["text"]
-    rates = found["matrix_rates"]
+def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    versions, processor, threads = facts["versions"], facts["processor"], facts["threads"]
+    memory, workspace, text = facts["memory"], facts["workspace"], facts["text"]
+    rates = facts["matrix_rates"]
     cores = f"{processor['cores']}"
     if processor["cores"] != processor["cores_of_machine"]:
         cores += f" of {processor['cores_of_machine']}"
@@ -54,7 +54,7 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("compiler", processor["compiler"] or "none"),
     ]
-    for gpu in found["gpus"]:
+    for gpu in facts["gpus"]:
         room = f", {size(gpu['free_bytes'])} free of {size(gpu['memory_bytes'])}"
         rate = f", bf16 {count(gpu['bf16'])}FLOP/s" if "bf16" in gpu else ""
         rows.append(("GPU", gpu["name"] + (room if "free_bytes" in gpu else "") + rate))

@@ -27,10 +27,10 @@ def render_dry_run(document: Mapping[str, Any], asked: Mapping[str, Any]) -> Ren
     if "points" in document:
         parts.append(_points(document["points"]))
     config = flat(document.get("config", {}))
-    given = {key: as_json(config[key]) for key in asked if key in config}
-    rest = {key: as_json(value) for key, value in config.items() if key not in given}
+    chosen = {key: as_json(config[key]) for key in asked if key in config}
+    rest = {key: as_json(value) for key, value in config.items() if key not in chosen}
     for title, values in (
-        ("asked for", given),
+        ("asked for", chosen),
         ("by default, or chosen from the data and the machine", rest),
     ):
         if values:
@@ -47,6 +47,6 @@ def _points(points: list[dict[str, Any]]) -> RenderableType:
     table = simple_table("points", [("name", "left"), ("with", "left"), ("there", "left")])
     for point in points:
         values = "  ".join(f"{key} {short_value(value)}" for key, value in point["values"].items())
-        there = "  ".join(state for state in point["states"].values() if state)
-        table.add_row(point["name"], values, there)
+        states = "  ".join(state for state in point["states"].values() if state)
+        table.add_row(point["name"], values, states)
     return table

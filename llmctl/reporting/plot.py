@@ -28,7 +28,7 @@ class Series:
 
 
 def glyph(number: int) -> str:
-    """Of the series of that number; beyond the shapes, letters."""
+    """The mark of the series of that number; beyond the shapes, letters."""
     return GLYPHS[number] if number < len(GLYPHS) else chr(ord("a") + (number - len(GLYPHS)) % 26)
 
 
@@ -113,8 +113,8 @@ def _columns(points: Sequence[tuple[float, float]], right: float, width: int) ->
         sums[column] = (total + y, count + 1)
     means = {column: total / count for column, (total, count) in sorted(sums.items())}
     drawn = dict(means)
-    there = list(means)
-    for left, after in itertools.pairwise(there):
+    places = list(means)
+    for left, after in itertools.pairwise(places):
         for column in range(left + 1, after):
             share = (column - left) / (after - left)
             drawn[column] = means[left] + share * (means[after] - means[left])

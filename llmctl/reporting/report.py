@@ -21,11 +21,11 @@ class ReportTable:
     """Each begins with its name."""
 
 
-Part = ReportTable | str
+ReportPart = ReportTable | str
 """A table, or a line below or between tables."""
 
 
-def render_report(parts: Iterable[Part]) -> RenderableType:
+def render_report(parts: Iterable[ReportPart]) -> RenderableType:
     """A report as ``llmctl eval`` prints it."""
     return Group(*(part if isinstance(part, str) else _table(part) for part in parts))
 

@@ -25,11 +25,11 @@ STATE_STYLES = {
     "failed": "red",
 }
 BAR, CURVE = 8, 16
-WIDE = 110
+WIDE_ENOUGH = 110
 """Columns of a terminal that hold every column of the table of runs."""
 
 
-def render_overview(document: dict[str, Any], width: int = WIDE) -> RenderableType:
+def render_overview(document: dict[str, Any], width: int = WIDE_ENOUGH) -> RenderableType:
     """Every artefact in short, on a terminal of ``width`` columns."""
     tables: dict[str, Callable[[Sequence[dict[str, Any]]], Table]] = {
         "tokenizers": _tokenizers,
@@ -135,7 +135,7 @@ def _runs(entries: Sequence[dict[str, Any]], width: int) -> Table:
         ("size", "right"), ("age", "right"),
     ]  # fmt: skip
     # The curve and the bar are the first to go where there is little room.
-    spare = {"curve", "progress"} if width < WIDE else set()
+    spare = {"curve", "progress"} if width < WIDE_ENOUGH else set()
     table = simple_table("runs", [column for column in columns if column[0] not in spare])
     for entry in entries:
         left = entry["eta_seconds"]
@@ -254,13 +254,13 @@ def _figures(summary: dict[str, Any]) -> list[RenderableType]:
 
 def _config(document: dict[str, Any]) -> list[RenderableType]:
     """What was asked for, and everything else as the defaults, or the stage, had it."""
-    given, config = document["given"], flat(document["config"])
-    if given is None:  # by an earlier version, which kept no record of it
+    chosen, config = document["given"], flat(document["config"])
+    if chosen is None:  # by an earlier version, which kept no record of it
         return [
             values_table("configuration", {key: as_json(value) for key, value in config.items()})
         ]
-    rest = {key: as_json(value) for key, value in config.items() if key not in given}
-    asked = {key: as_json(config.get(key, value)) for key, value in given.items()}
+    rest = {key: as_json(value) for key, value in config.items() if key not in chosen}
+    asked = {key: as_json(config.get(key, value)) for key, value in chosen.items()}
     return [
         values_table("asked for", asked),
         values_table("by default, or chosen from the data and the machine", rest),

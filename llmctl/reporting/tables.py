@@ -20,7 +20,7 @@ JOINT = re.compile(r"(?<=[-._/])(?=[^-._/])")
 NAME_WIDTH = 16
 """Columns that a part of a name keeps where a terminal is narrow: the others wrap then."""
 SHARE_OF_NAMES = 1 / 3
-"""Of a terminal's width; a longer name takes two lines."""
+"""Share of a terminal's width that names take; a longer name takes two lines."""
 
 
 class Name:

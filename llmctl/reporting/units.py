@@ -9,9 +9,9 @@ from decimal import Decimal
 from llmctl.errors import UsageError
 
 _UNIT_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-_NUMBER = r"(\d+(?:\.\d+)?)"
-_BARE = re.compile(_NUMBER)
-_DURATION = re.compile(r"\s*".join(rf"(?:{_NUMBER}\s*{unit})?" for unit in _UNIT_SECONDS))
+_DIGITS = r"(\d+(?:\.\d+)?)"
+_BARE = re.compile(_DIGITS)
+_DURATION = re.compile(r"\s*".join(rf"(?:{_DIGITS}\s*{unit})?" for unit in _UNIT_SECONDS))
 
 
 class DurationError(UsageError, ValueError):

@@ -16,7 +16,7 @@ def visible(text: str, *, keep: str = "") -> str:
     >>> visible("a\\tb\\x1b[31m")
     'a\\\\tb\\\\x1b[31m'
     """
-    return _CONTROL.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+    return _CONTROL.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
 
 
 def _escaped(character: str) -> str:

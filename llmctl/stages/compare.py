@@ -17,7 +17,7 @@ from llmctl.workspace.metrics import glance
 from llmctl.workspace.runs import METRICS
 
 SCHEMA_VERSION = 1
-"""Of the document that ``llmctl status --compare … --json`` prints."""
+"""The version of the document that ``llmctl status --compare … --json`` prints."""
 MACHINE = ("device", "precision", "compiled", "threads", "cpu")
 """What a run's summary says of where it was trained."""
 
@@ -81,13 +81,13 @@ def differences(described: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
     [{'field': 'lr', 'values': {'a': 1, 'b': 2}}]
     """
     fields = dict.fromkeys(field for values in described.values() for field in values)
-    found = []
+    rows = []
     for field in fields:
-        given = {name: values[field] for name, values in described.items() if field in values}
-        first = next(iter(given.values()))
-        if len(given) < len(described) or any(value != first for value in given.values()):
-            found.append({"field": field, "values": given})
-    return found
+        present = {name: values[field] for name, values in described.items() if field in values}
+        first = next(iter(present.values()))
+        if len(present) < len(described) or any(value != first for value in present.values()):
+            rows.append({"field": field, "values": present})
+    return rows
 
 
 def curve(log: Sequence[Mapping[str, Any]], kind: str, *, tokens: bool) -> list[list[float]]:

@@ -30,7 +30,7 @@ from llmctl.workspace.locks import file_lock, is_held
 from llmctl.workspace.manifests import version_of
 
 SCHEMA_VERSION = 1
-"""Of the document; raised when a field changes meaning."""
+"""The version of the document; raised when a field changes meaning."""
 
 NEEDED = (
     "torch", "numpy", "typer", "rich", "sentencepiece", "pyarrow", "safetensors", "tokenizers",
@@ -65,7 +65,7 @@ WRITTEN_BYTES, WRITING_SECONDS, SLOW_WRITING = 64 << 20, 2.0, 20e6
 class Examination:
     """What was found so far."""
 
-    found: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     """What llmctl can't work with: a sentence each, with what to do."""
     warnings: list[str] = field(default_factory=list)
@@ -85,11 +85,11 @@ def examine(workspace: Path) -> dict[str, Any]:
         "memory": _memory,
         "text": _text,
     }.items():
-        so_far.found[subject] = look(so_far)
-    so_far.found["workspace"] = _workspace(workspace, so_far)
+        so_far.facts[subject] = look(so_far)
+    so_far.facts["workspace"] = _workspace(workspace, so_far)
     return {
         "schema_version": SCHEMA_VERSION,
-        **so_far.found,
+        **so_far.facts,
         "broken": so_far.broken,
         "warnings": so_far.warnings,
     }
@@ -250,23 +250,23 @@ def _text(so_far: Examination) -> dict[str, Any]:
 def _workspace(workspace: Path, so_far: Examination) -> dict[str, Any]:
     """Tried in a folder of its own that goes afterwards; where there is no workspace yet, in the
     folder that it would lie in."""
-    there = workspace.absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    found: dict[str, Any] = {"folder": str(workspace), "exists": workspace.is_dir()}
+    nearest = workspace.absolute()
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    facts: dict[str, Any] = {"folder": str(workspace), "exists": workspace.is_dir()}
     try:
-        usage = shutil.disk_usage(there)
-        found |= {"free_bytes": usage.free, "disk_bytes": usage.total}
-        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=there) as folder:
-            found["locks"] = _locks(Path(folder), so_far)
-            found |= _speed(Path(folder), so_far)
+        usage = shutil.disk_usage(nearest)
+        facts |= {"free_bytes": usage.free, "disk_bytes": usage.total}
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=nearest) as folder:
+            facts["locks"] = _locks(Path(folder), so_far)
+            facts |= _speed(Path(folder), so_far)
     except OSError as error:
         remedy = "free some space" if error.errno == errno.ENOSPC else "check its permissions"
         so_far.broken.append(
             f"the workspace {workspace} can't be written ({error.strerror}): {remedy}, or choose "
             "another with --workspace"
         )
-        return found
+        return facts
     if usage.free < LEAST_DISK:
         so_far.broken.append(
             f"the disk of {workspace} has {size(usage.free)} left: free some space, or choose "
@@ -277,7 +277,7 @@ def _workspace(workspace: Path, so_far: Examination) -> dict[str, Any]:
             f"the disk of {workspace} has {size(usage.free)} left; a training keeps two "
             "checkpoints of twelve bytes a parameter"
         )
-    return found
+    return facts
 
 
 def _locks(folder: Path, so_far: Examination) -> bool:
@@ -299,18 +299,18 @@ def _locks(folder: Path, so_far: Examination) -> bool:
 
 def _speed(folder: Path, so_far: Examination) -> dict[str, float]:
     """Flushes of small files, and bytes, a second."""
-    begun, flushes = time.perf_counter(), 0
-    while flushes < FLUSHES and time.perf_counter() - begun < FLUSH_SECONDS:
+    start_time, flushes = time.perf_counter(), 0
+    while flushes < FLUSHES and time.perf_counter() - start_time < FLUSH_SECONDS:
         write_atomic(folder / "small", b"x")
         flushes += 1
-    flush = (time.perf_counter() - begun) / flushes
+    flush = (time.perf_counter() - start_time) / flushes
     block, written = os.urandom(1 << 20), 0
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     with (folder / "large").open("wb") as stream:
-        while written < WRITTEN_BYTES and time.perf_counter() - begun < WRITING_SECONDS:
+        while written < WRITTEN_BYTES and time.perf_counter() - start_time < WRITING_SECONDS:
             written += stream.write(block)
     fsync_path(folder / "large")
-    rate = written / (time.perf_counter() - begun)
+    rate = written / (time.perf_counter() - start_time)
     if flush > SLOW_FLUSH:
         so_far.warnings.append(
             f"to flush a small file to the workspace's disk takes {1000 * flush:.0f} ms, and "

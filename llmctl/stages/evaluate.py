@@ -11,7 +11,7 @@ from typing import Any
 from llmctl.errors import InputError
 from llmctl.evaluation.report import MODEL, Report
 from llmctl.parsing import read_json_object
-from llmctl.reporting.report import Part
+from llmctl.reporting.report import ReportPart
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.causal_lm.benchmarks import BenchmarkEvaluator
 from llmctl.tasks.causal_lm.evaluate import PerplexityEvaluator
@@ -22,7 +22,7 @@ from llmctl.tasks.learned import weak_start
 from llmctl.tasks.masked_lm.evaluate import MaskedEvaluator
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.seq2seq.evaluate import Seq2SeqEvaluator
-from llmctl.training.distributed.processes import current
+from llmctl.training.distributed.processes import get_world
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import write_json
@@ -78,8 +78,8 @@ class Evaluation:
         Several processes divide the data. Raises InputError where a report that was there is
         damaged.
         """
-        world, evaluator, config = current(), self.evaluator, self.evaluator.config
-        world.wait()  # until all have found the same
+        world, evaluator, config = get_world(), self.evaluator, self.evaluator.config
+        world.barrier()  # until all have found the same
         if self.found is not None:
             self.found.verify()
             return read_report(self.found.folder / REPORT), self.found, True
@@ -107,7 +107,7 @@ class Evaluation:
             with self.workspace.publish(manifest) as (target, summary):
                 write_json(target / REPORT, report.document())
                 summary.update(report.summary)
-        world.wait()
+        world.barrier()
         return report, self.workspace.get("report", self.name), False
 
 
@@ -157,7 +157,7 @@ def read_report(path: Path) -> Report:
         return Report.read(read_json_object(path))
 
 
-def parts_of(report: Report, path: Path) -> list[Part]:
+def parts_of(report: Report, path: Path) -> list[ReportPart]:
     """What a report has to show. path: where it is kept. Raises InputError where it lacks what a
     report of its kind has."""
     with _whole(path):

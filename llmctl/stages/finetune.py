@@ -42,7 +42,7 @@ from llmctl.workspace.names import slug
 SCRATCH = "scratch"
 DEFAULT_TASK = "classify"
 
-TASKS: dict[str, tuple[type[FinetuneConfig], Any]] = {
+FINETUNE_TASKS: dict[str, tuple[type[FinetuneConfig], Any]] = {
     "classify": (ClassifyConfig, ClassifyTask),
     "instruct": (InstructConfig, InstructTask),
     "seq2seq": (Seq2SeqConfig, Seq2SeqTask),
@@ -58,12 +58,12 @@ def resolve(task: str | None, *layers: Mapping[str, Any]) -> FinetuneConfig:
     named = (layer["task"] for layer in reversed(layers) if "task" in layer)
     task = task or next(named, None) or DEFAULT_TASK
     # A recipe may give any value: a list compares where a dictionary would want a hash.
-    if task not in list(TASKS):
+    if task not in list(FINETUNE_TASKS):
         raise UsageError(
-            f"--task {task!r} is not known{did_you_mean(str(task), TASKS)}; choose one of "
-            f"{', '.join(TASKS)}"
+            f"--task {task!r} is not known{did_you_mean(str(task), FINETUNE_TASKS)}; choose one of "
+            f"{', '.join(FINETUNE_TASKS)}"
         )
-    kind, _ = TASKS[task]
+    kind, _ = FINETUNE_TASKS[task]
     return build(kind, {"task": task, "training": kind().training.model_dump()}, *layers)  # type: ignore[call-arg]
 
 
@@ -87,28 +87,28 @@ def finetune(
     on with this run, where the one being run does more than that.
     """
     reporter = LoggedReporter(reporter or Reporter())
-    given = _resolve(workspace, start, data, config, like, name, force, reporter, extend=True)
-    base, found = given.base, given.found
-    if found is not None and found.finished and given.before is None:
-        return finished_before(found), True
-    task = given.task(data, reporter)
+    resolved = _resolve(workspace, start, data, config, like, name, force, reporter, extend=True)
+    base, existing = resolved.base, resolved.existing
+    if existing is not None and existing.finished and resolved.before is None:
+        return finished_before(existing), True
+    task = resolved.task(data, reporter)
     config = task.config
     reporter.note(task.describe())
-    started = None if given.scratch else given.inputs[0].artefact
+    started = None if resolved.scratch else resolved.inputs[0].artefact
     weak = weak_start(workspace, workspace.get(*started)) if started else None
     if weak is not None:
         reporter.note(weak)
     manifest = new_manifest(
         "run",
-        given.name,
+        resolved.name,
         stage="finetune",
         config={
             **config.model_dump(mode="json"),
             "model": base.config.model_dump(mode="json"),
             "from": start,
-            **task.facts,
+            **task.plan_facts,
         },
-        identity=given.identity,
+        identity=resolved.identity,
         seed=config.seed,
         command=command,
     )
@@ -124,13 +124,13 @@ def finetune(
     artefact = run_training(
         workspace,
         manifest,
-        found,
+        existing,
         config.training,
         prepare=prepare,
         export=export,
         reporter=reporter,
         profile=profile,
-        before=given.before,
+        before=resolved.before,
     )
     return artefact, False
 
@@ -149,7 +149,7 @@ def find(
 
     Raises NameTaken if something else has the name.
     """
-    return _resolve(workspace, start, data, config, like, name, False, reporter).found
+    return _resolve(workspace, start, data, config, like, name, False, reporter).existing
 
 
 def check(
@@ -163,7 +163,7 @@ def check(
 ) -> None:
     """Raises what would stop a finetuning before it begins, as far as can be told without reading
     its data."""
-    check_layers(config, _opened(workspace, start, data, config, like, reporter).base)
+    check_layers(config, _open_start(workspace, start, data, config, like, reporter).base)
     choose_device(config.training.device)
 
 
@@ -176,8 +176,8 @@ def open_task(
     reporter: Reporter,
 ) -> Task:
     """A task with its data and the model that it starts from."""
-    given = _resolve(workspace, start, data, config, like, None, False, reporter)
-    return given.task(data, reporter)
+    resolved = _resolve(workspace, start, data, config, like, None, False, reporter)
+    return resolved.task(data, reporter)
 
 
 def make_trainer(
@@ -190,19 +190,19 @@ def make_trainer(
     """The trainer of a finetuning, with the weights that it starts from."""
     config = task.config
     objective = Objective(task.build_model(), task.loss)
-    held_out = task.held_out_batches()
+    validation = task.validation_batches()
 
     def validate() -> dict[str, float]:
         values = evaluate(
             objective,
-            held_out.__getitem__,
-            len(held_out),
+            validation.__getitem__,
+            len(validation),
             device=machine.device,
             precision=machine.precision,
             world=machine.world,
             should_stop=should_stop,
         )
-        return task.judged(values)
+        return task.add_selection_metric(values)
 
     return Trainer(
         objective,
@@ -214,7 +214,7 @@ def make_trainer(
         device=machine.device,
         precision=machine.precision,
         store=store,
-        validate=validate if held_out else None,
+        validate=validate if validation else None,
         eval_every=config.training.eval_every or task.batches_per_epoch,
         patience=config.patience,
         keep_best=True,
@@ -269,23 +269,25 @@ def plan(
 ) -> dict[str, Any]:
     """The resolved configuration, and what ``finetune`` would do."""
     reporter = reporter or Reporter()
-    given = _resolve(workspace, start, data, config, like, name, force, reporter, extend=True)
-    task = given.task(data, reporter)
+    resolved = _resolve(workspace, start, data, config, like, name, force, reporter, extend=True)
+    task = resolved.task(data, reporter)
     model = task.build_model()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     merge(model)
     return {
         "config": task.config.model_dump(mode="json"),
         "plan": {
-            "name": given.name,
+            "name": resolved.name,
             "up_to_date": (
-                given.found is not None and given.found.finished and given.before is None
+                resolved.existing is not None
+                and resolved.existing.finished
+                and resolved.before is None
             ),
             "from": start,
             "data": str(data),
             "train_examples": task.train_examples,
             "validation_examples": task.held_out_examples,
-            **task.facts,
+            **task.plan_facts,
             "total_steps": task.total_steps,
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable_parameters": trained,
@@ -294,7 +296,7 @@ def plan(
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _StartingPoint:
     """What a finetuning is made from."""
 
     base: Pretrained
@@ -305,18 +307,18 @@ class _Opened:
 
 
 @dataclass(frozen=True)
-class _Given(_Opened):
+class _ResolvedFinetune(_StartingPoint):
     """That, and the run that it is."""
 
     identity: Identity
     name: str
-    found: Artefact | None
+    existing: Artefact | None
     before: Manifest | None = None
-    """Of the run that is there where it is to be trained for longer."""
+    """The manifest of the run that is there where it is to be trained for longer."""
 
     def task(self, data: Path, reporter: Reporter) -> Task:
         """The task with its data, and the learning rate in its configuration."""
-        _, kind = TASKS[self.config.task]
+        _, kind = FINETUNE_TASKS[self.config.task]
         training = self.config.training
         rate = training.learning_rate or kind.peak_rate(
             self.base, self.config.method, scratch=self.scratch
@@ -326,14 +328,14 @@ class _Given(_Opened):
         return task
 
 
-def _opened(
+def _open_start(
     workspace: Workspace,
     start: str,
     data: Path,
     config: FinetuneConfig,
     like: str | None,
     reporter: Reporter,
-) -> _Opened:
+) -> _StartingPoint:
     scratch = start == SCRATCH
     if scratch and config.method != "full":
         raise UsageError(
@@ -349,7 +351,7 @@ def _opened(
     inputs = [record, data_record(data)]
     if isinstance(config, Seq2SeqConfig) and config.data.target is not None:
         inputs.append(data_record(config.data.target, "target"))
-    return _Opened(base, scratch, config, inputs)
+    return _StartingPoint(base, scratch, config, inputs)
 
 
 def _resolve(
@@ -363,21 +365,31 @@ def _resolve(
     reporter: Reporter,
     *,
     extend: bool = False,
-) -> _Given:
+) -> _ResolvedFinetune:
     """extend: a finished run of the name that is the same but shorter is gone on with."""
-    opened = _opened(workspace, start, data, config, like, reporter)
-    identity = Identity.of("finetune", config, opened.inputs, scratch=opened.scratch)
-    suffix = SCRATCH if opened.scratch else Path(opened.inputs[0].name).name
+    starting_point = _open_start(workspace, start, data, config, like, reporter)
+    identity = Identity.of(
+        "finetune", config, starting_point.inputs, scratch=starting_point.scratch
+    )
+    suffix = SCRATCH if starting_point.scratch else Path(starting_point.inputs[0].name).name
     default = f"{slug(data.name.partition('.')[0], 'data')}-{suffix}"
     if extend:
-        run_name, found, before = find_run(
+        run_name, existing, before = find_run(
             workspace, name, default, identity, force=force, note=reporter.note
         )
-        return _Given(**vars(opened), identity=identity, name=run_name, found=found, before=before)
-    run_name, found = workspace.match(
+        return _ResolvedFinetune(
+            **vars(starting_point),
+            identity=identity,
+            name=run_name,
+            existing=existing,
+            before=before,
+        )
+    run_name, existing = workspace.match(
         "run", name, default, identity, force=force, note=reporter.note
     )
-    return _Given(**vars(opened), identity=identity, name=run_name, found=found)
+    return _ResolvedFinetune(
+        **vars(starting_point), identity=identity, name=run_name, existing=existing
+    )
 
 
 def _network(

@@ -16,7 +16,7 @@ from llmctl.inference.prompts import Shots, find_columns, read_rows, read_templa
 from llmctl.parsing import Malformed, parse_json
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.causal_lm.generate import Continuation
-from llmctl.tasks.generation import GenerateConfig, Generated, Generation, Prompt
+from llmctl.tasks.generation import GenerateConfig, Generated, Prompt, TextGenerator
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.seq2seq.generate import FromSources
 from llmctl.tokenizers import Tokenizer
@@ -25,7 +25,7 @@ from llmctl.workspace.files import to_json
 from llmctl.workspace.outputs import Output
 
 PROMPT_FIELD = "prompt"
-BY_KIND: Mapping[str, type[Generation]] = {"seq2seq": FromSources}
+GENERATORS_BY_KIND: Mapping[str, type[TextGenerator]] = {"seq2seq": FromSources}
 """How models write by what they do; others go on from prompts, or say that they can't."""
 
 
@@ -48,7 +48,7 @@ def open_generation(
     draft: str | None = None,
     prompts: int | None = None,
     reporter: Reporter | None = None,
-) -> Generation:
+) -> TextGenerator:
     """The model of a run's name or of a folder, ready to write. draft: a smaller model that writes
     ahead. prompts: how many there will be, if that is known.
 
@@ -57,25 +57,25 @@ def open_generation(
     """
     model = OpenedModel.open(workspace, start)
     ahead = None if draft is None else OpenedModel.open(workspace, draft)
-    made = BY_KIND.get(model.kind, Continuation)
+    made = GENERATORS_BY_KIND.get(model.kind, Continuation)
     return made(model, config, draft=ahead, prompts=prompts, reporter=reporter)
 
 
-def templated(generation: Generation, given: Templated) -> Iterator[Prompt]:
+def templated(generation: TextGenerator, table: Templated) -> Iterator[Prompt]:
     """A prompt for each row of a table."""
-    template = read_template(given.template)
-    how: dict[str, Any] = {"reading": given.reading}
+    template = read_template(table.template)
+    how: dict[str, Any] = {"reading": table.reading}
     asks_label = "label" in template.input_fields
-    columns = find_columns(given.data, template, need_label=asks_label, **how)
-    rows = read_rows(given.data, template, columns, **how)
+    columns = find_columns(table.data, template, need_label=asks_label, **how)
+    rows = read_rows(table.data, template, columns, **how)
     solved = []
-    if given.shots:
-        if given.examples is None:
+    if table.shots:
+        if table.examples is None:
             raise UsageError(
-                f"--shots {given.shots} needs --examples FILE, a table of solved examples"
+                f"--shots {table.shots} needs --examples FILE, a table of solved examples"
             )
-        columns = find_columns(given.examples, template, need_label=template.tells_label, **how)
-        solved = list(read_rows(given.examples, template, columns, **how))
+        columns = find_columns(table.examples, template, need_label=template.tells_label, **how)
+        solved = list(read_rows(table.examples, template, columns, **how))
     shots = Shots(template, solved, generation.config.seed)
 
     def fits(row: object, prompt: str) -> bool:
@@ -83,10 +83,10 @@ def templated(generation: Generation, given: Templated) -> Iterator[Prompt]:
         needed = len(generation.tokenizer.encode(prompt)) + 1 + generation.config.max_new_tokens
         return most is None or needed <= most
 
-    for prompt in write_prompts(template, rows, shots, given.shots, fits):
+    for prompt in write_prompts(template, rows, shots, table.shots, fits):
         if prompt.dropped:
             generation.note_once(
-                f"{prompt.row.source}: {prompt.dropped} of {given.shots} examples do not fit "
+                f"{prompt.row.source}: {prompt.dropped} of {table.shots} examples do not fit "
                 "into the context; the first are left out"
             )
         yield Prompt(prompt.text, prompt.row.source)
@@ -101,7 +101,7 @@ def read_prompts(path: Path, reading: ReadOptions = DEFAULT) -> Iterator[Prompt]
     """
     if path.is_dir():
         raise no_file("--prompt-file", path)
-    found = False
+    any_prompt = False
     if path == STDIN:
         prompts = _of_stream(reading)
     elif format_of(path) == ".txt":
@@ -110,9 +110,9 @@ def read_prompts(path: Path, reading: ReadOptions = DEFAULT) -> Iterator[Prompt]
         rows = RowReader(path, known=frozenset([PROMPT_FIELD]), reading=reading)
         prompts = (_prompt_of(row.values, row.source) for row in rows)
     for prompt in prompts:
-        found = True
+        any_prompt = True
         yield prompt
-    if not found:
+    if not any_prompt:
         what = named(path) if path == STDIN else f"--prompt-file {path}"
         raise InputError(f"{what} has no prompts; write one a line")
 

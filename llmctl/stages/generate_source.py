@@ -15,14 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llmctl.data.tables.source_target import read_pairs
+from llmctl.data.tables.parallel_text import read_pairs
 from llmctl.data.text.decoding import DEFAULT, ReadOptions
 from llmctl.errors import InputError, LlmctlError, UsageError, error_of, record_of
 from llmctl.formats.columns import pair_columns
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.generate import as_record
-from llmctl.tasks.generation import Generated, Generation, Prompt
-from llmctl.training.distributed.processes import current
+from llmctl.tasks.generation import Generated, Prompt, TextGenerator
+from llmctl.training.distributed.processes import get_world
 from llmctl.workspace.files import sha256_file, sha256_json, to_json
 from llmctl.workspace.outputs import Output
 
@@ -31,7 +31,7 @@ AS_RECORDS = (".jsonl", ".json")
 
 
 def write_from_file(
-    generation: Generation,
+    generation: TextGenerator,
     sources: Path,
     output: Output,
     *,
@@ -70,28 +70,28 @@ def write_from_file(
     made_from = {
         "sources": sha256_file(sources),
         "column": column,
-        "suffix": output.given.suffix,
+        "suffix": output.path.suffix,
         "reading": [reading.encoding, reading.errors, reading.header],
         **generation.identity,
     }
     with _opened(output, sha256_json(made_from)[:16]) as file:
         block = generation.block_size
-        world = current()
+        world = get_world()
         done = _whole_blocks(file, block) if world.is_main and output.file else 0
-        done = int(world.total([done])[0])
+        done = int(world.all_reduce_sum([done])[0])
         if done:
-            reporter.note(f"{output.given}: going on behind {done:,} of {total:,} sources")
+            reporter.note(f"{output.path}: going on behind {done:,} of {total:,} sources")
         prompts = islice(read_sources(sources, column, reading), done, None)
         lines = []
         for answer in generation.answers(prompts, first=done):
-            lines.append(_line(answer, generation, output.given.suffix in AS_RECORDS))
+            lines.append(_line(answer, generation, output.path.suffix in AS_RECORDS))
             done += 1
             reporter.progress("writing", done, total)
             if done % block == 0 or done == total:
                 file.write("".join(lines).encode())
                 file.flush()
                 lines.clear()
-    world.wait()
+    world.barrier()
     return total
 
 
@@ -99,7 +99,7 @@ def write_from_file(
 def _opened(output: Output, made_from: str) -> Iterator[BinaryIO]:
     """What the texts are written into; of several processes one writes, and has the others' texts.
     Raises on all processes what it meets at the start."""
-    world, opened = current(), ExitStack()
+    world, opened = get_world(), ExitStack()
     failure: Exception | None = None
     file: BinaryIO | None = None
     if world.is_main:
@@ -108,7 +108,7 @@ def _opened(output: Output, made_from: str) -> Iterator[BinaryIO]:
             file = opened.enter_context(way)
         except (LlmctlError, OSError) as error:
             failure = error
-    told = world.gathered(failure and record_of(failure))[0]
+    told = world.all_gather_json(failure and record_of(failure))[0]
     if failure is not None:
         raise failure
     if told is not None:
@@ -117,7 +117,7 @@ def _opened(output: Output, made_from: str) -> Iterator[BinaryIO]:
         yield file or nowhere
 
 
-def _line(answer: Generated, generation: Generation, as_records: bool) -> str:
+def _line(answer: Generated, generation: TextGenerator, as_records: bool) -> str:
     blank = not answer.prompt.text.strip()
     if as_records:
         record: dict[str, Any] = as_record(answer, generation.tokenizer)

@@ -31,47 +31,47 @@ from llmctl.tasks.finetuning import FinetuneConfig
 from llmctl.tasks.pretraining import PretrainConfig, open_pretraining, total_steps
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.device import Machine, choose_machine
-from llmctl.training.distributed.processes import current, joined
+from llmctl.training.distributed.processes import get_world, process_group
 from llmctl.training.planning.memory import FRAGMENTS
-from llmctl.training.planning.plan import Extent, Plan, parameters_by_part
+from llmctl.training.planning.plan import Extent, TrainingPlan, parameters_by_part
 from llmctl.training.planning.rehearsal import (
-    Rehearsal,
+    StepTimings,
     count_flops,
+    measure_training,
     rehearsal_folder,
-    rehearse,
 )
 from llmctl.training.progress import Progress
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
 
-REHEARSAL_SECONDS, LONGEST_REHEARSAL = 3.0, 10.0
+DRY_RUN_SECONDS, LONGEST_DRY_RUN = 3.0, 10.0
 """For a plan's steps: at the least, and where others compute on this machine."""
 
-Maker = Callable[[Machine, CheckpointStore], Trainer]
-Export = Callable[[nn.Module, Progress, Path], object]
+MakeTrainer = Callable[[Machine, CheckpointStore], Trainer]
+ExportModel = Callable[[nn.Module, Progress, Path], object]
 
 
-@joined()
+@process_group()
 def plan_pretraining(
     workspace: Workspace,
     config: PretrainConfig[Any, Any, Any],
     shards_name: str | None,
     reporter: Reporter,
     *,
-    begun: float | None = None,
+    start_time: float | None = None,
     price: float | None = None,
 ) -> dict[str, Any]:
     """The resolved configuration, and what it will take on this machine; where several processes
     will train, all must call it.
 
-    begun: when the command began, by time.perf_counter; default now. price: of an hour.
+    start_time: when the command began, by time.perf_counter; default now. price: of an hour.
     """
-    world = current()
-    begun = time.perf_counter() if begun is None else begun
+    world = get_world()
+    start_time = time.perf_counter() if start_time is None else start_time
     shards = shards_of(workspace, config.arch, shards_name, reporter)
     choice = None
     if config.budget is not None:
-        config, choice = choose_for_budget(workspace, shards, config, begun, reporter, world)
+        config, choice = choose_for_budget(workspace, shards, config, start_time, reporter, world)
     pretraining, config = open_pretraining(shards, config)
     batches = pretraining.batches("train", seed=config.seed)
     total = total_steps(config.training, batches)
@@ -87,22 +87,22 @@ def plan_pretraining(
         machine = choose_machine(
             config.training, world, partial(expected_seconds, pretraining, config)
         )
-    device, start = machine.device, time.perf_counter() - begun
+    device, start = machine.device, time.perf_counter() - start_time
     if machine.compiled:
         reporter.note("compiling the model, as the run will: up to a minute")
-    rehearsal = _rehearse(workspace, make, export, machine)
-    looks = pretraining.batches("validation", seed=0).per_epoch > 0
+    timings = _measure(workspace, make, export, machine)
+    validates = pretraining.batches("validation", seed=0).per_epoch > 0
     vocab_size = config.model.vocab_size
     with torch.device("meta"):
         model = pretraining.build_model(config.seed)
-    plan = Plan(
+    plan = TrainingPlan(
         parameters=parameters_by_part(model),
         flops_per_token=pretraining.flops_per_token(),
-        rehearsal=rehearsal,
+        rehearsal=timings,
         training=config.training,
-        extent=Extent(total, eval_every(config.training, total), looks),
+        extent=Extent(total, eval_every(config.training, total), validates),
         start_seconds=start,
-        matrix_flops=world.total([machine.matrix_flops])[0],
+        matrix_flops=world.all_reduce_sum([machine.matrix_flops])[0],
         processes=world.size,
         logits_bytes=4 * vocab_size * rows_at_a_time(device, vocab_size),
         fragments=FRAGMENTS.get(device.type, 0.0),
@@ -124,7 +124,7 @@ def plan_pretraining(
     }
 
 
-@joined()
+@process_group()
 def plan_finetuning(
     workspace: Workspace,
     start: str,
@@ -133,17 +133,18 @@ def plan_finetuning(
     reporter: Reporter,
     *,
     like: str | None = None,
-    begun: float | None = None,
+    start_time: float | None = None,
     price: float | None = None,
 ) -> dict[str, Any]:
-    """The same for a finetuning: at most, as it may stop early."""
-    world = current()
-    begun = time.perf_counter() if begun is None else begun
+    """A finetuning's resolved configuration, and what it will take on this machine at most, as it
+    may stop early."""
+    world = get_world()
+    start_time = time.perf_counter() if start_time is None else start_time
     task = finetuning.open_task(workspace, start, data, config, like, reporter)
     training = task.config.training
     machine = choose_machine(training, world)
     device, eager = machine.device, replace(machine, compiled=False)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start_time
 
     def make(machine: Machine, store: CheckpointStore) -> Trainer:
         return finetuning.make_trainer(task, machine, store)
@@ -151,14 +152,16 @@ def plan_finetuning(
     def export(model: nn.Module, progress: Progress, folder: Path) -> object:
         return finetuning.export_model(task, model, progress, folder)
 
-    rehearsal = _rehearse(workspace, make, export, machine)
+    timings = _measure(workspace, make, export, machine)
     model = task.build_model()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    plan = Plan(
+    plan = TrainingPlan(
         parameters=parameters_by_part(model),
         # Each process counts what it does for all of a step's tokens.
-        flops_per_token=world.total([count_flops(make(eager, CheckpointStore(Path(), 1)))])[0],
-        rehearsal=rehearsal,
+        flops_per_token=world.all_reduce_sum(
+            [count_flops(make(eager, CheckpointStore(Path(), 1)))]
+        )[0],
+        rehearsal=timings,
         training=training,
         extent=Extent(
             task.total_steps,
@@ -166,7 +169,7 @@ def plan_finetuning(
             task.held_out_examples > 0,
         ),
         start_seconds=seconds,
-        matrix_flops=world.total([machine.matrix_flops])[0],
+        matrix_flops=world.all_reduce_sum([machine.matrix_flops])[0],
         processes=world.size,
         fragments=FRAGMENTS.get(device.type, 0.0),
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
@@ -188,23 +191,25 @@ def plan_finetuning(
     }
 
 
-def _rehearse(workspace: Workspace, make: Maker, export: Export, machine: Machine) -> Rehearsal:
-    def once(longest: float) -> Rehearsal:
+def _measure(
+    workspace: Workspace, make: MakeTrainer, export: ExportModel, machine: Machine
+) -> StepTimings:
+    def once(longest: float) -> StepTimings:
         with (
             rehearsal_folder(workspace, machine.world) as folder,
             torch.random.fork_rng(devices=[]),
         ):
-            return rehearse(
-                lambda store: make(machine, store), export, folder, REHEARSAL_SECONDS, longest
+            return measure_training(
+                lambda store: make(machine, store), export, folder, DRY_RUN_SECONDS, longest
             )
 
     if machine.compiled:
-        memory = once(REHEARSAL_SECONDS).memory
+        memory = once(DRY_RUN_SECONDS).memory
         # The kernels are kept on disk: the run, as here the second time, only has to fetch them.
         torch.compiler.reset()
-        found = once(LONGEST_REHEARSAL)
-        found.memory = memory
-        return found
-    found = once(LONGEST_REHEARSAL)
+        timings = once(LONGEST_DRY_RUN)
+        timings.memory = memory
+        return timings
+    timings = once(LONGEST_DRY_RUN)
     gc.collect()
-    return found
+    return timings

@@ -12,7 +12,10 @@ from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.prediction import Predictor, TextAnswer
 from llmctl.workspace.artefacts import Workspace
 
-BY_KIND: Mapping[str, type[Predictor]] = {"classify": ClassPredictor, "masked_lm": MaskPredictor}
+PREDICTORS_BY_KIND: Mapping[str, type[Predictor]] = {
+    "classify": ClassPredictor,
+    "masked_lm": MaskPredictor,
+}
 """What answers single texts, by what a model does."""
 
 
@@ -20,9 +23,9 @@ def open_predictor(workspace: Workspace, start: str, *, device: str = "auto") ->
     """A model that is ready to answer. Raises InputError if there is none, or it answers no single
     texts."""
     model = OpenedModel.open(workspace, start)
-    if model.kind not in BY_KIND:
+    if model.kind not in PREDICTORS_BY_KIND:
         raise InputError(f"{start} is {model.described}; give a classifier or a pretrained BERT")
-    return BY_KIND[model.kind](model, device)
+    return PREDICTORS_BY_KIND[model.kind](model, device)
 
 
 def predict(

@@ -21,7 +21,7 @@ from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.run_log import LoggedReporter
 from llmctl.tasks import PRETRAINING
-from llmctl.tasks.learned import judged, said_of
+from llmctl.tasks.learned import describe_learning, said_of
 from llmctl.tasks.pretraining import (
     VALIDATION_SEED,
     PretrainConfig,
@@ -34,7 +34,7 @@ from llmctl.training.batches import Objective
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.device import Machine
-from llmctl.training.distributed.processes import World, current, joined
+from llmctl.training.distributed.processes import World, get_world, process_group
 from llmctl.training.extension import find_run
 from llmctl.training.planning.budget import LEAST_SECONDS, choose_shape
 from llmctl.training.planning.choice import Choice
@@ -49,14 +49,14 @@ from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.manifests import new_manifest
 
 DEFAULT_PRESET = "mini"
-LOOKS = 10
+EVALS_PER_RUN = 10
 """Validations in a run where ``training.eval_every`` does not say."""
-SELDOM = 20
+MIN_EVAL_INTERVAL = 20
 """Steps between validations at the least, so that a short run does more training than looking."""
 
-WORTH_TRYING = 100
+MIN_STEPS_FOR_TRIAL = 100
 """Steps of a training from which on a few are tried, to tell whether compiling pays."""
-TRIAL_SECONDS = 1.0
+SPEED_TRIAL_SECONDS = 1.0
 
 
 def resolve(
@@ -136,7 +136,7 @@ def shards_of(workspace: Workspace, arch: str, name: str | None, reporter: Repor
     )
 
 
-@joined()
+@process_group()
 def pretrain(
     workspace: Workspace,
     config: PretrainConfig[Any, Any, Any],
@@ -144,23 +144,23 @@ def pretrain(
     shards_name: str | None = None,
     name: str | None = None,
     force: bool = False,
-    begun: float | None = None,
+    start_time: float | None = None,
     profile: bool = False,
     reporter: Reporter | None = None,
     command: Sequence[str] | None = None,
 ) -> tuple[Artefact, bool]:
     """Train a model on shards; returns the run, and whether it was finished already.
 
-    begun: when the command began, by time.perf_counter: a budget counts from then; default now.
-    profile: trace some steps. command: that goes on with this run, where the one being run does
-    more than that.
+    start_time: when the command began, by time.perf_counter: a budget counts from then; default
+    now. profile: trace some steps. command: that goes on with this run, where the one being run
+    does more than that.
     """
     reporter = LoggedReporter(reporter or Reporter())
-    begun = time.perf_counter() if begun is None else begun
+    start_time = time.perf_counter() if start_time is None else start_time
     shards = shards_of(workspace, config.arch, shards_name, reporter)
     # As it was given: the vocabulary's size follows from the shards.
     identity = pretraining_identity(config, shards)
-    run_name, found, before = find_run(
+    run_name, existing, before = find_run(
         workspace,
         name,
         default_name(config, shards),
@@ -168,15 +168,15 @@ def pretrain(
         force=force,
         note=reporter.note,
     )
-    if found is not None and found.finished and before is None:
-        return finished_before(found), True
-    world = current()
+    if existing is not None and existing.finished and before is None:
+        return finished_before(existing), True
+    world = get_world()
     choice = None
-    if config.budget is not None and found is not None:
+    if config.budget is not None and existing is not None:
         # What was chosen at the start is kept: only the rest of the time is left.
-        config = config.replace(**found.manifest.config)
+        config = config.replace(**existing.manifest.config)
     elif config.budget is not None:
-        config, choice = choose_for_budget(workspace, shards, config, begun, reporter, world)
+        config, choice = choose_for_budget(workspace, shards, config, start_time, reporter, world)
     pretraining, config = open_pretraining(shards, config)
     manifest = new_manifest(
         "run",
@@ -204,14 +204,14 @@ def pretrain(
     artefact = run_training(
         workspace,
         manifest,
-        found,
+        existing,
         config.training,
         prepare=prepare,
         export=export,
         reporter=reporter,
         profile=profile,
         expected_seconds=seconds,
-        judge=partial(judged, pretraining),
+        judge=partial(describe_learning, pretraining),
         before=before,
     )
     if (said := said_of(artefact.manifest)) is not None:
@@ -223,7 +223,7 @@ def choose_for_budget(
     workspace: Workspace,
     shards: Artefact,
     config: PretrainConfig[Any, Any, Any],
-    begun: float,
+    start_time: float,
     reporter: Reporter,
     world: World,
 ) -> tuple[PretrainConfig[Any, Any, Any], Choice]:
@@ -233,7 +233,7 @@ def choose_for_budget(
         return choose_shape(
             config,
             folder,
-            start_time=begun,
+            start_time=start_time,
             open_pretraining=partial(open_pretraining, shards),
             make_trainer=make_trainer,
             export=export_model,
@@ -292,7 +292,7 @@ def make_trainer(
 
 def eval_every(training: TrainingConfig, total: int | None) -> int:
     """Steps between validations."""
-    return training.eval_every or max(SELDOM, (total or 1000) // LOOKS)
+    return training.eval_every or max(MIN_EVAL_INTERVAL, (total or 1000) // EVALS_PER_RUN)
 
 
 def export_model(
@@ -313,18 +313,18 @@ def export_model(
 def expected_seconds(
     pretraining: Pretraining[Any, Any], config: PretrainConfig[Any, Any, Any], machine: Machine
 ) -> float | None:
-    """Of the training by a few of its steps; None where it is too short to try some, or gains
-    nothing by compiling."""
+    """Seconds of the training by a few of its steps; None where it is too short to try some, or
+    gains nothing by compiling."""
     if machine.device.type == "cpu" and not pretraining.compile_on_cpu:
         return None
     if config.training.time_limit is not None:
         return config.training.time_limit
     steps = total_steps(config.training, pretraining.batches("train", seed=config.seed))
-    if steps is None or steps < WORTH_TRYING:
+    if steps is None or steps < MIN_STEPS_FOR_TRIAL:
         return None
     # Nothing is written: the steps end before a checkpoint is due.
     trainer = make_trainer(pretraining, config, machine, CheckpointStore(Path(), 1), Reporter())
-    found = time_steps(trainer, TRIAL_SECONDS, give_up=2 * TRIAL_SECONDS)
+    timings = time_steps(trainer, SPEED_TRIAL_SECONDS, give_up=2 * SPEED_TRIAL_SECONDS)
     del trainer
     gc.collect()  # its memory is wanted again
-    return steps * found.seconds_per_step
+    return steps * timings.seconds_per_step

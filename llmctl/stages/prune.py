@@ -82,20 +82,20 @@ def _size(path: Path) -> int:
 
 
 def _locks(workspace: Workspace) -> Iterator[Waste]:
-    there = {
+    expected = {
         lock_path(path)
         for folder in FOLDERS.values()
         for path in (workspace.root / folder).glob("[!.]*")
     }
     for path in sorted((workspace.root / ".locks").glob("*.lock")):
         of_artefact = path.name.startswith(tuple(f"{folder}-" for folder in FOLDERS.values()))
-        if of_artefact and path not in there and not is_held(path):
+        if of_artefact and path not in expected and not is_held(path):
             yield Waste("lock", path, path.stat().st_size)
 
 
-def free(workspace: Workspace, found: list[Waste]) -> None:
+def free(workspace: Workspace, leftovers: list[Waste]) -> None:
     """Free what was found, but for what somebody has begun to write since."""
-    for waste in found:
+    for waste in leftovers:
         with contextlib.suppress(BusyError):
             if waste.what == "checkpoints":
                 with writer_lock(waste.path.parent):

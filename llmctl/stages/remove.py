@@ -16,7 +16,7 @@ from llmctl.workspace.locks import is_locked, lock_path, writer_lock
 from llmctl.workspace.manifests import FOLDERS, Kind
 from llmctl.workspace.parts import PartsFolder
 
-KINDS: tuple[Kind, ...] = ("run", "report", "shards", "tokenizer")
+REMOVABLE_KINDS: tuple[Kind, ...] = ("run", "report", "shards", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -36,30 +36,30 @@ class Target:
         return {"kind": self.kind, "name": self.name, "bytes": size}
 
 
-def target_of(workspace: Workspace, given: str) -> Target:
+def target_of(workspace: Workspace, asked: str) -> Target:
     """The artefact of ``kind/name``, or of a name that only one has.
 
     Raises InputError if there is none, UsageError if there are several.
     """
-    kind, slash, name = given.rstrip("/").partition("/")
+    kind, slash, name = asked.rstrip("/").partition("/")
     by_folder = {folder: kind for kind, folder in FOLDERS.items()}
     chosen = by_folder.get(kind) or (kind if kind in FOLDERS else None)
     if slash and chosen is None:
-        raise UsageError(f"{given!r}: write a name, or KIND/NAME with one of {', '.join(FOLDERS)}")
-    kinds = [k for k in KINDS if not slash or k == chosen]
+        raise UsageError(f"{asked!r}: write a name, or KIND/NAME with one of {', '.join(FOLDERS)}")
+    kinds = [k for k in REMOVABLE_KINDS if not slash or k == chosen]
     name = name if slash else kind
-    found = [Target(k, name, p) for k in kinds for p in _folders(workspace, k) if p.name == name]
-    if len(found) > 1:
+    targets = [Target(k, name, p) for k in kinds for p in _folders(workspace, k) if p.name == name]
+    if len(targets) > 1:
         raise UsageError(
-            f"{name} is the name of {' and of '.join(t.reference for t in found)}; say which"
+            f"{name} is the name of {' and of '.join(t.reference for t in targets)}; say which"
         )
-    if not found:
+    if not targets:
         known = [path.name for k in kinds for path in _folders(workspace, k)]
         raise InputError(
-            f"nothing in workspace {workspace.root} is named {given!r}{did_you_mean(name, known)}; "
+            f"nothing in workspace {workspace.root} is named {asked!r}{did_you_mean(name, known)}; "
             "`llmctl status` lists what there is"
         )
-    return found[0]
+    return targets[0]
 
 
 def _folders(workspace: Workspace, kind: Kind) -> list[Path]:
@@ -73,7 +73,7 @@ def made_from(workspace: Workspace, target: Target) -> list[Artefact]:
     """The artefacts that name it among their inputs."""
     return [
         artefact
-        for kind in KINDS
+        for kind in REMOVABLE_KINDS
         for artefact in workspace.list(kind)
         if (target.kind, target.name) in [record.artefact for record in artefact.manifest.inputs]
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmctl.errors import InputError, did_you_mean
 from llmctl.reporting.run_log import LOG
-from llmctl.stages.remove import KINDS
+from llmctl.stages.remove import REMOVABLE_KINDS
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.commands import resume_command
 from llmctl.workspace.files import folder_size, folder_sizes
@@ -24,7 +24,8 @@ from llmctl.workspace.runs import (
 )
 
 SCHEMA_VERSION = 1
-"""Of the documents that ``llmctl status --json`` prints; raised when a field changes meaning."""
+"""The version of the documents that ``llmctl status --json`` prints; raised when a field changes
+meaning."""
 
 
 def overview(workspace: Workspace) -> dict[str, Any]:
@@ -155,17 +156,17 @@ def find(workspace: Workspace, name: str) -> Artefact:
     kind, slash, rest = name.partition("/")
     if slash and kind in FOLDERS:
         return workspace.get(kind, rest)
-    for candidate in KINDS:
+    for candidate in REMOVABLE_KINDS:
         if name in workspace.names(candidate):
             return workspace.get(candidate, name)
-    known = [known for candidate in KINDS for known in workspace.names(candidate)]
+    known = [known for candidate in REMOVABLE_KINDS for known in workspace.names(candidate)]
     raise InputError(
         f"nothing in workspace {workspace.root} is named {name!r}{did_you_mean(name, known)}; "
         "`llmctl status` lists what there is"
     )
 
 
-SHOWN: dict[str, tuple[str, ...]] = {
+SHOWN_SUMMARY: dict[str, tuple[str, ...]] = {
     "tokenizer": ("kind", "vocab_size"),
     "shards": ("tokenizer", "vocab_size", "documents", "tokens", "validation_tokens"),
 }
@@ -174,7 +175,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
 
 def _short(artefact: Artefact) -> dict[str, Any]:
     manifest = artefact.manifest
-    for name in SHOWN.get(manifest.kind, ()):
+    for name in SHOWN_SUMMARY.get(manifest.kind, ()):
         if manifest.summary.get(name) is None:
             raise InputError(
                 f"{artefact.folder / MANIFEST} is damaged: its summary has no {name}; make the "

@@ -20,12 +20,12 @@ from llmctl.evaluation.report import MODEL, Report
 from llmctl.formats.open import data_record
 from llmctl.inference.decoding.config import LARGEST_POWER, MOST_AT_ONCE
 from llmctl.inference.weights import WeightType
-from llmctl.reporting.report import Part
+from llmctl.reporting.report import ReportPart
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.pretraining import VALIDATION_SEED, PretrainConfig, config_for, open_pretraining
 from llmctl.training.batches import Objective
-from llmctl.training.distributed.processes import current
+from llmctl.training.distributed.processes import get_world
 from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.manifests import InputRecord, Manifest
@@ -34,13 +34,13 @@ COMPARED = "compared with"
 """The role of further models among a report's inputs."""
 
 
-def _counts(value: object) -> object:
+def _shot_counts(value: object) -> object:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     return [value] if isinstance(value, int) else value
 
 
-Counts = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_counts)]
+ShotCounts = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_shot_counts)]
 """Whole numbers: ``0,1,4``, or a list of them in a recipe."""
 
 
@@ -71,7 +71,7 @@ class EvaluateConfig(Config):
     long one."""
     stride: int | None = Field(None, ge=1)
     """Tokens by which the window of a perplexity moves on; unset: half of it."""
-    shots: Counts = Field((0,), min_length=1)
+    shots: ShotCounts = Field((0,), min_length=1)
     """Solved examples in a prompt; several numbers give a row each."""
     score: Literal["plain", "tokens", "bytes", "pmi"] = "plain"
     """What chooses an answer: its log-probability, that for each token or byte, or how much the
@@ -120,9 +120,9 @@ class Files:
     data: Path | None = None
     """Labelled texts, questions or text; None: the validation part of the run's shards."""
     template: Path | None = None
-    """Asks about the rows of ``data`` …"""
+    """A template that asks about the rows of ``data``."""
     examples: Path | None = None
-    """… and these are solved examples for its prompts."""
+    """Solved examples for the template's prompts."""
     target: Path | None = None
     """References, line by line, where ``data`` is plain text with sources."""
 
@@ -175,7 +175,7 @@ class Evaluator(ABC):
 
     @staticmethod
     @abstractmethod
-    def parts(report: Report) -> Iterator[Part]:
+    def parts(report: Report) -> Iterator[ReportPart]:
         """What the report has to show. Raises some error where it lacks what its kind has."""
 
     @property
@@ -269,7 +269,7 @@ def validation_losses(
         return batches(number)
 
     objective = Objective(model, pretraining.loss)
-    return evaluate(objective, batch, total, device=device, world=current()), config
+    return evaluate(objective, batch, total, device=device, world=get_world()), config
 
 
 def no_validation(shards: Artefact, otherwise: str) -> InputError:

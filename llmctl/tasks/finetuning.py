@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.config import Config
-from llmctl.data.keyed import key_of
+from llmctl.data.random import key_of
 from llmctl.errors import ConfigError
 from llmctl.formats.base import Pretrained
 from llmctl.training.adapters.freezing import freeze_layers
@@ -31,7 +31,7 @@ million tokens: of 1, 3 and 10 for LoRA (10 was 0.04 nats better on instructions
 classifiers), of 1 and 3 for the last layers."""
 
 
-def by_width(rate: float, width: int) -> float:
+def scale_lr_by_width(rate: float, width: int) -> float:
     """A rate that was found for a body 128 wide, for another: a step then changes each layer's
     output as much (Yang et al. 2022, μP). Narrower ones have the same."""
     return rate * 128 / max(width, 128)
@@ -80,7 +80,7 @@ class Task(ABC):
     train_examples: int
     held_out_examples: int
     peft_task: ClassVar[str]
-    """As PEFT calls it."""
+    """The task's name in PEFT."""
 
     def __init__(self, base: Pretrained, config: FinetuneConfig, *, scratch: bool) -> None:
         """Raises ConfigError where more blocks are named than the model has."""
@@ -104,11 +104,11 @@ class Task(ABC):
         """Batch ``number`` of endless ones."""
 
     @abstractmethod
-    def held_out_batches(self) -> list[TensorBatch]:
+    def validation_batches(self) -> list[TensorBatch]:
         """What is looked at to tell how good the network is."""
 
     @abstractmethod
-    def judged(self, values: dict[str, float]) -> dict[str, float]:
+    def add_selection_metric(self, values: dict[str, float]) -> dict[str, float]:
         """Figures of the held-out batches, with what follows from them; the ``criterion``, or the
         loss, says which weights are best."""
 
@@ -122,12 +122,12 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def new_parts(self) -> tuple[str, ...]:
+    def fresh_modules(self) -> tuple[str, ...]:
         """Names of the network's parts that start anew; they train with every method."""
 
     @property
     @abstractmethod
-    def facts(self) -> dict[str, Any]:
+    def plan_facts(self) -> dict[str, Any]:
         """What a plan says of the data beyond the number of examples."""
 
     @property
@@ -155,7 +155,7 @@ class Task(ABC):
         torch.manual_seed(key_of(config.seed, "weights"))
         model = self.network()
         if config.method == "lora":
-            add_lora(model, config.lora, new=self.new_parts)
+            add_lora(model, config.lora, new=self.fresh_modules)
         elif config.method == "last-layers":
             freeze_layers(model, self.base.config.num_layers - config.last_layers)
         elif config.freeze_layers:

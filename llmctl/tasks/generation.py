@@ -10,8 +10,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from llmctl.errors import UsageError
-from llmctl.inference.decoder import CausalDecoder, NextToken, SourceDecoder
-from llmctl.inference.decoding import Completion, GenerationConfig, Rules
+from llmctl.inference.decoder import CausalDecoder, DecoderRunner, SourceDecoder
+from llmctl.inference.decoding import CompiledSamplingParams, Completion, GenerationConfig
 from llmctl.inference.decoding import generate as write_texts
 from llmctl.inference.decoding.batches import block_size
 from llmctl.inference.decoding.config import DEFAULT_CANDIDATES
@@ -19,7 +19,7 @@ from llmctl.inference.ngram_decoder import NgramDecoder
 from llmctl.inference.weights import WeightType, prepare
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.opened import OpenedModel
-from llmctl.training.distributed.processes import current
+from llmctl.training.distributed.processes import get_world
 from llmctl.training.precision import choose_device
 
 TEXTS = 8
@@ -54,7 +54,7 @@ class Generated:
     completions: list[Completion]
 
 
-class Generation(ABC):
+class TextGenerator(ABC):
     """A language model that is ready to write."""
 
     from_sources: ClassVar[bool] = False
@@ -82,7 +82,7 @@ class Generation(ABC):
         rows = rows_at_once(config, prompts, drafted=draft is not None)
         self._decoder = _decoder(model, config, rows)
         digests = [model.record.digest]
-        self._draft: NextToken | None = None
+        self._draft: DecoderRunner | None = None
         if draft is not None:
             self._draft = _decoder(draft, config, rows=1)
             digests.append(draft.record.digest)
@@ -93,7 +93,7 @@ class Generation(ABC):
                 )
         self.identity = {"models": digests, "config": config.identity()}
         """What decides the texts."""
-        self._rules = Rules(config, self.tokenizer)
+        self._rules = CompiledSamplingParams(config, self.tokenizer)
         self._told = False
 
     @classmethod
@@ -119,29 +119,29 @@ class Generation(ABC):
     def answers(
         self,
         prompts: Iterable[Prompt],
-        tell: Callable[[str], None] | None = None,
+        on_text: Callable[[str], None] | None = None,
         *,
         first: int = 0,
     ) -> Iterator[Generated]:
         """What is written behind each prompt, in their order; from each, if the model was finetuned
         on pairs of texts.
 
-        first: the first prompt's number, by which samples are drawn. tell: is told the text as it
-        becomes certain; for one prompt and one sample. Several processes divide the prompts.
+        first: the first prompt's number, by which samples are drawn. on_text: is told the text as
+        it becomes certain; for one prompt and one sample. Several processes divide the prompts.
         Raises InputError for a prompt that doesn't fit into the model's context.
         """
-        world = current()
+        world = get_world()
         # A round of all processes is what one alone sorts by length among themselves.
         block = max(1, self.block_size // world.size)
-        yield from world.divided(
+        yield from world.map_sharded(
             prompts,
-            lambda part, begin: self._answers(part, tell, first + begin),
+            lambda part, begin: self._answers(part, on_text, first + begin),
             block=block,
             kind=Generated,
         )
 
     def _answers(
-        self, prompts: Iterable[Prompt], tell: Callable[[str], None] | None, first: int
+        self, prompts: Iterable[Prompt], on_text: Callable[[str], None] | None, first: int
     ) -> Iterator[Generated]:
         asked: list[Prompt] = []
 
@@ -157,7 +157,7 @@ class Generation(ABC):
             draft=self._draft,
             batch_size=self.config.batch_size,
             first=first,
-            tell=tell,
+            on_text=on_text,
         )
         for number, completions in enumerate(written):
             yield Generated(asked[number], completions)
@@ -183,7 +183,7 @@ def rows_at_once(config: GenerateConfig, prompts: int | None, *, drafted: bool) 
     return config.rows_each * (batch if prompts is None else min(batch, prompts))
 
 
-def _decoder(model: OpenedModel, config: GenerateConfig, rows: int) -> NextToken:
+def _decoder(model: OpenedModel, config: GenerateConfig, rows: int) -> DecoderRunner:
     """A model that is ready to write so many rows at once."""
     device, folder = choose_device(config.device, "--device"), model.folder
     if folder.kind == "ngram":

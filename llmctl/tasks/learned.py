@@ -20,45 +20,49 @@ LEARNED = "learned"
 NOTHING, LITTLE, CONTEXT = "nothing", "little", "context"
 """No better than frequencies; no better than the token before; better than both."""
 
-WORTH_NATS = 0.1
+MIN_NATS_GAINED = 0.1
 """By how much a loss must be below that of the frequencies to come of more than a good fit to
 them."""
-CHANCE = 0.55
+NSP_CHANCE = 0.55
 """Share of next sentences that were told right up to which it may be chance, which is a half: of a
 few hundred pairs."""
 HELPS = "ten times as long would help"
 
 
-def judged(pretraining: Pretraining[Any, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+def describe_learning(
+    pretraining: Pretraining[Any, Any], summary: Mapping[str, Any]
+) -> dict[str, Any]:
     """What to add to a pretraining's summary; nothing where there was no look at other text."""
     values = summary.get("validation", {})
     masked = "mlm_loss" in values
     loss, accuracy = (values.get(f"{'mlm' if masked else 'lm'}_{f}") for f in ("loss", "accuracy"))
     if loss is None or accuracy is None:
         return {}
-    found = guesses(
+    baseline = guesses(
         pretraining.reader("train"),
         pretraining.reader("validation"),
         pretraining.tokenizer.vocab_size,
         end=None if masked else pretraining.tokenizer.special["eos"],
     )
-    if found is None:
+    if baseline is None:
         return {}
     task = "a hidden token" if masked else "the next token"
     figures = f"for {task} a loss of {loss:.2f} nats and {accuracy:.1%} right"
-    frequency = f"{found.unigram_loss:.2f} and {found.unigram_accuracy:.1%} by frequency alone"
-    before = f"{found.bigram_loss:.2f} and {found.bigram_accuracy:.1%} by the token before it"
-    if loss > found.unigram_loss - WORTH_NATS:
+    frequency = (
+        f"{baseline.unigram_loss:.2f} and {baseline.unigram_accuracy:.1%} by frequency alone"
+    )
+    before = f"{baseline.bigram_loss:.2f} and {baseline.bigram_accuracy:.1%} by the token before it"
+    if loss > baseline.unigram_loss - MIN_NATS_GAINED:
         how, said = NOTHING, f"has not learned from context yet: {figures}, {frequency}; {HELPS}"
-    elif loss > found.bigram_loss:
+    elif loss > baseline.bigram_loss:
         how = LITTLE
         said = f"has learned little from context yet: {figures}, {frequency}, {before}; {HELPS}"
     else:
         how, said = CONTEXT, f"has learned from context: {figures}, {frequency}, {before}"
     next_sentence = values.get("nsp_accuracy")
-    if next_sentence is not None and next_sentence <= CHANCE:
+    if next_sentence is not None and next_sentence <= NSP_CHANCE:
         said += f"; next sentences, {next_sentence:.1%} right, it tells by chance (50%)"
-    return {LEARNED: {"from": how, "says": said, **found.document()}}
+    return {LEARNED: {"from": how, "says": said, **baseline.document()}}
 
 
 def said_of(manifest: Manifest) -> str | None:

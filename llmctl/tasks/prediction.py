@@ -46,7 +46,7 @@ class Predictor(ABC):
         return iter([Example(text, None, None, f"text {n}") for n, text in enumerate(texts, 1)])
 
     def of_file(
-        self, path: Path, given: LabelledColumns, reporter: Reporter | None = None
+        self, path: Path, requested: LabelledColumns, reporter: Reporter | None = None
     ) -> Iterator[Example]:
         """The texts of a file, or of standard input, ``-``.
 
@@ -54,14 +54,14 @@ class Predictor(ABC):
         """
         reporter = reporter or Reporter()
         # A header that had to be named once is there, or not, in files of the kind.
-        header = self.model.read_config.header if given.header == "auto" else given.header
-        reading = given.replace(header=header).read_options(reporter.note)
-        columns = self.columns(path, given, reading, reporter)
+        header = self.model.read_config.header if requested.header == "auto" else requested.header
+        reading = requested.replace(header=header).read_options(reporter.note)
+        columns = self.columns(path, requested, reading, reporter)
         return read_examples(path, columns, reading=reading)
 
     @abstractmethod
     def columns(
-        self, path: Path, given: LabelledColumns, reading: ReadOptions, reporter: Reporter
+        self, path: Path, requested: LabelledColumns, reading: ReadOptions, reporter: Reporter
     ) -> Columns:
         """The columns of a file, or of standard input, that texts are read from.
 

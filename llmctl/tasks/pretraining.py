@@ -14,7 +14,7 @@ from torch import nn
 
 from llmctl import tokenizers
 from llmctl.config import Config, Seconds
-from llmctl.data.keyed import key_of
+from llmctl.data.random import key_of
 from llmctl.data.shards.files import ShardReader
 from llmctl.errors import InputError, UsageError, did_you_mean
 from llmctl.models import ARCHITECTURES
@@ -123,8 +123,8 @@ class Pretraining(ABC, Generic[L, D]):
         """Weights of the heads that a token is multiplied with, on average."""
 
     def flops_per_token(self) -> float:
-        """Of a forward and a backward pass, for each token of a row; a multiplication and an
-        addition are two."""
+        """Operations of a forward and a backward pass for each token of a row; a multiplication and
+        an addition are two."""
         with torch.device("meta"):
             body = self.architecture.build(self.model_config)
         return flops_per_token(body, self.data.sequence_length, self.head_weights())

@@ -42,8 +42,10 @@ def training_examples(model: Finetuned, notes: list[str]) -> TrainingExamples | 
     columns: Columns | None = model.labelled
     reading = model.read_config.read_options()
     if columns is None or columns.label is None:
-        given = {key: options[key] for key in LabelledColumns.model_fields if key in options}
-        columns = resolve_labelled(path, LabelledColumns(**given), reading)
+        column_options = {
+            key: options[key] for key in LabelledColumns.model_fields if key in options
+        }
+        columns = resolve_labelled(path, LabelledColumns(**column_options), reading)
     examples = read_labelled(path, columns, Reporter(), reading)
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:

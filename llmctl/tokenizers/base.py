@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from llmctl.errors import InputError
 from llmctl.tokenizers.cuts import LONG, NoPlace, Rule, stretches
-from llmctl.tokenizers.pieces import SPACE_MARK
+from llmctl.tokenizers.token_bytes import SPACE_MARK
 
-ROLES: dict[str, tuple[str, ...]] = {
+SPECIAL_SPELLINGS: dict[str, tuple[str, ...]] = {
     "pad": ("[PAD]", "<pad>", "<|pad|>"),
     "unk": ("[UNK]", "<unk>"),
     "cls": ("[CLS]", "<s>", "<|endoftext|>"),
@@ -71,7 +71,7 @@ class Tokenizer(ABC):
     """``wordpiece``, ``bpe``, ``unigram``, ``sentencepiece-bpe`` or ``characters``."""
     vocab_size: int
     special: Mapping[str, int]
-    """Ids by role: those of ``ROLES`` that the vocabulary has."""
+    """Ids by role: those of ``SPECIAL_SPELLINGS`` that the vocabulary has."""
     chat_template: str | None = None
     """Jinja source that lays a conversation out, as transformers keeps it. Not in the digest: it
     decides no ids."""
@@ -271,20 +271,20 @@ class Tokenizer(ABC):
 
 def roles_in(token_to_id: Any) -> dict[str, int]:
     """The special tokens that a vocabulary has, by role."""
-    found = {}
-    for role, spellings in ROLES.items():
+    roles = {}
+    for role, spellings in SPECIAL_SPELLINGS.items():
         for spelling in spellings:
             number = token_to_id(spelling)
             if number is not None:
-                found[role] = number
+                roles[role] = number
                 break
-    return found
+    return roles
 
 
 def write_transformers_config(
     folder: Path, tokenizer: Tokenizer, max_length: int | None, fields: Mapping[str, Any]
 ) -> None:
-    """tokenizer_config.json, special_tokens_map.json and chat_template.jinja, as transformers
+    """Write tokenizer_config.json, special_tokens_map.json and chat_template.jinja as transformers
     reads them."""
     tokens = {
         f"{role}_token": tokenizer.id_to_token(tokenizer.special[role])

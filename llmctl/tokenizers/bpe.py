@@ -16,10 +16,10 @@ from tokenizers.trainers import BpeTrainer
 from llmctl.errors import InputError
 from llmctl.tokenizers.cuts import in_parts
 from llmctl.tokenizers.fast import FastTokenizer, begin_with, panics_told
-from llmctl.tokenizers.patterns import DEFAULT, LEARNABLE, byte_level
+from llmctl.tokenizers.patterns import DEFAULT_PATTERN, LEARNABLE, byte_level
 from llmctl.tokenizers.vocabulary_size import VocabularyError
 
-SPECIAL = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|im_start|>", "<|im_end|>")
+BPE_SPECIAL = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|im_start|>", "<|im_end|>")
 """One set for GPT and BERT. ``<|endoftext|>`` stands between documents, so it is their start and
 their end, as in GPT-2, and BERT's cls and sep, which differ by their place; the turns of a chat
 are ChatML's."""
@@ -27,7 +27,11 @@ MIN_PAIR_COUNT = 2
 
 
 def learn_bpe(
-    texts: Iterable[str], vocab_size: int, *, split_pattern: str = DEFAULT, exact: bool = True
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    split_pattern: str = DEFAULT_PATTERN,
+    exact: bool = True,
 ) -> FastTokenizer:
     """Learn merges.
 
@@ -39,16 +43,16 @@ def learn_bpe(
     rust.pre_tokenizer = byte_level(LEARNABLE[split_pattern])
     rust.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    smallest = len(SPECIAL) + len(alphabet)
+    smallest = len(BPE_SPECIAL) + len(alphabet)
     if vocab_size < smallest:
         raise InputError(
-            f"--vocab-size {vocab_size}: the 256 bytes and {len(SPECIAL)} special tokens need "
+            f"--vocab-size {vocab_size}: the 256 bytes and {len(BPE_SPECIAL)} special tokens need "
             f"{smallest}; use --vocab-size {smallest} or more"
         )
     trainer = BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=MIN_PAIR_COUNT,
-        special_tokens=[AddedToken(token, special=True) for token in SPECIAL],
+        special_tokens=[AddedToken(token, special=True) for token in BPE_SPECIAL],
         initial_alphabet=alphabet,
         show_progress=False,
     )
@@ -57,5 +61,5 @@ def learn_bpe(
     size = rust.get_vocab_size()
     if exact and size < vocab_size:
         raise VocabularyError(vocab_size, size)
-    begin_with(rust, SPECIAL[0])
+    begin_with(rust, BPE_SPECIAL[0])
     return FastTokenizer("bpe", rust)

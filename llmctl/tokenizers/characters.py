@@ -17,12 +17,12 @@ from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import WordLevel
 
-from llmctl.tokenizers.bpe import SPECIAL as BPE_SPECIAL
+from llmctl.tokenizers.bpe import BPE_SPECIAL as BPE_SPECIAL
 from llmctl.tokenizers.cuts import Rule
 from llmctl.tokenizers.fast import FastTokenizer, begin_with
 
 UNKNOWN = "<unk>"
-SPECIAL = (*BPE_SPECIAL, UNKNOWN)
+CHARACTER_SPECIAL = (*BPE_SPECIAL, UNKNOWN)
 EACH = r"[\s\S]"
 """Matches one character, whichever."""
 _LAST_CHARACTER = 0x10FFFF
@@ -68,12 +68,12 @@ def learn_characters(texts: Iterable[str]) -> CharacterTokenizer:
     for text in texts:
         seen.update(text)
     characters = sorted(seen)
-    vocabulary = {token: number for number, token in enumerate([*characters, *SPECIAL])}
+    vocabulary = {token: number for number, token in enumerate([*characters, *CHARACTER_SPECIAL])}
     rust = RustTokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     rust.pre_tokenizer = pre_tokenizers.Split(Regex(EACH), "isolated")
     rust.decoder = decoders.Fuse()
-    rust.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
-    begin_with(rust, SPECIAL[0])
+    rust.add_special_tokens([AddedToken(token, special=True) for token in CHARACTER_SPECIAL])
+    begin_with(rust, CHARACTER_SPECIAL[0])
     return CharacterTokenizer(rust)
 
 

@@ -281,7 +281,7 @@ class _Layout:
     ends: list[int]
     """Which of the special tokens in the text ends each answer."""
     ids: list[int]
-    """Of the whole text."""
+    """The ids of the whole text."""
 
 
 class _Generation(Extension):

@@ -25,10 +25,10 @@ from tokenizers import Tokenizer as RustTokenizer
 from llmctl.tokenizers.patterns import GPT2, GPT4, GPT4O, QWEN, by_words, byte_level
 
 LONG = 1 << 20
-"""Characters; a text up to this length is encoded whole …"""
+"""Characters; a text up to this length is encoded whole."""
 STRETCH = 1 << 18
-"""… and a longer one in stretches of at most this, if it has places to cut."""
-MOST = 1 << 22
+"""A longer text is encoded in stretches of at most this, if it has places to cut."""
+MAX_STRETCH = 1 << 22
 """Without such a place for so long, it takes too much memory."""
 
 PART = 1 << 16
@@ -39,7 +39,7 @@ LOOK_BACK = 1 << 12
 CUT_BEFORE = " \t\n,.;:!?，。！？、；："
 """None of them is composed with the character before it, nor begins a contraction."""
 
-LONGEST_NAME = 16
+MAX_TOKEN_NAME = 16
 """Characters of a special token's name."""
 
 Rule = Callable[[str, int], bool]
@@ -64,7 +64,7 @@ def between_pieces(pieces: Iterable[str]) -> Rule:
         return (
             text[place - 1 : place + 1] not in together
             # The names of special tokens are looked for before pieces are.
-            and "<" not in text[max(place - LONGEST_NAME, 0) : place]
+            and "<" not in text[max(place - MAX_TOKEN_NAME, 0) : place]
         )
 
     return rule
@@ -85,7 +85,12 @@ def in_parts(texts: Iterable[str]) -> Iterator[str]:
 
 
 def stretches(
-    text: str, rule: Rule | None, *, long: int = LONG, stretch: int = STRETCH, most: int = MOST
+    text: str,
+    rule: Rule | None,
+    *,
+    long: int = LONG,
+    stretch: int = STRETCH,
+    most: int = MAX_STRETCH,
 ) -> Iterator[tuple[int, int]]:
     """Begin and end of the parts of a text, each at most ``stretch`` characters where the rule
     finds a place, else up to the first that it finds. Raises NoPlace after ``most``."""

@@ -18,7 +18,7 @@ from tokenizers import processors
 from llmctl.errors import InputError
 from llmctl.tokenizers.base import Layout, Tokenizer, roles_in, write_transformers_config
 from llmctl.tokenizers.cuts import Rule, rule_of
-from llmctl.tokenizers.pieces import piece_reader
+from llmctl.tokenizers.token_bytes import piece_reader
 
 
 @contextmanager

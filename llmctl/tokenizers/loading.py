@@ -12,11 +12,11 @@ from llmctl.parsing import Malformed, parse_json
 from llmctl.tokenizers.base import Tokenizer
 from llmctl.tokenizers.characters import CharacterTokenizer, takes_characters
 from llmctl.tokenizers.checking import check_settings
-from llmctl.tokenizers.companions import CONFIG, read_companions, read_object, read_text
 from llmctl.tokenizers.fast import FastTokenizer, panics_told
-from llmctl.tokenizers.merges import MERGES_OF, load_merges
-from llmctl.tokenizers.ranks import holds_ranks, load_ranks
+from llmctl.tokenizers.gpt2 import MERGES_OF, load_merges
+from llmctl.tokenizers.hf_config import CONFIG, read_companions, read_object, read_text
 from llmctl.tokenizers.sentencepiece_model import SentencePieceTokenizer
+from llmctl.tokenizers.tiktoken import holds_ranks, load_ranks
 from llmctl.tokenizers.wordpiece import WordPieceTokenizer, build_wordpiece, looks_cased
 
 IN_A_FOLDER = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt", *MERGES_OF)

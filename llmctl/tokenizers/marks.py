@@ -13,12 +13,12 @@ from unicodedata import category, name, normalize
 
 from llmctl.tokenizers.base import Tokenizer
 
-WORTH_TELLING = 0.001
+MIN_SHARE_TO_REPORT = 0.001
 """Share of the characters that changes."""
 ACCENTED = ("LATIN", "GREEK", "CYRILLIC", "COMBINING")
-"""How the names of letters begin whose marks are accents, and those of accents alone …"""
+"""How the names of letters begin whose marks are accents, and those of accents alone."""
 NO_ACCENT = "COMBINING KATAKANA"
-"""… but for Japanese."""
+"""How the names of letters begin whose marks are no accents: Japanese."""
 
 
 def takes_marks(tokenizer: Tokenizer) -> bool:
@@ -36,7 +36,7 @@ def marks_taken(tokenizer: Tokenizer, counts: Counter[str]) -> str:
     )
     visible = sum(count for character, count in counts.items() if not character.isspace())
     share = changed.total() / max(visible, 1)
-    if share < WORTH_TELLING:
+    if share < MIN_SHARE_TO_REPORT:
         return ""
     character = max(changed, key=lambda character: (changed[character], character))
     left = tokenizer.normalized(character)

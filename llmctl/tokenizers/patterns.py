@@ -14,7 +14,7 @@ GPT4 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Of cl100k_base: GPT-3.5, GPT-4, Llama 3."""
+"""The pattern of cl100k_base: GPT-3.5, GPT-4, Llama 3."""
 QWEN = GPT4.replace(r"\p{N}{1,3}", r"\p{N}")
 """Digits one by one."""
 GPT4O = (
@@ -24,13 +24,13 @@ GPT4O = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Of o200k_base: capitals begin a new piece in the middle of a word."""
+"""The pattern of o200k_base: capitals begin a new piece in the middle of a word."""
 
 LEARNABLE = {"gpt2": GPT2, "gpt4": GPT4}
 """What a learned BPE is cut by. Measured on held-out text, GPT-4's gives more bytes a token on
 tinyshakespeare (+12 %, 8,000 pieces), Chinese reviews (+5 %), python:code (+1.8 %, 16,000 pieces)
 and web pages (+0.8 %), and less on Wikipedia (-1.8 %), which is full of years."""
-DEFAULT = "gpt4"
+DEFAULT_PATTERN = "gpt4"
 
 
 WORD = " *[^ ]+| +"

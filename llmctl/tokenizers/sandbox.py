@@ -19,9 +19,9 @@ MOST_ROUNDS = 1_000_000
 """Rounds of loops in one rendering: a few hundred messages take some thousands."""
 A_CALL = 20
 """Rounds that take as long as a call."""
-LONGEST = 10_000_000
+MAX_LENGTH_MADE = 10_000_000
 """Characters that a sum or a product may have, or entries."""
-LARGEST = 1_000
+MAX_BITS = 1_000
 """Bits of a whole number: more is not reckoned with for a text, and soon takes long."""
 
 _COUNTED = "llmctl_counted"
@@ -74,7 +74,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return tree
 
     def compile(self, *args: Any, **options: Any) -> Any:
-        """As Jinja does, whose compiler and Python's have limits that it knows nothing of."""
+        """Compile as Jinja does, whose compiler and Python's have limits that it knows nothing
+        of."""
         with _told():
             return super().compile(*args, **options)
 
@@ -94,8 +95,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if len(numbers) == 2:
             bits = [number.bit_length() for number in numbers]
             size = bits[0] * abs(right) if operator == "**" else sum(bits)
-            if size > LARGEST:
-                raise SecurityError(f"{operator} would give a number of more than {LARGEST:,} bits")
-        elif sizes and sum(sizes) * max([1, *numbers]) > LONGEST:
-            raise SecurityError(f"{operator} would give more than {LONGEST:,} characters")
+            if size > MAX_BITS:
+                raise SecurityError(
+                    f"{operator} would give a number of more than {MAX_BITS:,} bits"
+                )
+        elif sizes and sum(sizes) * max([1, *numbers]) > MAX_LENGTH_MADE:
+            raise SecurityError(f"{operator} would give more than {MAX_LENGTH_MADE:,} characters")
         return super().call_binop(context, operator, left, right)

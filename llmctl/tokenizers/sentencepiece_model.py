@@ -13,7 +13,7 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from llmctl.tokenizers.base import Tokenizer, roles_in, write_transformers_config
-from llmctl.tokenizers.pieces import SPACE_MARK, PieceReader
+from llmctl.tokenizers.token_bytes import SPACE_MARK, PieceReader
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -49,9 +49,9 @@ class SentencePieceTokenizer(Tokenizer):
         return np.asarray(flat, dtype=np.uint32), lengths
 
     def encode_offsets(self, text: str) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        found = self._processor.encode(text, out_type="offset_mapping")
-        ids = np.asarray(found["ids"], dtype=np.uint32)
-        begins = np.fromiter((begin for begin, _ in found["offsets"]), dtype=np.int64)
+        mapping = self._processor.encode(text, out_type="offset_mapping")
+        ids = np.asarray(mapping["ids"], dtype=np.uint32)
+        begins = np.fromiter((begin for begin, _ in mapping["offsets"]), dtype=np.int64)
         return ids, np.maximum.accumulate(begins)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:

@@ -25,10 +25,10 @@ from tokenizers.models import BPE, Unigram
 from llmctl.errors import InputError
 from llmctl.tokenizers.fast import FastTokenizer, begin_with
 from llmctl.tokenizers.patterns import by_words
-from llmctl.tokenizers.pieces import SPACE_MARK
+from llmctl.tokenizers.token_bytes import SPACE_MARK
 from llmctl.tokenizers.vocabulary_size import AlphabetError, VocabularyError, roomy
 
-SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>", "<|im_start|>", "<|im_end|>")
+SENTENCEPIECE_SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>", "<|im_start|>", "<|im_end|>")
 """The ids 0 to 6; the 256 bytes follow. Sentencepiece must have ``<unk>``, which never comes."""
 BYTES = 256
 MAX_SENTENCES = 2_000_000
@@ -36,7 +36,7 @@ MAX_SENTENCES = 2_000_000
 LONGEST_PART = 4192
 """Bytes; sentencepiece leaves out longer sentences, so texts are cut to parts of at most these."""
 
-_INSIDE = "|".join(re.escape(token[1:-1]) for token in SPECIAL)
+_INSIDE = "|".join(re.escape(token[1:-1]) for token in SENTENCEPIECE_SPECIAL)
 NAME_START = f"<(?=(?:{_INSIDE}|0x[0-9A-F]{{2}})>)"
 """Text is cut behind this: special tokens and bytes are pieces, and text must not match them."""
 
@@ -85,7 +85,7 @@ class Pieces:
         numbers = range(processor.get_piece_size())
         self.names = [processor.id_to_piece(n).replace(SPACE_MARK, " ") for n in numbers]
         self.scores = [processor.get_score(n) for n in numbers]
-        self.first_learned = len(SPECIAL) + BYTES
+        self.first_learned = len(SENTENCEPIECE_SPECIAL) + BYTES
 
 
 def learn_pieces(texts: Iterable[str], model_type: str, vocab_size: int, *, exact: bool) -> Pieces:
@@ -115,7 +115,7 @@ def learn_pieces(texts: Iterable[str], model_type: str, vocab_size: int, *, exac
             unk_id=1,
             bos_id=2,
             eos_id=3,
-            control_symbols=list(SPECIAL[4:]),
+            control_symbols=list(SENTENCEPIECE_SPECIAL[4:]),
             # The vocabulary changes with the number of threads.
             num_threads=1,
             input_sentence_size=MAX_SENTENCES,
@@ -145,7 +145,7 @@ def finish(rust: RustTokenizer, *, also_cut: str | None = None) -> None:
     """The rules around a model of learned pieces. also_cut: a pattern behind which text is cut."""
     rust.pre_tokenizer = by_words(also_cut)
     rust.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    rust.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    rust.add_special_tokens([AddedToken(token, special=True) for token in SENTENCEPIECE_SPECIAL])
     begin_with(rust, "<s>")
 
 

@@ -30,20 +30,21 @@ from llmctl.tokenizers.fast import FastTokenizer, panics_told
 from llmctl.tokenizers.vocabulary_size import AlphabetError, VocabularyError, roomy
 from llmctl.tokenizers.words import CJK
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDPIECE_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD = 100
 """Longer words become [UNK], as in BERT."""
 COVERAGE = 0.9999
-"""Rare characters are left out of the alphabet once the rest covers this share of the text …"""
+"""Rare characters are left out of the alphabet once the rest covers this share of the text."""
 SMALL_ALPHABET = 1000
-"""… but an alphabet up to this size is kept whole."""
+"""An alphabet up to this size is kept whole."""
 MIN_PAIR_COUNT = 2
 """A pair seen once tells nothing about other text."""
 
 CACHE_WORDS = 1 << 19
-"""Words remembered by the fast path …"""
+"""Words remembered by the fast path."""
 CACHE_WORD_IDS = 8
-"""… of at most this many pieces: about 160 MB when it is full. Longer ones seldom come again."""
+"""Pieces of a remembered word at most: about 160 MB when the memory is full. Longer ones seldom
+come again."""
 GROUP_WORDS = 512
 """Words encoded in one call: that costs a quarter less than one by one."""
 
@@ -133,13 +134,13 @@ def build_wordpiece(
 
     strip_accents: None does so unless cased, as BERT does.
     """
-    missing = [token for token in SPECIAL if token not in vocabulary]
+    missing = [token for token in WORDPIECE_SPECIAL if token not in vocabulary]
     if missing:
         raise ValueError(f"the vocabulary has no {' '.join(missing)}")
     ids = {token: number for number, token in enumerate(vocabulary)}
     model = WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD)
     rust = _bert_rules(model, cased, strip_accents, split_chinese)
-    rust.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    rust.add_special_tokens([AddedToken(token, special=True) for token in WORDPIECE_SPECIAL])
     rust.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
@@ -163,7 +164,7 @@ def learn_wordpiece(
     # Punctuation and Chinese characters stand alone, so they never continue a word.
     isolated = set(_isolated(rust.pre_tokenizer, alphabet))
     continuations = [f"##{character}" for character in alphabet if character not in isolated]
-    base = [*SPECIAL, *alphabet, *continuations]
+    base = [*WORDPIECE_SPECIAL, *alphabet, *continuations]
     if len(base) > vocab_size:
         if exact:
             raise AlphabetError(vocab_size, len(base))

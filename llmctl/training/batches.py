@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llmctl.models.layers.packing import Texts
+from llmctl.models.layers.packing import PackedSequences
 
 
 @dataclass(frozen=True)
-class Ratio:
+class SumAndCount:
     """A sum and its count, added across batches before dividing: a mean of means weighs
     tokens wrongly."""
 
@@ -33,8 +33,8 @@ class LossParts:
     """``losses`` are summed, each divided by its own count, and minimised; ``metrics`` are
     reported."""
 
-    losses: dict[str, Ratio]
-    metrics: dict[str, Ratio] = field(default_factory=dict)
+    losses: dict[str, SumAndCount]
+    metrics: dict[str, SumAndCount] = field(default_factory=dict)
 
     @property
     def total(self) -> Tensor:
@@ -58,19 +58,21 @@ class TensorBatch(ABC):
 
     @property
     @abstractmethod
-    def slots(self) -> int:
+    def num_positions(self) -> int:
         """Tokens with padding."""
 
     @property
     @abstractmethod
-    def counts(self) -> dict[str, int]:
+    def loss_denominators(self) -> dict[str, int]:
         """What each of the losses is divided by. A batch that is taken in parts, one
         after another or by several processes, is divided by that of the whole."""
 
     def rows(self, begin: int, stop: int) -> Self:
         """The batch of some of the rows."""
         return self._each(
-            lambda part: part.rows(begin, stop) if isinstance(part, Texts) else part[begin:stop],
+            lambda part: (
+                part.rows(begin, stop) if isinstance(part, PackedSequences) else part[begin:stop]
+            ),
             also=np.ndarray,
         )
 
@@ -83,7 +85,7 @@ class TensorBatch(ABC):
         return self._each(lambda part: part.pin_memory())
 
     def _each(self, change: Callable[[Any], Any], also: type | None = None) -> Self:
-        kinds = (Tensor, Texts, also) if also else (Tensor, Texts)
+        kinds = (Tensor, PackedSequences, also) if also else (Tensor, PackedSequences)
         parts = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return replace(
             self, **{name: change(part) for name, part in parts.items() if isinstance(part, kinds)}

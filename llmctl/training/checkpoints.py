@@ -31,7 +31,7 @@ from llmctl.errors import DivergedError, InputError, Interrupted
 from llmctl.parsing import read_json, read_json_object
 from llmctl.training.background import BackgroundWriter
 from llmctl.training.distributed import sharded
-from llmctl.training.distributed.processes import local, shared_like
+from llmctl.training.distributed.processes import shard_like, to_local
 from llmctl.workspace.files import (
     clear_leftovers,
     errors_naming,
@@ -47,7 +47,7 @@ DIGESTS = "manifest.json"
 STATE = "state.json"
 MODEL, OPTIMISER = "model", "optimiser"
 """Its parts: a file of that name, or a folder of shares."""
-WHOLE = ".safetensors"
+FULL_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Checkpoint:
         shares = self.folder / part
         if shares.is_dir():
             return sharded.read(shares, like)
-        whole = read_tensors(self.folder / f"{part}{WHOLE}")
-        return {name: shared_like(value, like(name)) for name, value in whole.items()}
+        full = read_tensors(self.folder / f"{part}{FULL_SUFFIX}")
+        return {name: shard_like(value, like(name)) for name, value in full.items()}
 
 
 class CheckpointStore:
@@ -86,11 +86,11 @@ class CheckpointStore:
         self._besides: set[int] = set()
         self._writer = BackgroundWriter()
         self._copies: dict[str, Tensor] = {}
-        self._together: sharded.Together | None = None
+        self._group: sharded.CheckpointGroup | None = None
 
-    def write_together(self) -> None:
+    def enable_sharded(self) -> None:
         """From now on each process writes its shares, and all must call ``save`` and ``wait``."""
-        self._together = sharded.Together()
+        self._group = sharded.CheckpointGroup()
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +144,7 @@ class CheckpointStore:
 
         def check() -> None:
             # A sum takes a tenth of the time of asking each; one beyond fp32 is as bad.
-            sums = (local(value).sum(dtype=torch.float32) for value in parts[MODEL].values())
+            sums = (to_local(value).sum(dtype=torch.float32) for value in parts[MODEL].values())
             if not all(math.isfinite(float(total)) for total in sums):
                 raise DivergedError(
                     f"step {step}: weights are not finite, so no checkpoint is written; the last "
@@ -152,14 +152,14 @@ class CheckpointStore:
                 )
 
         def write() -> None:
-            if self._together is None:
+            if self._group is None:
                 check()
                 self._write(self._path(step), parts, kept_state)
                 self._delete_old(step)
             else:
-                self._together.each(check)
-                self._write_shares(self._together, self._path(step), parts, kept_state)
-                self._together.main(lambda: self._delete_old(step))
+                self._group.run_on_all(check)
+                self._write_shares(self._group, self._path(step), parts, kept_state)
+                self._group.run_on_rank_0(lambda: self._delete_old(step))
 
         self._writer.submit(write)
         if wait:
@@ -184,12 +184,12 @@ class CheckpointStore:
         copies = {}
         for name, tensor in tensors.items():
             place = f"{part}/{name}"
-            held, share = self._copies.get(place), local(tensor.detach())
+            held, share = self._copies.get(place), to_local(tensor.detach())
             if held is None or held.shape != share.shape or held.dtype != share.dtype:
                 held = torch.empty(share.shape, dtype=share.dtype, pin_memory=share.is_cuda)
                 self._copies[place] = held
             held.copy_(share, non_blocking=share.is_cuda)
-            copies[name] = sharded.placed_as(tensor, held)
+            copies[name] = sharded.dtensor_like(tensor, held)
         if any(tensor.is_cuda for tensor in tensors.values()):
             torch.cuda.synchronize()
         return copies
@@ -203,7 +203,7 @@ class CheckpointStore:
         with published_folder(target) as folder:
             for name, tensors in parts.items():
                 self._writer.check()
-                write_tensors(folder / f"{name}{WHOLE}", tensors)
+                write_tensors(folder / f"{name}{FULL_SUFFIX}", tensors)
             if state is not None:
                 write_json(folder / STATE, state)
             _write_digests(folder, QuickRecord.below(folder))
@@ -211,20 +211,20 @@ class CheckpointStore:
 
     def _write_shares(
         self,
-        together: sharded.Together,
+        together: sharded.CheckpointGroup,
         target: Path,
         parts: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, Any],
     ) -> None:
         """Each step is one that all processes come through, or none."""
         with errors_naming(target), contextlib.ExitStack() as publishing:
-            together.main(lambda: publishing.enter_context(published_folder(target)))
+            together.run_on_rank_0(lambda: publishing.enter_context(published_folder(target)))
             folder = hidden_sibling(target)
             files: dict[str, QuickRecord] = {}
             for part, tensors in parts.items():
                 names = together.write(folder / part, tensors)
                 # Each reads again what it wrote itself.
-                described = together.each(partial(_described, folder, names))
+                described = together.run_on_all(partial(_described, folder, names))
                 for own in described:
                     files |= {k: QuickRecord.model_validate(v) for k, v in own.items()}
 
@@ -233,7 +233,7 @@ class CheckpointStore:
                 _write_digests(folder, {**files, **QuickRecord.below(folder, [STATE])})
                 publishing.close()
 
-            together.main(publish)
+            together.run_on_rank_0(publish)
 
     def _delete_old(self, step: int) -> None:
         # Later than where training went on, they would count as the newest for ever.
@@ -271,8 +271,8 @@ class CheckpointStore:
         """The weights that were the best at a step. Raises InputError if they aren't whole."""
         self.wait()
         folder = self._path(step, "best")
-        _verify(folder, {f"{MODEL}{WHOLE}"}, remedy="train again with --force")
-        return read_tensors(folder / f"{MODEL}{WHOLE}")
+        _verify(folder, {f"{MODEL}{FULL_SUFFIX}"}, remedy="train again with --force")
+        return read_tensors(folder / f"{MODEL}{FULL_SUFFIX}")
 
     def load_newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint whose digests hold; a damaged one is passed over with a warning,
@@ -305,9 +305,9 @@ class CheckpointStore:
         shares = {
             f"{part}/{path.name}"
             for part in (MODEL, OPTIMISER)
-            for path in (folder / part).glob(f"*{WHOLE}")
+            for path in (folder / part).glob(f"*{FULL_SUFFIX}")
         }
-        whole = {f"{part}{WHOLE}" for part in (MODEL, OPTIMISER)}
+        whole = {f"{part}{FULL_SUFFIX}" for part in (MODEL, OPTIMISER)}
         remedy = "this checkpoint can't be used"
         _verify(folder, {*(shares or whole), STATE}, remedy=remedy)
         state = read_json_object(folder / STATE, remedy)
@@ -355,7 +355,7 @@ def restore_optimiser(
 ) -> None:
     """The inverse of ``optimiser_tensors``. Raises ValueError for the state of another training."""
     parameters = dict(model.named_parameters())
-    found: dict[str, set[str]] = {}
+    slots_of: dict[str, set[str]] = {}
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition("/")
         parameter = parameters.get(parameter_name)
@@ -363,9 +363,9 @@ def restore_optimiser(
             raise ValueError(f"nothing is trained that the optimiser's {name} belongs to")
         if value.shape != (() if key == "step" else parameter.shape):
             raise ValueError(f"the optimiser's {name} has the shape {tuple(value.shape)}")
-        found.setdefault(parameter_name, set()).add(key)
+        slots_of.setdefault(parameter_name, set()).add(key)
         # A fused optimiser wants its step counter where the parameter is.
         optimiser.state[parameter][key] = value.to(parameter.device)
-    for name, keys in found.items():
+    for name, keys in slots_of.items():
         if keys not in ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"}):
             raise ValueError(f"the optimiser has {', '.join(sorted(keys))} alone of {name}")

@@ -18,7 +18,7 @@ from llmctl.errors import InputError, UsageError
 from llmctl.parsing import first_fault
 from llmctl.reporting.reporter import Reporter
 from llmctl.training.config import TrainingConfig
-from llmctl.training.distributed.processes import ALONE, World
+from llmctl.training.distributed.processes import SINGLE_PROCESS, World
 from llmctl.training.machine import THREADS_OPEN, cores
 from llmctl.training.precision import (
     choose_compile,
@@ -36,7 +36,7 @@ class Machine:
     device: torch.device
     precision: str
     compiled: bool
-    world: World = ALONE
+    world: World = SINGLE_PROCESS
     """The processes that train together."""
 
     @property
@@ -70,11 +70,11 @@ def choose_machine(
     """
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    low = world.least(int(precision != "fp32"))
+    low = world.all_reduce_min(int(precision != "fp32"))
     eager = Machine(device, precision if low else "fp32", False, world)
     seconds = expected_seconds(eager) if config.compile == "auto" else None
     compiled = choose_compile(config.compile, device, seconds)
-    return replace(eager, compiled=bool(world.least(int(compiled))))
+    return replace(eager, compiled=bool(world.all_reduce_min(int(compiled))))
 
 
 class _BegunOn(BaseModel):

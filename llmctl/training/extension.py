@@ -80,12 +80,12 @@ def find_run(
         shorter = shorter_run(workspace, name, identity)
         if shorter is not None:
             return name, shorter, shorter.manifest
-    chosen, found = workspace.match("run", name, default, identity, force=force, note=note)
-    if name is None and found is None and not force:
+    chosen, existing = workspace.match("run", name, default, identity, force=force, note=note)
+    if name is None and existing is None and not force:
         shorter = shorter_run(workspace, default, identity)
         if shorter is not None:
             note(f"run {default} is the same but for its length: --name {default} goes on with it")
-    return chosen, found, None
+    return chosen, existing, None
 
 
 def longer(manifest: Manifest, before: Manifest) -> Manifest:
@@ -130,7 +130,7 @@ def begin(
         write_json(folder / BEFORE, before.model_dump(mode="json"))
         write_manifest(folder, manifest)
         store.remove_after(record["from_step"])
-    trainer.world.wait()
+    trainer.world.barrier()
     return manifest
 
 

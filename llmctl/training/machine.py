@@ -86,7 +86,7 @@ def total_memory() -> int | None:
 
 
 def _memory_limits() -> Iterator[tuple[int, int]]:
-    """Of each control group around this process that has one: its limit, and what is used of it.
+    """The limit of each control group around this process that has one, and what is used of it.
 
     Pages of files that were read and aren't in use count as free: the system takes them back.
     """

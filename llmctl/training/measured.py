@@ -26,7 +26,7 @@ def means(sums: Sums) -> dict[str, float]:
 
 def summed_over(world: World, sums: Sums, *others: float) -> tuple[Sums, list[float]]:
     """Sums, and other numbers, added up over all processes, which must all call it."""
-    flat = world.total([*others, *chain.from_iterable(sums.values())])
+    flat = world.all_reduce_sum([*others, *chain.from_iterable(sums.values())])
     numbers, flat = flat[: len(others)], flat[len(others) :]
     pairs = map(list, zip(flat[::2], flat[1::2], strict=True))
     return dict(zip(sums, pairs, strict=True)), numbers

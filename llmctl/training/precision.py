@@ -19,10 +19,10 @@ from llmctl.training.planning.memory import keep_freed_memory
 
 CLEARLY_FASTER = 1.3
 """How much faster bf16 products must be before the casts around them pay."""
-WORTH_COMPILING = 150.0
+MIN_SECONDS_TO_COMPILE = 150.0
 """Seconds of training by which kernels of its own pay: they are made in 20 to 50 seconds on two
 cores, and save a third to a half of the time of a small model (measured in tests/benchmarks)."""
-TRIAL_SECONDS = 0.05
+MATRIX_TRIAL_SECONDS = 0.05
 TRIALS = 3
 
 
@@ -72,7 +72,7 @@ def matrix_rate(
     for _ in range(trials):
         wait()
         start, products = time.perf_counter(), 0
-        while time.perf_counter() - start < TRIAL_SECONDS:
+        while time.perf_counter() - start < MATRIX_TRIAL_SECONDS:
             left @ right
             wait()
             products += 1
@@ -118,7 +118,7 @@ def choose_compile(requested: str, device: torch.device, expected_seconds: float
             "training.compile=off"
         )
     if requested == "auto":
-        return able and expected_seconds is not None and expected_seconds >= WORTH_COMPILING
+        return able and expected_seconds is not None and expected_seconds >= MIN_SECONDS_TO_COMPILE
     return requested == "on"
 
 

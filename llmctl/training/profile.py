@@ -13,9 +13,9 @@ from llmctl.workspace.files import published_folder, write_json
 
 SETTLING, STEPS = 5, 5
 """Steps before those that are traced, and those. More would make a trace that no viewer opens."""
-OPERATIONS = 15
+SHOWN_OPERATIONS = 15
 """In the table."""
-PARTS = ("batch", "forward", "backward", "clip", "update")
+STEP_PARTS = ("batch", "forward", "backward", "clip", "update")
 """What the trainer names of a step."""
 TRACE, TABLE = "trace.json", "table.json"
 
@@ -51,13 +51,13 @@ class StepProfiler:
                 "were done: there is no trace"
             )
 
-    def _write(self, found: profile) -> None:
+    def _write(self, profiled: profile) -> None:
         if self._steps < SETTLING + STEPS:  # a part of them, and the end of training
             return
-        averages = {event.key: event for event in found.key_averages()}
+        averages = {event.key: event for event in profiled.key_averages()}
         parts = [
             (name, averages[name].cpu_time_total, averages[name].count)
-            for name in PARTS
+            for name in STEP_PARTS
             if name in averages
         ]
         total = sum(microseconds for _, microseconds, _ in parts)
@@ -67,7 +67,7 @@ class StepProfiler:
         operations = [
             (name, getattr(event, busy), event.count)
             for name, event in averages.items()
-            if name not in PARTS and not name.startswith("ProfilerStep")
+            if name not in STEP_PARTS and not name.startswith("ProfilerStep")
         ]
         operations.sort(key=lambda entry: -entry[1])
         rows = {
@@ -80,10 +80,10 @@ class StepProfiler:
                 }
                 for name, time, count in entries
             ]
-            for kind, entries in (("parts", parts), ("operations", operations[:OPERATIONS]))
+            for kind, entries in (("parts", parts), ("operations", operations[:SHOWN_OPERATIONS]))
         }
         with published_folder(self._folder) as folder:
-            found.export_chrome_trace(str(folder / TRACE))
+            profiled.export_chrome_trace(str(folder / TRACE))
             write_json(folder / TABLE, rows)
         self._tell(render(rows, total / 1e3 / STEPS))
         self._tell(f"trace in {self._folder / TRACE}: open it at ui.perfetto.dev")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from llmctl.parsing import first_fault
 
 
 @dataclass
 class Progress:
-    """The part of training's state that is numbers; kept in checkpoints."""
+    """The part of training's state that is numbers; kept in checkpoints, where a field with an
+    alias has that for a name."""
 
     step: int = 0
     elapsed: float = 0.0
@@ -23,16 +24,16 @@ class Progress:
     window: dict[str, list[float]] = field(default_factory=dict)
     """Sums and counts since the last logged step."""
     best: float = math.inf
-    """Lowest validation criterion so far (the loss, or what ``validate`` calls ``criterion``) …"""
+    """Lowest validation criterion so far (the loss, or what ``validate`` calls ``criterion``)."""
     best_step: int = 0
-    """… and the step it was measured at."""
+    """The step that the lowest criterion was measured at."""
     lowest_loss: float = math.inf
-    """Of the validations so far."""
+    """The lowest loss of the validations so far."""
     improved_step: int = 0
     """Step of the last validation with a new lowest criterion or loss, for early stopping."""
-    usual_norm: float = 0.0
+    grad_norm_ema: Annotated[float, Field(alias="usual_norm")] = 0.0
     """Running mean of the gradients' norms before clipping, to tell a spike by."""
-    look_due: bool = False
+    validation_due: Annotated[bool, Field(alias="look_due")] = False
     """Whether the validation at this step is still to come, as a stop cut it short."""
     ended: bool = False
     """Whether training came to its end, which may be before its last step."""
@@ -45,20 +46,24 @@ _UNSET = ("best", "lowest_loss")
 _SOUND = TypeAdapter(Progress)
 
 
+def state_of(progress: Progress) -> dict[str, Any]:
+    """The progress as a checkpoint keeps it."""
+    return _SOUND.dump_python(progress, by_alias=True)
+
+
 def progress_of(state: Mapping[str, Any]) -> Progress:
     """The progress that a checkpoint's state tells. Raises ValueError for one that is none."""
-    known = Progress.__dataclass_fields__
-    given = {name: value for name, value in state.items() if name in known}
-    given |= {name: math.inf for name in _UNSET if given.get(name, 0) is None}
-    if isinstance(window := given.get("window"), dict):
-        given["window"] = {
+    values = dict(state)  # what else a state has is passed over
+    values |= {name: math.inf for name in _UNSET if values.get(name, 0) is None}
+    if isinstance(window := values.get("window"), dict):
+        values["window"] = {
             name: [math.nan if value is None else value for value in pair]
             if isinstance(pair, list)
             else pair
             for name, pair in window.items()
         }
     try:
-        progress = _SOUND.validate_python(given)
+        progress = _SOUND.validate_python(values)
     except ValidationError as error:
         raise ValueError(f"its {first_fault(error)}") from None
     if any(len(pair) != 2 for pair in progress.window.values()):

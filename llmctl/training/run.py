@@ -21,7 +21,7 @@ from llmctl.training import extension
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.device import Machine, choose_machine, same_machine, threads_of_its_own
-from llmctl.training.distributed.processes import World, joined, lost_process
+from llmctl.training.distributed.processes import World, lost_process, process_group
 from llmctl.training.profile import StepProfiler
 from llmctl.training.progress import Progress
 from llmctl.training.signals import StopFlag, stop_on_signals
@@ -34,7 +34,7 @@ from llmctl.workspace.manifests import FileRecord, Manifest, now, write_manifest
 from llmctl.workspace.metrics import Metrics, metric_lines
 from llmctl.workspace.runs import METRICS, RunRecorder, SilentRecorder
 
-MODEL, ADAPTER, PROFILE = "model", "adapter", "profile"
+MODEL, ADAPTER, PROFILE_FOLDER = "model", "adapter", "profile"
 """Folders of a run: what was trained, what LoRA added to it, and where the time of a step went."""
 
 Prepare = Callable[[Machine, CheckpointStore, StopFlag], Trainer]
@@ -70,7 +70,7 @@ def run_training(
     folder = workspace.path(manifest.kind, manifest.name)
     store = CheckpointStore(folder / "checkpoints", config.checkpoints_while_training)
     with (
-        joined() as world,
+        process_group() as world,
         writer_lock(folder) if world.is_main else contextlib.nullcontext(),
         store,
         stop_on_signals() as stop,
@@ -91,7 +91,7 @@ def run_training(
                 run.recorder.update(state="running", message=None)
             trainer = make_trainer()
             if profile and world.is_main:
-                trainer.profiler = StepProfiler(folder / PROFILE, reporter.note)
+                trainer.profiler = StepProfiler(folder / PROFILE_FOLDER, reporter.note)
             with contextlib.closing(trainer):
                 run.train(trainer)
                 run.finish(trainer, export, judge)
@@ -118,7 +118,7 @@ class _Run:
         if self.world.is_main:
             with published_folder(self.folder) as hidden:
                 write_manifest(hidden, self.manifest)
-        self.world.wait()
+        self.world.barrier()
         return lambda: trainer
 
     def take_up(self, existing: Artefact, before: Manifest | None) -> Callable[[], Trainer]:
@@ -180,13 +180,15 @@ class _Run:
             self.reporter.note(f"going on with {self.manifest.name} from step {checkpoint.step}")
         progress = trainer.progress
         self.recorder.start(
-            step=progress.step, total_steps=trainer.total_steps, look_due=progress.look_due
+            step=progress.step,
+            total_steps=trainer.total_steps,
+            validation_due=progress.validation_due,
         )
         for record in trainer.run():
             self._tell(record, trainer)
             self.recorder.update(
                 step=record.step,
-                share_done=trainer.share_done(),
+                share_done=trainer.progress_fraction(),
                 elapsed=progress.elapsed,
                 seconds_per_step=progress.elapsed / max(progress.step, 1),
             )
@@ -236,7 +238,7 @@ class _Run:
             )
         model = trainer.whole_model()
         if model is None:
-            self.world.wait()
+            self.world.barrier()
             return
         with published_folder(folder / MODEL) as model_folder:
             figures = export(model, progress, model_folder)
@@ -266,7 +268,7 @@ class _Run:
         (folder / extension.BEFORE).unlink(missing_ok=True)
         if trainer.config.keep_checkpoints != "all":
             self.store.tidy(keep_last=trainer.config.keep_checkpoints == "last")
-        self.world.wait()
+        self.world.barrier()
 
 
 def finished_before(run: Artefact) -> Artefact:
@@ -290,9 +292,9 @@ def _validation(folder: Path, step: int | None = None) -> dict[str, float | None
 
 def _check_all_see(folder: Path, existing: Artefact | None, world: World) -> None:
     """Raises InputError unless all processes have found the same run, or none."""
-    found = world.total([float(existing is not None)])[0]
-    if found not in (0, world.size):
+    seen = world.all_reduce_sum([float(existing is not None)])[0]
+    if seen not in (0, world.size):
         raise InputError(
-            f"{folder} is there for {found:.0f} of {world.size} processes: the workspace must lie "
+            f"{folder} is there for {seen:.0f} of {world.size} processes: the workspace must lie "
             "on a file system that all machines share"
         )

@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmctl.data.keyed import key_of
+from llmctl.data.random import key_of
 from llmctl.errors import ResourceError
 from llmctl.models.heads.cross_entropy import compiled_cross_entropy
-from llmctl.models.layers.kernels import use_kernels_of
+from llmctl.models.layers.kernels import set_device_capability
 from llmctl.training.batches import Objective, TensorBatch
 from llmctl.training.config import TrainingConfig
 from llmctl.training.distributed.processes import (
     World,
     distribute,
+    full_tensor,
     recompute_activations,
-    whole,
 )
 from llmctl.training.measured import Sums
 from llmctl.training.optim.float8 import use_float8
@@ -40,7 +40,8 @@ from llmctl.training.precision import autocast
 from llmctl.training.progress import Progress
 
 GRAD_NORM_EMA_DECAY = 0.98
-"""Of the running mean of gradient norms, which a spike is told by: about the last fifty steps."""
+"""The decay of the running mean of gradient norms, which a spike is told by: about the last fifty
+steps."""
 STEPS_BEFORE_SPIKES = 50
 """Steps before a spike can be told: at first every norm is unusual."""
 
@@ -57,7 +58,7 @@ class MicroBatches:
     """0 where there were too few rows for all: such a process takes part with one that counts
     nothing."""
     counts: dict[str, int]
-    """Of the whole batch: what its losses are divided by."""
+    """What the losses of the whole batch are divided by."""
     real_tokens: int
     slots: int
 
@@ -82,7 +83,7 @@ class Stepper:
         self._batches, self.config, self._seed = batches, config, seed
         self._device, self._precision, self._compiled = device, precision, compiled
         self.world, self.progress = world, Progress()
-        use_kernels_of(device)
+        set_device_capability(device)
         if precision == "fp8":
             use_float8(self.model)
         if config.activation_checkpointing:
@@ -126,7 +127,7 @@ class Stepper:
         """Whole, for the main process; the others get none. All must call it."""
         weights = {}
         for name, value in self.model.state_dict().items():
-            one = whole(value)
+            one = full_tensor(value)
             if self.world.is_main:
                 # Together they may be too large for an accelerator.
                 weights[name] = one.cpu() if one is not value else one
@@ -139,7 +140,7 @@ class Stepper:
         batch = self._batches(self.progress.step)
         if self.config.micro_batch == "auto":
             own = max(1, -(-len(batch) // self.world.size))
-            self._micro_batch = self.world.least(self._rows_that_fit(batch, own))
+            self._micro_batch = self.world.all_reduce_min(self._rows_that_fit(batch, own))
             if not self._micro_batch:
                 raise ResourceError(
                     "out of memory: not even one row of a batch fits; take a smaller model, "
@@ -149,7 +150,7 @@ class Stepper:
             return None
         with FlopCounterMode(display=False) as counter:
             self._dry_step(batch, 1)
-        return counter.get_total_flops() / batch.rows(0, 1).slots
+        return counter.get_total_flops() / batch.rows(0, 1).num_positions
 
     def _rows_that_fit(self, batch: TensorBatch, most: int) -> int:
         return largest_part(
@@ -180,7 +181,9 @@ class Stepper:
         ]
         if self._device.type == "cuda":
             parts = [(first, part.pin_memory()) for first, part in parts]
-        return MicroBatches(parts, weight, batch.counts, batch.real_tokens, batch.slots)
+        return MicroBatches(
+            parts, weight, batch.loss_denominators, batch.real_tokens, batch.num_positions
+        )
 
     def _step(self, micro_batches: MicroBatches, multiplier: float) -> tuple[Sums, float, bool]:
         """Forward, backward, update; returns the sums and counts of what was measured, the
@@ -196,7 +199,7 @@ class Stepper:
             raise
         with record_function("clip"):
             norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm, foreach=True)
-            norm = whole(norm)
+            norm = full_tensor(norm)
         # The one place where the processor waits for an accelerator.
         values = torch.stack([norm.float(), *(total for total, _ in measured.values())]).tolist()
         names = list(measured)
@@ -283,8 +286,8 @@ class Stepper:
         progress, limit = self.progress, self.config.skip_spikes
         if not limit:
             return False
-        most = limit * progress.usual_norm if progress.step else norm
+        most = limit * progress.grad_norm_ema if progress.step else norm
         # A spike counts as little more than usual; if it is the new level, it will be usual soon.
         weight = max(1 - GRAD_NORM_EMA_DECAY, 1 / (progress.step + 1))
-        progress.usual_norm += weight * (min(norm, most) - progress.usual_norm)
+        progress.grad_norm_ema += weight * (min(norm, most) - progress.grad_norm_ema)
         return norm >= most and progress.step >= STEPS_BEFORE_SPIKES

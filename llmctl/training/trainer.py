@@ -27,14 +27,14 @@ from llmctl.training.checkpoints import (
     restore_optimiser,
 )
 from llmctl.training.config import TrainingConfig
-from llmctl.training.distributed.processes import ALONE, World, shared_like
+from llmctl.training.distributed.processes import SINGLE_PROCESS, World, shard_like
 from llmctl.training.measured import Speed, accumulate, means, summed_over
-from llmctl.training.optim.schedules import share_of_peak
+from llmctl.training.optim.schedules import lr_multiplier
 from llmctl.training.planning.memory import out_of_memory, peak_bytes
 from llmctl.training.profile import StepProfiler
-from llmctl.training.progress import Progress, progress_of
+from llmctl.training.progress import Progress, progress_of, state_of
 from llmctl.training.step import Batches, Stepper
-from llmctl.training.validation import LookStopped
+from llmctl.training.validation import ValidationInterrupted
 
 MAX_NONFINITE_STEPS = 5
 """Steps in a row without a finite gradient before training gives up."""
@@ -66,7 +66,7 @@ class Trainer(Stepper):
         rate_scale: dict[str, float] | None = None,
         compiled: bool = False,
         matrix_flops: float | None = None,
-        world: World = ALONE,
+        world: World = SINGLE_PROCESS,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """total_steps: None if only the time limits the run. patience: validations after the
@@ -79,11 +79,11 @@ class Trainer(Stepper):
             rate_scale=rate_scale, compiled=compiled, world=world,
         )  # fmt: skip
         self.total_steps, self._store = total_steps, store
-        self._validate, self._eval_every = validate, eval_every
+        self._evaluate, self._eval_every = validate, eval_every
         self._patience, self._keep_best = patience, keep_best
         self._matrix_flops, self._should_stop = matrix_flops, should_stop
         if self._shared:
-            store.write_together()
+            store.enable_sharded()
         self.profiler: StepProfiler | None = None
         """Traces some steps, where it is set."""
         self._skipped = 0
@@ -114,7 +114,7 @@ class Trainer(Stepper):
     def start_from(self, weights: Mapping[str, Tensor], progress: Progress) -> None:
         """Go on from a finished model's weights, with an optimiser that has seen nothing."""
         own = self.model.state_dict()
-        placed = {name: shared_like(value, own[name]) for name, value in weights.items()}
+        placed = {name: shard_like(value, own[name]) for name, value in weights.items()}
         self.model.load_state_dict(placed)
         self.progress = progress
         if self._keep_best and progress.best_step and self.world.is_main:
@@ -124,14 +124,14 @@ class Trainer(Stepper):
         """Go on where a shorter training of this ended. warm_up: the learning rate rises again."""
         progress = self.progress
         progress.ended, progress.improved_step = False, progress.step
-        progress.warmed_up_again = self.share_done() if warm_up else None
+        progress.warmed_up_again = self.progress_fraction() if warm_up else None
 
     def _lr_multiplier(self) -> float:
-        """Of the learning rate, for the next step."""
+        """The factor of the learning rate for the next step."""
         config, rewarmed_at = self.config, self.progress.warmed_up_again
         # A step that is all there is has the peak: the warm-up begins with 0.
-        done = config.warmup if self.total_steps == 1 else self.share_done()
-        multiplier = share_of_peak(done, config.warmup, config.schedule, config.decay)
+        done = config.warmup if self.total_steps == 1 else self.progress_fraction()
+        multiplier = lr_multiplier(done, config.warmup, config.schedule, config.decay)
         if rewarmed_at is None:
             return multiplier
         rising = max(config.warmup, LEAST_WARM_UP) * (1 - rewarmed_at)
@@ -148,9 +148,9 @@ class Trainer(Stepper):
         start_time = time.perf_counter() - progress.elapsed
         self._speed, self._saved = Speed(), (progress.step, progress.elapsed)
         self.model.train()
-        if progress.look_due:
-            yield from self._look_if_due()
-            if progress.look_due:
+        if progress.validation_due:
+            yield from self._validate_if_due()
+            if progress.validation_due:
                 yield Record("stopped", progress.step)
                 return
             progress.ended = progress.ended or self._out_of_patience()
@@ -182,15 +182,15 @@ class Trainer(Stepper):
                     accumulate(progress.window, {**sums, FILLED: filled})
                 yield from self._told(norm, taken, multiplier, last)
                 # 5. A validation, which may end the training.
-                if self._validate and (last or self._is_eval_step()):
-                    progress.look_due = True
-                    yield from self._look_if_due()
+                if self._evaluate and (last or self._is_eval_step()):
+                    progress.validation_due = True
+                    yield from self._validate_if_due()
                     last = last or self._out_of_patience()
                 progress.ended = last
                 # 6. A checkpoint. One process alone needs not wait for the next step to stop.
                 stop = stops > 0 or (self.world.size == 1 and self._should_stop())
                 yield from self._save_if_due(stop, last)
-                if last and not progress.look_due:
+                if last and not progress.validation_due:
                     break
                 if stop:
                     self._store.wait()
@@ -250,13 +250,13 @@ class Trainer(Stepper):
                 progress.step,
                 self.model.state_dict(),
                 optimiser_tensors(self.model, self.optimiser),
-                {**vars(progress), "precision": self._precision},
+                {**state_of(progress), "precision": self._precision},
                 wait=stop or last,
             )
         self._saved = progress.step, progress.elapsed
         yield Record("checkpoint", progress.step)
 
-    def share_done(self) -> float:
+    def progress_fraction(self) -> float:
         """How much of the training is behind us, by steps or by time, whichever is more."""
         shares = [0.0]
         if self.total_steps:
@@ -266,23 +266,23 @@ class Trainer(Stepper):
         return min(1.0, max(shares))
 
     def _done(self) -> bool:
-        return self.progress.ended or self.share_done() >= 1.0
+        return self.progress.ended or self.progress_fraction() >= 1.0
 
-    def _look_if_due(self) -> Iterator[Record]:
+    def _validate_if_due(self) -> Iterator[Record]:
         """Validate. Stopped in between, it stays due for what goes on from the checkpoint."""
-        if self._validate is None:
-            self.progress.look_due = False
+        if self._evaluate is None:
+            self.progress.validation_due = False
             return
         try:
-            record = self._look(self._validate)
-        except LookStopped:
+            record = self._validate(self._evaluate)
+        except ValidationInterrupted:
             self.model.train()
             return
-        self.progress.look_due = False
+        self.progress.validation_due = False
         yield record
 
-    def _look(self, validate: Callable[[], dict[str, float]]) -> Record:
-        values = validate()
+    def _validate(self, evaluate: Callable[[], dict[str, float]]) -> Record:
+        values = evaluate()
         self.model.train()
         criterion = values.pop("criterion", values["loss"])
         progress = self.progress
@@ -291,7 +291,7 @@ class Trainer(Stepper):
                 f"step {progress.step}: the validation loss is not finite; the last checkpoint is "
                 "from before, lower training.learning_rate"
             )
-        if self.share_done() <= self.config.warmup:
+        if self.progress_fraction() <= self.config.warmup:
             progress.improved_step = progress.step  # too early to tell
         if values["loss"] < progress.lowest_loss:
             progress.lowest_loss, progress.improved_step = values["loss"], progress.step
@@ -305,7 +305,7 @@ class Trainer(Stepper):
         return Record("validation", progress.step, values)
 
     def _out_of_patience(self) -> bool:
-        if not self._patience or not self._eval_every or self.progress.look_due:
+        if not self._patience or not self._eval_every or self.progress.validation_due:
             return False
         behind = self.progress.step - self.progress.improved_step
         return behind >= self._patience * self._eval_every

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 
 from llmctl.training.batches import LossParts, Objective, TensorBatch
-from llmctl.training.distributed.processes import ALONE, World
+from llmctl.training.distributed.processes import SINGLE_PROCESS, World
 from llmctl.training.measured import Sums, accumulate, means, summed_over
 from llmctl.training.precision import autocast
 
 
-class LookStopped(Exception):
+class ValidationInterrupted(Exception):
     """A validation was cut short by a stop."""
 
 
@@ -24,14 +24,14 @@ def evaluate(
     *,
     device: torch.device,
     precision: str = "fp32",
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Losses and metrics over some batches, each a sum over all divided by its count.
 
     ``loss`` is the sum of the losses. world: takes the batches in turn. Raises
-    LookStopped where ``should_stop`` says so before all batches are done; processes that do it
-    together go through with it.
+    ValidationInterrupted where ``should_stop`` says so before all batches are done; processes that
+    do it together go through with it.
     """
     objective.eval()
     sums: Sums = {}
@@ -40,7 +40,7 @@ def evaluate(
     with torch.compiler.set_stance("force_eager"):
         for number in range(world.rank, count + -count % world.size, world.size):
             if world.size == 1 and should_stop():
-                raise LookStopped
+                raise ValidationInterrupted
             # Those who have none left go through one again, as sharded weights need everyone.
             weight = float(number < count)
             with autocast(device, precision):

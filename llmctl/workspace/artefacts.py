@@ -207,8 +207,8 @@ class Workspace:
         for artefact in self.list(kind, pass_over):
             if identity.made(artefact.manifest):
                 name = artefact.manifest.name
-                found = Artefact(artefact.folder, identity.recorded(artefact.manifest))
-                return (name, None) if force else (name, found)
+                match = Artefact(artefact.folder, identity.recorded(artefact.manifest))
+                return (name, None) if force else (name, match)
         default = slug(default, kind)
         if force and default in damaged:
             return default, None

@@ -21,8 +21,10 @@ def command_line() -> list[str]:
         nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
         where = [] if nodes == "1" else ["--nnodes", nodes, "--rdzv-endpoint", "HOST:PORT"]
         words[:0] = ["torchrun", *where, "--nproc-per-node", local_size, "-m"]
-    given = any(word in ("-w", "--workspace") or word.startswith("--workspace=") for word in words)
-    if "LLMCTL_WORKSPACE" in os.environ and not given:
+    has_workspace = any(
+        word in ("-w", "--workspace") or word.startswith("--workspace=") for word in words
+    )
+    if "LLMCTL_WORKSPACE" in os.environ and not has_workspace:
         words += ["--workspace", os.environ["LLMCTL_WORKSPACE"]]
     return words
 

@@ -19,7 +19,7 @@ from typing import Any
 PARTIAL, REPLACED = ".partial", ".replaced"
 """Endings of hidden names: of what is being written, and of what another takes the place of."""
 
-BLOCK = 1 << 18
+READ_BLOCK = 1 << 18
 """Bytes of a file that are read at once."""
 
 
@@ -48,7 +48,7 @@ def sha256_file(path: Path) -> str:
 def crc32_file(path: Path) -> str:
     """Hexadecimal CRC-32 of a file's bytes: 3.0 GB a second where SHA-256 does 1.4, with the
     processor's own instructions."""
-    value, block = 0, memoryview(bytearray(BLOCK))
+    value, block = 0, memoryview(bytearray(READ_BLOCK))
     with path.open("rb", buffering=0) as stream:
         while length := stream.readinto(block):
             value = zlib.crc32(block[:length], value)
@@ -138,11 +138,13 @@ def errors_naming(path: Path, hidden: Path | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno is not None:
-            given = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-            within = hidden is not None and given.startswith(str(hidden))
+            path_given = (
+                os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+            )
+            within = hidden is not None and path_given.startswith(str(hidden))
             if within:
-                error.filename = str(path) + given[len(str(hidden)) :]
-            elif not given:
+                error.filename = str(path) + path_given[len(str(hidden)) :]
+            elif not path_given:
                 error.filename = str(path)
         raise
 

@@ -43,7 +43,7 @@ class Identity:
     values: Mapping[str, Any]
     """Every field that decides the content."""
     defaults: Mapping[str, Any]
-    """Of those that have one."""
+    """The defaults of those that have one."""
     inputs: Sequence[InputRecord]
 
     @classmethod

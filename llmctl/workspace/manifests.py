@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from llmctl.workspace.identity import Identity
 
 FORMAT_VERSION = 2
-"""Of workspaces and manifests; raised when an older llmctl could not read a newer one. 2: manifests
-tell what differed from the defaults, and the defaults."""
+"""The version of workspaces and manifests; raised when an older llmctl could not read a newer one.
+2: manifests tell what differed from the defaults, and the defaults."""
 
 Kind = Literal["tokenizer", "shards", "run", "report"]
 
@@ -121,7 +121,7 @@ def _moment(text: str) -> str:
     return text
 
 
-FIGURES = frozenset(
+RESULT_FIGURES = frozenset(
     {
         "bytes", "documents", "epochs", "parameters", "seconds", "steps", "tokens",
         "trainable_parameters", "validation_tokens", "vocab_size",
@@ -131,7 +131,7 @@ FIGURES = frozenset(
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, Any]:
-    for name in FIGURES & summary.keys():
+    for name in RESULT_FIGURES & summary.keys():
         value = summary[name]
         if value is not None and type(value) not in (int, float):
             raise ValueError(f"{name} is no number")
@@ -168,7 +168,7 @@ class Manifest(Frozen):
     finished: Moment | None = None
     """None while a run is being trained."""
     summary: Annotated[dict[str, Any], AfterValidator(_figures)] = {}
-    """The stage's own figures: documents, tokens, losses, …"""
+    """The stage's own figures: documents, tokens, losses and others."""
     files: dict[str, FileRecord] = {}
 
     @property

@@ -18,15 +18,15 @@ from llmctl.parsing import Malformed, parse_json
 Metrics = dict[str, Any]
 
 WHOLE_BYTES = 1 << 20
-"""A log up to this long is read whole …"""
+"""A log up to this long is read whole."""
 STRETCHES, STRETCH_BYTES = 128, 1 << 12
-"""… and of a longer one so many stretches of this length, at equal distances, …"""
+"""So many stretches of this length, at equal distances, are read of a longer log."""
 TAIL_BYTES = 1 << 16
-"""… and its end."""
+"""Bytes at the end of a longer log that are read."""
 BLOCK_BYTES = 1 << 20
-LONGEST_LINE = 1 << 20
+MAX_RECORD_BYTES = 1 << 20
 """Bytes; no record has as many."""
-LARGEST = 1 << 63
+MAX_COUNTED = 1 << 63
 """Nothing that is counted comes to this."""
 
 VALIDATION = b'"kind": "validation"'
@@ -58,7 +58,7 @@ def metric_lines(path: Path) -> Iterator[tuple[bytes, Metrics]]:
     with _opened(path) as stream:
         damaged: InputError | None = None
         number = 0
-        while line := stream.readline(LONGEST_LINE):
+        while line := stream.readline(MAX_RECORD_BYTES):
             number += 1
             if damaged is not None:
                 raise damaged
@@ -130,7 +130,7 @@ def _lines_with(stream: IO[bytes], mark: bytes) -> Iterator[bytes]:
     rest = b""
     while block := stream.read(BLOCK_BYTES):
         whole, newline, rest_of = (rest + block).rpartition(b"\n")
-        rest = rest_of[-LONGEST_LINE:]
+        rest = rest_of[-MAX_RECORD_BYTES:]
         at = whole.find(mark) if newline else -1
         while at >= 0:
             end = whole.find(b"\n", at)
@@ -175,4 +175,4 @@ def _record(line: bytes) -> Metrics:
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and -LARGEST < value < LARGEST
+    return type(value) is int and -MAX_COUNTED < value < MAX_COUNTED

@@ -20,7 +20,7 @@ from llmctl.workspace.files import errors_naming, fsync_path, take_mode, write_a
 
 MOST_LINKS = 40
 """Linux's own limit, behind which it calls links a circle."""
-LONGEST_NAME = 100
+MAX_PARTIAL_NAME = 100
 """Characters of an output's name that the name of what is being written beside it has."""
 
 
@@ -28,8 +28,8 @@ LONGEST_NAME = 100
 class Output:
     """Where an output goes."""
 
-    given: Path
-    """As the user wrote it, for messages."""
+    path: Path
+    """The path as the user wrote it, for messages."""
     file: Path | None
     """The regular file that is, or will be, at the end of the links; None for anything else."""
 
@@ -44,14 +44,14 @@ class Output:
     @contextlib.contextmanager
     def stream(self) -> Iterator[BinaryIO]:
         """What isn't a regular file, to write to."""
-        if str(self.given) == "-":
+        if str(self.path) == "-":
             sys.stdout.flush()
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
             return
-        with errors_naming(self.given):
+        with errors_naming(self.path):
             # A file behind /dev/stdout may have been opened to append.
-            descriptor = os.open(self.given, os.O_WRONLY | os.O_APPEND)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
             with os.fdopen(descriptor, "wb") as stream:
                 yield stream
 
@@ -63,12 +63,12 @@ class Output:
         Raises BusyError if another process has it.
         """
         assert self.file is not None
-        name = f".{self.file.name[:LONGEST_NAME]}.{made_from}.partial"
+        name = f".{self.file.name[:MAX_PARTIAL_NAME]}.{made_from}.partial"
         path = self.file.with_name(name)
-        with errors_naming(self.given), path.open("a+b") as stream:
+        with errors_naming(self.path), path.open("a+b") as stream:
             if not _alone_with(stream, path):
                 raise BusyError(
-                    f"{self.given} is being written by another process, from the same model and "
+                    f"{self.path} is being written by another process, from the same model and "
                     "the same sources; wait until it is done, or write to another file"
                 )
             yield stream

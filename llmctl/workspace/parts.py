@@ -47,7 +47,7 @@ class PlannedFile(Frozen):
     sha256: str
 
 
-class Plan(Frozen):
+class PartsPlan(Frozen):
     """What all parts have in common."""
 
     parts: int = Field(ge=1)
@@ -97,11 +97,13 @@ class PartsFolder:
         self.folder = workspace.root / ".parts" / name
         self.tokenizer = self.folder / "tokenizer"
 
-    def turn(self, waiting: Callable[[], None] | None = None) -> AbstractContextManager[None]:
+    def exclusive_lock(
+        self, waiting: Callable[[], None] | None = None
+    ) -> AbstractContextManager[None]:
         """Have the folder for oneself, but for parts that are being written."""
         return writer_lock(self.folder, waiting)
 
-    def plan(self) -> Plan | None:
+    def plan(self) -> PartsPlan | None:
         """The plan, or None if there is none. Raises InputError if it is damaged."""
         path = self.folder / PLAN
         if not path.is_file():
@@ -109,7 +111,7 @@ class PartsFolder:
         try:
             value = read_json_object(path)
             stated = value.pop(DIGEST, None)  # none in plans of before
-            plan = Plan.model_validate(value)
+            plan = PartsPlan.model_validate(value)
         except (ValidationError, InputError):
             plan = None
         if plan is None or stated not in (None, sha256_json(value)):
@@ -136,7 +138,7 @@ class PartsFolder:
         """Whether a part is finished."""
         return (self.part(number) / RECORD).is_file()
 
-    def missing(self, plan: Plan) -> list[int]:
+    def missing(self, plan: PartsPlan) -> list[int]:
         """The parts that are not finished."""
         return [number for number in range(1, plan.parts + 1) if not self.has(number)]
 
@@ -168,7 +170,7 @@ class PartsFolder:
     def remove_if_idle(self) -> None:
         """Remove all parts, unless somebody is at work on them."""
         if self.folder.exists():
-            with suppress(BusyError), self.turn():
+            with suppress(BusyError), self.exclusive_lock():
                 self.remove()
 
     def verified(self, number: int) -> PartRecord:
@@ -190,7 +192,7 @@ class PartsFolder:
         return InputError(f"{reason}; that part was removed: run it again")
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
+def write_plan(folder: Path, plan: PartsPlan) -> None:
     value = plan.model_dump(mode="json")
     write_json(folder / PLAN, {**value, DIGEST: sha256_json(value)})
 

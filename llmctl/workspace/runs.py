@@ -22,14 +22,14 @@ from llmctl.workspace.files import errors_naming, to_json, write_atomic, write_j
 from llmctl.workspace.locks import is_locked
 from llmctl.workspace.metrics import metric_lines
 
-State = Literal["running", "stalled", "interrupted", "failed", "finished"]
+RunState = Literal["running", "stalled", "interrupted", "failed", "finished"]
 
 PROGRESS, METRICS = "progress.json", "metrics.jsonl"
 
 STALLED_FLOOR_SECONDS = 60.0
 """A living run without a sign of life is not called stalled before this, whatever its speed."""
 STALLED_STEPS = 20
-"""… nor before it has missed this many of its own steps."""
+"""A run isn't stalled before it has missed this many of its own steps."""
 
 
 class RunRecorder:
@@ -47,15 +47,15 @@ class RunRecorder:
             "started": time.time(),
         }
 
-    def start(self, *, step: int, total_steps: int | None, look_due: bool = False) -> None:
+    def start(self, *, step: int, total_steps: int | None, validation_due: bool = False) -> None:
         """Begin after ``step``: records of what is done again, as it was lost in a crash, are
-        dropped. look_due: so is the validation at ``step`` itself."""
+        dropped. validation_due: so is the validation at ``step`` itself."""
         path = self.folder / METRICS
 
         def is_done(record: dict[str, Any]) -> bool:
             at = record.get("step", 0)
             return at < step or (
-                at == step and not (look_due and record.get("kind") == "validation")
+                at == step and not (validation_due and record.get("kind") == "validation")
             )
 
         if path.exists():
@@ -78,9 +78,9 @@ class RunRecorder:
 
 
 class SilentRecorder(RunRecorder):
-    """Of a process that trains with another, which does the writing."""
+    """The recorder of a process that trains with another, which does the writing."""
 
-    def start(self, *, step: int, total_steps: int | None, look_due: bool = False) -> None:
+    def start(self, *, step: int, total_steps: int | None, validation_due: bool = False) -> None:
         """Nothing."""
 
     def record(self, metrics: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ def has_diverged(artefact: Artefact) -> bool:
     return progress.get("state") == "failed" and code == DivergedError.exit_code
 
 
-def run_state(artefact: Artefact, progress: dict[str, Any]) -> State:
+def run_state(artefact: Artefact, progress: dict[str, Any]) -> RunState:
     """The state of a run, by its manifest and its lock."""
     if artefact.finished:
         return "finished"

@@ -77,7 +77,7 @@ class NoText:
 
 def ours(dtype: Any, rows: int) -> Callable[[Ids], Ids]:
     from llmctl.inference.decoder import CausalDecoder
-    from llmctl.inference.decoding import GenerationConfig, Rules, generate
+    from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig, generate
     from llmctl.inference.weights import prepare
     from llmctl.models import gpt
     from llmctl.models.heads.causal_lm import CausalLM
@@ -86,7 +86,7 @@ def ours(dtype: Any, rows: int) -> Callable[[Ids], Ids]:
     model = CausalLM(gpt.Gpt(config))
     model.body.load_state_dict(gpt.SPEC.import_tensors(weights().state_dict(), config))  # type: ignore[attr-defined]
     decoder = CausalDecoder(model, head=prepare(model, dtype, rows=rows))
-    rules = Rules(GenerationConfig(max_new_tokens=NEW), NoText())  # type: ignore[arg-type]
+    rules = CompiledSamplingParams(GenerationConfig(max_new_tokens=NEW), NoText())  # type: ignore[arg-type]
 
     def write(prompts: Ids) -> Ids:
         answers = generate(decoder, prompts, rules, batch_size=rows)

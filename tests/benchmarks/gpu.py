@@ -26,7 +26,7 @@ import torch
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.masked_lm import MaskedLM
-from llmctl.models.layers.packing import Texts
+from llmctl.models.layers.packing import PackedSequences
 from llmctl.tasks.causal_lm.batches import CausalBatch
 from llmctl.tasks.causal_lm.loss import causal_lm_loss
 from llmctl.tasks.masked_lm.batches import MaskedBatch
@@ -79,7 +79,7 @@ def bert_batch(step: int, rows: int) -> MaskedBatch:
     chosen = chosen.sort().values
     return MaskedBatch(
         np.full(rows, BERT_CONTEXT), ids, torch.from_numpy(place % 2), torch.from_numpy(place),
-        Texts.of(number), chosen, ids.flatten()[chosen], torch.tensor(first),
+        PackedSequences.of(number), chosen, ids.flatten()[chosen], torch.tensor(first),
         torch.zeros(len(first), dtype=torch.int64), True,
     )  # fmt: skip
 

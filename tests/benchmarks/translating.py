@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from llmctl.inference.decoder import SourceDecoder
-from llmctl.inference.decoding import GenerationConfig, Rules, generate
+from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig, generate
 from llmctl.inference.weights import WeightType, prepare
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.seq2seq import Seq2SeqShape, build
@@ -43,7 +43,7 @@ def ours(dtype: WeightType) -> Write:
     model = build(config, Seq2SeqShape(), architecture).eval()
     head = prepare(model.decoder, dtype, rows=BEAMS * SENTENCES, reader=model.reader)
     decoder = SourceDecoder(model, start=START, head=head)
-    rules = Rules(
+    rules = CompiledSamplingParams(
         GenerationConfig(max_new_tokens=NEW, num_beams=BEAMS),
         NoText(),  # type: ignore[arg-type]
     )

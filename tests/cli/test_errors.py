@@ -283,7 +283,7 @@ def test_of_several_processes_the_one_tells_that_met_it(
 ):
     """What all meet the first tells of; what one may meet alone, that one."""
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(guard, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(guard, "ERROR_REPORT_GRACE", 0.0)
 
     @guard.guarded
     def command() -> None:

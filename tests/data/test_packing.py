@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmctl.data.packing import WINDOW_BATCHES, PackedBatches, pack
+from llmctl.data.packing import PACKING_WINDOW_BATCHES, PackedBatches, pack
 from llmctl.data.shards.chunks import Chunks
 
 
@@ -97,10 +97,10 @@ def test_a_window_holds_its_chunks_once_each_in_rows_that_fit(
     lengths: list[int], batch_size: int, seed: int
 ):
     batches = batches_of(lengths, batch_size=batch_size, seed=seed)
-    span = WINDOW_BATCHES * batches.chunks_per_batch
+    span = PACKING_WINDOW_BATCHES * batches.chunks_per_batch
     for window in (0, 3):
         positions = []
-        for number in range(window * WINDOW_BATCHES, (window + 1) * WINDOW_BATCHES):
+        for number in range(window * PACKING_WINDOW_BATCHES, (window + 1) * PACKING_WINDOW_BATCHES):
             check_rows(batches, number)
             positions += [position for position, *_ in pieces(batches, number)]
         assert sorted(positions) == list(range(window * span, (window + 1) * span))
@@ -129,7 +129,7 @@ def test_each_epoch_has_every_chunk_once_in_another_order(
     count = batches.chunks.count
     stream: dict[int, tuple[int, int, int]] = {}
     number = 0
-    while len(stream) < 3 * count or number % WINDOW_BATCHES:
+    while len(stream) < 3 * count or number % PACKING_WINDOW_BATCHES:
         stream.update({p: (d, start, stop) for p, d, start, stop in pieces(batches, number)})
         number += 1
     epochs = [[stream[e * count + place] for place in range(count)] for e in range(3)]
@@ -182,18 +182,18 @@ def test_little_is_padding(kind: str):
     }[kind].tolist()
     batches = batches_of(lengths, sequence_length=128, batch_size=16)
     real = rows = 0
-    for number in range(2 * WINDOW_BATCHES):
+    for number in range(2 * PACKING_WINDOW_BATCHES):
         refs, packed = batches.batch(number)
         real += int(refs.lengths.sum()) + OVERHEAD * len(refs)
         rows += len(packed)
     assert 1 - real / (rows * 128) < 0.06
     # Close to the fewest rows that could hold as many tokens, and to the batch size asked for.
     assert rows <= 1.06 * -(-real // 128)
-    assert abs(rows / (2 * WINDOW_BATCHES) - 16) < 2
+    assert abs(rows / (2 * PACKING_WINDOW_BATCHES) - 16) < 2
 
 
 def test_rows_are_dealt_evenly():
     generator = np.random.default_rng(1)
     batches = batches_of(generator.integers(1, 100, 2000).tolist(), batch_size=8)
-    counts = [len(batches.batch(number)[1]) for number in range(WINDOW_BATCHES)]
+    counts = [len(batches.batch(number)[1]) for number in range(PACKING_WINDOW_BATCHES)]
     assert max(counts) - min(counts) <= 1

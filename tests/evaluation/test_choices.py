@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmctl.evaluation.choices import SCORES, Outcome, Question, is_right
+from llmctl.evaluation.choices import SCORES, ChoiceScores, Question, is_right
 
 
 def test_scores_by_hand():
     question = Question("Q:", (" yes", " 不是"), 0, "", "x:1")
     assert question.sizes.tolist() == [3, 6]
-    outcome = Outcome(
+    outcome = ChoiceScores(
         np.array([-6.0, -8.0]), np.array([1, 4]), question.sizes, np.array([-2.0, -5.0])
     )
     found = {name: score(outcome) for name, score in SCORES.items()}
@@ -24,7 +24,7 @@ def test_scores_by_hand():
 
 
 def test_without_a_prior_there_is_no_pmi():
-    assert SCORES["pmi"](Outcome(np.zeros(2), np.ones(2), np.ones(2))) is None
+    assert SCORES["pmi"](ChoiceScores(np.zeros(2), np.ones(2), np.ones(2))) is None
 
 
 def test_a_tie_is_not_right():

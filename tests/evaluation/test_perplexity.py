@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.evaluation.perplexity import (
-    Ids,
     Passage,
     Tally,
+    TokenIds,
     bits_per_byte_interval,
     perplexity,
     windows,
@@ -47,7 +47,7 @@ def test_windows_by_hand():
         list(windows(9, 4, 5))
 
 
-def toy(context: Ids, token: int) -> float:
+def toy(context: TokenIds, token: int) -> float:
     """A probability that depends on every token of the context."""
     state = 0
     for number in context.tolist():
@@ -55,7 +55,7 @@ def toy(context: Ids, token: int) -> float:
     return ((state + 13 * token) % 97 + 1) / 100
 
 
-def toy_log_probs(pairs: Iterable[tuple[Ids, Ids]]) -> Iterator[np.ndarray]:
+def toy_log_probs(pairs: Iterable[tuple[TokenIds, TokenIds]]) -> Iterator[np.ndarray]:
     for context, continuation in pairs:
         ids = np.concatenate((context, continuation))
         yield np.array(
@@ -102,7 +102,7 @@ def test_the_context_stops_at_the_document():
 
 
 def test_a_uniform_model_has_the_vocabulary_for_its_perplexity():
-    def uniform(pairs: Iterable[tuple[Ids, Ids]]) -> Iterator[np.ndarray]:
+    def uniform(pairs: Iterable[tuple[TokenIds, TokenIds]]) -> Iterator[np.ndarray]:
         return (np.full(len(continuation), -math.log(50)) for _, continuation in pairs)
 
     tally = perplexity(make_passages(), uniform, window=8, stride=2)

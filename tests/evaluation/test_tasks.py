@@ -15,7 +15,7 @@ from llmctl.errors import InputError
 from llmctl.evaluation.benchmarks import BENCHMARKS, read_questions, recognise
 from llmctl.evaluation.benchmarks.base import accuracy, chance
 from llmctl.evaluation.benchmarks.multiple_choice import _cleaned
-from llmctl.evaluation.choices import Outcome, Question
+from llmctl.evaluation.choices import ChoiceScores, Question
 from llmctl.evaluation.wilson import wilson_interval
 
 BLIMP = Path(__file__).parents[3] / "shared/data/blimp"
@@ -163,7 +163,7 @@ def test_a_file_without_rows(tmp_path: Path):
 
 
 def outcome(*log_probs: float, tokens: tuple[int, ...] = (1, 1), greedy: bool | None = None):
-    return Outcome(
+    return ChoiceScores(
         np.array(log_probs), np.array(tokens), np.array([2, 4]), np.array([-1.0, -3.0]), greedy
     )
 

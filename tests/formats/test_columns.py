@@ -13,7 +13,7 @@ import pytest
 
 from llmctl.cli.app import app
 from llmctl.data.tables.labelled import Columns, read_examples
-from llmctl.data.tables.source_target import PairColumns
+from llmctl.data.tables.parallel_text import PairColumns
 from llmctl.errors import InputError, LlmctlError, UsageError
 from llmctl.formats.columns import Finetuned, labelled_columns, pair_columns
 from llmctl.formats.description import COLUMNS

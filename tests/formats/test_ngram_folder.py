@@ -16,7 +16,7 @@ from llmctl import tokenizers
 from llmctl.errors import InputError
 from llmctl.formats.ngram.folder import MODEL_TYPE, NGRAM_WEIGHTS, NgramFormat
 from llmctl.formats.open import open_folder
-from llmctl.models.ngram.counts import Block
+from llmctl.models.ngram.counts import TokenBlock
 from llmctl.models.ngram.model import NgramModel
 from llmctl.models.ngram.smoothing import NgramConfig, train
 from llmctl.tokenizers import Tokenizer
@@ -32,7 +32,7 @@ def tokenizer() -> Tokenizer:
 def trained(tokenizer: Tokenizer, config: NgramConfig) -> NgramModel:
     bos, eos = tokenizer.special["bos"], tokenizer.special["eos"]
     rows = [[bos, *tokenizer.encode(text), eos] for text in TEXTS]
-    block = Block(np.concatenate(rows), np.array([0, len(rows[0])]))
+    block = TokenBlock(np.concatenate(rows), np.array([0, len(rows[0])]))
     return train([block], tokenizer.vocab_size, bos, config, dtype=np.float32).model
 
 
@@ -60,7 +60,7 @@ def test_what_is_written_is_read(tokenizer: Tokenizer, tmp_path: Path, fields: d
     tables = read.ngram()
     assert tables.parameters == model.parameters
     rows = [tokenizer.special["bos"], *tokenizer.encode("the ship is high over the waves")]
-    block = Block(np.array(rows), np.array([0]))
+    block = TokenBlock(np.array(rows), np.array([0]))
     assert tables.log_probabilities(block).tolist() == model.log_probabilities(block).tolist()
 
 

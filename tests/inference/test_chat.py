@@ -12,7 +12,7 @@ import torch
 from llmctl.config import build
 from llmctl.errors import ConfigError, InputError
 from llmctl.formats.open import open_folder
-from llmctl.inference.chat import ChatSession, RememberingDecoder
+from llmctl.inference.chat import ChatSession, PrefixCachedRunner
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import GenerationConfig
 from llmctl.models import ARCHITECTURES
@@ -54,7 +54,7 @@ def session(*, context: int = 160, **config: Any) -> ChatSession:
 @pytest.mark.parametrize("name", ["gpt", "llama", "nanochat"])
 def test_what_is_read_before_is_remembered_and_changes_no_logit(name: str):
     """fp32 sums in another order: 1e-4."""
-    kept = RememberingDecoder(decoder(name, context=400), 400)
+    kept = PrefixCachedRunner(decoder(name, context=400), 400)
     generator = torch.Generator().manual_seed(1)
     prompt = torch.randint(0, V - 1, (200,), generator=generator).tolist()
     read = 0

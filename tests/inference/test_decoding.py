@@ -18,14 +18,14 @@ from llmctl import tokenizers
 from llmctl.config import build
 from llmctl.errors import ConfigError, InputError, UsageError
 from llmctl.inference.decoder import CausalDecoder
-from llmctl.inference.decoding import GenerationConfig, Rules
+from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig
 from llmctl.inference.decoding.config import SAMPLING
 from llmctl.inference.decoding.rows import apply, check
 from llmctl.inference.decoding.strategies import (
-    FILTERS,
+    LOGITS_PROCESSORS,
+    LOGITS_WARPERS,
     NUCLEUS,
-    PREFERENCES,
-    Minimum,
+    MinNewTokens,
     Text,
     bad_words,
     min_new_tokens,
@@ -37,14 +37,14 @@ from llmctl.inference.decoding.strategies import (
     top_p,
     typical_p,
 )
-from llmctl.inference.decoding.writer import Writer
+from llmctl.inference.decoding.writer import StreamingDetokenizer
 from tests.small_decoders import PROMPTS, TOKENIZER, V, make_model, write
 
 NONE = [Text([], 0)]
 
 
-def rules(**fields: Any) -> Rules:
-    return Rules(GenerationConfig(**fields), TOKENIZER)
+def rules(**fields: Any) -> CompiledSamplingParams:
+    return CompiledSamplingParams(GenerationConfig(**fields), TOKENIZER)
 
 
 def logits_of(*probabilities: float) -> Tensor:
@@ -143,27 +143,27 @@ def test_the_last_token_of_a_bad_word_is_barred():
 def test_a_bad_word_is_spelt_at_a_start_and_behind_a_space():
     a, b, space = (TOKENIZER.encode(letter)[0] for letter in "ab ")
     texts = [Text([a], 1), Text([space, a], 1), Text([b], 1)]
-    result = apply(rules(bad_words=("ab",)).preferences, torch.zeros(3, V), texts)
+    result = apply(rules(bad_words=("ab",)).processors, torch.zeros(3, V), texts)
     assert [torch.isfinite(row[b]).item() for row in result] == [False, False, True]
 
 
 def test_a_text_may_not_end_before_its_least_length():
     texts = [Text([0, 0, 0], 1), Text([0, 0], 1)]
-    result = min_new_tokens(torch.zeros(2, 4), texts, Minimum(2, {1, 3}))
+    result = min_new_tokens(torch.zeros(2, 4), texts, MinNewTokens(2, {1, 3}))
     assert [kept(row[None]) for row in result] == [[0, 1, 2, 3], [0, 2]]
 
 
 def test_every_strategy_has_a_field_and_every_sampling_field_a_filter():
-    assert set(PREFERENCES) | set(FILTERS) <= set(GenerationConfig.model_fields)
-    assert set(FILTERS) == set(SAMPLING)
+    assert set(LOGITS_PROCESSORS) | set(LOGITS_WARPERS) <= set(GenerationConfig.model_fields)
+    assert set(LOGITS_WARPERS) == set(SAMPLING)
 
 
 def test_what_is_unset_is_left_out():
-    assert rules().preferences == rules().filters == []
+    assert rules().processors == rules().warpers == []
     some = rules(top_p=0.9, temperature=0.5, min_new_tokens=3)
-    assert (len(some.preferences), len(some.filters)) == (1, 2)
+    assert (len(some.processors), len(some.warpers)) == (1, 2)
     # Greedy: the likeliest token is the same.
-    assert rules(top_p=0.9, temperature=0).filters == []
+    assert rules(top_p=0.9, temperature=0).warpers == []
 
 
 def test_when_texts_are_sampled():
@@ -258,7 +258,7 @@ def test_wordpiece_is_written_as_it_is_decoded(corpus_file: Path):
     ids = tokenizer.encode(lines[3])
     assert len(ids) > 12
     for cut in (0, 1, 5, len(ids) - 1):
-        writer = Writer(tokenizer, ids[:cut])
+        writer = StreamingDetokenizer(tokenizer, ids[:cut])
         told = "".join(writer.push(number) for number in ids[cut:]) + writer.close()
         assert tokenizer.decode(ids[:cut]) + told == tokenizer.decode(ids), cut
 

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmctl.errors import ConfigError, InputError, UsageError
-from llmctl.inference.decoder import CausalDecoder, Rewindable
-from llmctl.inference.decoding import GenerationConfig, Rules, generate, strategies
+from llmctl.inference.decoder import CausalDecoder, TruncatableRunner
+from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig, generate, strategies
 from llmctl.inference.decoding.sampling import draw
 from llmctl.inference.decoding.strategies import Text
 from llmctl.inference.ngram_decoder import NgramDecoder
 from llmctl.inference.weights import WeightType, prepare
 from llmctl.models.heads.causal_lm import CausalLM
-from llmctl.models.ngram.counts import Block
+from llmctl.models.ngram.counts import TokenBlock
 from llmctl.models.ngram.smoothing import NgramConfig, train
 from llmctl.tokenizers.characters import learn_characters
 from tests.small_decoders import ENDS, PROMPTS, TOKENIZER, V, make_model, reread, write
@@ -140,7 +140,7 @@ def test_answers_come_as_prompts_do():
         for asked in count(1):
             yield PROMPTS[asked % 3]
 
-    rules = Rules(GenerationConfig(max_new_tokens=2), TOKENIZER)
+    rules = CompiledSamplingParams(GenerationConfig(max_new_tokens=2), TOKENIZER)
     answers = generate(CausalDecoder(make_model()), endless(), rules, batch_size=1)
     assert [next(answers)[0].prompt for _ in range(3)] == [0, 1, 2]
     assert asked == 16
@@ -161,8 +161,8 @@ def test_what_is_told_is_the_text():
     model = make_model()
     for options in ({}, {"top_k": 9}, {"num_beams": 2}, {"penalty_alpha": 0.5}, {"stop": ("a",)}):
         told: list[str] = []
-        rules = Rules(GenerationConfig(max_new_tokens=12, **options), TOKENIZER)
-        ((found,),) = generate(CausalDecoder(model), PROMPTS[1:2], rules, tell=told.append)
+        rules = CompiledSamplingParams(GenerationConfig(max_new_tokens=12, **options), TOKENIZER)
+        ((found,),) = generate(CausalDecoder(model), PROMPTS[1:2], rules, on_text=told.append)
         assert "".join(told) == found.text
         assert all(told)
 
@@ -338,7 +338,7 @@ class Counting(CausalDecoder):
 def grams() -> NgramDecoder:
     texts = [[ENDS[0], *prompt, ENDS[0]] for prompt in PROMPTS * 3]
     lengths = np.array([len(text) for text in texts])
-    block = Block(np.concatenate(texts), np.cumsum(lengths) - lengths)
+    block = TokenBlock(np.concatenate(texts), np.cumsum(lengths) - lengths)
     return NgramDecoder(train([block], V, ENDS[0], NgramConfig(order=2)).model)
 
 
@@ -444,7 +444,7 @@ def test_the_distribution_is_the_targets_whatever_the_draft(draft_tokens: int | 
         least = warm.topk(6).values[:, -1:]
         return warm.masked_fill(warm < least, -torch.inf).softmax(-1).numpy()
 
-    assert isinstance(Pairs(draft), Rewindable)
+    assert isinstance(Pairs(draft), TruncatableRunner)
     answers = write(
         Pairs(target), [[first]], draft=None if draft_tokens is None else Pairs(draft),
         tokenizer=tokenizer, num_samples=SAMPLES, draft_tokens=draft_tokens or 1, **options,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmctl.formats.huggingface.tensors import export_model
-from llmctl.inference.decoding import GenerationConfig, Rules
+from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig
 from llmctl.inference.decoding import strategies as ours
 from llmctl.inference.decoding.rows import apply
 from llmctl.inference.decoding.strategies import Text
@@ -218,7 +218,7 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float):
 )  # fmt: skip
 def test_all_together_are_applied_in_the_order_of_transformers(options: dict[str, Any]):
     theirs = opened(make_model("gpt", seed=5), "gpt")
-    rules = Rules(GenerationConfig(max_new_tokens=LONGEST, **options), TOKENIZER)
+    rules = CompiledSamplingParams(GenerationConfig(max_new_tokens=LONGEST, **options), TOKENIZER)
     # transformers samples among 50 tokens unless it is told otherwise, more than there are.
     assert V < 50
     for seed, prompt in enumerate(PROMPTS):
@@ -226,5 +226,5 @@ def test_all_together_are_applied_in_the_order_of_transformers(options: dict[str
         drawn = theirs_of(theirs, prompt, do_sample=True, output_logits=True, **words_of(options))
         for step, (logits, expected) in enumerate(zip(drawn.logits, drawn.scores, strict=True)):
             text = Text(drawn.sequences[0, : len(prompt) + step].tolist(), len(prompt))
-            found = apply([*rules.preferences, *rules.filters], logits.float(), [text])
+            found = apply([*rules.processors, *rules.warpers], logits.float(), [text])
             assert_same_distribution(found, expected)

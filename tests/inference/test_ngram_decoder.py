@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from llmctl.inference.decoder import NextToken
+from llmctl.inference.decoder import DecoderRunner
 from llmctl.inference.ngram_decoder import NgramDecoder, NgramScorer
 from llmctl.inference.scoring import Query, Scorer
-from llmctl.models.ngram.counts import Block
+from llmctl.models.ngram.counts import TokenBlock
 from llmctl.models.ngram.model import NgramModel
 from llmctl.models.ngram.smoothing import NgramConfig, train
 
@@ -25,9 +25,9 @@ def rows(count: int, seed: int) -> list[list[int]]:
     ]
 
 
-def block_of(texts: list[list[int]]) -> Block:
+def block_of(texts: list[list[int]]) -> TokenBlock:
     lengths = np.array([len(text) for text in texts])
-    return Block(np.concatenate(texts), np.cumsum(lengths) - lengths)
+    return TokenBlock(np.concatenate(texts), np.cumsum(lengths) - lengths)
 
 
 @pytest.fixture(params=["kneser-ney-1", "kneser-ney-2", "kneser-ney-4", "katz-3", "add-k-3"])
@@ -43,7 +43,7 @@ def log_probs(model: NgramModel, text: list[int]) -> np.ndarray:
 
 
 def test_reading_token_by_token_is_scoring(model: NgramModel):
-    decoder: NextToken = NgramDecoder(model)
+    decoder: DecoderRunner = NgramDecoder(model)
     prompts = [[BOS], [BOS, 3], [BOS, 3, 4, 5, 7, 8], [3, 4], [9, 9, 9, 9, 9, 9]]
     going_on = [[1, 2, EOS], [4, 11, 12], [9, 9, 9], [5, 6, 7], [BOS, 0, 1]]
     logits = [decoder.prefill(prompts, room=3)[:, None]]

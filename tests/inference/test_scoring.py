@@ -14,7 +14,7 @@ from llmctl import tokenizers
 from llmctl.errors import InputError
 from llmctl.formats.huggingface.tensors import export_model
 from llmctl.inference import scoring
-from llmctl.inference.scoring import CausalScorer, Query, encode_query, fitted
+from llmctl.inference.scoring import CausalScorer, Query, encode_query, truncate_context
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.tokenizers import Layout, Tokenizer
@@ -73,7 +73,7 @@ def random_queries(seed: int, count: int) -> list[Query]:
 
 def test_equals_a_pass_for_each_continuation(model: CausalLM, monkeypatch: pytest.MonkeyPatch):
     # Small blocks and batches, so that there are several of each.
-    monkeypatch.setattr(scoring, "READ_AHEAD", 7)
+    monkeypatch.setattr(scoring, "QUERIES_AHEAD", 7)
     monkeypatch.setattr(scoring, "TOKENS_ON_CPU", 64)
     monkeypatch.setattr(scoring, "ROWS_ON_CPU", 5)
     queries = random_queries(0, 20)
@@ -179,12 +179,12 @@ def test_a_continuation_that_is_too_long_is_refused(gpt: CausalLM):
 @given(st.integers(1, 60), st.lists(st.integers(1, 20), min_size=1, max_size=4))
 def test_fitted_leaves_as_much_context_as_there_is_room_for(context: int, lengths: list[int]):
     query = Query(np.arange(context), [np.zeros(n, dtype=np.int64) for n in lengths])
-    short, cut = fitted(query, 20)
+    short, cut = truncate_context(query, 20)
     read = len(short.context) + max(lengths) - 1
     assert read <= 20
     assert cut == 0 or read == 20
     assert short.context.tolist() == list(range(cut, context))
-    assert fitted(query, None) == (query, 0)
+    assert truncate_context(query, None) == (query, 0)
 
 
 @settings(deadline=None, max_examples=15)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.inference.decoding.writer import Writer
+from llmctl.inference.decoding.writer import StreamingDetokenizer
 from llmctl.tokenizers import Tokenizer, learn
 
 CORPUS = ["the ship sails over the wide sea. aab aabab\n" * 3, "café 北京 👩\u200d🔬 ▁ Ġ\n\nstop\n"]
@@ -52,7 +52,7 @@ def cut(text: str, stop: list[str]) -> tuple[str, bool]:
 
 @given(text=TEXT)
 def test_the_pieces_are_the_text(text: str, tokenizer: Tokenizer):
-    writer = Writer(tokenizer)
+    writer = StreamingDetokenizer(tokenizer)
     pieces = [writer.push(number) for number in tokenizer.encode(text)]
     assert "�" not in "".join(pieces)
     pieces.append(writer.close())
@@ -71,7 +71,7 @@ def test_behind_a_prompt_the_pieces_are_what_the_tokens_add(
     numbers = st.integers(0, tokenizer.vocab_size - 1)
     after = data.draw(st.lists(numbers, max_size=8))
     together = data.draw(st.integers(0, len(after)))
-    writer = Writer(tokenizer, before)
+    writer = StreamingDetokenizer(tokenizer, before)
     pieces = [writer.push(*after[:together])]
     pieces += [writer.push(number) for number in after[together:]] + [writer.close()]
     added = tokenizer.decode_bytes(before + after)[len(tokenizer.decode_bytes(before)) :]
@@ -83,7 +83,7 @@ def test_only_invalid_bytes_are_replaced(
     content: bytes, bytewise: tuple[Tokenizer, dict[int, int]]
 ):
     tokenizer, token_of = bytewise
-    writer = Writer(tokenizer)
+    writer = StreamingDetokenizer(tokenizer)
     told = ""
     for length, byte in enumerate(content, 1):
         told += writer.push(token_of[byte])
@@ -103,7 +103,7 @@ def test_a_stop_text_cuts_where_it_first_comes_however_it_is_cut_into_tokens(
 ):
     tokenizer, token_of = bytewise
     expected, stops = cut(text, stop)
-    writer = Writer(tokenizer, stop=stop)
+    writer = StreamingDetokenizer(tokenizer, stop=stop)
     told, content = "", b""
     for number in cut_up(data, text, tokenizer, token_of):
         told += writer.push(number)
@@ -125,7 +125,7 @@ def test_a_stop_text_cuts_where_it_first_comes_however_it_is_cut_into_tokens(
 
 def test_a_stop_text_by_hand(bytewise: tuple[Tokenizer, dict[int, int]]):
     tokenizer, token_of = bytewise
-    writer = Writer(tokenizer, stop=["aab", "\n\n"])
+    writer = StreamingDetokenizer(tokenizer, stop=["aab", "\n\n"])
     pieces = [writer.push(token_of[byte]) for byte in b"xaaac\n\t\naab\n"]
     assert pieces == ["x", "", "", "a", "aac", "", "\n\t", "", "\n", "", "", ""]
     assert writer.stopped
@@ -137,7 +137,7 @@ def test_of_stop_texts_that_end_together_the_longest_counts(
 ):
     tokenizer, token_of = bytewise
     for stop in (["b", "aab"], ["aab", "b"]):
-        writer = Writer(tokenizer, stop=stop)
+        writer = StreamingDetokenizer(tokenizer, stop=stop)
         assert [writer.push(token_of[byte]) for byte in b"xaab"] == ["x", "", "", ""]
         assert writer.stopped
         assert writer.text == "x"
@@ -147,7 +147,7 @@ def test_a_cut_character_completes_no_stop_text_before_the_end(
     bytewise: tuple[Tokenizer, dict[int, int]],
 ):
     tokenizer, token_of = bytewise
-    writer = Writer(tokenizer, stop=["�"])
+    writer = StreamingDetokenizer(tokenizer, stop=["�"])
     assert [writer.push(token_of[byte]) for byte in "a京".encode()[:3]] == ["a", "", ""]
     assert writer.close() == ""
     assert writer.stopped

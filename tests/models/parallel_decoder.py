@@ -28,7 +28,7 @@ class Block(nn.Module):
     def __init__(self, config: ParallelConfig) -> None:
         super().__init__()
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.attention = llama.Attention(config)
+        self.attention = llama.LlamaAttention(config)
         self.feed_forward = SwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:

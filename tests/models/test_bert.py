@@ -32,7 +32,7 @@ from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.layers import attention as layers
 from llmctl.models.layers.attention import SelfAttention, additive_mask
 from llmctl.models.layers.feed_forward import FeedForward
-from llmctl.tokenizers.wordpiece import SPECIAL, WordPieceTokenizer, build_wordpiece
+from llmctl.tokenizers.wordpiece import WORDPIECE_SPECIAL, WordPieceTokenizer, build_wordpiece
 
 V, T = 60, 16
 
@@ -62,7 +62,9 @@ def shaken(model: nn.Module) -> nn.Module:
 
 
 def tokenizer() -> WordPieceTokenizer:
-    return build_wordpiece([*SPECIAL, *(f"w{n}" for n in range(V - len(SPECIAL)))], cased=True)
+    return build_wordpiece(
+        [*WORDPIECE_SPECIAL, *(f"w{n}" for n in range(V - len(WORDPIECE_SPECIAL)))], cased=True
+    )
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llmctl.models.ngram.counts import Block, count_ngrams
+from llmctl.models.ngram.counts import TokenBlock, count_ngrams
 from llmctl.models.ngram.model import ABSENT, UNSEEN, NgramModel
 from llmctl.models.ngram.smoothing import NgramConfig, train
 
@@ -24,10 +24,10 @@ Gram = tuple[int, ...]
 SMOOTHINGS = ("kneser-ney", "katz", "add-k")
 
 
-def block_of(documents: Documents, bos: int, eos: int) -> Block:
+def block_of(documents: Documents, bos: int, eos: int) -> TokenBlock:
     rows = [[bos, *document, eos] for document in documents]
     lengths = np.array([len(row) for row in rows])
-    return Block(
+    return TokenBlock(
         np.array([token for row in rows for token in row], dtype=np.uint16),
         np.cumsum(lengths) - lengths,
     )

@@ -15,8 +15,8 @@ import zstandard
 from llmctl.config import Config, build, parse_assignments, read_recipe
 from llmctl.data.tables.conversations import read_conversations
 from llmctl.data.tables.labelled import Example, read_examples, resolve_columns
+from llmctl.data.tables.parallel_text import SourceTarget, read_pairs, resolve_pair_columns
 from llmctl.data.tables.rows import RowReader
-from llmctl.data.tables.source_target import Pair, read_pairs, resolve_pair_columns
 from llmctl.data.text.documents import Corpus, Document
 from llmctl.evaluation.benchmarks import BENCHMARKS, read_questions
 from llmctl.inference.prompts import Shots, find_columns, read_rows, read_template
@@ -137,8 +137,8 @@ def _sound_examples(found: list[Example]) -> None:
         assert example.label, f"{example.source} has no label"
 
 
-def _pairs(name: str, target: str | None = None) -> Callable[[Path], list[Pair]]:
-    def read(folder: Path) -> list[Pair]:
+def _pairs(name: str, target: str | None = None) -> Callable[[Path], list[SourceTarget]]:
+    def read(folder: Path) -> list[SourceTarget]:
         if target is None:
             resolve_pair_columns(folder / name)
         return list(read_pairs(folder / name, target_file=folder / target if target else None))
@@ -146,7 +146,7 @@ def _pairs(name: str, target: str | None = None) -> Callable[[Path], list[Pair]]
     return read
 
 
-def _sound_pairs(found: list[Pair]) -> None:
+def _sound_pairs(found: list[SourceTarget]) -> None:
     for pair in found:
         _unicode([pair.source, pair.target])
 

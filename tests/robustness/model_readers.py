@@ -23,7 +23,7 @@ from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.classify import Classifier
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.heads.seq2seq import Seq2SeqShape, attach
-from llmctl.models.ngram.counts import Block
+from llmctl.models.ngram.counts import TokenBlock
 from llmctl.models.ngram.smoothing import NgramConfig, train
 from llmctl.stages.generate import open_generation
 from llmctl.stages.predict import predict
@@ -227,7 +227,7 @@ def _ngram(folder: Path) -> None:
     bos, eos = tokenizer.special["bos"], tokenizer.special["eos"]
     rows = [[bos, *tokenizer.encode(text), eos] for text in CORPUS[:3]]
     begins = np.cumsum([0, *(len(row) for row in rows[:-1])])
-    block = Block(np.concatenate(rows), begins)
+    block = TokenBlock(np.concatenate(rows), begins)
     model = train([block], tokenizer.vocab_size, bos, config, dtype=np.float32).model
     NgramFormat().save(folder / "model", model, tokenizer, config.model_dump())
 

@@ -19,7 +19,7 @@ from llmctl.formats.open import open_folder
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.finetune import finetune, plan, resolve
 from llmctl.stages.predict import predict
-from llmctl.tasks.finetuning import by_width
+from llmctl.tasks.finetuning import scale_lr_by_width
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
 
@@ -171,8 +171,8 @@ def test_the_learning_rate_follows_from_task_and_method(
 
 
 def test_a_wider_body_has_a_lower_rate():
-    assert by_width(1e-3, 64) == by_width(1e-3, 128) == 1e-3
-    assert by_width(3e-4, 768) == pytest.approx(5e-5)
+    assert scale_lr_by_width(1e-3, 64) == scale_lr_by_width(1e-3, 128) == 1e-3
+    assert scale_lr_by_width(3e-4, 768) == pytest.approx(5e-5)
 
 
 def test_answers_are_learned(decoder_workspace: Path):

@@ -13,14 +13,14 @@ import pytest
 
 from llmctl.data.shards.files import ShardReader
 from llmctl.data.text.documents import Corpus
-from llmctl.data.text.duplicates import text_hash
+from llmctl.data.text.hashing import text_hash
 from llmctl.errors import InputError, UsageError
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.tokenize import stage
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
 from llmctl.tokenizers import load
-from llmctl.tokenizers.characters import SPECIAL as CHARACTERS_SPECIAL
-from llmctl.tokenizers.wordpiece import SPECIAL
+from llmctl.tokenizers.characters import CHARACTER_SPECIAL as CHARACTERS_SPECIAL
+from llmctl.tokenizers.wordpiece import WORDPIECE_SPECIAL
 from llmctl.workspace.artefacts import Workspace
 
 
@@ -106,7 +106,7 @@ def test_a_sample_to_learn_from_is_not_the_validation_documents(
     lines = sentences(4000)
     corpus = Corpus([str(write_lines(tmp_path / "many.txt", lines))], unit="line")
     monkeypatch.setattr(stage, "LEARN_BYTES", corpus.total_bytes // 10)
-    sample = list(stage._Texts(corpus, Reporter()))
+    sample = list(stage._LearningTexts(corpus, Reporter()))
     assert 300 < len(sample) < 500
     share = sum(held_out(text, 0.1) for text in sample) / len(sample)
     assert share < 0.2  # five standard deviations above 0.1 is 0.175
@@ -203,7 +203,7 @@ def test_a_hash_split_keeps_a_file_whole_without_its_ends(tmp_path: Path):
     assert texts_of(tmp_path / "w", "s", "train") == [PLAY.strip()]
 
 
-PIECES = [*SPECIAL, *"abcdefghijklmnopqrstuvwxyz", "The", "the"]
+PIECES = [*WORDPIECE_SPECIAL, *"abcdefghijklmnopqrstuvwxyz", "The", "the"]
 
 
 @pytest.fixture

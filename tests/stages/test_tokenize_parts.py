@@ -27,7 +27,7 @@ from llmctl.data.text import decoding
 from llmctl.errors import BusyError, InputError, UsageError
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.tokenize import parts as stage
-from llmctl.stages.tokenize.parts import MOST_PARTS, Outcome, Part, parse_part, tokenize_part
+from llmctl.stages.tokenize.parts import MOST_PARTS, Part, PartOutcome, parse_part, tokenize_part
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import sha256_file
@@ -42,7 +42,7 @@ SIZES = {"wordpiece": 90, "bpe": 290, "unigram": 300, "sentencepiece-bpe": 300, 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch):
     """So that a small file is cut between parts, and a part has several batches."""
-    monkeypatch.setattr(decoding, "BLOCK", 256)
+    monkeypatch.setattr(decoding, "DECODE_BLOCK", 256)
     monkeypatch.setattr(columnar, "BATCH_ROWS", 8)
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
     monkeypatch.setattr("llmctl.stages.tokenize.shards.BATCH_CHARACTERS", 500)
@@ -135,7 +135,9 @@ def whole(root: Path, sources: list[str], config: TokenizeConfig) -> dict[str, A
     return contents(root)
 
 
-def part(root: Path, sources: list[str], config: TokenizeConfig, text: str, **more: Any) -> Outcome:
+def part(
+    root: Path, sources: list[str], config: TokenizeConfig, text: str, **more: Any
+) -> PartOutcome:
     return tokenize_part(Workspace(root), sources, config, parse_part(text), name="docs", **more)
 
 
@@ -243,14 +245,14 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     encode = stage._encode_part
     monkeypatch.setattr(stage, "_encode_part", lambda *a: encoded.append(a[2]) or encode(*a))
     part(root, sources, config_of(), "2/2")
-    assert part(root, sources, config_of(), "2/2").there
+    assert part(root, sources, config_of(), "2/2").up_to_date
     outcome = part(root, sources, config_of(), "1/2")
-    assert not outcome.there
+    assert not outcome.up_to_date
     assert encoded == [2, 1]
     expected = contents(root)
     for text in ("1/2", "2/2", "3/7"):
         outcome = part(root, sources, config_of(), text)
-        assert outcome.there
+        assert outcome.up_to_date
         assert outcome.shards is not None
     _, there = tokenize(Workspace(root), sources, config_of(), name="docs")
     assert there
@@ -264,7 +266,7 @@ def test_what_one_process_made_meanwhile_ends_the_parts(tmp_path: Path):
     part(root, sources, config_of(), "1/2")
     whole(root, sources, config_of())
     assert_no_leftovers(root)
-    assert part(root, sources, config_of(), "2/2").there
+    assert part(root, sources, config_of(), "2/2").up_to_date
 
 
 KILLED = """
@@ -283,16 +285,16 @@ def die(*args, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 root, part, where, config, *sources = sys.argv[1:]
-decoding.BLOCK, columnar.BATCH_ROWS, tokenize_shards.BATCH_CHARACTERS = 256, 8, 500
+decoding.DECODE_BLOCK, columnar.BATCH_ROWS, tokenize_shards.BATCH_CHARACTERS = 256, 8, 500
 if where == "learning":
     tokenize_plan.write_plan = die
 elif where == "encoding":
-    add = tokenize_parts.PlacedWriter.add
+    add = tokenize_parts.PartWriter.add
     def add_and_die(writer, batch, counted=[]):
         counted.append(batch)
         add(writer, batch)
         len(counted) < 2 or die()
-    tokenize_parts.PlacedWriter.add = add_and_die
+    tokenize_parts.PartWriter.add = add_and_die
 elif where == "merging":
     write = tokenize_parts.write_shards
     tokenize_parts.write_shards = lambda *a: write(*a) and die()
@@ -327,7 +329,7 @@ def test_a_part_that_is_killed_is_run_again(where: str, tmp_path: Path):
     assert (root / "shards" / "docs").exists() == (where == "removing")
     outcomes = [part(root, sources, config, text) for text in ("2/2", "1/2")]
     # Shards that stand are not made a second time.
-    assert outcomes[0].there == (where == "removing")
+    assert outcomes[0].up_to_date == (where == "removing")
     assert outcomes[1].shards is not None
     assert contents(root) == expected
     assert_no_leftovers(root)
@@ -337,7 +339,7 @@ def test_a_failure_leaves_the_other_parts(tmp_path: Path, monkeypatch: pytest.Mo
     sources, root = corpus_of(tmp_path / "c", "jsonl"), tmp_path / "w"
     part(root, sources, config_of(), "1/2")
     with monkeypatch.context() as patch:
-        patch.setattr(stage.PlacedWriter, "close", lambda writer: 1 / 0)
+        patch.setattr(stage.PartWriter, "close", lambda writer: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             part(root, sources, config_of(), "2/2")
     folder = PartsFolder(Workspace(root), "docs")
@@ -384,7 +386,7 @@ def test_two_that_would_put_together(late: bool, tmp_path: Path, monkeypatch: py
     if late:
         part(root, sources, config, "2/3")
     written, merging = threading.Barrier(2), threading.Event()
-    put, write, merged = stage.put_together, stage.write_shards, []
+    put, write, merged = stage.merge_parts, stage.write_shards, []
 
     def put_together(*args: Any) -> Any:
         if not late:
@@ -397,7 +399,7 @@ def test_two_that_would_put_together(late: bool, tmp_path: Path, monkeypatch: py
         time.sleep(1.5)  # longer than a lock is tried for
         return write(*args)
 
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, PartOutcome] = {}
     notes: list[str] = []
     reporter = Reporter()
     reporter.note = notes.append  # type: ignore[method-assign]
@@ -405,7 +407,7 @@ def test_two_that_would_put_together(late: bool, tmp_path: Path, monkeypatch: py
     def run(text: str) -> None:
         outcomes[text] = part(root, sources, config, text, reporter=reporter)
 
-    monkeypatch.setattr(stage, "put_together", put_together)
+    monkeypatch.setattr(stage, "merge_parts", put_together)
     monkeypatch.setattr(stage, "write_shards", write_shards)
     threads = [threading.Thread(target=run, args=(text,)) for text in ("3/3", "2/3")]
     threads[0].start()
@@ -416,7 +418,7 @@ def test_two_that_would_put_together(late: bool, tmp_path: Path, monkeypatch: py
         thread.join()
     assert len(merged) == 1
     assert [outcome.shards is not None for outcome in outcomes.values()] == [True, True]
-    assert outcomes["2/3"].there == late
+    assert outcomes["2/3"].up_to_date == late
     assert any("waiting for another process" in note for note in notes)
     assert contents(root) == expected
     assert_no_leftovers(root)
@@ -435,7 +437,7 @@ def test_a_part_has_one_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             part(root, sources, config_of("bpe"), "1/3", force=True)
         tokenize(Workspace(root), sources, config_of(), name="docs")
         assert folder.folder.exists()
-    assert part(root, sources, config_of(), "2/3").there
+    assert part(root, sources, config_of(), "2/3").up_to_date
     assert_no_leftovers(root)
 
 
@@ -623,7 +625,7 @@ def test_parts_that_were_cut_differently_are_not_put_together(
     """A library that reads in other steps would lose or repeat documents at the seam."""
     sources, root = corpus_of(tmp_path / "c", "jsonl", 2), tmp_path / "w"
     part(root, sources, config_of(), "1/2")
-    monkeypatch.setattr(decoding, "BLOCK", 1 << 20)
+    monkeypatch.setattr(decoding, "DECODE_BLOCK", 1 << 20)
     with pytest.raises(InputError, match=r"parts 1 and 2 .* disagree where .*1\.jsonl is cut"):
         part(root, sources, config_of(), "2/2")
 

@@ -40,7 +40,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "WORTH_A_PART", 2000)
+    monkeypatch.setattr(stage, "MIN_PART_BYTES", 2000)
 
 
 def on_ray(root: Path, sources: list[str], *, name: str | None = "docs", **more: Any) -> Any:

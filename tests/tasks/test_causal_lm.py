@@ -32,7 +32,7 @@ def test_every_next_token_is_scored_and_its_bytes_counted():
     assert batch.input_ids_BT.tolist() == [[0, 2, 3, 0]]
     assert batch.labels_BT.tolist() == [[2, 3, 0, 4]]  # the end, which starts the next, too
     assert (batch.scored, batch.scored_bytes) == (4, 1 + 2 + 0 + 3)
-    assert batch.texts is None
+    assert batch.packed is None
 
 
 def test_the_start_after_an_end_is_not_scored():
@@ -50,7 +50,7 @@ def test_what_is_beyond_the_split_is_not_scored():
         start=0, end=0, token_bytes=BYTES, document_mask=False,
     )  # fmt: skip
     assert batch.labels_BT[1].tolist() == [7, 0, IGNORED, IGNORED]
-    assert (batch.scored, batch.real_tokens, batch.slots) == (6, 6, 8)
+    assert (batch.scored, batch.real_tokens, batch.num_positions) == (6, 6, 8)
 
 
 def test_documents_are_kept_apart_where_asked():
@@ -58,10 +58,10 @@ def test_documents_are_kept_apart_where_asked():
         rows([[5, 6, 0, 2, 3, 0]], [[-3, -3, 2, 2, 2, 5]]),
         start=0, end=0, token_bytes=BYTES, document_mask=True,
     )  # fmt: skip
-    assert batch.texts is not None
+    assert batch.packed is not None
     assert batch.position_ids_BT is not None
     assert batch.position_ids_BT.tolist() == [[0, 1, 0, 1, 2]]
-    assert batch.texts.allowed(causal=True)[0].int().tolist() == [
+    assert batch.packed.attention_mask(causal=True)[0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [0, 0, 1, 0, 0],

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from llmctl.data.tables.encoded import EncodedExample, encode_examples, fitted, laid_out, pad_token
+from llmctl.data.tables.encoded import (
+    EncodedExample,
+    add_special_tokens,
+    encode_examples,
+    pad_token,
+    truncate_longest_first,
+)
 from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
 from llmctl.formats.huggingface.writing import write_model_folder
@@ -27,7 +33,7 @@ from llmctl.tasks.classify.batches import ExampleBatch, collate
 from llmctl.tasks.classify.loss import classification_loss
 from llmctl.tokenizers import Layout
 from llmctl.tokenizers.bpe import learn_bpe
-from llmctl.tokenizers.wordpiece import SPECIAL as WORDPIECE_SPECIAL
+from llmctl.tokenizers.wordpiece import WORDPIECE_SPECIAL as WORDPIECE_SPECIAL
 from llmctl.tokenizers.wordpiece import build_wordpiece
 from tests.kept_models import kept
 
@@ -94,9 +100,9 @@ def examples(count: int, seed: int = 0, *, causal: bool = False) -> list[Encoded
         first, second = text(), text() if number % 2 else None
         label = int(generator.integers(CLASSES))
         made.append(
-            laid_out(first, second, DECODER, max_length=32, label=label)
+            add_special_tokens(first, second, DECODER, max_length=32, label=label)
             if causal
-            else laid_out(first, second, ENCODER, max_length=32, label=label)
+            else add_special_tokens(first, second, ENCODER, max_length=32, label=label)
         )
     return made
 
@@ -114,7 +120,7 @@ def numpy_nll(model: Classifier, batch: ExampleBatch) -> tuple[NDArray[np.float6
 def test_truncation_takes_from_the_longer_text(
     first: list[int], second: list[int] | None, max_length: int
 ):
-    example = laid_out(first, second, ENCODER, max_length=max_length)
+    example = add_special_tokens(first, second, ENCODER, max_length=max_length)
     ids = example.ids.tolist()
     room = max_length - (2 if second is None else 3)
     assert ids[0] == CLS
@@ -147,9 +153,12 @@ def test_truncation_is_that_of_the_tokenizers_library():
         for a, first in enumerate(texts):
             for b, second in enumerate(texts):
                 sequences = rust.encode(first, second).sequence_ids
-                assert fitted(a, b, room) == (sequences.count(0), sequences.count(1)), (a, b, room)
+                assert truncate_longest_first(a, b, room) == (
+                    sequences.count(0),
+                    sequences.count(1),
+                ), (a, b, room)
     with pytest.raises(ValueError, match="longer than max_length by 2"):
-        fitted(1, 1, -2)
+        truncate_longest_first(1, 1, -2)
 
 
 def test_a_tokenizer_that_cuts_on_the_left_takes_the_beginning_away():
@@ -165,10 +174,10 @@ def test_a_tokenizer_that_cuts_on_the_left_takes_the_beginning_away():
 
 
 def test_special_tokens_by_hand():
-    example = laid_out([5, 6, 7, 8, 9], [10, 11], ENCODER, max_length=8)
+    example = add_special_tokens([5, 6, 7, 8, 9], [10, 11], ENCODER, max_length=8)
     assert example.ids.tolist() == [CLS, 5, 6, 7, SEP, 10, 11, SEP]
     assert example.second == 5
-    single = laid_out([5, 6, 7], None, ENCODER, max_length=4, label=2)
+    single = add_special_tokens([5, 6, 7], None, ENCODER, max_length=4, label=2)
     assert single.ids.tolist() == [CLS, 5, 6, SEP]
     assert single.label == 2
 
@@ -185,7 +194,7 @@ def test_collate_pads_to_the_longest_and_masks_the_rest():
     assert batch.segment_ids_BT.tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]
     assert batch.mask_BT.tolist() == [[True] * 5, [True] * 3 + [False] * 2]
     assert batch.labels_B.tolist() == [1, 0]
-    assert (batch.real_tokens, batch.slots) == (8, 10)
+    assert (batch.real_tokens, batch.num_positions) == (8, 10)
 
 
 @torch.no_grad()
@@ -298,7 +307,7 @@ def test_a_decoder_reads_up_to_a_token_of_the_text(
     first: list[int], second: list[int] | None, max_length: int
 ):
     """The last token is never padding's, by which transformers would take the one before it."""
-    ids = laid_out(first, second, DECODER, max_length=max_length, pad=EOS).ids.tolist()
+    ids = add_special_tokens(first, second, DECODER, max_length=max_length, pad=EOS).ids.tolist()
     assert ids[0] == EOS
     assert len(ids) <= max_length
     if second:
@@ -356,7 +365,7 @@ def test_transformers_has_the_same_logits(tmp_path: Path, name: str, kind: str):
     write_model_folder(tmp_path, model, tokenizer, extra)
     theirs = getattr(transformers, kind).from_pretrained(tmp_path).eval()
     made = [
-        laid_out(first, second, DECODER, max_length=32, pad=EOS)
+        add_special_tokens(first, second, DECODER, max_length=32, pad=EOS)
         for first, second in [
             ([5, 6, 7, 8, 9], None),
             ([5], None),

@@ -15,7 +15,7 @@ from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.cross_entropy import IGNORED
 from llmctl.tasks.causal_lm.loss import causal_lm_loss
-from llmctl.tasks.instruct.batches import LENGTH_STEP, InstructExample, collate, fit
+from llmctl.tasks.instruct.batches import PACKED_LENGTH_STEP, InstructExample, collate, fit
 from llmctl.tokenizers.chat_template import EncodedChat
 
 V = 40
@@ -57,7 +57,7 @@ def test_packed_conversations_have_the_losses_and_gradients_that_each_has_alone(
     """fp32 sums in another order: 1e-4 of the largest gradient."""
     model = tiny(name)
     examples = [example(length, seed + number) for number, length in enumerate(lengths)]
-    rows = pack(np.asarray([e.slots for e in examples]), 64)
+    rows = pack(np.asarray([e.num_positions for e in examples]), 64)
     together = collate([[examples[i] for i in row] for row in rows], token_bytes=TOKEN_BYTES)
     parts = causal_lm_loss(model, together)
     loss = parts.losses["lm_loss"]
@@ -96,7 +96,7 @@ def test_another_conversation_in_the_row_changes_nothing(name: str):
         for other in (example(10, 3), example(10, 4))
     ]
     hidden = [
-        model.body(batch.input_ids_BT, batch.texts, batch.position_ids_BT) for batch in batches
+        model.body(batch.input_ids_BT, batch.packed, batch.position_ids_BT) for batch in batches
     ]
     assert not torch.equal(hidden[0][:, 19:28], hidden[1][:, 19:28])
     assert torch.equal(hidden[0][:, :19], hidden[1][:, :19])
@@ -107,15 +107,15 @@ def test_rows_by_hand():
     a = InstructExample(np.array([1, 2, 3, 4]), np.array([False, False, True, True]))
     b = InstructExample(np.array([5, 6, 7]), np.array([False, True, False]))
     batch = collate([[a, b], [b]], token_bytes=TOKEN_BYTES)
-    assert batch.input_ids_BT.shape == (2, LENGTH_STEP)
+    assert batch.input_ids_BT.shape == (2, PACKED_LENGTH_STEP)
     assert batch.input_ids_BT[0, :6].tolist() == [1, 2, 3, 5, 6, 0]
     assert batch.labels_BT[0, :6].tolist() == [IGNORED, 3, 4, 6, IGNORED, IGNORED]
     assert batch.position_ids_BT is not None
     assert batch.position_ids_BT[0, :6].tolist() == [0, 1, 2, 0, 1, 0]
     assert (batch.scored, batch.scored_bytes) == (4, 3 + 4 + 6 + 6)
-    assert (batch.real_tokens, batch.slots) == (3 + 2 + 2, 2 * LENGTH_STEP)
-    assert batch.texts is not None
-    allowed_BTT = batch.texts.allowed(causal=True)
+    assert (batch.real_tokens, batch.num_positions) == (3 + 2 + 2, 2 * PACKED_LENGTH_STEP)
+    assert batch.packed is not None
+    allowed_BTT = batch.packed.attention_mask(causal=True)
     assert allowed_BTT[0, 4, :6].tolist() == [False, False, False, True, True, False]
     # Padding sees something, and positions of the table only.
     assert allowed_BTT.any(-1).all()

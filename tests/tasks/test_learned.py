@@ -11,7 +11,7 @@ from llmctl.stages.finetune import finetune, resolve
 from llmctl.stages.pretrain import pretrain
 from llmctl.stages.pretrain import resolve as resolve_pretrain
 from llmctl.tasks import learned
-from llmctl.tasks.learned import LEARNED, judged, said_of, weak_start
+from llmctl.tasks.learned import LEARNED, describe_learning, said_of, weak_start
 from llmctl.tasks.pretraining import open_pretraining
 from llmctl.workspace.artefacts import Workspace
 from tests.language_models import DATA, MODEL, Notes, measure
@@ -71,18 +71,18 @@ def test_it_is_judged_by_what_frequencies_give(
     config = resolve_pretrain("gpt", "nano", {"model": MODEL, "data": DATA})
     pretraining, _ = open_pretraining(models.get("shards", "stories"), config)
     what = "lm" if arch == "gpt" else "mlm"
-    frequencies = judged(
+    frequencies = describe_learning(
         pretraining, {"validation": {f"{what}_loss": 1.0, f"{what}_accuracy": 0.5}}
     )
     found = frequencies[LEARNED]
-    assert found["bigram_loss"] < found["unigram_loss"] - learned.WORTH_NATS
+    assert found["bigram_loss"] < found["unigram_loss"] - learned.MIN_NATS_GAINED
     losses = {"unigram": found["unigram_loss"],
               "between": (found["unigram_loss"] + found["bigram_loss"]) / 2}  # fmt: skip
     value = losses[loss] if isinstance(loss, str) else loss
     values: dict[str, Any] = {f"{what}_loss": value, f"{what}_accuracy": 0.1}
     if arch == "bert":
         values["nsp_accuracy"] = 0.52
-    result = judged(pretraining, {"validation": values})[LEARNED]
+    result = describe_learning(pretraining, {"validation": values})[LEARNED]
     assert (result["from"], result["says"].startswith(says)) == (how, True)
     assert ("by chance" in result["says"]) == (arch == "bert")
     assert ("a hidden token" in result["says"]) == (arch == "bert")
@@ -91,7 +91,7 @@ def test_it_is_judged_by_what_frequencies_give(
 def test_no_look_no_word(models: Workspace):
     config = resolve_pretrain("gpt", "nano", {"model": MODEL, "data": DATA})
     pretraining, _ = open_pretraining(models.get("shards", "stories"), config)
-    assert judged(pretraining, {}) == {}
+    assert describe_learning(pretraining, {}) == {}
 
 
 def test_a_text_that_was_pretrained_on_is_told(

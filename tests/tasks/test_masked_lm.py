@@ -14,13 +14,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmctl.data.keyed import key_of
 from llmctl.data.packing import PackedBatches
+from llmctl.data.random import key_of
 from llmctl.data.shards.chunks import Chunks
-from llmctl.data.shards.pairs import draw_pairs
+from llmctl.data.shards.sentence_pairs import draw_pairs
 from llmctl.models.bert import Bert, BertConfig
 from llmctl.models.heads.masked_lm import MaskedLM
-from llmctl.tasks.masked_lm.batches import MaskedBatch, Vocabulary, choose, collate, hide
+from llmctl.tasks.masked_lm.batches import (
+    MaskedBatch,
+    MaskingVocab,
+    apply_mask,
+    collate,
+    select_masked,
+)
 from llmctl.tasks.masked_lm.config import MaskedLMConfig
 from llmctl.tasks.masked_lm.loss import masked_lm_loss
 
@@ -28,7 +34,7 @@ PAD, UNK, CLS, SEP, MASK = range(5)
 V, T = 40, 32
 FIRST_CONTINUATION = 30
 
-VOCABULARY = Vocabulary(
+VOCABULARY = MaskingVocab(
     cls=CLS,
     sep=SEP,
     mask=MASK,
@@ -157,7 +163,7 @@ def test_rows_are_laid_out_as_bert_reads_them(
         assert ids[row].tolist() == expected_ids + [PAD] * len(padding)
         assert segments[row].tolist() == expected_segments + padding
         assert places[row].tolist() == expected_places + padding
-    assert (batch.real_tokens, batch.slots) == (real, len(rows) * T)
+    assert (batch.real_tokens, batch.num_positions) == (real, len(rows) * T)
     order = [member for members in rows for member in members]
     truth = [int(next_sentence and not pairs[member].is_next) for member in order]
     assert batch.next_labels_S.tolist() == truth
@@ -241,7 +247,7 @@ def test_a_batch_number_gives_the_same_batch_always(number: int):
     once, again = make(stream(), number), make(stream(), number)
     for field in dataclasses.fields(once):
         a, b = (
-            getattr(batch.texts, "number_BT", None) if field.name == "texts" else value
+            getattr(batch.packed, "sequence_ids_BT", None) if field.name == "packed" else value
             for batch in (once, again)
             for value in [getattr(batch, field.name)]
         )
@@ -316,12 +322,12 @@ def test_choose_and_hide_by_hand():
         most = MaskedLMConfig(
             mask_rate=1 - 1e-12, mask_share=1.0, random_share=0.0, whole_word=whole_word
         )
-        chosen = choose(*arguments, most, VOCABULARY, 0)
+        chosen = select_masked(*arguments, most, VOCABULARY, 0)
         np.testing.assert_array_equal(chosen, ~special)
-        hidden = hide(ids, chosen, places, draws, most, VOCABULARY, 0)
+        hidden = apply_mask(ids, chosen, places, draws, most, VOCABULARY, 0)
         assert hidden.tolist() == [[CLS, MASK, MASK, SEP, MASK, MASK, SEP, PAD]]
         least = MaskedLMConfig(mask_rate=1e-12, whole_word=whole_word)
-        assert not choose(*arguments, least, VOCABULARY, 0).any()
+        assert not select_masked(*arguments, least, VOCABULARY, 0).any()
     assert ids.tolist() == [[CLS, 7, 31, SEP, 32, 9, SEP, PAD]]
 
 
@@ -334,7 +340,7 @@ def test_packing_and_padding_leave_hidden_states_as_they_are_alone(activation: s
     body = Bert(config).eval()
     body.load_state_dict(model.body.state_dict())
     batch = make(stream(), 0)
-    packed = body(batch.input_ids_BT, batch.segment_ids_BT, batch.texts, batch.position_ids_BT)
+    packed = body(batch.input_ids_BT, batch.segment_ids_BT, batch.packed, batch.position_ids_BT)
     texts = texts_of(batch)
     assert len(texts) > len(batch.input_ids_BT)
     for row, begin, end in texts:
@@ -357,7 +363,7 @@ def test_another_text_in_the_row_changes_nothing_outside_itself():
     row, begin, end = next(text for text in texts_of(batch) if text[1] > 0)
 
     def states(ids: Tensor) -> Tensor:
-        return body(ids, batch.segment_ids_BT, batch.texts, batch.position_ids_BT)[row]
+        return body(ids, batch.segment_ids_BT, batch.packed, batch.position_ids_BT)[row]
 
     changed = batch.input_ids_BT.clone()
     changed[row, begin:end] = 6
@@ -370,8 +376,8 @@ def test_another_text_in_the_row_changes_nothing_outside_itself():
 
 def test_rows_full_of_one_text_need_no_mask():
     batches = stream([T - 2] * 8, overhead=2)
-    assert make(batches, 0, NO_PAIRS).texts is None
-    assert make(stream([T - 3] * 8, overhead=2), 0, NO_PAIRS).texts is not None
+    assert make(batches, 0, NO_PAIRS).packed is None
+    assert make(stream([T - 3] * 8, overhead=2), 0, NO_PAIRS).packed is not None
 
 
 def numpy_nll(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
@@ -385,7 +391,7 @@ def test_loss_and_accuracy_are_what_numpy_makes_of_the_logits():
     """Over the whole (B, T, V) of logits: running the head at the masked places only is exact."""
     model, batch = tiny_model(), make(stream(), 3, MaskedLMConfig(mask_rate=0.5))
     hidden = model.body(
-        batch.input_ids_BT, batch.segment_ids_BT, batch.texts, batch.position_ids_BT
+        batch.input_ids_BT, batch.segment_ids_BT, batch.packed, batch.position_ids_BT
     )
     full = model.token_logits(hidden).flatten(0, 1).double().numpy()
     places, labels = batch.masked_M.numpy(), batch.labels_M.numpy()
@@ -425,9 +431,9 @@ def test_the_gradient_is_that_of_the_full_logits():
         model = tiny_model()
         if full:
             hidden = model.body(
-                batch.input_ids_BT, batch.segment_ids_BT, batch.texts, batch.position_ids_BT
+                batch.input_ids_BT, batch.segment_ids_BT, batch.packed, batch.position_ids_BT
             )
-            labels = torch.full((batch.slots,), -100)
+            labels = torch.full((batch.num_positions,), -100)
             labels[batch.masked_M] = batch.labels_M
             logits = model.token_logits(hidden).flatten(0, 1)
             cross_entropy = torch.nn.functional.cross_entropy

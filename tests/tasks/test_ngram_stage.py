@@ -16,7 +16,7 @@ from llmctl.data.shards.files import ShardReader
 from llmctl.data.shards.windows import TokenStream, WindowBatches
 from llmctl.errors import BusyError, ConfigError, InputError
 from llmctl.formats.open import open_folder
-from llmctl.models.ngram.counts import Block
+from llmctl.models.ngram.counts import TokenBlock
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.status import detail, overview
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
@@ -118,7 +118,7 @@ def test_the_figures_are_those_of_the_model_that_is_kept(workspace: Workspace, n
     for document in range(len(reader)):
         ids = reader.tokens(document).astype(np.int64)
         row = np.concatenate(([start], ids, [end]))
-        nats -= folder.ngram().log_probabilities(Block(row, np.array([0]))).sum()
+        nats -= folder.ngram().log_probabilities(TokenBlock(row, np.array([0]))).sum()
         tokens += len(ids) + 1
         size += int(tokenizer.token_bytes[ids].sum())
         if name == "bpe":  # which loses nothing of the text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmctl.data.tables.encoded import laid_out
+from llmctl.data.tables.encoded import add_special_tokens
 from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
 from llmctl.models.bert import Bert, BertConfig
@@ -15,18 +15,18 @@ from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.tasks.classify.predict import BATCH, class_probabilities, in_blocks
 from llmctl.tasks.masked_lm.predict import fill_masks
 from llmctl.tokenizers import Layout
-from llmctl.tokenizers.wordpiece import SPECIAL, build_wordpiece
+from llmctl.tokenizers.wordpiece import WORDPIECE_SPECIAL, build_wordpiece
 
 WORDS = ["the", "sea", "is", "wide", "ship"]
 CONFIG = BertConfig(
-    vocab_size=len(SPECIAL) + len(WORDS), num_layers=1, hidden_size=16, num_heads=2,
+    vocab_size=len(WORDPIECE_SPECIAL) + len(WORDS), num_layers=1, hidden_size=16, num_heads=2,
     max_positions=16, initializer_range=0.3,
 )  # fmt: skip
 
 
 @pytest.fixture
 def tokenizer():
-    return build_wordpiece([*SPECIAL, *WORDS], cased=False)
+    return build_wordpiece([*WORDPIECE_SPECIAL, *WORDS], cased=False)
 
 
 def text(content: str) -> Example:
@@ -38,7 +38,7 @@ def test_probabilities_are_those_of_each_text_alone():
     model = Classifier(Bert(CONFIG), 3).eval()
     generator = np.random.default_rng(0)
     examples = [
-        laid_out(
+        add_special_tokens(
             generator.integers(5, 10, size=generator.integers(1, 12)).tolist(), None,
             Layout(before=(2,), after=(3,)), max_length=16,
         )
@@ -90,7 +90,7 @@ def test_scores_that_are_no_numbers_are_no_answer(tokenizer):
     with torch.no_grad():
         for weight in (*classifier.parameters(), *masked.parameters()):
             weight.fill_(3e38)
-    example = laid_out([5, 6], None, Layout(before=(2,), after=(3,)), max_length=16)
+    example = add_special_tokens([5, 6], None, Layout(before=(2,), after=(3,)), max_length=16)
     with pytest.raises(InputError, match="not numbers"):
         class_probabilities(classifier, [example], pad=0)
     with pytest.raises(InputError, match="not numbers"):

@@ -20,7 +20,7 @@ from llmctl.models.heads.seq2seq import (
     attach,
     build,
 )
-from llmctl.tasks.seq2seq.batches import Pair, collate, encode
+from llmctl.tasks.seq2seq.batches import EncodedPair, collate, encode
 from llmctl.tasks.seq2seq.loss import seq2seq_loss
 
 V = 20
@@ -48,9 +48,9 @@ def translator(arch: str = "gpt", **shape: object) -> Seq2Seq:
 
 
 PAIRS = [
-    Pair(np.array([3, 4, 5, 1]), np.array([0, 7, 8, 1])),
-    Pair(np.array([9, 1]), np.array([0, 6, 5, 4, 3, 2, 1])),
-    Pair(np.array([2, 2, 2, 2, 2, 2, 2, 2, 2, 1]), np.array([0, 1])),
+    EncodedPair(np.array([3, 4, 5, 1]), np.array([0, 7, 8, 1])),
+    EncodedPair(np.array([9, 1]), np.array([0, 6, 5, 4, 3, 2, 1])),
+    EncodedPair(np.array([2, 2, 2, 2, 2, 2, 2, 2, 2, 1]), np.array([0, 1])),
 ]
 ARCHES = pytest.mark.parametrize("arch", ["gpt", "llama", "nanochat"])
 
@@ -192,4 +192,4 @@ def test_batches_hold_every_token_once(
         assert prefix.ids.tolist() == [0, *kept_source, 1, *kept_target, 1]
         assert prefix.ids[prefix.scored].tolist() == [*kept_target, 1]
     assert batch.scored == sum(len(pair.target) - 1 for pair in pairs)
-    assert batch.slots >= batch.real_tokens
+    assert batch.num_positions >= batch.real_tokens

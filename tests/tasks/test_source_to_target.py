@@ -181,7 +181,7 @@ def test_a_stopped_translation_goes_on(
     suffix: str,
 ):
     """What was written stays, what was half-written is written again, and nothing differs."""
-    monkeypatch.setattr(batches, "READ_AHEAD", 2)
+    monkeypatch.setattr(batches, "PROMPT_BATCHES_AHEAD", 2)
     words = ("generate", "--from", translators[style], "--source", place / "few.xx", "--num-beams",
              "2", "--max-new-tokens", "8", "--set", "batch_size=8")  # fmt: skip
     whole = tmp_path / f"whole{suffix}"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llmctl.errors import InputError
 from llmctl.tokenizers import LEARNERS, Tokenizer, learn
-from llmctl.tokenizers.bpe import SPECIAL
+from llmctl.tokenizers.bpe import BPE_SPECIAL
 from llmctl.tokenizers.patterns import GPT2, GPT4, GPT4O, LEARNABLE, QWEN, byte_level
 from llmctl.tokenizers.vocabulary_size import VocabularyError
 
@@ -23,7 +23,9 @@ CORPUS = [
     "Le café était fermé; 我爱北京天安门。 Jumping, jumped, jumper: 2024-01-31.",
 ]
 SPELLED = st.lists(
-    st.sampled_from([*SPECIAL, " ", "  ", "\n", "jump", "Ġ", "é", "e\u0301", "👩\u200d🔬", "\x00"]),
+    st.sampled_from(
+        [*BPE_SPECIAL, " ", "  ", "\n", "jump", "Ġ", "é", "e\u0301", "👩\u200d🔬", "\x00"]
+    ),
     max_size=10,
 ).map("".join)
 
@@ -91,7 +93,7 @@ def test_the_patterns_differ_where_they_say() -> None:
 def test_merges_worked_by_hand() -> None:
     """'ab' is seen four times, then ' ab' three times, and ' abc' once: too seldom."""
     tokenizer = learn("bpe", ["ab ab ab abc"], 263)
-    assert [tokenizer.id_to_token(number) for number in range(5)] == list(SPECIAL)
+    assert [tokenizer.id_to_token(number) for number in range(5)] == list(BPE_SPECIAL)
     assert [tokenizer.id_to_token(number) for number in (261, 262)] == ["ab", "Ġab"]
     names = [tokenizer.id_to_token(number) for number in tokenizer.encode("ab abc b\n")]
     assert names == ["ab", "Ġab", "c", "Ġ", "b", "Ċ"]

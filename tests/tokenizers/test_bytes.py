@@ -16,8 +16,8 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from llmctl.tokenizers import Tokenizer, learn
 from llmctl.tokenizers.fast import FastTokenizer
-from llmctl.tokenizers.pieces import BYTE_OF, CHARACTER_OF, spelled
 from llmctl.tokenizers.sentencepiece_model import SentencePieceTokenizer
+from llmctl.tokenizers.token_bytes import BYTE_OF, CHARACTER_OF, spelled
 
 CORPUS = [
     *list(topics.values())[:20],

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 
 from llmctl.tokenizers import Tokenizer, learn, load
-from llmctl.tokenizers.characters import SPECIAL, CharacterTokenizer
+from llmctl.tokenizers.characters import CHARACTER_SPECIAL, CharacterTokenizer
 
 CORPUS = [
     "First Citizen:\nBefore we proceed, hear me.\n\n",
     "café 北京 👩\u200d🔬 ▁ Ġ <unk> \x00\t",
 ]
 ALPHABET = sorted(set("".join(CORPUS)))
-KNOWN = st.one_of(st.text(st.sampled_from(ALPHABET)), st.sampled_from(SPECIAL[:-1]))
+KNOWN = st.one_of(st.text(st.sampled_from(ALPHABET)), st.sampled_from(CHARACTER_SPECIAL[:-1]))
 FOREIGN = "Q~☃\u0301\U0010ffff"
 
 
@@ -31,9 +31,9 @@ def tokenizer() -> Tokenizer:
 
 
 def test_ids_are_places_in_sorted_order_and_special_tokens_follow(tokenizer: Tokenizer) -> None:
-    assert tokenizer.vocab_size == len(ALPHABET) + len(SPECIAL)
+    assert tokenizer.vocab_size == len(ALPHABET) + len(CHARACTER_SPECIAL)
     pieces = [tokenizer.id_to_token(number) for number in range(tokenizer.vocab_size)]
-    assert pieces == [*ALPHABET, *SPECIAL]
+    assert pieces == [*ALPHABET, *CHARACTER_SPECIAL]
     first = len(ALPHABET)
     assert tokenizer.special == {
         "bos": first, "eos": first, "cls": first, "sep": first, "pad": first + 1,

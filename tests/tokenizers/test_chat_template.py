@@ -16,7 +16,7 @@ from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.tokenizers.chat import CHATML
 from llmctl.tokenizers.chat_template import PLAIN, ChatTemplate, default_template
 from llmctl.tokenizers.sentencepiece_training import learn_unigram
-from llmctl.tokenizers.wordpiece import SPECIAL, build_wordpiece
+from llmctl.tokenizers.wordpiece import WORDPIECE_SPECIAL, build_wordpiece
 
 TEXTS = ["the ship sails over the wide sea", "user assistant system", "a\n\n\nb c\n\n\nd"] * 4
 
@@ -261,7 +261,7 @@ def test_which_template_a_tokenizer_gets(tokenizer: Tokenizer):
     assert source == PLAIN
     assert note is not None
     assert "plain text" in note
-    own = build_wordpiece([*SPECIAL, "sea"], cased=False)
+    own = build_wordpiece([*WORDPIECE_SPECIAL, "sea"], cased=False)
     with pytest.raises(InputError, match="no token for the end of a turn"):
         default_template(own)
     own.chat_template = "{{ messages }}"

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from llmctl.errors import InputError
 from llmctl.tokenizers import load
 from llmctl.tokenizers.bpe import learn_bpe
-from llmctl.tokenizers.companions import CONFIG
-from llmctl.tokenizers.wordpiece import SPECIAL, build_wordpiece
+from llmctl.tokenizers.hf_config import CONFIG
+from llmctl.tokenizers.wordpiece import WORDPIECE_SPECIAL, build_wordpiece
 
 BPE: dict[str, Any] = {
     "version": "1.0",
@@ -113,7 +113,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def vocabulary(folder: Path, **rules: Any) -> Path:
-    (folder / "vocab.txt").write_text("\n".join([*SPECIAL, "a", "A"]), encoding="utf-8")
+    (folder / "vocab.txt").write_text("\n".join([*WORDPIECE_SPECIAL, "a", "A"]), encoding="utf-8")
     (folder / CONFIG).write_text(json.dumps(rules))
     return folder / "vocab.txt"
 
@@ -186,6 +186,6 @@ def test_the_smallest_vocabulary_of_bytes_is_named_and_works() -> None:
 
 
 def test_our_own_files_pass(tmp_path: Path) -> None:
-    made = build_wordpiece([*SPECIAL, "a", "##b"], cased=False)
+    made = build_wordpiece([*WORDPIECE_SPECIAL, "a", "##b"], cased=False)
     made.save(tmp_path)
     assert load(tmp_path).digest() == made.digest()

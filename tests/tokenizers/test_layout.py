@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmctl.data.tables.encoded import laid_out
+from llmctl.data.tables.encoded import add_special_tokens
 from llmctl.errors import InputError
 from llmctl.tokenizers import load
 from tests.foreign_models import learned, save_tokenizer
@@ -32,7 +32,7 @@ def ids_of(tokenizer: Any, first: str, second: str | None) -> tuple[list[int], l
     """Ours, and which of two segments each is in."""
     encode = tokenizer.encode
     pair = None if second is None else encode(second)
-    example = laid_out(encode(first), pair, tokenizer.layout, max_length=64)
+    example = add_special_tokens(encode(first), pair, tokenizer.layout, max_length=64)
     ids = example.ids.tolist()
     return ids, [int(place >= example.second) for place in range(len(ids))]
 

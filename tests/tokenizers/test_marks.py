@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 
 from llmctl.tokenizers.marks import marks_taken, takes_marks
-from llmctl.tokenizers.wordpiece import SPECIAL, build_wordpiece
+from llmctl.tokenizers.wordpiece import WORDPIECE_SPECIAL, build_wordpiece
 
-UNCASED = build_wordpiece([*SPECIAL, "a"], cased=False)
-CASED = build_wordpiece([*SPECIAL, "a"], cased=True)
+UNCASED = build_wordpiece([*WORDPIECE_SPECIAL, "a"], cased=False)
+CASED = build_wordpiece([*WORDPIECE_SPECIAL, "a"], cased=True)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,12 @@ from hypothesis import strategies as st
 
 from llmctl.errors import InputError
 from llmctl.tokenizers import Tokenizer, learn
-from llmctl.tokenizers.sentencepiece_training import BYTES, LONGEST_PART, SPECIAL, parts_of
+from llmctl.tokenizers.sentencepiece_training import (
+    BYTES,
+    LONGEST_PART,
+    SENTENCEPIECE_SPECIAL,
+    parts_of,
+)
 from llmctl.tokenizers.vocabulary_size import VocabularyError
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -35,7 +40,7 @@ CORPUS = [
 BOOK = [*list(topics.values())[:25], *CORPUS * 4]
 """With some of the language reference that every Python carries: text for some hundred pieces."""
 SIZE = 620
-SMALLEST = len(SPECIAL) + BYTES + len(set("".join(CORPUS)))
+SMALLEST = len(SENTENCEPIECE_SPECIAL) + BYTES + len(set("".join(CORPUS)))
 """The special tokens, the bytes and every character."""
 
 
@@ -117,11 +122,12 @@ def test_spaces_and_line_ends_are_in_pieces(tokenizer: Tokenizer) -> None:
 NASTY = [
     *"\x00\t\n\r\x0b\x0c\x1c\x1d\x1e\x1f \x85\xa0", "\ufffd", "\u200b", "\u2028", "\u3000",
     "\u0301", "e\u0301", "ﬀ", "ａ", "①", "İ", "北京", "☃", "👩\u200d🔬", "the dogs", "jump",
-    "  ", "    ", "<", ">", "mask>", "▁", "▁▁", "▂", "<0x0A>", "<0xE2>", "0x0A>", *SPECIAL,
+    "  ", "    ", "<", ">", "mask>", "▁", "▁▁", "▂", "<0x0A>", "<0xE2>", "0x0A>",
+    *SENTENCEPIECE_SPECIAL,
 ]  # fmt: skip
 TEXT = st.one_of(st.text(), st.lists(st.sampled_from(NASTY), max_size=10).map("".join))
 # What sentencepiece itself loses or takes for a piece of its own is apart.
-APART = ("▁", "<0x", *SPECIAL)
+APART = ("▁", "<0x", *SENTENCEPIECE_SPECIAL)
 
 
 @given(text=TEXT)
@@ -170,7 +176,7 @@ def test_no_text_becomes_a_special_token(text: str, tokenizer: Tokenizer) -> Non
     assert not tokenizer.special_ids & set(tokenizer.encode_batch([text])[0].tolist())
 
 
-@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize("name", SENTENCEPIECE_SPECIAL)
 def test_a_special_token_is_read_when_allowed(name: str, tokenizer: Tokenizer) -> None:
     text = f"the {name} dogs"
     allowed = tokenizer.encode(text, allow_special=True)
@@ -187,7 +193,7 @@ def test_a_batch_has_the_ids_of_each_text(texts: list[str], tokenizer: Tokenizer
 
 
 def test_special_tokens_come_first(tokenizer: Tokenizer) -> None:
-    assert [tokenizer.id_to_token(number) for number in range(7)] == list(SPECIAL)
+    assert [tokenizer.id_to_token(number) for number in range(7)] == list(SENTENCEPIECE_SPECIAL)
     assert tokenizer.special == {
         "pad": 0, "unk": 1, "cls": 2, "bos": 2, "sep": 3, "eos": 3, "mask": 4,
         "turn_start": 5, "turn_end": 6,
@@ -196,8 +202,8 @@ def test_special_tokens_come_first(tokenizer: Tokenizer) -> None:
 
 def test_continuations_lack_the_space(tokenizer: Tokenizer) -> None:
     flags = tokenizer.continuation
-    assert not flags[: len(SPECIAL)].any()
-    for number in range(len(SPECIAL), tokenizer.vocab_size):
+    assert not flags[: len(SENTENCEPIECE_SPECIAL)].any()
+    for number in range(len(SENTENCEPIECE_SPECIAL), tokenizer.vocab_size):
         assert flags[number] == (not tokenizer.id_to_token(number).startswith(" "))
     words = ["the", "dogs", "jumped", "quicker"]
     assert (~flags[tokenizer.encode(" " + " ".join(words))]).sum() == len(words)

@@ -18,7 +18,7 @@ import llmctl
 from llmctl.errors import InputError
 from llmctl.tokenizers import LEARNERS, count_words, learn
 from llmctl.tokenizers.vocabulary_size import AlphabetError, VocabularyError
-from llmctl.tokenizers.wordpiece import SPECIAL, WordPieceTokenizer, build_wordpiece
+from llmctl.tokenizers.wordpiece import WORDPIECE_SPECIAL, WordPieceTokenizer, build_wordpiece
 
 ROOT = Path(llmctl.__file__).parents[1]
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -139,7 +139,7 @@ def test_vocabulary_worked_by_hand() -> None:
     alphabet = ["a", "b", "c", "##a", "##b", "##c"]
     tokenizer = learn("wordpiece", ["ab ab", "ab abc"], 12)
     vocabulary = [tokenizer.id_to_token(number) for number in range(12)]
-    assert vocabulary == [*SPECIAL, *alphabet, "ab"]
+    assert vocabulary == [*WORDPIECE_SPECIAL, *alphabet, "ab"]
     assert tokenizer.continuation.tolist() == [False] * 8 + [True] * 3 + [False]
     assert tokenizer.ordinary.tolist() == list(range(5, 12))
     assert tokenizer.encode("abc cab d") == [11, 10, 7, 8, 9, 1]
@@ -222,7 +222,7 @@ def test_a_mask_in_a_text_is_text_unless_allowed(tokenizer: WordPieceTokenizer) 
     assert "[MASK]" not in pieces(tokenizer, "the [MASK] dogs"), "allowing is for one call"
 
 
-@given(text=st.lists(st.sampled_from([*SPECIAL, *NASTY]), max_size=8).map("".join))
+@given(text=st.lists(st.sampled_from([*WORDPIECE_SPECIAL, *NASTY]), max_size=8).map("".join))
 def test_no_text_becomes_a_special_token(text: str, tokenizer: WordPieceTokenizer) -> None:
     unknown = {tokenizer.special["unk"]}
     assert not (tokenizer.special_ids - unknown) & set(tokenizer.encode(text))

@@ -30,7 +30,7 @@ class Member(World):
         super().__init__(rank, size, rank, size)
         object.__setattr__(self, "group", group)
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather_json(self, value: Any) -> list[Any]:
         group: Group = self.group  # type: ignore[attr-defined]
         group.values[self.rank] = value
         group.barrier.wait()
@@ -58,7 +58,9 @@ def divide(count: int, size: int, block: int, bad: int | None) -> list[tuple[lis
         got: list[int] = []
         try:
             world = Member(rank, size, group)
-            got.extend(world.divided((10 * n for n in range(count)), answer, block=block, kind=int))
+            got.extend(
+                world.map_sharded((10 * n for n in range(count)), answer, block=block, kind=int)
+            )
         except InputError as error:
             return got, own, str(error)
         return got, own, ""

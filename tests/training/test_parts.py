@@ -20,7 +20,7 @@ from llmctl.errors import ResourceError
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.masked_lm import MaskedLM
-from llmctl.models.layers.packing import BOUNDS_STEP, Texts
+from llmctl.models.layers.packing import CU_SEQLENS_STEP, PackedSequences
 from llmctl.tasks.causal_lm.batches import CausalBatch, collate
 from llmctl.tasks.causal_lm.loss import causal_lm_loss
 from llmctl.tasks.masked_lm.batches import MaskedBatch
@@ -70,7 +70,8 @@ def masked_batch(rows: int = 5) -> MaskedBatch:
     firsts = torch.arange(rows) * T
     return MaskedBatch(
         np.count_nonzero(numbers_BT, axis=1), ids, torch.zeros_like(ids),
-        torch.arange(T).repeat(rows, 1), Texts.of(numbers_BT), masked, ids.flatten()[masked],
+        torch.arange(T).repeat(rows, 1), PackedSequences.of(numbers_BT), masked,
+        ids.flatten()[masked],
         firsts, torch.arange(rows) % 2, True,
     )  # fmt: skip
 
@@ -104,23 +105,25 @@ def test_parts_of_a_batch_have_its_gradient(
     cuts = [0, *sorted(edges), len(batch)]
     parts = [batch.rows(a, b) for a, b in pairwise(cuts)]
     assert sum(part.real_tokens for part in parts) == batch.real_tokens
-    assert sum(part.slots for part in parts) == batch.slots
-    whole = gradient(objective, [batch], batch.counts)
-    for ours, theirs in zip(gradient(objective, parts, batch.counts), whole, strict=True):
+    assert sum(part.num_positions for part in parts) == batch.num_positions
+    whole = gradient(objective, [batch], batch.loss_denominators)
+    for ours, theirs in zip(
+        gradient(objective, parts, batch.loss_denominators), whole, strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    for name, count in batch.counts.items():
-        assert sum(part.counts[name] for part in parts) == count
+    for name, count in batch.loss_denominators.items():
+        assert sum(part.loss_denominators[name] for part in parts) == count
 
 
 def test_texts_know_where_each_begins():
-    texts = Texts.of(np.asarray([[1, 1, 2, 0], [1, 1, 1, 1]]))
-    assert texts.bounds_S[:5].tolist() == [0, 2, 3, 4, 8]
-    assert (texts.bounds_S[5:] == 8).all()
-    assert len(texts.bounds_S) == BOUNDS_STEP
-    assert texts.allowed()[0].int().tolist() == [
+    texts = PackedSequences.of(np.asarray([[1, 1, 2, 0], [1, 1, 1, 1]]))
+    assert texts.cu_seqlens[:5].tolist() == [0, 2, 3, 4, 8]
+    assert (texts.cu_seqlens[5:] == 8).all()
+    assert len(texts.cu_seqlens) == CU_SEQLENS_STEP
+    assert texts.attention_mask()[0].int().tolist() == [
         [1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1],
     ]  # fmt: skip
-    assert texts.rows(1, 2).bounds_S[:2].tolist() == [0, 4]
+    assert texts.rows(1, 2).cu_seqlens[:2].tolist() == [0, 4]
 
 
 def trained(
@@ -171,7 +174,7 @@ def test_the_rows_of_all_processes_are_the_batch(
     for rank in range(size):
         world = World(rank, size, rank, size)
         work = trained(tmp_path, causal_model(), world, micro_batch=2)._local_micro_batches(0)
-        assert work.counts == batch.counts
+        assert work.counts == batch.loss_denominators
         assert all(len(part) <= 2 for _, part in work.parts)
         if work.weight:
             taken += [first + row for first, part in work.parts for row in range(len(part))]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.training.profile import PARTS, STEPS, StepProfiler
+from llmctl.training.profile import STEP_PARTS, STEPS, StepProfiler
 from tests.training.test_trainer import make_trainer
 
 
@@ -18,7 +18,7 @@ def test_some_steps_are_traced(tmp_path: Path):
     list(trainer.run())
     table = json.loads((tmp_path / "profile" / "table.json").read_text())
     parts = {row["name"]: row for row in table["parts"]}
-    assert set(parts) == set(PARTS)
+    assert set(parts) == set(STEP_PARTS)
     assert all(row["calls"] == 1 for row in parts.values())
     assert sum(row["share"] for row in parts.values()) == pytest.approx(1)
     assert any(row["name"].startswith("aten::") for row in table["operations"])

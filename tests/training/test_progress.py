@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 
 import pytest
 
-from llmctl.training.progress import Progress, progress_of
+from llmctl.training.progress import Progress, progress_of, state_of
 from llmctl.workspace.files import to_json
 
 
 @pytest.mark.parametrize(
     "progress",
     [Progress(), Progress(step=3, elapsed=1.5, tokens=9, best=0.5, best_step=2, lowest_loss=0.5,
-                          window={"loss": [1.5, 2.0]}, look_due=True)],
+                          window={"loss": [1.5, 2.0]}, validation_due=True)],
 )  # fmt: skip
 def test_what_is_written_is_read(progress: Progress):
-    text = to_json({"step": progress.step, "other": None, **asdict(progress)})
+    text = to_json({"step": progress.step, "other": None, **state_of(progress)})
     assert "Infinity" not in text
     assert progress_of(json.loads(text)) == progress
 
@@ -38,4 +37,4 @@ def test_what_earlier_versions_wrote_is_read():
 )  # fmt: skip
 def test_a_state_of_something_else_is_refused(fields: dict[str, object]):
     with pytest.raises(ValueError, match=f"its .*{next(iter(fields))}|its numbers"):
-        progress_of({**asdict(Progress()), **fields})
+        progress_of({**state_of(Progress()), **fields})

@@ -22,7 +22,7 @@ from llmctl.stages.finetune import resolve as resolve_finetune
 from llmctl.stages.pretrain import pretrain, resolve
 from llmctl.training import device, signals
 from llmctl.training.checkpoints import CheckpointStore
-from llmctl.training.distributed.processes import ALONE
+from llmctl.training.distributed.processes import SINGLE_PROCESS
 from llmctl.training.machine import THREADS_OPEN
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
@@ -330,4 +330,4 @@ def test_a_run_goes_on_with_the_threads_that_it_was_begun_with(
 def test_a_run_that_does_not_tell_on_what_it_was_begun(workspace: Workspace, summary: dict):
     manifest = workspace.get("run", "tiny").manifest.model_copy(update={"summary": summary})
     with pytest.raises(InputError, match="run tiny does not tell on what it was begun"):
-        device.same_machine(manifest, ALONE, Reporter())
+        device.same_machine(manifest, SINGLE_PROCESS, Reporter())

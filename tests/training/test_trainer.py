@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from llmctl.errors import DivergedError, InputError
 from llmctl.models.spec import Backbone
 from llmctl.reporting.reporter import Record
-from llmctl.training.batches import LossParts, Objective, Ratio, TensorBatch
+from llmctl.training.batches import LossParts, Objective, SumAndCount, TensorBatch
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.optim.optimiser import build_optimiser
 from llmctl.training.trainer import Trainer
-from llmctl.training.validation import LookStopped, evaluate
+from llmctl.training.validation import ValidationInterrupted, evaluate
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Numbers(TensorBatch):
     y: Tensor
 
     @property
-    def slots(self) -> int:
+    def num_positions(self) -> int:
         return len(self)
 
     @property
-    def counts(self) -> dict[str, int]:
+    def loss_denominators(self) -> dict[str, int]:
         return {"squared_error": len(self)}
 
 
@@ -47,7 +47,7 @@ class Regression(nn.Module):
     def loss(self, batch: TensorBatch) -> LossParts:
         assert isinstance(batch, Numbers)
         error = (self.layers(batch.x).squeeze(-1) - batch.y) ** 2
-        return LossParts({"squared_error": Ratio(error.sum(), len(error))})
+        return LossParts({"squared_error": SumAndCount(error.sum(), len(error))})
 
 
 class Body(Backbone):
@@ -132,7 +132,7 @@ def test_a_record_over_a_stop_tells_of_all_its_batches(tmp_path: Path):
         return {r.step: r.values["padding"] for r in trainer.run() if r.kind == "train"}
 
     expected = padding(make_trainer(tmp_path / "whole", 12, batches=batches))
-    slots = 3 * numbers(0).slots
+    slots = 3 * numbers(0).num_positions
     assert expected[3] == pytest.approx(1 - (3 * 8 - (0 + 1 + 2)) / slots)
     first = make_trainer(
         tmp_path / "parts", 12, batches=batches, should_stop=lambda: first.progress.step >= 7
@@ -286,7 +286,7 @@ class LossToInfinity(Regression):
         parts = super().loss(batch)
         added = torch.tensor(float("inf") if batch.real_tokens == 9 else 0.0)
         ratio = parts.losses["squared_error"]
-        return LossParts({"squared_error": Ratio(ratio.total + added, ratio.count)})
+        return LossParts({"squared_error": SumAndCount(ratio.total + added, ratio.count)})
 
 
 def test_a_loss_that_is_not_finite_skips_the_step_whatever_its_gradient(tmp_path: Path):
@@ -309,7 +309,7 @@ def test_a_validation_cut_short_by_a_stop_is_made_up_for(tmp_path: Path):
 
         def should_stop() -> bool:
             nonlocal looked
-            looked += trainer.progress.look_due and trainer.progress.step == stop_at
+            looked += trainer.progress.validation_due and trainer.progress.step == stop_at
             return looked > 2
 
         def validate() -> dict[str, float]:
@@ -346,7 +346,7 @@ def test_a_validation_cut_short_by_a_stop_is_made_up_for(tmp_path: Path):
 
 def test_stopped_again_in_the_validation_that_is_made_up_for(tmp_path: Path):
     def cut(*_: object) -> dict[str, float]:
-        raise LookStopped
+        raise ValidationInterrupted
 
     first = make_trainer(tmp_path, 12, validate=cut, eval_every=6)
     first._should_stop = lambda: first.progress.step == 6

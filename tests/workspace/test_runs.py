@@ -216,5 +216,5 @@ def test_what_is_done_again_is_dropped_from_the_log(tmp_path: Path):
     assert [(r["step"], r["kind"]) for r in read_metrics(path)] == [
         (5, "train"), (10, "train"), (10, "validation"),
     ]  # fmt: skip
-    recorder.start(step=10, total_steps=20, look_due=True)
+    recorder.start(step=10, total_steps=20, validation_due=True)
     assert [(r["step"], r["kind"]) for r in read_metrics(path)] == [(5, "train"), (10, "train")]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.keyed import key_of, permute
+from llmctl.data.random import key_of, permute
 from llmctl.data.shards.files import ShardReader
 
 LEAST_REST = 1 / 8
@@ -63,9 +63,9 @@ class Chunks:
         if self._shuffle:
             shuffled = np.empty_like(numbers)
             for epoch in np.unique(epochs):
-                here = epochs == epoch
+                in_epoch = epochs == epoch
                 key = key_of(self._seed, "order", int(epoch))
-                shuffled[here] = permute(key, self.count, numbers[here])
+                shuffled[in_epoch] = permute(key, self.count, numbers[in_epoch])
             numbers = shuffled
         document = np.searchsorted(self._ends, numbers, side="right")
         first, count = self._range(document)

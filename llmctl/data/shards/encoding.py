@@ -107,7 +107,7 @@ def _by_sentences(tokenizer: Tokenizer, texts: Sequence[str]) -> _Encoded:
     parts: list[str] = []
     done = size = 0
     first_part = array("q")
-    """Of each sentence."""
+    """The first part of each sentence."""
 
     def encode() -> None:
         if parts:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.keyed import integers, key_of, permute
+from llmctl.data.random import integers, key_of, permute
 from llmctl.data.shards.files import ShardReader
 
 
@@ -119,8 +119,10 @@ class WindowBatches:
         epochs, numbers = np.divmod(positions, self.rows_per_epoch)
         firsts = np.empty_like(positions)
         for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            order = permute(key_of(self._seed, "order", epoch), self.rows_per_epoch, numbers[here])
+            in_epoch = epochs == epoch
+            order = permute(
+                key_of(self._seed, "order", epoch), self.rows_per_epoch, numbers[in_epoch]
+            )
             offset = integers(key_of(self._seed, "offset"), self._length, epoch)
-            firsts[here] = order * self._length + offset
+            firsts[in_epoch] = order * self._length + offset
         return firsts

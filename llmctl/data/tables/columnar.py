@@ -19,9 +19,10 @@ from llmctl.data.text.files import COLUMNAR, format_of, keys_of
 from llmctl.errors import InputError
 
 BATCH_ROWS = 1024
-"""Rows decoded at a time …"""
+"""Rows decoded at a time."""
 BATCH_BYTES = 1 << 24
-"""… or fewer, of about so many bytes: each value is there twice while a batch is taken apart."""
+"""About so many bytes are decoded at a time, if that is fewer rows: each value is there twice while
+a batch is taken apart."""
 BUFFER = 1 << 20
 """Bytes of a column that Parquet's reader holds."""
 SHORT_FLOATS = {pa.float16(): np.float16, pa.float32(): np.float32}

@@ -21,22 +21,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from llmctl.data.tables.rows import Row, RowReader
+from llmctl.data.tables.rows import RowReader, TableRow
 from llmctl.data.text.decoding import DEFAULT, ReadOptions
 from llmctl.data.text.files import is_table
 from llmctl.errors import InputError, did_you_mean
 
 Role = Literal["system", "user", "assistant"]
 
-ROLES: dict[str, Role] = {
+CHAT_ROLES: dict[str, Role] = {
     "system": "system", "user": "user", "assistant": "assistant", "human": "user",
     "gpt": "assistant", "developer": "system", "prompter": "user", "chatgpt": "assistant",
     "bot": "assistant", "model": "assistant",
 }  # fmt: skip
 """By their names in lower case."""
-FIELDS = (("role", "content"), ("from", "value"))
-"""Of a turn: who says what."""
-LISTS = ("messages", "conversations", "conversation")
+ROLE_FIELDS = (("role", "content"), ("from", "value"))
+"""The fields of a turn: who says what."""
+TURN_FIELDS = ("messages", "conversations", "conversation")
 """Fields that hold turns."""
 ANSWERS = {
     "instruction": ("output", "response"),
@@ -49,7 +49,7 @@ ADDED, SYSTEM = ("input", "context"), ("system", "system_prompt")
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of the parts of a ``content`` that is a list."""
 
-NEUTRAL = frozenset({
+SIDE_FIELDS = frozenset({
     "id", "idx", "index", "uuid", "message_id", "parent_id", "turn", "turn_id", "turn_identifier",
     "timestamp", "time", "date", "created", "created_at", "created_date", "lang", "language",
     "model", "tokens", "token_count", "num_tokens", "hash", "source", "url", "metadata", "user_id",
@@ -67,7 +67,7 @@ as all is learned anyway."""
 NEITHER = ("label",)
 """Those of them that say so by true or false only."""
 
-KNOWN = frozenset(
+CHAT_COLUMNS = frozenset(
     {"history", *ANSWERS, *(name for names in ANSWERS.values() for name in names), *ADDED, *SYSTEM}
 )
 """Columns by which a CSV's header is recognised: its cells can hold Alpaca's layout only."""
@@ -84,7 +84,7 @@ class Turn:
     role: Role
     content: str
     learned: bool = True
-    """Of an answer: whether it is, or is context only."""
+    """Whether an answer is learned, or is context only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Conversation:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """As chat templates take it."""
+        """The conversation as chat templates take it."""
         return [{"role": turn.role, "content": turn.content} for turn in self.turns]
 
     @property
@@ -117,7 +117,7 @@ def read_conversations(path: Path, *, reading: ReadOptions = DEFAULT) -> Iterato
     left_out: list[str] = []
     shortened: list[str] = []
     total = 0
-    for row in RowReader(path, known=KNOWN, reading=reading).rows():
+    for row in RowReader(path, known=CHAT_COLUMNS, reading=reading).rows():
         total += 1
         try:
             turns = _turns(row)
@@ -145,11 +145,11 @@ def read_conversations(path: Path, *, reading: ReadOptions = DEFAULT) -> Iterato
         )
 
 
-def _turns(row: Row) -> list[Turn]:
+def _turns(row: TableRow) -> list[Turn]:
     """The turns of an entry, by its layout."""
     entry = _Entry(row)
     layouts = [name for name in LAYOUTS if not _is_empty(row.values.get(name))]
-    if len(lists := [name for name in LISTS if name in layouts]) > 1:
+    if len(lists := [name for name in TURN_FIELDS if name in layouts]) > 1:
         raise InputError(
             f"{row.source} has {' and '.join(lists)}; leave out the one that isn't meant"
         )
@@ -173,7 +173,7 @@ def _is_empty(value: Any) -> bool:
 class _Entry:
     """An entry's fields, checked as they are read."""
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: TableRow) -> None:
         self.values, self.source = row.values, row.source
 
     def text(self, value: Any, what: str) -> str:
@@ -267,7 +267,7 @@ def _alpaca(entry: _Entry, asked_name: str) -> list[Turn]:
 def _listed(entry: _Entry, name: str) -> list[Turn]:
     turns = entry.system()
     for number, item in enumerate(entry.items(name), 1):
-        turn = _turn(entry, item, number, FIELDS[name == "conversations"])
+        turn = _turn(entry, item, number, ROLE_FIELDS[name == "conversations"])
         if turn is not None:
             turns.append(turn)
     return turns
@@ -284,7 +284,7 @@ def _prompted(entry: _Entry, asked_name: str) -> list[Turn]:
     turns = [replace(turn, learned=turn.learned and turn.role != "assistant") for turn in asked]
     for item in entry.values["completion"]:
         number += 1
-        turn = _turn(entry, item, number, FIELDS[0])
+        turn = _turn(entry, item, number, ROLE_FIELDS[0])
         turns += [] if turn is None else [turn]
     return turns
 
@@ -296,17 +296,17 @@ def _turn(entry: _Entry, item: Any, number: int, usual: tuple[str, str]) -> Turn
             f"{entry.source}: turn {number} is {_kind(item)}; write "
             f'{{"{usual[0]}": …, "{usual[1]}": …}}'
         )
-    role_field, text_field = next((fields for fields in FIELDS if fields[0] in item), usual)
+    role_field, text_field = next((fields for fields in ROLE_FIELDS if fields[0] in item), usual)
     role = item.get(role_field)
-    if not isinstance(role, str) or role.lower() not in ROLES:
-        given = f"the {role_field} {role!r}" if role_field in item else f"no {role_field}"
+    if not isinstance(role, str) or role.lower() not in CHAT_ROLES:
+        named = f"the {role_field} {role!r}" if role_field in item else f"no {role_field}"
         raise InputError(
-            f"{entry.source}: turn {number} has {given}{did_you_mean(str(role), ROLES)}; use "
-            f"one of {', '.join(ROLES)}"
+            f"{entry.source}: turn {number} has {named}{did_you_mean(str(role), CHAT_ROLES)}; use "
+            f"one of {', '.join(CHAT_ROLES)}"
         )
-    kind = ROLES[role.lower()]
+    kind = CHAT_ROLES[role.lower()]
     for name, value in item.items():
-        if name not in (role_field, text_field, "weight", "train", *NEUTRAL) and not (
+        if name not in (role_field, text_field, "weight", "train", *SIDE_FIELDS) and not (
             _is_empty(value)
         ):
             raise InputError(
@@ -357,7 +357,7 @@ def _is_learned(entry: _Entry, item: dict[str, Any], number: int, role: Role) ->
 
 
 LAYOUTS: dict[str, Callable[[_Entry], list[Turn]]] = {
-    **{name: partial(_listed, name=name) for name in LISTS},
+    **{name: partial(_listed, name=name) for name in TURN_FIELDS},
     **{name: partial(_alpaca, asked_name=name) for name in ANSWERS},
 }
 """By the field that tells a layout."""

@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from llmctl.data.text.decoding import LONGEST_LINE
+from llmctl.data.text.decoding import MAX_LINE
 
 DIVIDERS = {"\t": "tabs", ";": "semicolons", "|": "bars"}
 """What divides fields where commas do not."""
 ALIKE = 0.9
 """Share of a file's first rows that have as many fields as one another."""
 
-csv.field_size_limit(LONGEST_LINE)
+csv.field_size_limit(MAX_LINE)
 
 Record = tuple[list[str], int]
 """Fields, and the line that they begin at."""
@@ -61,13 +61,13 @@ class Dialect:
 
     def beginning(self, lines: Sequence[str]) -> list[list[str]]:
         """The rows that some lines of a file's beginning have whole."""
-        found = []
+        rows = []
         try:
             for record, _ in self.records(lines):
-                found.append(record)
+                rows.append(record)
         except BrokenRow:
             pass  # the last of them, or one that reading the file will tell of
-        return found
+        return rows
 
 
 def _cell(field: str) -> str:
@@ -90,14 +90,14 @@ def dialect_of(suffix: str, lines: Sequence[str], cut: bool, say: Callable[[str]
         tabs,
         *(Dialect(delimiter, quoted=True) for delimiter in DIVIDERS if delimiter != "\t"),
     ]
-    found = next((dialect for dialect in others if _divides(dialect, lines)), None)
+    dialect = next((dialect for dialect in others if _divides(dialect, lines)), None)
     # No text has tabs in nearly every row: rows with too many are then told by their lines.
-    if found is None and _divides(tabs, lines, or_more=True):
-        found = tabs
-    if found is None:
+    if dialect is None and _divides(tabs, lines, or_more=True):
+        dialect = tabs
+    if dialect is None:
         return comma
-    say(f"its fields are divided by {DIVIDERS[found.delimiter]}, not by commas")
-    return found
+    say(f"its fields are divided by {DIVIDERS[dialect.delimiter]}, not by commas")
+    return dialect
 
 
 def _divides(dialect: Dialect, lines: Sequence[str], *, or_more: bool = False) -> bool:

@@ -24,7 +24,7 @@ class EncodedExample:
     """Whether it was longer."""
 
 
-def laid_out(
+def add_special_tokens(
     first: Sequence[int],
     second: Sequence[int] | None,
     layout: Layout,
@@ -34,7 +34,8 @@ def laid_out(
     pad: int | None = None,
     cuts_left: bool = False,
 ) -> EncodedExample:
-    """A text, or two, with the special tokens around, cut to ``max_length``: see ``fitted``.
+    """A text, or two, with the special tokens around, cut to ``max_length``: see
+    ``truncate_longest_first``.
 
     cuts_left: whether what is too long loses its beginning, not its end.
     pad: at the end of a decoder's text this token is padding, as transformers sees it.
@@ -46,7 +47,7 @@ def laid_out(
     else:
         before, after = layout.pair_before, layout.pair_after
     special = len(before) + len(between) + len(after)
-    a, b = fitted(len(first), len(second or ()), max_length - special)
+    a, b = truncate_longest_first(len(first), len(second or ()), max_length - special)
     cut = a < len(first) or b < len(second or ())
     if cuts_left:
         first, second = first[len(first) - a :], second and second[len(second) - b :]
@@ -60,7 +61,7 @@ def laid_out(
     return EncodedExample(np.asarray(ids, dtype=np.int64), begin, label, cut)
 
 
-def fitted(a: int, b: int, room: int) -> tuple[int, int]:
+def truncate_longest_first(a: int, b: int, room: int) -> tuple[int, int]:
     """The lengths of two texts cut to fit into a room together as the `tokenizers` library does it
     (``longest_first``): the longer loses until both are as long; what is odd then stays with the
     longer one, or the second.
@@ -89,7 +90,8 @@ def encode_examples(
     """Examples as ids with the special tokens that the tokenizer puts around them; their labels by
     number where the names are given.
 
-    pad: see ``laid_out``. Raises InputError for a text of which nothing is left to look at.
+    pad: see ``add_special_tokens``. Raises InputError for a text of which nothing is left to look
+    at.
     """
     texts = [example.text for example in examples]
     pairs = [example.text_pair or "" for example in examples]
@@ -97,7 +99,7 @@ def encode_examples(
     parts: list[list[int]] = [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
     encoded = []
     for row, example in enumerate(examples):
-        one = laid_out(
+        one = add_special_tokens(
             parts[row],
             parts[row + len(examples)] if example.text_pair is not None else None,
             tokenizer.layout,

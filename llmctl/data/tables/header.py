@@ -15,16 +15,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-CHANCE = 0.05
+ODDITY_CHANCE = 0.05
 """At most so often an example is as odd as a first row that is taken for a header."""
 NEAR = 5
 """Rows after the first that must not be odd in the same way."""
-LONGEST_NAME, MOST_WORDS = 64, 8
+MAX_HEADER_NAME, MOST_WORDS = 64, 8
 """Characters and words of a column's name."""
-SHORT = 8
+SHORT_WORD = 8
 """Characters of what may be a word, so that a shorter one beside it isn't odd."""
 
-_NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?%?")
+_NUMERIC = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?%?")
 _ENDS = (".", "!", "?", "…", ":", ";", ",", "。", "！", "？", '"', "”")
 """What sentences end with, and names of columns do not."""
 
@@ -71,7 +71,7 @@ def _numbered(first: Sequence[str]) -> bool:
 def _could_name(cell: str) -> bool:
     """Whether a cell could be a column's name; a column may have none."""
     return (
-        len(cell) <= LONGEST_NAME
+        len(cell) <= MAX_HEADER_NAME
         and "\n" not in cell
         and len(cell.split()) <= MOST_WORDS
         and not cell.endswith(_ENDS)
@@ -80,7 +80,7 @@ def _could_name(cell: str) -> bool:
 
 
 def _is_number(cell: str) -> bool:
-    return _NUMBER.fullmatch(cell) is not None
+    return _NUMERIC.fullmatch(cell) is not None
 
 
 def _comes_again(cell: str, cells: Sequence[str]) -> bool:
@@ -97,12 +97,12 @@ def _is_odd(columns: Sequence[tuple[str, Sequence[str]]], rows: int) -> bool:
     for cell, cells in columns:
         if not cell:
             continue
-        given = [other for other in cells if other]
-        if not _is_number(cell) and len(given) > 1 and all(map(_is_number, given)):
+        filled = [other for other in cells if other]
+        if not _is_number(cell) and len(filled) > 1 and all(map(_is_number, filled)):
             return True  # no example has a word where there are numbers only
         shares.append(min((1 + odd) / (1 + rows) for odd in _as_odd(cell, cells)))
     alone = [share for share in shares if share * (1 + rows) == 1]
-    return min(shares, default=1.0) <= CHANCE or (1 + rows) ** -len(alone) <= CHANCE
+    return min(shares, default=1.0) <= ODDITY_CHANCE or (1 + rows) ** -len(alone) <= ODDITY_CHANCE
 
 
 def _as_odd(cell: str, cells: Sequence[str]) -> list[int]:
@@ -113,12 +113,12 @@ def _as_odd(cell: str, cells: Sequence[str]) -> list[int]:
         (cell not in count, lambda other: count[other] == 1),
         (len(cell.split()) == 1, lambda other: len(other.split()) <= 1),
         (not cell.endswith(_ENDS), lambda other: not other.endswith(_ENDS)),
-        (True, lambda other: len(other) < max(2 * len(cell), SHORT)),
+        (True, lambda other: len(other) < max(2 * len(cell), SHORT_WORD)),
     ]
-    found = []
+    odd = []
     for is_odd, test in ways:
         if not is_odd or any(map(test, cells[:NEAR])):
-            found.append(len(cells))
+            odd.append(len(cells))
         else:
-            found.append(sum(map(test, cells)))
-    return found
+            odd.append(sum(map(test, cells)))
+    return odd

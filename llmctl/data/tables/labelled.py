@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llmctl.data.tables.rows import Row, RowReader
+from llmctl.data.tables.rows import RowReader, TableRow
 from llmctl.data.text.decoding import DEFAULT, ReadOptions, text_lines
 from llmctl.data.text.files import by_lower, is_table, named, split_columns
 from llmctl.errors import InputError, UsageError, did_you_mean
@@ -31,7 +31,9 @@ PAIR_NAMES = (
     ("question1", "question2"), ("question", "sentence"), ("question", "answer"),
     ("text_a", "text_b"), ("text1", "text2"),
 )  # fmt: skip
-KNOWN = frozenset((*LABEL_NAMES, *TEXT_NAMES, *(name for pair in PAIR_NAMES for name in pair)))
+LABELLED_COLUMNS = frozenset(
+    (*LABEL_NAMES, *TEXT_NAMES, *(name for pair in PAIR_NAMES for name in pair))
+)
 
 SAMPLE_ROWS = 1000
 """Rows looked at to tell the label's column from the text's in a file without a header."""
@@ -92,7 +94,7 @@ def resolve_columns(
             )
         return Columns(("text",), None, None)
     named_columns = (*text, text_pair_column, label_column)
-    reader = RowReader(path, requested=named_columns, known=KNOWN, reading=reading)
+    reader = RowReader(path, requested=named_columns, known=LABELLED_COLUMNS, reading=reading)
     if not reader.columns:
         raise InputError(f"{path} has no rows; give a file with examples")
     # 1. What is named.
@@ -127,8 +129,8 @@ def resolve_columns(
             for name in obvious:
                 reader.check_single("--text-column", name, any_case=True)
             text, pair = (lower[obvious[0]],), lower[obvious[1]]
-        elif (found := _first(TEXT_NAMES, reader, "--text-column", (label, pair))) is not None:
-            text = (found,)
+        elif (match := _first(TEXT_NAMES, reader, "--text-column", (label, pair))) is not None:
+            text = (match,)
         elif len(rest) == 1:
             text = (rest[0],)
         elif reader.has_header:
@@ -145,7 +147,7 @@ def column_names(path: Path, wanted: Sequence[str], reading: ReadOptions = DEFAU
     asked for; none for plain text."""
     if not is_table(path):
         return []
-    return RowReader(path, requested=wanted, known=KNOWN, reading=reading).columns
+    return RowReader(path, requested=wanted, known=LABELLED_COLUMNS, reading=reading).columns
 
 
 def read_examples(
@@ -161,7 +163,7 @@ def read_examples(
             yield Example(line.strip(), None, None, f"{named(path)}:{number}")
         return
     chosen = (*columns.text, columns.text_pair, columns.label)
-    reader = RowReader(path, requested=chosen, known=KNOWN, reading=reading)
+    reader = RowReader(path, requested=chosen, known=LABELLED_COLUMNS, reading=reading)
     wanted = Columns(
         tuple(reader.column("--text-column", name) for name in columns.text),
         columns.text_pair and reader.column("--text-pair-column", columns.text_pair),
@@ -172,7 +174,7 @@ def read_examples(
         yield example_of(row, wanted)
 
 
-def example_of(row: Row, columns: Columns) -> Example:
+def example_of(row: TableRow, columns: Columns) -> Example:
     """A row as an example. Raises InputError for one without the label that is asked for."""
     text = " ".join(filter(None, (_text(row.values.get(c), row.source) for c in columns.text)))
     pair = None
@@ -193,18 +195,18 @@ def _first(
         return None
     free = [name.lower() for name, key in zip(reader.names, reader.columns, strict=True)
             if key not in taken]  # fmt: skip
-    found = next((name for name in candidates if name in free), None)
-    if found is None:
+    column = next((name for name in candidates if name in free), None)
+    if column is None:
         return None
     keys = [key for name, key in zip(reader.names, reader.columns, strict=True)
-            if name.lower() == found and key not in taken]  # fmt: skip
+            if name.lower() == column and key not in taken]  # fmt: skip
     if len(keys) > 1:
-        reader.check_single(option, found, any_case=True)
+        reader.check_single(option, column, any_case=True)
     return keys[0]
 
 
 def _guess(reader: RowReader, names: list[str]) -> tuple[str | None, str]:
-    """Of two columns, the label's and the text's by what stands in them; no label if it isn't
+    """The label's and the text's column among two, by what stands in them; no label if it isn't
     plain."""
     rows = [row.values for row in islice(reader.rows(names), SAMPLE_ROWS)]
     cells = {name: [str(row.get(name, "")) for row in rows] for name in names}

@@ -22,17 +22,17 @@ from llmctl.errors import InputError, did_you_mean
 from llmctl.parsing import Malformed, not_json, parse_json
 
 BEGINNING_ROWS = 1000
-"""Rows or lines that are looked at before the others are read …"""
+"""Rows or lines that are looked at before the others are read."""
 BEGINNING_SIZE = 1 << 20
-"""… or as many as have about so many characters or bytes."""
-LISTS = ("data", "rows", "examples", "instances", "items")
+"""Fewer rows are looked at if these have about so many characters or bytes."""
+ROW_FIELDS = ("data", "rows", "examples", "instances", "items")
 """Fields in which a JSON object holds the rows of a table."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """A row of a table, its place for messages, and the bytes of the file read so far."""
 
     values: dict[str, Any]
@@ -71,10 +71,10 @@ class RowReader:
         self.columns = keys_of(self.names)
         """What rows call them: names, and where several have one their positions too."""
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[TableRow]:
         return self.rows()
 
-    def rows(self, columns: Sequence[str] | None = None, after: int = 0) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str] | None = None, after: int = 0) -> Iterator[TableRow]:
         """The rows, with at least these of ``columns``; None for all.
 
         A row within the file's first ``after`` bytes is not looked at and may come empty.
@@ -212,7 +212,7 @@ class RowReader:
                 "check its quotes"
             ) from None
 
-    def _delimited(self) -> Iterator[Row]:
+    def _delimited(self) -> Iterator[TableRow]:
         records = self._records()
         if self.has_header:
             next(records, None)
@@ -228,7 +228,7 @@ class RowReader:
                 again.append(line)
                 continue
             values = dict(zip(self.columns, record, strict=True))
-            yield Row(values, f"{self.path}:{line}", position)
+            yield TableRow(values, f"{self.path}:{line}", position)
         if again:
             rows = "1 row that repeats" if len(again) == 1 else f"{len(again)} rows that repeat"
             self._reading.say(
@@ -253,14 +253,18 @@ class RowReader:
                 raise
         return list(names)
 
-    def _json_lines(self, after: int = 0) -> Iterator[Row]:
+    def _json_lines(self, after: int = 0) -> Iterator[TableRow]:
         for number, (line, position) in enumerate(text_lines(self.path, self._reading), 1):
             if line.strip():
                 source = f"{self.path}:{number}"
                 passed = position <= after
-                yield Row({}, source, position) if passed else self._object(line, source, position)
+                yield (
+                    TableRow({}, source, position)
+                    if passed
+                    else self._object(line, source, position)
+                )
 
-    def _json(self) -> Iterator[Row]:
+    def _json(self) -> Iterator[TableRow]:
         """One document, or objects one a line."""
         lines = (line for line, _ in text_lines(self.path, self._reading) if line.strip())
         first, second = next(lines, ""), next(lines, "")
@@ -279,7 +283,7 @@ class RowReader:
             if not isinstance(value, dict):
                 raise InputError(f"{source} is not an object; give a list of {{…}}")
             self._check_surrogates(value, source)
-            yield Row(value, source, total * number // len(values))
+            yield TableRow(value, source, total * number // len(values))
 
     def _listed(self, document: Any) -> list[Any]:
         """The rows of a JSON document: a list, an object that holds one, or a single object."""
@@ -293,10 +297,10 @@ class RowReader:
             if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
         ]
         for name in lists:
-            if name.lower() in LISTS and len(lists) == 1:
+            if name.lower() in ROW_FIELDS and len(lists) == 1:
                 self._reading.say(f"{self.path}: rows from its field {name}")
-                found: list[Any] = document[name]
-                return found
+                rows: list[Any] = document[name]
+                return rows
         if len(lists) > 1:
             raise InputError(
                 f"{self.path} holds several lists of objects ({', '.join(lists)}); give each "
@@ -304,7 +308,7 @@ class RowReader:
             )
         return [document]
 
-    def _object(self, line: str, source: str, position: int) -> Row:
+    def _object(self, line: str, source: str, position: int) -> TableRow:
         try:
             value = parse_json(line)
         except Malformed as error:
@@ -315,7 +319,7 @@ class RowReader:
             raise InputError(f'{source} is not a JSON object; write {{"text": …}}')
         if "\\u" in line:
             self._check_surrogates(value, source)
-        return Row(value, source, position)
+        return TableRow(value, source, position)
 
     def _check_surrogates(self, value: dict[str, Any], source: str) -> None:
         """JSON can escape half of a character, which no encoding can write."""
@@ -339,10 +343,10 @@ class RowReader:
             )
         return _SURROGATE.sub("\ufffd", value)
 
-    def _columnar(self, columns: Sequence[str] | None) -> Iterator[Row]:
+    def _columnar(self, columns: Sequence[str] | None) -> Iterator[TableRow]:
         file = ColumnarFile(self.path, self._reading.errors)
         for number, (values, position) in enumerate(file.rows(columns), 1):
-            yield Row(values, f"{self.path} row {number}", position)
+            yield TableRow(values, f"{self.path} row {number}", position)
 
 
 def _parses_alone(line: str) -> bool:

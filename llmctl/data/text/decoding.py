@@ -29,12 +29,12 @@ MARKS = (
     (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"),
 )  # fmt: skip
 """Byte-order marks; UTF-32's before UTF-16's, which it begins with."""
-WIDE = re.compile(r"utf-(16|32)")
+MULTIBYTE_ENCODINGS = re.compile(r"utf-(16|32)")
 """Encodings in which a byte 0 is nothing odd."""
 
-BLOCK = 1 << 20
+DECODE_BLOCK = 1 << 20
 """Bytes read at a time."""
-LONGEST_LINE = 1 << 28
+MAX_LINE = 1 << 28
 """Characters of a line: a longer one takes gigabytes before anything can be done with it."""
 
 GUESSES = (
@@ -126,19 +126,19 @@ def text_blocks(
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True) if carriage_returns else _Ends()
     strict, offset, decoder = reading.errors == "strict", 0, None
-    encoding, mark, begun = reading.encoding, b"", False
+    encoding, mark, started = reading.encoding, b"", False
     with open_bytes(path) as (stream, told):
         while True:
-            block = stream.read(BLOCK)
+            block = stream.read(DECODE_BLOCK)
             # A pipe may give less at first than a mark has.
-            while decoder is None and _begins_mark(block) and (more := stream.read(BLOCK)):
+            while decoder is None and _begins_mark(block) and (more := stream.read(DECODE_BLOCK)):
                 block += more
             end = not block
             if decoder is None:
                 encoding, mark = _encoding_of(path, block, reading)
                 decoder = codecs.getincrementaldecoder(encoding)(reading.errors)
                 offset, block = len(mark), block[len(mark) :]
-            if strict and not WIDE.match(encoding) and b"\0" in block:
+            if strict and not MULTIBYTE_ENCODINGS.match(encoding) and b"\0" in block:
                 raise _binary(path, block, offset)
             try:
                 text = decoder.decode(block, final=end)
@@ -151,8 +151,8 @@ def text_blocks(
                     "--encoding"
                 ) from None
             offset += len(block)
-            if text and not begun:
-                begun = True
+            if text and not started:
+                started = True
                 text = text if mark else text.removeprefix("\ufeff")
             if "\0" in text:
                 if strict:
@@ -183,9 +183,9 @@ def text_lines(
         lines = block.split("\n")
         rest.append(lines[0])
         held += len(lines[0])
-        if held > LONGEST_LINE:
+        if held > MAX_LINE:
             raise InputError(
-                f"{named(path)} has a line of more than {LONGEST_LINE >> 20} million characters; "
+                f"{named(path)} has a line of more than {MAX_LINE >> 20} million characters; "
                 "divide it into several"
             )
         if len(lines) > 1:
@@ -217,24 +217,24 @@ def _begins_mark(block: bytes) -> bool:
 
 def _encoding_of(path: Path, block: bytes, reading: ReadOptions) -> tuple[str, bytes]:
     """The encoding of a file that begins with a block, and its byte-order mark, if any."""
-    given = reading.encoding
+    wanted = reading.encoding
     mark, marked = next(((m, name) for m, name in MARKS if block.startswith(m)), (b"", None))
     if marked is None:
-        if given in ("utf-16", "utf-32"):
+        if wanted in ("utf-16", "utf-32"):
             raise InputError(
-                f"{named(path)} has no byte-order mark, so --encoding {given} does not tell the "
-                f"order of its bytes; give {given}-le or {given}-be, or utf-8 if it is that"
+                f"{named(path)} has no byte-order mark, so --encoding {wanted} does not tell the "
+                f"order of its bytes; give {wanted}-le or {wanted}-be, or utf-8 if it is that"
             )
-        if given != UTF_8 and not WIDE.match(given) and _is_utf8(block):
+        if wanted != UTF_8 and not MULTIBYTE_ENCODINGS.match(wanted) and _is_utf8(block):
             reading.say(
-                f"{named(path)} is read as {given}, and is valid UTF-8 too; leave --encoding out, "
+                f"{named(path)} is read as {wanted}, and is valid UTF-8 too; leave --encoding out, "
                 "or give utf-8, if its letters come out wrong"
             )
-        return given, b""
-    if given not in (UTF_8, marked) and not marked.startswith(given) and given != "utf-8-sig":
+        return wanted, b""
+    if wanted not in (UTF_8, marked) and not marked.startswith(wanted) and wanted != "utf-8-sig":
         raise InputError(
             f"{named(path)} begins with the byte-order mark of {marked[:6].upper()}, and "
-            f"--encoding {given} was given; give --encoding {marked[:6].rstrip('-')}"
+            f"--encoding {wanted} was given; give --encoding {marked[:6].rstrip('-')}"
         )
     if marked != UTF_8:
         reading.say(f"{named(path)} is {marked[:6].upper()} by its byte-order mark")

@@ -34,7 +34,7 @@ TEXT_COLUMNS = (
 )  # fmt: skip
 """Where a table's text is looked for, in this order."""
 
-STDIN = "standard input"
+STDIN_NAME = "standard input"
 PYTHON_CORPORA: dict[str, Callable[[], Iterable[tuple[str, str]]]] = {
     "python:docs": python_docs,
     "python:code": python_code,
@@ -107,14 +107,14 @@ class Corpus:
         return slug(stem, "corpus")
 
     def __iter__(self) -> Iterator[Document]:
-        found = False
+        any_text = False
         self.plain = PlainText()
         for number in range(len(self._files)):
             for document in self.of_file(number):
                 if document.text:
-                    found = True
+                    any_text = True
                     yield document
-        if not found:
+        if not any_text:
             raise self.no_text()
 
     def of_file(self, number: int, after: int = 0) -> Iterator[Document]:
@@ -169,27 +169,27 @@ class Corpus:
     def _shown(self, message: str) -> str:
         """A message in which a stream is not called by its temporary file's name."""
         for source, spool in self._spools.items():
-            message = message.replace(spool.name, STDIN if source == "-" else source)
+            message = message.replace(spool.name, STDIN_NAME if source == "-" else source)
         return message
 
     @property
     def streams(self) -> list[str]:
         """Sources that can be read once only, by this process alone."""
-        return [STDIN if source == "-" else source for source in self._spools]
+        return [STDIN_NAME if source == "-" else source for source in self._spools]
 
     def _resolve(self, source: str) -> list[Path | str]:
         if source in PYTHON_CORPORA:
             return [source]
         if source == "-":
             return [self._spooled(source)]
-        found = find(source)
-        if found is None:
+        paths = find(source)
+        if paths is None:
             hint = did_you_mean(source, PYTHON_CORPORA) if ":" in source else ""
             raise InputError(f"{source}: no such file or folder{hint}")
-        self.notes += found.notes
+        self.notes += paths.notes
         files: list[Path | str] = []
         unknown = []
-        for file in found.files:
+        for file in paths.files:
             with read_errors_naming(file):
                 if is_stream(file):
                     files.append(self._spooled(str(file)))

@@ -35,7 +35,7 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
 
 _MARKUP = re.compile(rb"\s*<(?:[?!][a-z-]*|(?P<root>[a-z][\w:]*)[\s>])", re.IGNORECASE)
 _ROOT = re.compile(rb"<(?P<root>[a-z][\w:]*)[\s>]", re.IGNORECASE)
-SHOWN = 3
+SHOWN_FILES = 3
 """Files that a note names."""
 
 
@@ -56,8 +56,8 @@ def look_at(files: Sequence[Path]) -> list[str]:
             markup.append(f"{file} (<{root['root'].decode()}>)" if root else str(file))
     if not markup:
         return []
-    shown = ", ".join(markup[:SHOWN]) + (
-        f" and {len(markup) - SHOWN:,} more" * (len(markup) > SHOWN)
+    shown = ", ".join(markup[:SHOWN_FILES]) + (
+        f" and {len(markup) - SHOWN_FILES:,} more" * (len(markup) > SHOWN_FILES)
     )
     are, them = ("are", "their") if len(markup) > 1 else ("is", "its")
     return [

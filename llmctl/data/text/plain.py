@@ -14,12 +14,12 @@ from llmctl.errors import InputError
 UNITS = ("auto", "file", "paragraph", "line")
 
 LONG_FILE = 1 << 16
-"""Characters; a plain text up to this length is one document …"""
+"""Characters; a plain text up to this length is one document."""
 PIECE = 1 << 14
-"""… and a longer one (a book, a dump) is cut into documents of about this, so that there is
-something to split into training and validation."""
+"""A longer file (a book, a dump) is cut into documents of about this, so that there is something to
+split into training and validation."""
 
-LONGEST = 1 << 27
+MAX_TEXT = 1 << 27
 """Characters in a document, which is held whole."""
 
 
@@ -90,9 +90,9 @@ def read_plain(
 
 def refuse_longer(characters: int, source: str) -> None:
     """Raises InputError for a document that would take more memory than a machine need have."""
-    if characters > LONGEST:
+    if characters > MAX_TEXT:
         raise InputError(
-            f"{source}: a document has more than {LONGEST:,} characters; divide it (plain text by "
+            f"{source}: a document has more than {MAX_TEXT:,} characters; divide it (plain text by "
             "--document auto or line)"
         )
 

@@ -60,7 +60,7 @@ _STARTERS = re.compile(
     "|Your|I|My|In|On|At|As|A|An|And|But|Or|If|When|While|After|Before|However|For|From|With|By|To"
     r"|Not|No|So|What|Who|Why|How|Where)\b(?!\.)"
 )
-_NUMBER = re.compile(rf"{_OPENING}[#$€£]?(?:\d|[IVXLC]{{2,}}\b)")
+_NUMBERED = re.compile(rf"{_OPENING}[#$€£]?(?:\d|[IVXLC]{{2,}}\b)")
 _INITIALS = re.compile(r"[A-Z]|(?:[A-Za-z]+\.)+[A-Za-z]")
 _LIST_MARK = re.compile(r"\d{1,3}|[A-Za-z]")
 _LINE_BULLET = re.compile(_BULLET)
@@ -78,13 +78,13 @@ def sentence_starts(text: str) -> list[int]:
 
 def each_start(text: str) -> Iterator[int]:
     """The offsets of ``sentence_starts`` one after another: of a long text there are many."""
-    place, found = 0, False
+    place, start = 0, False
     for heading in _HEADING.finditer(text) if "#" in text else ():
         yield from _starts_in(text, place, heading.start("mark"))
         yield heading.start("mark")
-        place, found = heading.end(), True
+        place, start = heading.end(), True
     yield from _starts_in(text, place, len(text))
-    if not found and not text:
+    if not start and not text:
         yield 0
 
 
@@ -120,7 +120,7 @@ def _continues(text: str, match: re.Match[str], sentence: int) -> bool:
         return True
     if word.start() == sentence and _LIST_MARK.fullmatch(before):
         return True
-    if lower in NUMBERED and _NUMBER.match(text, end):
+    if lower in NUMBERED and _NUMBERED.match(text, end):
         return True
     may_end = before in DATES or lower in MAY_END or _INITIALS.fullmatch(before)
     return bool(may_end) and not _STARTERS.match(text, end)

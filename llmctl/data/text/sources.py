@@ -25,9 +25,9 @@ EVERY_LEVEL = "**"
 """In a pattern: a folder and all below it."""
 
 SAVED_DATASET = ("state.json", "dataset_info.json")
-"""Beside the Arrow files of a ``datasets.Dataset.save_to_disk`` …"""
+"""The file beside the Arrow files of a ``datasets.Dataset.save_to_disk``."""
 SAVED_SPLITS = "dataset_dict.json"
-"""… and above the folders of a DatasetDict's splits."""
+"""The file above the folders of a DatasetDict's splits."""
 ANEW = "save the dataset again"
 DESCRIPTIONS = (*SAVED_DATASET, "dataset_infos.json")
 """What datasets writes of itself, which is no text."""
@@ -165,7 +165,7 @@ class _Walk:
         """named: files that are read whatever their kind, so they aren't left out."""
         self._saved: list[str] = []
         self._left_out: Counter[str] = Counter()
-        found: list[tuple[tuple[str, ...], Path]] = []
+        paths: list[tuple[tuple[str, ...], Path]] = []
         for folder, entries in _tree(tops):
             names = {entry.name for entry in entries}
             if SAVED_SPLITS in names:
@@ -174,18 +174,18 @@ class _Walk:
                 entries[:] = [entry for entry in entries if entry.name in splits]
             elif names.issuperset(SAVED_DATASET):
                 saved = enumerate(_saved_files(Path(folder), entries))
-                found += [((*Path(folder).parts, f"{n:012}"), path) for n, path in saved]
+                paths += [((*Path(folder).parts, f"{n:012}"), path) for n, path in saved]
                 entries.clear()
             else:
-                self._take(folder, entries, named, found)
-        self.files = [path for _, path in sorted(found)]
+                self._take(folder, entries, named, paths)
+        self.files = [path for _, path in sorted(paths)]
 
     def _take(
         self,
         folder: str,
         entries: Sequence[os.DirEntry[str]],
         named: Container[str],
-        found: list[tuple[tuple[str, ...], Path]],
+        paths: list[tuple[tuple[str, ...], Path]],
     ) -> None:
         """Find a folder's files, with what they are sorted by."""
         # Of a dataset's cache, the Arrow files alone are text.
@@ -198,7 +198,7 @@ class _Walk:
                 raise _leads_nowhere(path)
             description = cache and entry.name in DESCRIPTIONS
             if _is_file(entry) and is_readable(path) and not description:
-                found.append((path.parts, path))
+                paths.append((path.parts, path))
             elif str(path) not in named:
                 self._left_out[kind_of_suffix(path) if _is_file(entry) else "no file"] += 1
 

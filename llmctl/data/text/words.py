@@ -24,18 +24,19 @@ UNSPACED = re.compile(
     "\U00020000-\U0003ffff]"
 )
 UNSPACED_SHARE = 0.2
-"""Of the words' characters, from which a text counts as written without spaces: such characters say
-more each than letters do, and product names in Latin letters are common among them."""
+"""The share of the words' characters from which a text counts as written without spaces: such
+characters say more each than letters do, and product names in Latin letters are common among
+them."""
 
 
 @cache
 def marks() -> str:
     """All marks and joiners, to be written into a class of a regular expression."""
-    found = [
+    codes_of_marks = [
         code for codes in WITH_MARKS for code in codes if unicodedata.category(chr(code))[0] == "M"
     ]
     spans: list[list[int]] = []
-    for code in found:
+    for code in codes_of_marks:
         if spans and code == spans[-1][1] + 1:
             spans[-1][1] = code
         else:
@@ -57,5 +58,5 @@ def word_pattern(without: str = "") -> str:
 def is_unspaced(texts: Sequence[str]) -> bool:
     """Whether texts are of a script that is written without spaces."""
     word = re.compile(word_pattern())
-    characters = sum(len(found) for text in texts for found in word.findall(text))
+    characters = sum(len(word_found) for text in texts for word_found in word.findall(text))
     return sum(len(UNSPACED.findall(text)) for text in texts) > UNSPACED_SHARE * characters

@@ -16,7 +16,9 @@ from llmctl.evaluation.benchmarks.multiple_choice import MULTIPLE_CHOICE
 from llmctl.evaluation.choices import Question
 
 BENCHMARKS = {task.name: task for task in (LAST_WORD, MULTIPLE_CHOICE, MINIMAL_PAIRS)}
-KNOWN = frozenset(name for task in BENCHMARKS.values() for names in task.layouts for name in names)
+BENCHMARK_COLUMNS = frozenset(
+    name for task in BENCHMARKS.values() for names in task.layouts for name in names
+)
 """Columns by which a CSV's first row is known as its header."""
 
 
@@ -29,7 +31,7 @@ def read_questions(
     task: Benchmark, path: Path, *, reading: ReadOptions = DEFAULT
 ) -> list[Question]:
     """The questions of a file. Raises InputError if there are none, or a row isn't the task's."""
-    reader = RowReader(path, known=KNOWN, reading=reading)
+    reader = RowReader(path, known=BENCHMARK_COLUMNS, reading=reading)
     if not reader.columns:
         raise InputError(f"{path} has no rows; give a file with questions")
     read = task.layout(reader.columns)

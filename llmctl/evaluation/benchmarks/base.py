@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.tables.rows import Row
+from llmctl.data.tables.rows import TableRow
 from llmctl.errors import InputError
-from llmctl.evaluation.choices import SCORES, Outcome, Question, is_right
+from llmctl.evaluation.choices import SCORES, ChoiceScores, Question, is_right
 from llmctl.evaluation.wilson import wilson_interval
 
 Bools = NDArray[np.bool_]
-ReadRow = Callable[[Row], Question]
+ReadRow = Callable[[TableRow], Question]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Benchmark:
     """What a model has to do."""
     layouts: Mapping[frozenset[str], ReadRow]
     """Columns by which rows are known, and how to read them."""
-    correct: Callable[[Sequence[Question], Sequence[Outcome]], dict[str, Bools]]
+    correct: Callable[[Sequence[Question], Sequence[ChoiceScores]], dict[str, Bools]]
     """From what a model made of the questions to which it got right, by each way of choosing."""
     obvious: bool = True
     """Whether the columns alone tell that the task is meant."""
@@ -45,22 +45,22 @@ def accuracy(correct_N: Bools) -> dict[str, Any]:
     return {"accuracy": right / total, "interval": list(wilson_interval(right, total))}
 
 
-def by_score(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> dict[str, Bools]:
+def by_score(questions: Sequence[Question], outcomes: Sequence[ChoiceScores]) -> dict[str, Bools]:
     """Which questions are answered right, by each score that all of them have."""
     pairs = list(zip(questions, outcomes, strict=True))
-    found = {}
+    correct = {}
     for name, score in SCORES.items():
         scores = [score(outcome) for outcome in outcomes]
         if any(entry is None for entry in scores):
             continue
-        found[name] = np.array(
+        correct[name] = np.array(
             [
                 is_right(entry, question.gold)
                 for entry, (question, _) in zip(scores, pairs, strict=True)
                 if entry is not None
             ]
         )
-    return found
+    return correct
 
 
 def chance(questions: Sequence[Question]) -> float | None:
@@ -70,7 +70,7 @@ def chance(questions: Sequence[Question]) -> float | None:
     return float(np.mean([1 / len(question.choices) for question in questions]))
 
 
-def text_of(row: Row, name: str) -> str:
+def text_of(row: TableRow, name: str) -> str:
     """A text of a row. Raises InputError if it is something else, or empty."""
     value = row.values.get(name)
     if not isinstance(value, str) or not value.strip():
@@ -78,7 +78,7 @@ def text_of(row: Row, name: str) -> str:
     return value
 
 
-def number_of(row: Row, name: str, count: int) -> int:
+def number_of(row: TableRow, name: str, count: int) -> int:
     """A row's right answer by its number from 0. Raises InputError if it is none."""
     value = row.values.get(name)
     digits = str(value).strip().removesuffix(".0")

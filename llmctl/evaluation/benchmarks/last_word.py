@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmctl.data.tables.rows import Row
+from llmctl.data.tables.rows import TableRow
 from llmctl.errors import InputError
 from llmctl.evaluation.benchmarks.base import Benchmark, Bools, text_of
-from llmctl.evaluation.choices import Outcome, Question
+from llmctl.evaluation.choices import ChoiceScores, Question
 
 
-def _question(row: Row) -> Question:
+def _question(row: TableRow) -> Question:
     text = text_of(row, "text").strip()
     # Not by a regular expression, which looks at a long row of spaces from each of them.
     passage, *word = text.rsplit(maxsplit=1)
@@ -25,7 +25,7 @@ def _question(row: Row) -> Question:
     return Question(passage, (text[len(passage) :],), 0, None, row.source)
 
 
-def _correct(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> dict[str, Bools]:
+def _correct(questions: Sequence[Question], outcomes: Sequence[ChoiceScores]) -> dict[str, Bools]:
     return {"greedy": np.array([outcome.greedy for outcome in outcomes], dtype=bool)}
 
 

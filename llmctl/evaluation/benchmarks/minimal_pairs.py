@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmctl.data.tables.rows import Row
+from llmctl.data.tables.rows import TableRow
 from llmctl.evaluation.benchmarks.base import Benchmark, Bools, by_score, text_of
-from llmctl.evaluation.choices import Outcome, Question
+from llmctl.evaluation.choices import ChoiceScores, Question
 
 GOOD, BAD = "sentence_good", "sentence_bad"
 
 
-def _question(row: Row) -> Question:
+def _question(row: TableRow) -> Question:
     return Question("", (text_of(row, GOOD), text_of(row, BAD)), 0, None, row.source)
 
 
-def _correct(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> dict[str, Bools]:
+def _correct(questions: Sequence[Question], outcomes: Sequence[ChoiceScores]) -> dict[str, Bools]:
     # Pairs are matched in length as it is: BLiMP knows the plain score only.
     return {"plain": by_score(questions, outcomes)["plain"]}
 

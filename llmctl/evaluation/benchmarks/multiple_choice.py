@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmctl.data.tables.rows import Row
+from llmctl.data.tables.rows import TableRow
 from llmctl.errors import InputError
 from llmctl.evaluation.benchmarks.base import Benchmark, by_score, number_of, text_of
 from llmctl.evaluation.choices import Question
@@ -19,12 +19,12 @@ ASKED = "Answer:"
 """The end of a prompt; alone it is what the unconditional prior of an answer is behind."""
 
 
-def _plain(row: Row) -> Question:
+def _plain(row: TableRow) -> Question:
     choices = _texts(row, "choices", row.values.get("choices"))
     return _ask(row, text_of(row, "query"), choices, number_of(row, "gold", len(choices)), "")
 
 
-def _hellaswag(row: Row) -> Question:
+def _hellaswag(row: TableRow) -> Question:
     endings = _texts(row, "endings", row.values.get("endings"))
     context = text_of(row, "ctx")
     if {"activity_label", "ctx_a", "ctx_b"} <= row.values.keys():
@@ -39,13 +39,13 @@ def _hellaswag(row: Row) -> Question:
     )
 
 
-def _piqa(row: Row) -> Question:
+def _piqa(row: TableRow) -> Question:
     solutions = [text_of(row, "sol1"), text_of(row, "sol2")]
     prompt = f"Question: {text_of(row, 'goal')}\n{ASKED}"
     return _ask(row, prompt, solutions, number_of(row, "label", 2), ASKED)
 
 
-def _arc(row: Row) -> Question:
+def _arc(row: TableRow) -> Question:
     """With the choices beside the question, as Hugging Face has it, or in it, as published."""
     question, choices = row.values.get("question"), row.values.get("choices")
     if isinstance(question, dict):
@@ -68,12 +68,12 @@ def _arc(row: Row) -> Question:
     return _ask(row, f"Question: {question}\n{ASKED}", texts, labels.index(key), ASKED)
 
 
-def _ask(row: Row, context: str, choices: Sequence[str], gold: int, prior: str) -> Question:
+def _ask(row: TableRow, context: str, choices: Sequence[str], gold: int, prior: str) -> Question:
     spaced = tuple(choice if choice[:1].isspace() else f" {choice}" for choice in choices)
     return Question(context, spaced, gold, prior, row.source)
 
 
-def _texts(row: Row, name: str, value: Any) -> list[str]:
+def _texts(row: TableRow, name: str, value: Any) -> list[str]:
     """Raises InputError unless it is a list of two texts or more."""
     if (
         not isinstance(value, list)

@@ -39,8 +39,8 @@ def purpose_of(
                 "llmctl"
             )
         return Purpose(task)
-    given = fields.get("architectures")
-    if given is None or given == []:
+    architectures = fields.get("architectures")
+    if architectures is None or architectures == []:
         head = spec.class_layer
         if head not in shapes:
             return Purpose(spec.task)
@@ -49,9 +49,13 @@ def purpose_of(
             f"config.json does not say what the model does (it has no architectures), and there is "
             f"a tensor {head}; write the class that it was saved from there",
         )
-    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-        raise PurposeError(f"architectures is {shown(given)}, not a list of names; copy it again")
-    return _of_class(given[0], fields, spec, shapes)
+    if not isinstance(architectures, list) or not all(
+        isinstance(name, str) for name in architectures
+    ):
+        raise PurposeError(
+            f"architectures is {shown(architectures)}, not a list of names; copy it again"
+        )
+    return _of_class(architectures[0], fields, spec, shapes)
 
 
 def _of_class(

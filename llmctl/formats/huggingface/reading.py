@@ -33,7 +33,7 @@ from llmctl.parsing import read_json_object
 from llmctl.tokenizers import Tokenizer
 
 SEQ2SEQ, ENCODER_FIELD, DECODER_FIELD = "llmctl-seq2seq", "encoder", "decoder"
-"""model_type of a GPT with a decoder attached, and the fields that describe each."""
+"""The ``model_type`` of a GPT with a decoder attached, and the fields that describe each."""
 
 
 def read_folder(path: Path) -> Pretrained:

@@ -25,7 +25,7 @@ from llmctl.models.spec import ModelSpec
 from llmctl.parsing import read_json_object
 from llmctl.workspace.tensors import read_tensor, tensor_heads
 
-WEIGHTS = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
 PICKLED = "pytorch_model.bin"
 """The name of older models' files, with numbers where there are several."""
 INDEX = ".index.json"
@@ -35,7 +35,7 @@ AGAIN = "copy it again from where it was made"
 SIZES = ("vocab_size", "hidden_size", "intermediate_size")
 """Fields of every configuration that some tensor has as a side."""
 ROTARY_BYTES = 1 << 30
-"""Of the tables of rotary angles at most: half a million positions of heads 128 wide."""
+"""Bytes of the tables of rotary angles at most: half a million positions of heads 128 wide."""
 
 _BUFFERS = re.compile(
     r"(^|\.)(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq|position_ids|token_type_ids)$"
@@ -48,7 +48,7 @@ class _Place(NamedTuple):
 
     file: Path
     name: str
-    """As the file has it."""
+    """The name as the file has it."""
     shape: tuple[int, ...]
 
 
@@ -65,7 +65,7 @@ class Weights(Mapping[str, Tensor]):
     @cached_property
     def _places(self) -> dict[str, _Place]:
         """Raises InputError for a tensor that holds no floating-point numbers."""
-        found = {}
+        places = {}
         for path in self.files:
             for inner, (dtype, shape) in self._head(path).items():
                 name = current_name(inner)
@@ -76,8 +76,8 @@ class Weights(Mapping[str, Tensor]):
                         f"{path}: the tensor {name} is of type {dtype.lower()}, and weights are "
                         "fp64, fp32, fp16 or bf16; take the model in one of these"
                     )
-                found[name] = _Place(path, inner, shape)
-        return found
+                places[name] = _Place(path, inner, shape)
+        return places
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -109,7 +109,7 @@ class Weights(Mapping[str, Tensor]):
         """Type and shape of each tensor of a file."""
         if path.suffix == ".bin":
             return {
-                name: (_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+                name: (_DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
                 for name, tensor in self._pickled(path).items()
             }
         return tensor_heads(path)
@@ -123,13 +123,13 @@ class Weights(Mapping[str, Tensor]):
 
 def weights_of(folder: Path) -> Weights:
     """The weights of a folder. Raises InputError if there are none, or an index is damaged."""
-    for name in (WEIGHTS, PICKLED):
+    for name in (WEIGHTS_FILE, PICKLED):
         if (folder / name).exists():
             return Weights([folder / name])
         index = folder / f"{name}{INDEX}"
         if index.is_file():
             return Weights([folder / file for file in _named_in(index)])
-    raise InputError(f"{folder / WEIGHTS} is missing; {AGAIN}")
+    raise InputError(f"{folder / WEIGHTS_FILE} is missing; {AGAIN}")
 
 
 def _named_in(index: Path) -> list[str]:
@@ -144,8 +144,8 @@ def _named_in(index: Path) -> list[str]:
 
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""As safetensors calls them."""
-_NAMES = {
+"""Types of floats as safetensors calls them."""
+_DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -244,13 +244,13 @@ def check_body(
         body = spec.build(config)
     expected = spec.export_tensors(body.state_dict(), config)
     prefix = next(iter(expected)).partition(".")[0] + "."
-    found = {name if name in expected else prefix + name: name for name in shapes}
+    names = {name if name in expected else prefix + name: name for name in shapes}
     for name, tensor in expected.items():
-        if name not in found:
+        if name not in names:
             raise ValueError(f"there is no tensor {name}")
-        shape = shapes[found[name]]
+        shape = shapes[names[name]]
         if shape != tuple(tensor.shape):
             raise ValueError(f"{name} is {sides(shape)}, not {sides(tensor.shape)}")
-    for canonical, name in found.items():
+    for canonical, name in names.items():
         if canonical not in expected and not {name, canonical} & set(heads):
             raise ValueError(f"the tensor {name} has no place in it")

@@ -14,7 +14,7 @@ from torch import nn
 from llmctl.formats.description import TASK, TOKENIZER
 from llmctl.formats.huggingface.reading import DECODER_FIELD, ENCODER_FIELD, SEQ2SEQ
 from llmctl.formats.huggingface.tensors import export_model
-from llmctl.formats.huggingface.weights import WEIGHTS
+from llmctl.formats.huggingface.weights import WEIGHTS_FILE
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.classify import Classifier
@@ -67,7 +67,9 @@ def write_model_folder(
         ends = [tokenizer.special[r] for r in ("eos", "turn_end") if r in tokenizer.special]
         ends += sorted(tokenizer.further_ends.difference(ends))
         _write_json(folder / "generation_config.json", {**ids, "eos_token_id": ends})
-    write_tensors(folder / WEIGHTS, export_model(model.state_dict(), kind, spec, config, attached))
+    write_tensors(
+        folder / WEIGHTS_FILE, export_model(model.state_dict(), kind, spec, config, attached)
+    )
     tokenizer.save(folder, max_length=config.max_positions)
 
 

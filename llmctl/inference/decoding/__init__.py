@@ -6,6 +6,6 @@
 
 from llmctl.inference.decoding.batches import generate
 from llmctl.inference.decoding.config import GenerationConfig
-from llmctl.inference.decoding.rows import Completion, Rules
+from llmctl.inference.decoding.rows import CompiledSamplingParams, Completion
 
-__all__ = ["Completion", "GenerationConfig", "Rules", "generate"]
+__all__ = ["CompiledSamplingParams", "Completion", "GenerationConfig", "generate"]

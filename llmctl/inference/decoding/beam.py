@@ -18,8 +18,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from llmctl.inference.decoder import NextToken
-from llmctl.inference.decoding.rows import Completion, Row, Rules, apply, check
+from llmctl.inference.decoder import DecoderRunner
+from llmctl.inference.decoding.rows import (
+    CompiledSamplingParams,
+    Completion,
+    SequenceState,
+    apply,
+    check,
+)
 from llmctl.inference.decoding.strategies import Text
 
 CHUNK = 96
@@ -38,7 +44,7 @@ class Candidates(NamedTuple):
     scores_PK: Tensor
     """Sums of log-probabilities after the strategies."""
     log_probs_PK: Tensor
-    """Of the new tokens, before them."""
+    """Log-probabilities of the new tokens before the logits processors."""
     rows_PK: Tensor
     """Which beam each continues."""
     tokens_PK: Tensor
@@ -48,7 +54,7 @@ class Finished(NamedTuple):
     """A text that has ended."""
 
     ids: list[int]
-    """Of the new tokens."""
+    """The new tokens."""
     log_probs: list[float]
     """Under the model itself."""
     score: float
@@ -58,7 +64,9 @@ class Finished(NamedTuple):
 class Search:
     """What one prompt's search has found."""
 
-    def __init__(self, rules: Rules, number: int, prompt: Sequence[int], limit: int) -> None:
+    def __init__(
+        self, rules: CompiledSamplingParams, number: int, prompt: Sequence[int], limit: int
+    ) -> None:
         self.rules, self.number, self.prompt, self.limit = rules, number, prompt, limit
         config = rules.config
         self.width = config.num_beams
@@ -86,11 +94,11 @@ class Search:
             length = self.limit
         return best / length**self.penalty <= self.finished[-1].score
 
-    def row(self, ids: Sequence[int], log_probs: Sequence[float]) -> Row:
+    def row(self, ids: Sequence[int], log_probs: Sequence[float]) -> SequenceState:
         """The text of new tokens."""
-        row = Row.begin(self.rules, self.number, 0, self.prompt, self.limit)
+        row = SequenceState.begin(self.rules, self.number, 0, self.prompt, self.limit)
         row.resume(ids[:-1], log_probs[:-1])
-        row.take(ids[-1], log_probs[-1])
+        row.append(ids[-1], log_probs[-1])
         return row
 
     def completions(self) -> list[Completion]:
@@ -109,7 +117,9 @@ class Beams:
     """The texts that are followed: as many for each search, search by search. One with a score of
     −∞ only fills a place."""
 
-    def __init__(self, rules: Rules, searches: Sequence[Search], device: torch.device) -> None:
+    def __init__(
+        self, rules: CompiledSamplingParams, searches: Sequence[Search], device: torch.device
+    ) -> None:
         self.rules, self.searches = rules, list(searches)
         rows = len(self.searches)
         self.scores_PB = torch.zeros(rows, 1, device=device)
@@ -210,7 +220,7 @@ def chunk_maxima(scores_RV: Tensor) -> Tensor:
 
 
 def log_sums(logits_RV: Tensor, maxima_R: Tensor) -> Tensor:
-    """log Σ exp of each row (R,), from its maximum."""
+    """The sums log Σ exp of each row (R,), from its maximum."""
     if maxima_R.abs().amax() < WITHIN_EXP:
         return logits_RV.exp().sum(-1).log_()
     return maxima_R + (logits_RV - maxima_R[:, None]).exp_().sum(-1).log_()
@@ -254,7 +264,9 @@ def best_continuations(
 
 @torch.inference_mode()
 def search(
-    decoder: NextToken, prompts: Sequence[tuple[int, Sequence[int], int]], rules: Rules
+    decoder: DecoderRunner,
+    prompts: Sequence[tuple[int, Sequence[int], int]],
+    rules: CompiledSamplingParams,
 ) -> Iterator[Search]:
     """Beam search for numbered prompts, each with its limit of new tokens; each search is given
     back when it is over."""
@@ -267,13 +279,13 @@ def search(
     while True:
         # Without preferences few of all log-probabilities are looked at.
         log_probs_RV = scores_RV = logits_RV
-        if rules.preferences:
+        if rules.processors:
             log_probs_RV = logits_RV.log_softmax(-1)
-            scores_RV = apply(rules.preferences, log_probs_RV, beams.texts())
+            scores_RV = apply(rules.processors, log_probs_RV, beams.texts())
         maxima_RC = chunk_maxima(scores_RV)
         best_R = maxima_RC.amax(-1)
         check(best_R[beams.scores_PB.flatten() > -math.inf][:, None])
-        norms_R = torch.zeros_like(best_R) if rules.preferences else log_sums(logits_RV, best_R)
+        norms_R = torch.zeros_like(best_R) if rules.processors else log_sums(logits_RV, best_R)
         finished, rows_R = beams.advance(
             best_continuations(beams.scores_PB, scores_RV, log_probs_RV, maxima_RC, norms_R, count)
         )

@@ -13,7 +13,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 """Fields that ask for sampling when they are set."""
 
 DEFAULT_CANDIDATES = 4
-"""Of contrastive search; Su et al. 2022 use 4 to 8 for GPT-2."""
+"""Candidates of contrastive search; Su et al. 2022 use 4 to 8 for GPT-2."""
 
 LARGEST_PENALTY = 1e9
 """Times what it is multiplied with, a penalty stays far below the largest number of fp32, 3e38; no

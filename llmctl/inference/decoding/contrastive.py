@@ -19,27 +19,29 @@ from torch.nn import functional as F
 
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding.config import DEFAULT_CANDIDATES
-from llmctl.inference.decoding.rows import Row, Rules, apply, check
+from llmctl.inference.decoding.rows import CompiledSamplingParams, SequenceState, apply, check
 
 
 @torch.inference_mode()
-def write(decoder: CausalDecoder, row: Row, rules: Rules) -> Iterator[Row]:
+def write(
+    decoder: CausalDecoder, row: SequenceState, rules: CompiledSamplingParams
+) -> Iterator[SequenceState]:
     """Write a row to its end."""
     alpha = rules.config.penalty_alpha
     assert alpha is not None
-    logits_1V = decoder.prefill([row.ids], row.limit)
+    logits_1V = decoder.prefill([row.ids], row.max_new_tokens)
     directions_TD = F.normalize(decoder.hidden_BTD[0].float(), dim=-1)
     count = min(rules.config.top_k or DEFAULT_CANDIDATES, decoder.vocab_size)
     decoder.select(torch.zeros(count, dtype=torch.long, device=logits_1V.device))
     while True:
-        scores_1V = apply(rules.preferences, logits_1V, [row.text])
+        scores_1V = apply(rules.processors, logits_1V, [row.text])
         check(scores_1V)
         best = scores_1V[0].softmax(-1).topk(count)
         log_probs_K = logits_1V[0, best.indices] - logits_1V.logsumexp(-1)
         logits_KV = decoder.extend(best.indices[:, None])[:, -1]
         candidates_KD = F.normalize(decoder.hidden_BTD[:, -1].float(), dim=-1)
         place = pick(best.values, candidates_KD, directions_TD, alpha)
-        row.take(int(best.indices[place]), float(log_probs_K[place]))
+        row.append(int(best.indices[place]), float(log_probs_K[place]))
         if row.finish:
             yield row
             return

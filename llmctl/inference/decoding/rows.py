@@ -15,14 +15,14 @@ from torch import Tensor
 from llmctl.errors import LOGITS_NOT_FINITE, InputError, UsageError
 from llmctl.inference.decoding.config import GenerationConfig
 from llmctl.inference.decoding.strategies import (
-    FILTERS,
-    PREFERENCES,
-    Minimum,
-    Strategy,
+    LOGITS_PROCESSORS,
+    LOGITS_WARPERS,
+    LogitsProcessor,
+    MinNewTokens,
     Text,
     chosen,
 )
-from llmctl.inference.decoding.writer import Writer
+from llmctl.inference.decoding.writer import StreamingDetokenizer
 from llmctl.tokenizers import Tokenizer
 
 Finish = Literal["eos", "stop", "length"]
@@ -38,20 +38,22 @@ class Completion:
     prompt: int
     """The prompt's number."""
     sample: int
-    """Of the prompt's texts, which."""
+    """The number of this text among the prompt's."""
     text: str
     """What was written, without the prompt, the stop text and special tokens."""
     ids: tuple[int, ...]
     """The tokens that were written, with those of the end."""
     log_probs: tuple[float, ...]
-    """Of each token under the model itself, before any strategy; in nats."""
+    """The log-probability of each token under the model itself, before any logits processor; in
+    nats."""
     finish: Finish
     """Why it ended: the end's token, a stop text, or the limit of tokens."""
     score: float | None = None
-    """Of a beam: its log-probability divided by its length to the power of the length penalty."""
+    """A beam's score: its log-probability divided by its length to the power of the length
+    penalty."""
 
 
-class Rules:
+class CompiledSamplingParams:
     """A configuration with what the tokenizer makes of it."""
 
     def __init__(self, config: GenerationConfig, tokenizer: Tokenizer) -> None:
@@ -62,20 +64,20 @@ class Rules:
         values: Mapping[str, Any] = {
             **dict(config),
             "bad_words": [ids for ids in self._barred() if set(ids) - self.ends],
-            "min_new_tokens": Minimum(config.min_new_tokens, self.ends)
+            "min_new_tokens": MinNewTokens(config.min_new_tokens, self.ends)
             if config.min_new_tokens
             else None,
         }
-        self.preferences = chosen(PREFERENCES, values)
-        self.filters = chosen(FILTERS, values) if config.samples else []
+        self.processors = chosen(LOGITS_PROCESSORS, values)
+        self.warpers = chosen(LOGITS_WARPERS, values) if config.samples else []
 
     def _barred(self) -> list[list[int]]:
         """The tokens of each bad word, at a text's start and behind a space."""
         spelt = (text for word in self.config.bad_words for text in (word, f" {word}"))
         return [ids for text in spelt if (ids := self.tokenizer.encode(text))]
 
-    def writer(self, prompt: Sequence[int]) -> Writer:
-        return Writer(self.tokenizer, prompt, self.config.stop)
+    def writer(self, prompt: Sequence[int]) -> StreamingDetokenizer:
+        return StreamingDetokenizer(self.tokenizer, prompt, self.config.stop)
 
     def room(self, prompt: Sequence[int], max_positions: int | None) -> int:
         """New tokens that fit behind a prompt."""
@@ -83,10 +85,12 @@ class Rules:
         return most if max_positions is None else min(most, max_positions - len(prompt))
 
 
-def apply(strategies: Sequence[Strategy], logits_BV: Tensor, texts: Sequence[Text]) -> Tensor:
+def apply(
+    processors: Sequence[LogitsProcessor], logits_BV: Tensor, texts: Sequence[Text]
+) -> Tensor:
     """The logits after some strategies, in their order."""
-    for strategy in strategies:
-        logits_BV = strategy(logits_BV, texts)
+    for processor in processors:
+        logits_BV = processor(logits_BV, texts)
     return logits_BV
 
 
@@ -104,29 +108,38 @@ def check(scores_BV: Tensor) -> None:
 
 
 @dataclass
-class Row:
+class SequenceState:
     """A text that is being written."""
 
     prompt: int
-    """The prompt's number, …"""
+    """The prompt's number."""
     sample: int
-    """… and of its texts, which."""
+    """The number of this text among the prompt's."""
     ids: list[int]
-    """The prompt's tokens and the new ones, …"""
+    """The prompt's tokens and the new ones."""
     start: int
-    """… which begin here."""
-    limit: int
-    """Of new tokens."""
+    """The place in ``ids`` where the new tokens begin."""
+    max_new_tokens: int
+    """New tokens at most."""
     ends: frozenset[int]
-    writer: Writer
-    tell: Callable[[str], None] = lambda text: None
+    writer: StreamingDetokenizer
+    on_text: Callable[[str], None] = lambda text: None
     """Is told the text as it becomes certain."""
     log_probs: list[float] = field(default_factory=list)
     finish: Finish | None = None
 
     @classmethod
-    def begin(cls, rules: Rules, prompt: int, sample: int, ids: Sequence[int], limit: int) -> Row:
-        return cls(prompt, sample, list(ids), len(ids), limit, rules.ends, rules.writer(ids))
+    def begin(
+        cls,
+        rules: CompiledSamplingParams,
+        prompt: int,
+        sample: int,
+        ids: Sequence[int],
+        max_new_tokens: int,
+    ) -> SequenceState:
+        return cls(
+            prompt, sample, list(ids), len(ids), max_new_tokens, rules.ends, rules.writer(ids)
+        )
 
     @property
     def text(self) -> Text:
@@ -143,7 +156,7 @@ class Row:
         self.log_probs += log_probs
         self.writer.push(*tokens)
 
-    def take(self, token: int, log_prob: float) -> None:
+    def append(self, token: int, log_prob: float) -> None:
         """Write a token, and finish if it is the last."""
         self.ids.append(token)
         self.log_probs.append(log_prob)
@@ -152,7 +165,7 @@ class Row:
             self.finish = "eos"
         elif self.writer.stopped:
             self.finish = "stop"
-        elif self.new == self.limit:
+        elif self.new == self.max_new_tokens:
             self.finish = "length"
         if self.finish:
             piece += self.writer.close()
@@ -160,7 +173,7 @@ class Row:
             if self.finish == "length" and self.writer.stopped:
                 self.finish = "stop"
         if piece:
-            self.tell(piece)
+            self.on_text(piece)
 
     def completion(self, score: float | None = None) -> Completion:
         assert self.finish

@@ -15,20 +15,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmctl.data.keyed import key_of, uniform
-from llmctl.inference.decoder import NextToken
-from llmctl.inference.decoding.rows import Row, Rules, apply, check
+from llmctl.data.random import key_of, uniform
+from llmctl.inference.decoder import DecoderRunner
+from llmctl.inference.decoding.rows import CompiledSamplingParams, SequenceState, apply, check
 
 
 @torch.inference_mode()
-def write(decoder: NextToken, rows: Sequence[Row], rules: Rules) -> Iterator[Row]:
+def write(
+    decoder: DecoderRunner, rows: Sequence[SequenceState], rules: CompiledSamplingParams
+) -> Iterator[SequenceState]:
     """Write rows to their end, a batch at once; each is given back when it is finished.
 
     Rows of one prompt that lie together read it once.
     """
     open_rows = list(rows)
     firsts = [n for n, row in enumerate(rows) if not n or row.prompt != rows[n - 1].prompt]
-    logits_BV = decoder.prefill([rows[n].ids for n in firsts], max(row.limit for row in open_rows))
+    logits_BV = decoder.prefill(
+        [rows[n].ids for n in firsts], max(row.max_new_tokens for row in open_rows)
+    )
     if len(firsts) < len(rows):
         repeats = torch.tensor([*firsts[1:], len(rows)]) - torch.tensor(firsts)
         source_B = torch.arange(len(firsts)).repeat_interleave(repeats).to(logits_BV.device)
@@ -38,7 +42,7 @@ def write(decoder: NextToken, rows: Sequence[Row], rules: Rules) -> Iterator[Row
         for row, token, log_prob in zip(
             open_rows, *choose(logits_BV, open_rows, rules), strict=True
         ):
-            row.take(token, log_prob)
+            row.append(token, log_prob)
             if row.finish:
                 yield row
         kept = [n for n, row in enumerate(open_rows) if not row.finish]
@@ -51,12 +55,14 @@ def write(decoder: NextToken, rows: Sequence[Row], rules: Rules) -> Iterator[Row
         logits_BV = decoder.extend(last_B1)[:, -1]
 
 
-def choose(logits_BV: Tensor, rows: Sequence[Row], rules: Rules) -> tuple[list[int], list[float]]:
+def choose(
+    logits_BV: Tensor, rows: Sequence[SequenceState], rules: CompiledSamplingParams
+) -> tuple[list[int], list[float]]:
     """The next token of each row, and its log-probability under the model itself."""
     texts = [row.text for row in rows]
-    scores_BV = apply(rules.preferences, logits_BV, texts)
+    scores_BV = apply(rules.processors, logits_BV, texts)
     if rules.config.samples:
-        scores_BV = apply(rules.filters, scores_BV, texts)
+        scores_BV = apply(rules.warpers, scores_BV, texts)
     best_B = argmax(scores_BV)
     check(scores_BV.gather(-1, best_B[:, None]))
     if rules.config.samples:
@@ -75,7 +81,9 @@ def argmax(scores_BV: Tensor) -> Tensor:
     return scores_BV.argmax(-1)
 
 
-def random(rules: Rules, row: Row, place: int, purpose: str = "token") -> float:
+def random(
+    rules: CompiledSamplingParams, row: SequenceState, place: int, purpose: str = "token"
+) -> float:
     """A number in [0, 1) for the new token at ``place`` of a row."""
     key = key_of(rules.config.seed, "generate", purpose)
     return float(uniform(key, row.prompt, row.sample, place))

@@ -18,36 +18,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmctl.inference.decoder import Rewindable
-from llmctl.inference.decoding.rows import Row, Rules, apply, check
+from llmctl.inference.decoder import TruncatableRunner
+from llmctl.inference.decoding.rows import CompiledSamplingParams, SequenceState, apply, check
 from llmctl.inference.decoding.sampling import argmax, draw, random
 from llmctl.inference.decoding.strategies import Text
 
 
 @torch.inference_mode()
-def write(target: Rewindable, draft: Rewindable, row: Row, rules: Rules) -> Iterator[Row]:
+def write(
+    target: TruncatableRunner,
+    draft: TruncatableRunner,
+    row: SequenceState,
+    rules: CompiledSamplingParams,
+) -> Iterator[SequenceState]:
     """Write a row to its end."""
-    first_1V = target.prefill([row.ids], row.limit + rules.config.draft_tokens)
+    first_1V = target.prefill([row.ids], row.max_new_tokens + rules.config.draft_tokens)
     p_1V = distributions(first_1V, [row.text], rules)
     token = pick(p_1V, rules, row, row.new)
-    row.take(token, log_prob(first_1V[0], token))
-    begun = False
-    """Whether the draft has read the prompt, …"""
-    behind = row.start
-    """… and how many tokens of the text it has read then."""
+    row.append(token, log_prob(first_1V[0], token))
+    prefilled = False
+    """Whether the draft has read the prompt."""
+    draft_length = row.start
+    """How many tokens of the text the draft has read, once it has read the prompt."""
     while not row.finish:
-        ahead = min(rules.config.draft_tokens, row.limit - row.new - 1)
+        ahead = min(rules.config.draft_tokens, row.max_new_tokens - row.new - 1)
         if draft.max_positions is not None:
             # A shorter context than the target's: beyond it the target writes alone.
             ahead = min(ahead, draft.max_positions - len(row.ids))
         guesses: list[int] = []
         q_TV: list[Tensor] = []
-        if ahead > 0 and not begun:
-            draft.prefill([row.ids[: row.start]], row.limit + rules.config.draft_tokens)
-            begun = True
+        if ahead > 0 and not prefilled:
+            draft.prefill([row.ids[: row.start]], row.max_new_tokens + rules.config.draft_tokens)
+            prefilled = True
         for _ in range(ahead):
-            unread = [*row.ids, *guesses][behind:]
-            behind += len(unread)
+            unread = [*row.ids, *guesses][draft_length:]
+            draft_length += len(unread)
             logits_1V = draft.extend(on(unread, first_1V))[:, -1].to(first_1V.device)
             text = Text([*row.ids, *guesses], row.start)
             q_1V = distributions(logits_1V, [text], rules)
@@ -66,27 +71,33 @@ def write(target: Rewindable, draft: Rewindable, row: Row, rules: Rules) -> Iter
             rest_1V = left_1V if left_1V.any() else rest_1V
         tokens.append(pick(rest_1V, rules, row, row.new + accepted))
         for logits_V, token in zip(logits_TV, tokens, strict=False):
-            row.take(token, log_prob(logits_V, token))
+            row.append(token, log_prob(logits_V, token))
             if row.finish:
                 break
         # What both have read of guesses that were not kept is forgotten.
         target.truncate(read + accepted)
-        behind = min(behind, read + accepted)
-        if begun:
-            draft.truncate(behind)
+        draft_length = min(draft_length, read + accepted)
+        if prefilled:
+            draft.truncate(draft_length)
     yield row
 
 
-def distributions(logits_TV: Tensor, texts: list[Text], rules: Rules) -> Tensor:
+def distributions(logits_TV: Tensor, texts: list[Text], rules: CompiledSamplingParams) -> Tensor:
     """What the next token behind each text is drawn from, (T, V)."""
-    scores_TV = apply(rules.preferences, logits_TV, texts)
+    scores_TV = apply(rules.processors, logits_TV, texts)
     check(scores_TV)
     if rules.config.samples:
-        return apply(rules.filters, scores_TV, texts).softmax(-1)
+        return apply(rules.warpers, scores_TV, texts).softmax(-1)
     return F.one_hot(argmax(scores_TV), scores_TV.shape[-1]).to(scores_TV.dtype)
 
 
-def judge(p_TV: Tensor, q_TV: list[Tensor], guesses: list[int], rules: Rules, row: Row) -> int:
+def judge(
+    p_TV: Tensor,
+    q_TV: list[Tensor],
+    guesses: list[int],
+    rules: CompiledSamplingParams,
+    row: SequenceState,
+) -> int:
     """How many of the guesses are kept."""
     for n, (guess, q_1V) in enumerate(zip(guesses, q_TV, strict=True)):
         number = random(rules, row, row.new + n, "judge")
@@ -95,7 +106,13 @@ def judge(p_TV: Tensor, q_TV: list[Tensor], guesses: list[int], rules: Rules, ro
     return len(guesses)
 
 
-def pick(probability_1V: Tensor, rules: Rules, row: Row, place: int, purpose: str = "token") -> int:
+def pick(
+    probability_1V: Tensor,
+    rules: CompiledSamplingParams,
+    row: SequenceState,
+    place: int,
+    purpose: str = "token",
+) -> int:
     """A token of a distribution that may lack its norm."""
     return int(draw(probability_1V, [random(rules, row, place, purpose)])[0])
 

@@ -35,7 +35,7 @@ class Text(NamedTuple):
     """How many of them are the prompt's."""
 
 
-Strategy = Callable[[Tensor, Sequence[Text]], Tensor]
+LogitsProcessor = Callable[[Tensor, Sequence[Text]], Tensor]
 
 
 def repetition_penalty(logits_BV: Tensor, texts: Sequence[Text], penalty: float) -> Tensor:
@@ -84,14 +84,14 @@ def bad_words(logits_BV: Tensor, texts: Sequence[Text], words: Sequence[Sequence
     return _without(logits_BV, barred)
 
 
-class Minimum(NamedTuple):
+class MinNewTokens(NamedTuple):
     """New tokens before which none of ``ends`` may come."""
 
     tokens: int
     ends: Collection[int]
 
 
-def min_new_tokens(logits_BV: Tensor, texts: Sequence[Text], minimum: Minimum) -> Tensor:
+def min_new_tokens(logits_BV: Tensor, texts: Sequence[Text], minimum: MinNewTokens) -> Tensor:
     """A text does not end before it is long enough."""
     short = [len(ids) - prompt < minimum.tokens for ids, prompt in texts]
     return _without(logits_BV, [minimum.ends if row else () for row in short])
@@ -165,7 +165,7 @@ def _share(logits_BV: Tensor, oddness_BV: Tensor, share: float) -> Tensor:
 
 Function = Callable[[Tensor, Sequence[Text], Any], Tensor]
 
-PREFERENCES: Mapping[str, Function] = {
+LOGITS_PROCESSORS: Mapping[str, Function] = {
     "repetition_penalty": repetition_penalty,
     "frequency_penalty": frequency_penalty,
     "presence_penalty": presence_penalty,
@@ -175,7 +175,7 @@ PREFERENCES: Mapping[str, Function] = {
 }
 """By the field of ``GenerationConfig``: which token is best. Every method of search has them."""
 
-FILTERS: Mapping[str, Function] = {
+LOGITS_WARPERS: Mapping[str, Function] = {
     "temperature": temperature,
     "top_k": top_k,
     "top_p": top_p,
@@ -185,12 +185,14 @@ FILTERS: Mapping[str, Function] = {
 """By the field of ``GenerationConfig``: among which tokens to draw. Sampling has them."""
 
 
-def chosen(table: Mapping[str, Function], values: Mapping[str, Any]) -> list[Strategy]:
+def chosen(table: Mapping[str, Function], values: Mapping[str, Any]) -> list[LogitsProcessor]:
     """The strategies of a table that are set, bound to their values."""
     return [
-        partial(_apply, strategy, values[name]) for name, strategy in table.items() if values[name]
+        partial(_apply, processor, values[name])
+        for name, processor in table.items()
+        if values[name]
     ]
 
 
-def _apply(strategy: Function, value: Any, logits_BV: Tensor, texts: Sequence[Text]) -> Tensor:
-    return strategy(logits_BV, texts, value)
+def _apply(processor: Function, value: Any, logits_BV: Tensor, texts: Sequence[Text]) -> Tensor:
+    return processor(logits_BV, texts, value)

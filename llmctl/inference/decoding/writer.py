@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from llmctl.tokenizers import Tokenizer
 
 
-class Writer:
+class StreamingDetokenizer:
     """The text of one row's new tokens."""
 
     def __init__(
@@ -28,10 +28,10 @@ class Writer:
         self.text = ""
         """What is certain."""
         self.stopped = False
-        self._window = self._behind(prompt)
+        self._window = self._tail(prompt)
         """Enough to tell what the next token adds."""
 
-    def _behind(self, ids: Sequence[int]) -> list[int]:
+    def _tail(self, ids: Sequence[int]) -> list[int]:
         """From the last token that has text on."""
         begin = len(ids) - 1
         while begin > 0 and not self._bytes(ids[begin:]):
@@ -44,7 +44,7 @@ class Writer:
         self._window += tokens
         added = self._bytes(self._window)[before:]
         if added:
-            self._window = self._behind(self._window)
+            self._window = self._tail(self._window)
         return self._add(self._decoder.decode(added))
 
     def close(self) -> str:
@@ -62,10 +62,10 @@ class Writer:
         begin = len(self._pending)
         text = self._pending + text
         for end in range(begin + 1, len(text) + 1):
-            found = [stop for stop in self._stop if text.endswith(stop, 0, end)]
-            if found:
+            complete = [stop for stop in self._stop if text.endswith(stop, 0, end)]
+            if complete:
                 self.stopped = True
-                certain = text[: end - max(map(len, found))]
+                certain = text[: end - max(map(len, complete))]
                 self._pending = ""
                 break
         else:

@@ -19,7 +19,7 @@ from llmctl.models.heads.padding import rounded_up
 from llmctl.models.layers.initialisation import initialise
 from llmctl.models.spec import Backbone
 
-LENGTH_STEP = 8
+EXAMPLE_LENGTH_STEP = 8
 """The longest example of a batch is padded too, to a multiple of this: see ``rounded_up``."""
 
 
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
     def forward(self, input_ids_BT: Tensor, segment_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Logits (B, C). mask_BT: true where a token is no padding, which is on the right."""
         T = input_ids_BT.shape[1]
-        length = min(rounded_up(T, LENGTH_STEP), self.body.config.max_positions)
+        length = min(rounded_up(T, EXAMPLE_LENGTH_STEP), self.body.config.max_positions)
         ids_BT, segments_BT, mask_BT = (
             F.pad(part, (0, length - T)) for part in (input_ids_BT, segment_ids_BT, mask_BT)
         )

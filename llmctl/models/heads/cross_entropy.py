@@ -44,7 +44,7 @@ ROWS_ELSEWHERE = 4096
 """On an accelerator the memory saved still counts, and each group of rows costs its launches."""
 ROWS_COMPILED = 8192
 """Compiled, nothing of a group's size is kept but its product and that product's gradient."""
-ALIGNED = 64
+MATRIX_MULTIPLE = 64
 """Columns of a product that an accelerator's matrix units take at full speed in multiples of."""
 
 _compiled = ContextVar("compiled", default=False)
@@ -61,13 +61,14 @@ def compiled_cross_entropy(on: bool) -> Iterator[None]:
 
 
 def rows_at_a_time(device: torch.device, vocab_size: int) -> int:
-    """Of logits, in fp32; with a cap two such tables are there."""
+    """Rows of logits that are made at a time, in fp32; with a cap two such tables are there."""
     rows = ROWS_ON_CPU if device.type == "cpu" else ROWS_ELSEWHERE
     return max(rows, FEW_LOGITS // vocab_size)
 
 
 def rows_in_cache(device: torch.device, vocab_size: int) -> int:
-    """Of those, how many are turned into their gradients at a time where they are not in fp32."""
+    """How many rows of logits are turned into their gradients at a time where they are not in
+    fp32."""
     if device.type != "cpu":
         return rows_at_a_time(device, vocab_size)
     return max(1, CACHED_LOGITS * torch.get_num_threads() // vocab_size)
@@ -139,10 +140,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         z_MV = low_MD.new_empty(min(rows, len(labels_M)), len(weight_VD))
         scale_M1 = hidden_MD.new_empty(len(z_MV), 1, dtype=wide)
         for begin in range(0, len(labels_M), rows):
-            here = slice(begin, begin + rows)
-            labels_R = labels_M[here]
+            rows_slice = slice(begin, begin + rows)
+            labels_R = labels_M[rows_slice]
             z_RV, scale_R1 = z_MV[: len(labels_R)], scale_M1[: len(labels_R)]
-            torch.mm(low_MD[here], low_VD.T, out=z_RV)
+            torch.mm(low_MD[rows_slice], low_VD.T, out=z_RV)
             for first in range(0, len(labels_R), few):
                 part = slice(first, first + few)
                 lost, hits = _score(
@@ -155,11 +156,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             grad_RV = z_RV
             if same_type:  # added up by the product itself: no pass over V × D for each few rows
-                torch.mm(grad_RV, low_VD, out=grad_MD[here]).mul_(scale_R1)
-                grad_VD.addmm_(grad_RV.T, low_MD[here] * scale_R1)
+                torch.mm(grad_RV, low_VD, out=grad_MD[rows_slice]).mul_(scale_R1)
+                grad_VD.addmm_(grad_RV.T, low_MD[rows_slice] * scale_R1)
             else:
-                grad_MD[here] = (grad_RV @ low_VD).to(wide).mul_(scale_R1)
-                grad_VD += grad_RV.T @ (hidden_MD[here] * scale_R1).to(product_type)
+                grad_MD[rows_slice] = (grad_RV @ low_VD).to(wide).mul_(scale_R1)
+                grad_VD += grad_RV.T @ (hidden_MD[rows_slice] * scale_R1).to(product_type)
         if with_gradient:
             ctx.save_for_backward(grad_MD, grad_VD, grad_V)
         ctx.mark_non_differentiable(correct)
@@ -229,7 +230,7 @@ def _score(
 
 
 class _CompiledCrossEntropy(_LinearCrossEntropy):
-    """The same with the passes over a group's logits fused into two."""
+    """Cross-entropy with the passes over a group's logits fused into two."""
 
     @staticmethod
     def forward(
@@ -246,8 +247,8 @@ class _CompiledCrossEntropy(_LinearCrossEntropy):
     ) -> tuple[Tensor, Tensor]:
         V = len(weight_VD)
         low_MD = hidden_MD.to(product_type)
-        low_WD = F.pad(weight_VD.to(product_type), (0, 0, 0, -V % ALIGNED))
-        bias_W = None if bias_V is None else F.pad(bias_V, (0, -V % ALIGNED))
+        low_WD = F.pad(weight_VD.to(product_type), (0, 0, 0, -V % MATRIX_MULTIPLE))
+        bias_W = None if bias_V is None else F.pad(bias_V, (0, -V % MATRIX_MULTIPLE))
         loss, correct = hidden_MD.new_zeros((), dtype=torch.float32), labels_M.new_zeros(())
         grad_V: Tensor | None = None
         if with_gradient:
@@ -257,15 +258,15 @@ class _CompiledCrossEntropy(_LinearCrossEntropy):
         # All alike: the compiler makes a kernel for each shape.
         rows = max(1, -(-len(labels_M) // groups))
         for begin in range(0, len(labels_M), rows):
-            here = slice(begin, begin + rows)
-            low_RD = low_MD[here]
+            rows_slice = slice(begin, begin + rows)
+            low_RD = low_MD[rows_slice]
             part, right, grad_RW = _compiled_scored()(
-                low_RD @ low_WD.T, bias_W, labels_M[here], V, cap, z_weight, smoothing
+                low_RD @ low_WD.T, bias_W, labels_M[rows_slice], V, cap, z_weight, smoothing
             )
             loss += part
             correct += right
             if with_gradient:
-                grad_MD[here] = grad_RW @ low_WD
+                grad_MD[rows_slice] = grad_RW @ low_WD
                 grad_VD += (grad_RW.T @ low_RD)[:V]
                 if grad_V is not None:
                     grad_V += grad_RW.sum(0, dtype=torch.float32)[:V]

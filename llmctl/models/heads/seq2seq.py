@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from llmctl.config import Config
 from llmctl.models.heads.causal_lm import CausalLM
-from llmctl.models.layers.cross_attention import Source, source_mask
+from llmctl.models.layers.cross_attention import EncoderOutput, source_mask
 from llmctl.models.layers.initialisation import initialise
 from llmctl.models.spec import Backbone, ModelSpec
 
@@ -66,13 +66,13 @@ class Seq2Seq(nn.Module):
         """Whether the decoder attends to the source."""
         return any(block.cross_attention is not None for block in self.decoder.body.layers())
 
-    def read(self, source_ids_BS: Tensor, lengths_B: Tensor) -> Source:
+    def read(self, source_ids_BS: Tensor, lengths_B: Tensor) -> EncoderOutput:
         """What the decoder writes from; sources are padded behind their ``lengths_B``."""
         states_BSD = self.body(source_ids_BS)
         rows_B = torch.arange(len(states_BSD), device=states_BSD.device)
         last_BD = states_BSD[rows_B, lengths_B - 1]
         mask = source_mask(lengths_B, source_ids_BS.shape[1]) if self.attends else None
-        return Source(states_BSD, mask, self.start(last_BD))
+        return EncoderOutput(states_BSD, mask, self.start(last_BD))
 
 
 _EMBEDDING = "token_embedding.weight"

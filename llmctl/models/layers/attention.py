@@ -20,9 +20,9 @@ from llmctl.models.layers.kernels import suits_cudnn
 
 if TYPE_CHECKING:
     from llmctl.models.layers.context import Context
-    from llmctl.models.layers.packing import Texts
+    from llmctl.models.layers.packing import PackedSequences
 
-SHORT = 256
+SHORT_ATTENTION = 256
 """Tokens up to which the formula as written beats PyTorch's fused bf16 kernel on a processor,
 whose backward pass is slow: four times at 128, once at 512 (measured on a Xeon with AMX)."""
 
@@ -34,18 +34,19 @@ def attention(
     *,
     mask: Tensor | None = None,
     causal: bool = False,
-    texts: Texts | None = None,
+    packed: PackedSequences | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(Q Kᵀ / √d_k + mask) V, (B, N, T, H).
+    """Scaled dot-product attention softmax(Q Kᵀ / √d_k + mask) V, (B, N, T, H).
 
     mask: see ``additive_mask``. causal: token t attends up to itself, where T = S and there is no
-    mask. texts: attention stays inside each, without a mask or dropout; see ``Texts.kernel_for``.
-    With fewer key/value heads than heads, consecutive heads share one (Ainslie et al. 2023).
+    mask. packed: attention stays inside each, without a mask or dropout; see
+    ``PackedSequences.supports_varlen``. With fewer key/value heads than heads, consecutive heads
+    share one (Ainslie et al. 2023).
     """
     groups = q_BNTH.shape[1] // k_BKSH.shape[1]
-    if texts is not None:
-        return _attention_by_text(q_BNTH, k_BKSH, v_BKSH, texts, causal)
+    if packed is not None:
+        return _varlen_attention(q_BNTH, k_BKSH, v_BKSH, packed, causal)
     if mask is None and not dropout and suits_cudnn(q_BNTH):
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             return F.scaled_dot_product_attention(
@@ -86,12 +87,12 @@ def _better_written_out(q_BNTH: Tensor, k_BKSH: Tensor) -> bool:
     """Whether the formula's own products are faster than a fused kernel."""
     if q_BNTH.device.type != "cpu":
         return False
-    short = q_BNTH.dtype == torch.bfloat16 and k_BKSH.shape[2] <= SHORT
+    short = q_BNTH.dtype == torch.bfloat16 and k_BKSH.shape[2] <= SHORT_ATTENTION
     return short or k_BKSH.stride(-1) != 1
 
 
-def _attention_by_text(
-    q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, texts: Texts, causal: bool
+def _varlen_attention(
+    q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, packed: PackedSequences, causal: bool
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -101,8 +102,8 @@ def _attention_by_text(
         for part in (q_BNTH, k_BKTH, v_BKTH)
     )
     window = (-1, 0) if causal else (-1, -1)
-    bounds_S = texts.bounds_S
-    mixed_MNH = varlen_attn(q_MNH, k_MNH, v_MNH, bounds_S, bounds_S, T, T, window_size=window)
+    cu_seqlens = packed.cu_seqlens
+    mixed_MNH = varlen_attn(q_MNH, k_MNH, v_MNH, cu_seqlens, cu_seqlens, T, T, window_size=window)
     assert isinstance(mixed_MNH, Tensor)  # nothing else was asked for
     return mixed_MNH.unflatten(0, (B, T)).transpose(1, 2)
 
@@ -112,7 +113,7 @@ def additive_mask(allowed: Tensor) -> Tensor:
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -math.inf)
 
 
-def by_columns(k_BKSH: Tensor) -> Tensor:
+def to_column_major(k_BKSH: Tensor) -> Tensor:
     """Keys that many queries will come to, laid out for the product with them on a processor: with
     few queries at a time it takes half the time of the fused kernel."""
     if k_BKSH.device.type != "cpu":
@@ -132,10 +133,11 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(
-        self, x_BTD: Tensor, mask: Tensor | None = None, texts: Texts | None = None
+        self, x_BTD: Tensor, mask: Tensor | None = None, packed: PackedSequences | None = None
     ) -> Tensor:
-        """mask: added to the scores, broadcastable to (B, N, T, T); see ``additive_mask``. texts:
-        those of packed rows, in a mask's place, where ``Texts.kernel_for`` says so."""
+        """mask: added to the scores, broadcastable to (B, N, T, T); see ``additive_mask``. packed:
+        those of packed rows, in a mask's place, where ``PackedSequences.supports_varlen`` says
+        so."""
         B, T, D = x_BTD.shape
         qkv_3BNTH = (
             self.query_key_value(x_BTD)
@@ -143,7 +145,7 @@ class SelfAttention(nn.Module):
             .permute(2, 0, 3, 1, 4)
         )
         dropout = self.dropout if self.training else 0.0
-        mixed_BNTH = attention(*qkv_3BNTH.unbind(0), mask=mask, texts=texts, dropout=dropout)
+        mixed_BNTH = attention(*qkv_3BNTH.unbind(0), mask=mask, packed=packed, dropout=dropout)
         return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, D))
 
 
@@ -171,7 +173,9 @@ class CausalSelfAttention(nn.Module):
         self.fused_rows = {"query_key_value": sizes}
         self.output = nn.Linear(num_heads * head_size, width, bias=bias)
 
-    def place(self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def apply_positions(
+        self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         """Queries and keys that know their positions; here they are in the embeddings already."""
         return q_BNTH, k_BKTH
 
@@ -180,7 +184,7 @@ class CausalSelfAttention(nn.Module):
         heads_BMTH = self.query_key_value(x_BTD).view(B, T, -1, self.head_size).transpose(1, 2)
         N, K = self.num_heads, self.num_kv_heads
         q_BNTH, k_BKSH, v_BKSH = heads_BMTH.split((N, K, K), dim=1)
-        q_BNTH, k_BKSH = self.place(q_BNTH, k_BKSH, context)
+        q_BNTH, k_BKSH = self.apply_positions(q_BNTH, k_BKSH, context)
         if context.cache is not None:
             q_BNTH, k_BKSH, v_BKSH = context.cache.extend(layer, q_BNTH, k_BKSH, v_BKSH)
         mixed_BNTH = attention(
@@ -189,7 +193,7 @@ class CausalSelfAttention(nn.Module):
             v_BKSH,
             mask=context.mask,
             causal=context.causal,
-            texts=context.texts,
+            packed=context.packed,
             dropout=self.dropout if self.training else 0.0,
         )
         return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, -1))

@@ -3,12 +3,12 @@
 Rows may start at different slots: shorter prompts of a batch are padded on the left, so that all
 end at the same slot and one product serves every row.
 
-Rows that go on from one text, as the beams of a search do, are a *family*. What its rows read at a
-slot lies side by side and stays there: each attends to all of it, under a mask that leaves it its
-own past. When such rows change places, only the mask does.
+Rows that go on from one text, as the beams of a search do, are a *beam group*. What its rows read
+at a slot lies side by side and stays there: each attends to all of it, under a mask that leaves it
+its own ancestors. When such rows change places, only the mask does.
 
-L layers, B rows, F families of E rows each (B = F · E), K key/value heads, S slots, T new tokens,
-H head width.
+L layers, B rows, F beam groups of E rows each (B = F · E), K key/value heads, S slots, T new
+tokens, H head width.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch import Tensor
 from llmctl.models.layers.attention import additive_mask
 
 SHORT_PAST = 16
-"""Slots up to which rows that go on from one text become a family: a longer past would lie there
-once and be looked through for each of them."""
+"""Slots up to which rows that go on from one text become a beam group: a longer past would lie
+there once and be looked through for each of them."""
 
 
 @dataclass
@@ -37,8 +37,8 @@ class KeyValueCache:
     starts_B: Tensor | None = None
     """The first slot of each row; None where all start at slot 0."""
     length: int = field(default=0)
-    _pasts_BSE: Tensor | None = None
-    """Additive, in families of several: 0 where what a row of the family read is this row's past,
+    _ancestor_mask_BSE: Tensor | None = None
+    """Additive, in beam groups of several: 0 where what a row of the group read is this row's past,
     −∞ elsewhere."""
     _spare: Sequence[Tensor | None] = (None, None)
     """Tables that rows come into when they are chosen."""
@@ -61,11 +61,11 @@ class KeyValueCache:
 
     @property
     def rows(self) -> int:
-        return self.keys_LFKSEH.shape[1] * self.each
+        return self.keys_LFKSEH.shape[1] * self.beams_per_group
 
     @property
-    def each(self) -> int:
-        """Rows of a family."""
+    def beams_per_group(self) -> int:
+        """Rows of a beam group."""
         return self.keys_LFKSEH.shape[4]
 
     @property
@@ -77,18 +77,18 @@ class KeyValueCache:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Keep a layer's new keys and values; returns the queries, and all keys and values up to
         them, as attention is to take them: (F, N, E · T, H) and twice (F, K, S · E, H). ``advance``
-        follows once every layer has done so. Rows of families take a token at a time."""
+        follows once every layer has done so. Rows of beam groups take a token at a time."""
         tables = []
         for table_LFKSEH, new_BKTH in (
             (self.keys_LFKSEH, k_BKTH),
             (self.values_LFKSEH, v_BKTH),
         ):
             stop = self.length + new_BKTH.shape[2]
-            new_FEKTH = new_BKTH.unflatten(0, (-1, self.each))
+            new_FEKTH = new_BKTH.unflatten(0, (-1, self.beams_per_group))
             table_LFKSEH[layer, :, :, self.length : stop] = new_FEKTH.permute(0, 2, 3, 1, 4)
             tables.append(table_LFKSEH[layer, :, :, :stop].flatten(2, 3))
-        if self.each > 1:
-            q_BNTH = q_BNTH.view(-1, self.each, *q_BNTH.shape[1::2]).transpose(1, 2)
+        if self.beams_per_group > 1:
+            q_BNTH = q_BNTH.view(-1, self.beams_per_group, *q_BNTH.shape[1::2]).transpose(1, 2)
         return q_BNTH, tables[0], tables[1]
 
     def advance(self, tokens: int) -> None:
@@ -106,28 +106,28 @@ class KeyValueCache:
             return
         if self.starts_B is not None:
             self.starts_B = self.starts_B[rows_R]
-        families, each = _families(rows, self.each)
-        if self.each == 1 and (each == 1 or self.length > SHORT_PAST):
+        groups, beams = _beam_groups(rows, self.beams_per_group)
+        if self.beams_per_group == 1 and (beams == 1 or self.length > SHORT_PAST):
             self._take(rows_R)
-        elif self.each == 1:
-            self._branch(torch.tensor(families, device=rows_R.device), each)
-        elif each == self.each:
-            assert self._pasts_BSE is not None
-            self._pasts_BSE = self._pasts_BSE[rows_R]
-            if len(families) < self.keys_LFKSEH.shape[1]:
-                self._take(torch.tensor(families, device=rows_R.device))
+        elif self.beams_per_group == 1:
+            self._fork(torch.tensor(groups, device=rows_R.device), beams)
+        elif beams == self.beams_per_group:
+            assert self._ancestor_mask_BSE is not None
+            self._ancestor_mask_BSE = self._ancestor_mask_BSE[rows_R]
+            if len(groups) < self.keys_LFKSEH.shape[1]:
+                self._take(torch.tensor(groups, device=rows_R.device))
         else:
-            self._part(rows_R)
+            self._split(rows_R)
 
-    def _take(self, families_F: Tensor) -> None:
-        count, filled = len(families_F), slice(self.length)
-        places_F = torch.arange(count, device=families_F.device)
+    def _take(self, groups_F: Tensor) -> None:
+        count, filled = len(groups_F), slice(self.length)
+        places_F = torch.arange(count, device=groups_F.device)
         tables = [self.keys_LFKSEH, self.values_LFKSEH]
-        if count <= tables[0].shape[1] and bool((families_F.diff() > 0).all()):
+        if count <= tables[0].shape[1] and bool((groups_F.diff() > 0).all()):
             # Some go, and the others close up.
-            moved = families_F != places_F
+            moved = groups_F != places_F
             for table_LFKSEH in tables:
-                closer = table_LFKSEH[:, families_F[moved], :, filled]
+                closer = table_LFKSEH[:, groups_F[moved], :, filled]
                 table_LFKSEH[:, places_F[moved], :, filled] = closer
             self.keys_LFKSEH, self.values_LFKSEH = (table[:, :count] for table in tables)
             return
@@ -139,55 +139,55 @@ class KeyValueCache:
                 spare = table_LFKSEH.new_empty(L, count, *rest)
             chosen = spare[:, :count]
             source, target = (table[:, :, :, filled] for table in (table_LFKSEH, chosen))
-            torch.index_select(source, 1, families_F, out=target)
+            torch.index_select(source, 1, groups_F, out=target)
             taken.append(chosen)
         self.keys_LFKSEH, self.values_LFKSEH = taken
         self._spare = tables
 
-    def _branch(self, families_F: Tensor, each: int) -> None:
-        """Each of these rows becomes a family, whose rows share what is read so far."""
+    def _fork(self, groups_F: Tensor, beams: int) -> None:
+        """Each of these rows becomes a beam group, whose rows share what is read so far."""
         L, _, K, S, _, H = self.keys_LFKSEH.shape
-        F = len(families_F)
-        # On a processor keys lie by columns: see ``by_columns``.
+        F = len(groups_F)
+        # On a processor keys lie by columns: see ``to_column_major``.
         keys = self.keys_LFKSEH
         keys_LFKSEH = (
-            keys.new_empty(L, F, K, H, S, each).permute(0, 1, 2, 4, 5, 3)
+            keys.new_empty(L, F, K, H, S, beams).permute(0, 1, 2, 4, 5, 3)
             if keys.device.type == "cpu"
-            else keys.new_empty(L, F, K, S, each, H)
+            else keys.new_empty(L, F, K, S, beams, H)
         )
-        values_LFKSEH = keys.new_empty(L, F, K, S, each, H)
+        values_LFKSEH = keys.new_empty(L, F, K, S, beams, H)
         shared = slice(self.length)
         for table_LFKSEH, before_LFKSEH in (
             (keys_LFKSEH, keys),
             (values_LFKSEH, self.values_LFKSEH),
         ):
-            table_LFKSEH[:, :, :, shared, 0] = before_LFKSEH[:, families_F, :, shared, 0]
+            table_LFKSEH[:, :, :, shared, 0] = before_LFKSEH[:, groups_F, :, shared, 0]
             # What is masked is multiplied all the same.
             table_LFKSEH[:, :, :, shared, 1:] = 0.0
         self.keys_LFKSEH, self.values_LFKSEH = keys_LFKSEH, values_LFKSEH
         self._spare = (None, None)
-        pasts_BSE = keys.new_full((F * each, self.capacity, each), -math.inf)
-        pasts_BSE[:, : self.length, 0] = 0.0
+        ancestor_mask_BSE = keys.new_full((F * beams, self.capacity, beams), -math.inf)
+        ancestor_mask_BSE[:, : self.length, 0] = 0.0
         if self.starts_B is not None:
-            slots_S = torch.arange(self.capacity, device=pasts_BSE.device)
-            pasts_BSE.masked_fill_((slots_S < self.starts_B[:, None])[..., None], -math.inf)
-        self._pasts_BSE = pasts_BSE
+            slots_S = torch.arange(self.capacity, device=ancestor_mask_BSE.device)
+            ancestor_mask_BSE.masked_fill_((slots_S < self.starts_B[:, None])[..., None], -math.inf)
+        self._ancestor_mask_BSE = ancestor_mask_BSE
 
-    def _part(self, rows_R: Tensor) -> None:
-        """Each of these rows becomes a family of its own."""
-        assert self._pasts_BSE is not None
-        families_R1 = (rows_R // self.each)[:, None]
+    def _split(self, rows_R: Tensor) -> None:
+        """Each of these rows becomes a beam group of its own."""
+        assert self._ancestor_mask_BSE is not None
+        groups_R1 = (rows_R // self.beams_per_group)[:, None]
         slots_S = torch.arange(self.length, device=rows_R.device)
-        writers_RS = self._pasts_BSE[rows_R, : self.length].argmax(-1)
+        writers_RS = self._ancestor_mask_BSE[rows_R, : self.length].argmax(-1)
         tables = []
         for table_LFKSEH in (self.keys_LFKSEH, self.values_LFKSEH):
             L, _, K, S, _, H = table_LFKSEH.shape
-            own_RSLKH = table_LFKSEH.permute(1, 3, 4, 0, 2, 5)[families_R1, slots_S, writers_RS]
-            parted = table_LFKSEH.new_empty(L, len(rows_R), K, S, 1, H)
-            parted[:, :, :, : self.length, 0] = own_RSLKH.permute(2, 0, 3, 1, 4)
-            tables.append(parted)
+            own_RSLKH = table_LFKSEH.permute(1, 3, 4, 0, 2, 5)[groups_R1, slots_S, writers_RS]
+            split = table_LFKSEH.new_empty(L, len(rows_R), K, S, 1, H)
+            split[:, :, :, : self.length, 0] = own_RSLKH.permute(2, 0, 3, 1, 4)
+            tables.append(split)
         self.keys_LFKSEH, self.values_LFKSEH = tables
-        self._spare, self._pasts_BSE = (None, None), None
+        self._spare, self._ancestor_mask_BSE = (None, None), None
 
     def positions(self, tokens: int) -> Tensor:
         """Positions of the next tokens: (T,), or (B, T) where rows start at different slots."""
@@ -199,30 +199,36 @@ class KeyValueCache:
     def mask(self, tokens: int) -> Tensor | None:
         """Additive: where the next tokens may attend, broadcastable to (F, N, E · T, S · E); None:
         to all of them."""
-        if self._pasts_BSE is not None:
-            own_EE = torch.eye(self.each, dtype=torch.bool, device=self._pasts_BSE.device)
-            place_FEE = self._pasts_BSE[:, self.length].unflatten(0, (-1, self.each))
+        if self._ancestor_mask_BSE is not None:
+            own_EE = torch.eye(
+                self.beams_per_group, dtype=torch.bool, device=self._ancestor_mask_BSE.device
+            )
+            place_FEE = self._ancestor_mask_BSE[:, self.length].unflatten(
+                0, (-1, self.beams_per_group)
+            )
             place_FEE.fill_(-math.inf).masked_fill_(own_EE, 0.0)
-            pasts_BSE = self._pasts_BSE[:, : self.length + 1]
-            return pasts_BSE.flatten(1).unflatten(0, (-1, 1, self.each))
+            ancestor_mask_BSE = self._ancestor_mask_BSE[:, : self.length + 1]
+            return ancestor_mask_BSE.flatten(1).unflatten(0, (-1, 1, self.beams_per_group))
         if tokens == 1 and self.starts_B is None:
             return None
         device = self.keys_LFKSEH.device
         slots_S = torch.arange(self.length + tokens, device=device)
         allowed = slots_S <= slots_S[self.length :, None]
         if self.starts_B is not None:
-            begun_B1S = slots_S >= self.starts_B[:, None, None]
+            is_own_B1S = slots_S >= self.starts_B[:, None, None]
             # What is padding attends to itself: a row of -∞ would give NaN.
-            allowed = (allowed & begun_B1S) | (slots_S == slots_S[self.length :, None])
+            allowed = (allowed & is_own_B1S) | (slots_S == slots_S[self.length :, None])
             allowed = allowed[:, None]
         return additive_mask(allowed)
 
 
-def _families(rows: Sequence[int], each: int) -> tuple[list[int], int]:
-    """Which families rows are of, in their order, and the rows of each; 1 where they aren't whole
-    families of as many, one after another."""
-    runs = [(family, len(list(run))) for family, run in groupby(row // each for row in rows)]
-    families = [family for family, _ in runs]
+def _beam_groups(rows: Sequence[int], beams_per_group: int) -> tuple[list[int], int]:
+    """Which beam groups rows are of, in their order, and the rows of each; 1 where they aren't
+    whole groups of as many, one after another."""
+    runs = [
+        (group, len(list(run))) for group, run in groupby(row // beams_per_group for row in rows)
+    ]
+    groups = [group for group, _ in runs]
     count = runs[0][1] if runs else 1
-    alike = len(set(families)) == len(runs) and all(length == count for _, length in runs)
-    return (families, count) if alike else (families, 1)
+    alike = len(set(groups)) == len(runs) and all(length == count for _, length in runs)
+    return (groups, count) if alike else (groups, 1)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from llmctl.models.layers.attention import additive_mask
 from llmctl.models.layers.cache import KeyValueCache
-from llmctl.models.layers.cross_attention import Source
-from llmctl.models.layers.kernels import residual
-from llmctl.models.layers.packing import Texts
+from llmctl.models.layers.cross_attention import EncoderOutput
+from llmctl.models.layers.kernels import cast_residual_stream
+from llmctl.models.layers.packing import PackedSequences
 
 
 @dataclass(frozen=True)
@@ -27,28 +27,28 @@ class Context:
     """Additive, broadcastable to (B, N, T, S); None: see ``causal``."""
     causal: bool
     """Without a mask: whether each token attends up to itself, or to all there is."""
-    texts: Texts | None
+    packed: PackedSequences | None
     """In a mask's place: those that attention stays inside of."""
     cache: KeyValueCache | None
-    source: Source | None = None
+    source: EncoderOutput | None = None
     """What is written from, where there is one."""
     cos: Tensor | None = None
     sin: Tensor | None = None
-    """Of the rotary angles, broadcastable to (B, N, T, H / 2)."""
+    """Sines of the rotary angles, broadcastable to (B, N, T, H / 2), as the cosines are."""
 
-    def started(self, x_BTD: Tensor) -> Tensor:
+    def add_initial_state(self, x_BTD: Tensor) -> Tensor:
         """The embeddings, with the source's state where a text begins."""
         if self.source is not None and (self.cache is None or not self.cache.length):
-            x_BTD = self.source.started(x_BTD, self.position_ids)
-        return residual(x_BTD)
+            x_BTD = self.source.add_initial_state(x_BTD, self.position_ids)
+        return cast_residual_stream(x_BTD)
 
 
-def context(
+def make_context(
     input_ids_BT: Tensor,
-    mask: Tensor | Texts | None,
+    mask: Tensor | PackedSequences | None,
     position_ids_BT: Tensor | None,
     cache: KeyValueCache | None,
-    source: Source | None,
+    source: EncoderOutput | None,
     dropout: float = 0.0,
     window: int = 0,
 ) -> Context:
@@ -67,19 +67,19 @@ def context(
             if position_ids_BT is None
             else position_ids_BT
         )
-        texts = None
-        if isinstance(mask, Texts):
-            by_text = near_TS is None and mask.kernel_for(dropout)
-            texts, mask = (mask, None) if by_text else (None, mask.allowed(causal=True))
+        packed = None
+        if isinstance(mask, PackedSequences):
+            varlen = near_TS is None and mask.supports_varlen(dropout)
+            packed, mask = (mask, None) if varlen else (None, mask.attention_mask(causal=True))
         if near_TS is not None:
             mask = near_TS[None] if mask is None else mask & near_TS
         added = None if mask is None else additive_mask(mask)[:, None]
-        return Context(positions, added, added is None, texts, None, source)
+        return Context(positions, added, added is None, packed, None, source)
     if cache.length == 0 and cache.starts_B is None and near_TS is None:
         return Context(cache.positions(T), None, T > 1, None, cache, source)  # the kernels know it
     added = cache.mask(T)
     if near_TS is not None:  # rows of a family lie side by side in each slot
-        near = additive_mask(near_TS).repeat_interleave(cache.each, -1)
+        near = additive_mask(near_TS).repeat_interleave(cache.beams_per_group, -1)
         added = near if added is None else added + near
     return Context(cache.positions(T), added, False, None, cache, source)
 

@@ -15,48 +15,50 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from llmctl.models.layers.attention import additive_mask, attention, by_columns
+from llmctl.models.layers.attention import additive_mask, attention, to_column_major
 
 
 @dataclass
-class Source:
+class EncoderOutput:
     """What a decoder writes from. Keys and values of each layer are made once."""
 
     states_GSD: Tensor
     """Hidden states of the source's tokens; without them the start is all there is."""
     mask_G11S: Tensor | None = None
     """Additive: −∞ where a source is padded; None: nowhere."""
-    start_GD: Tensor | None = None
+    initial_state_GD: Tensor | None = None
     """Added to the first token's embedding: the decoder's initial state."""
     _made: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """By layer, of all sources, …"""
+    """Keys and values of all sources, by layer."""
     _taken: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """… and of those that are still written from, in their order."""
+    """Keys and values of the sources that are still written from, in their order."""
     _groups: list[int] | None = None
     """Their numbers; None: all, a row each."""
-    each: int = 1
+    beams_per_source: int = 1
     """Rows that write from each."""
 
-    def started(self, x_BTD: Tensor, position_ids: Tensor) -> Tensor:
+    def add_initial_state(self, x_BTD: Tensor, position_ids: Tensor) -> Tensor:
         """The embeddings, with the initial state at position 0."""
-        if self.start_GD is None:
+        if self.initial_state_GD is None:
             return x_BTD
-        return x_BTD + self.start_GD[:, None] * (position_ids == 0)[..., None].to(x_BTD.dtype)
+        return x_BTD + self.initial_state_GD[:, None] * (position_ids == 0)[..., None].to(
+            x_BTD.dtype
+        )
 
-    def restart(self) -> None:
+    def reset_beams(self) -> None:
         """A row for each source again."""
-        self._groups, self.each = None, 1
+        self._groups, self.beams_per_source = None, 1
         self._taken.clear()
 
     def select(self, rows_B: Tensor) -> None:
         """Keep these rows, in this order; a row may come more than once."""
         count = len(self.states_GSD)
         before = range(count) if self._groups is None else self._groups
-        numbers = [before[row // self.each] for row in rows_B.tolist()]
+        numbers = [before[row // self.beams_per_source] for row in rows_B.tolist()]
         runs = [(number, len(list(run))) for number, run in groupby(numbers)]
         alike = len({length for _, length in runs}) == 1
         groups = [number for number, _ in runs] if alike else numbers
-        self.each = runs[0][1] if alike else 1
+        self.beams_per_source = runs[0][1] if alike else 1
         if groups != list(before):
             self._groups = groups
             self._taken.clear()
@@ -68,7 +70,7 @@ class Source:
         if layer not in self._made:
             k_GNSH, v_GNSH = make(self.states_GSD)
             if not k_GNSH.requires_grad:  # every token of the target will come to them
-                k_GNSH, v_GNSH = by_columns(k_GNSH), v_GNSH.contiguous()
+                k_GNSH, v_GNSH = to_column_major(k_GNSH), v_GNSH.contiguous()
             self._made[layer] = k_GNSH, v_GNSH
         if self._groups is None:
             return self._made[layer]
@@ -81,7 +83,7 @@ class Source:
 
     @property
     def mask(self) -> Tensor | None:
-        """Of the sources that are still written from."""
+        """The mask of the sources that are still written from."""
         if self._groups is None or self.mask_G11S is None:
             return self.mask_G11S
         return self.mask_G11S[self._groups]
@@ -109,12 +111,12 @@ class CrossAttention(nn.Module):
         self.fused_rows = {"key_value": [width, width]}
         self.output = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x_BTD: Tensor, source: Source, layer: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, source: EncoderOutput, layer: int) -> Tensor:
         B, T, D = x_BTD.shape
-        N, each = self.num_heads, source.each
+        N, beams = self.num_heads, source.beams_per_source
         k_GNSH, v_GNSH = source.keys_values(layer, self._keys_values)
         # Rows of one source are read together, as if they were one text without an order.
-        q_GNTH = self.query(self.norm(x_BTD)).view(B // each, each * T, N, D // N).transpose(1, 2)
+        q_GNTH = self.query(self.norm(x_BTD)).view(B // beams, beams * T, N, D // N).transpose(1, 2)
         if self.head_norm is not None:
             q_GNTH = self.head_norm(q_GNTH)
         mixed_GNTH = attention(

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)², entry by entry."""
+    """The activation max(x, 0)², entry by entry."""
     if torch.compiler.is_compiling():
         return F.relu(x).square()
     return _SquaredReLU.apply(x)

@@ -11,7 +11,7 @@ from torch import Tensor
 _capability = (0, 0)
 
 
-def use_kernels_of(device: torch.device) -> None:
+def set_device_capability(device: torch.device) -> None:
     """Let training take the kernels that a GPU has, by its compute capability. To be called before
     a model is compiled, as that can't be asked for in between."""
     global _capability
@@ -38,7 +38,7 @@ def has_varlen_attention(dropout: float) -> bool:
     return torch.is_autocast_enabled("cuda") and not dropout and _capability >= (8, 0)
 
 
-def residual(x_BTD: Tensor) -> Tensor:
+def cast_residual_stream(x_BTD: Tensor) -> Tensor:
     """What blocks add to, in the type of the products on an accelerator: a block there takes as
     long as its reading and writing between the products, and this is half of that."""
     device = x_BTD.device.type

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 
 def rms_norm(x_D: Tensor, epsilon: float) -> Tensor:
-    """x / √(mean(x²) + ε) over the last dimension, without a gain."""
+    """Root-mean-square normalisation x / √(mean(x²) + ε) over the last dimension, without a
+    gain."""
     if torch.compiler.is_compiling():
         return F.rms_norm(x_D, x_D.shape[-1:], eps=epsilon)
     return _RMSNorm.apply(x_D, epsilon)

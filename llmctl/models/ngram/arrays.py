@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.models.ngram.model import NgramModel, Table
+from llmctl.models.ngram.model import NgramModel, NgramTable
 from llmctl.models.ngram.smoothing import NgramConfig
 
 PARTS = ("first", "backoff", "word", "probability")
@@ -44,7 +44,7 @@ def model_of(
     _check_probabilities("1.probability", unigram)
     tables = []
     for order in range(2, config.order + 1):
-        table = Table(*(tensors[f"{order}.{part}"] for part in PARTS))
+        table = NgramTable(*(tensors[f"{order}.{part}"] for part in PARTS))
         count = len(table.word)
         if not len(table.first) - 1 == len(table.backoff) == contexts or (
             len(table.probability) != count

@@ -27,7 +27,7 @@ NOWHERE = -1
 
 
 @dataclass(frozen=True)
-class Block:
+class TokenBlock:
     """Whole documents end to end, each with the tokens at its start and end."""
 
     tokens: NDArray[Any]
@@ -70,7 +70,7 @@ class Level:
 
 
 def count_ngrams(
-    blocks: Sequence[Block],
+    blocks: Sequence[TokenBlock],
     order: int,
     vocab_size: int,
     progress: Callable[[int], None] = lambda order: None,
@@ -91,7 +91,7 @@ def count_ngrams(
     return levels
 
 
-def _single_words(blocks: Sequence[Block], vocab_size: int) -> Level:
+def _single_words(blocks: Sequence[TokenBlock], vocab_size: int) -> Level:
     count = np.zeros(vocab_size, dtype=np.int64)
     for block in blocks:
         count += np.bincount(block.tokens, minlength=vocab_size)
@@ -101,7 +101,7 @@ def _single_words(blocks: Sequence[Block], vocab_size: int) -> Level:
 
 
 def _one_longer(
-    blocks: Sequence[Block], places: list[NDArray[Any]], contexts: int, vocab_size: int
+    blocks: Sequence[TokenBlock], places: list[NDArray[Any]], contexts: int, vocab_size: int
 ) -> Level:
     """The n-grams one word longer than those that end at ``places``: (T,) for each block, which
     become the places of the longer ones."""
@@ -126,15 +126,15 @@ def _one_longer(
 
 
 def _sorted_keys(
-    block: Block, place_T: NDArray[Any], vocab_size: int
+    block: TokenBlock, place_T: NDArray[Any], vocab_size: int
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
     """Places among the block's own keys, those keys in order, their counts and suffixes.
 
     place_T: of the n-grams one word shorter that end at each token.
     """
-    there = place_T[:-1] != NOWHERE
-    there[block.starts[1:] - 1] = False  # what follows is the next document
-    before = np.flatnonzero(there)
+    is_inside_T = place_T[:-1] != NOWHERE
+    is_inside_T[block.starts[1:] - 1] = False  # what follows is the next document
+    before = np.flatnonzero(is_inside_T)
     keys = place_T[before].astype(np.int64)
     keys *= vocab_size
     keys += block.tokens[before + 1]

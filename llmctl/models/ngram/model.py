@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.models.ngram.counts import Block
+from llmctl.models.ngram.counts import TokenBlock
 
 UNSEEN, ABSENT = -1, -2
 """Places of a context that no table has, and of one that reaches back over the text's start."""
 
 
 @dataclass(frozen=True)
-class Table:
+class NgramTable:
     """The n-grams of one order from 2 on, sorted by context, then word."""
 
     first: NDArray[Any]
@@ -77,7 +77,9 @@ class Table:
 class NgramModel:
     """A language model of the last ``order`` − 1 tokens."""
 
-    def __init__(self, unigram: NDArray[Any], tables: Sequence[Table], *, backs_off: bool) -> None:
+    def __init__(
+        self, unigram: NDArray[Any], tables: Sequence[NgramTable], *, backs_off: bool
+    ) -> None:
         """unigram: (V,) probabilities without a context. tables: of orders 2, 3, …
         backs_off: whether shorter contexts count where a longer one does not have the word."""
         self.unigram, self.tables, self.backs_off = unigram, tables, backs_off
@@ -114,7 +116,7 @@ class NgramModel:
             result_BV[rows[index], table.word[place]] = table.probability[place]
         return result_BV
 
-    def log_probabilities(self, block: Block) -> NDArray[np.float64]:
+    def log_probabilities(self, block: TokenBlock) -> NDArray[np.float64]:
         """Log-probability (T,) in nats of each token, behind what its document has before it; 0
         for a document's first, which is given."""
         probability_T = self.unigram[block.tokens].astype(np.float64)
@@ -127,13 +129,15 @@ class NgramModel:
         probability_T[block.starts] = 1.0
         return np.log(probability_T)
 
-    def places(self, block: Block) -> NDArray[np.int64]:
+    def places(self, block: TokenBlock) -> NDArray[np.int64]:
         """The places (T, K) of the context that each token is predicted from."""
         contexts = [context_T for _, context_T, _ in self._walk(block)]
         return np.stack(contexts, axis=1) if contexts else self.start(len(block.tokens))
 
-    def _walk(self, block: Block) -> Iterator[tuple[Table, NDArray[np.int64], NDArray[np.int64]]]:
-        """Of each order from 2 on: its table, the places (T,) of the contexts, and those of the
+    def _walk(
+        self, block: TokenBlock
+    ) -> Iterator[tuple[NgramTable, NDArray[np.int64], NDArray[np.int64]]]:
+        """For each order from 2 on: its table, the places (T,) of the contexts, and those of the
         n-grams that end at each token."""
         tokens_T = block.tokens.astype(np.int64)
         place_T = tokens_T

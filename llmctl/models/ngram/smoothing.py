@@ -43,8 +43,8 @@ from numpy.typing import DTypeLike, NDArray
 from pydantic import Field, model_validator
 
 from llmctl.config import Config
-from llmctl.models.ngram.counts import Block, Level, count_ngrams, prune
-from llmctl.models.ngram.model import NgramModel, Table
+from llmctl.models.ngram.counts import Level, TokenBlock, count_ngrams, prune
+from llmctl.models.ngram.model import NgramModel, NgramTable
 
 Smoothing = Literal["kneser-ney", "katz", "add-k"]
 
@@ -53,7 +53,8 @@ CUTOFF = 5
 FALLBACK_KNESER_NEY = (0.5, 1.0, 1.5)
 """KenLM's, for text that is too small or too regular to tell the discounts from."""
 DEFAULT_K = 0.001
-"""Of 1, 0.1, … 0.00001 the best at order 5 on Wikipedia's text, and next to best on code."""
+"""The default k: of 1, 0.1, … 0.00001 the best at order 5 on Wikipedia's text, and next to best on
+code."""
 
 
 class NgramConfig(Config):
@@ -84,13 +85,13 @@ class Trained:
 
     model: NgramModel
     discounts: list[list[float]]
-    """Of each order: Kneser-Ney's D₁, D₂, D₃₊, or Katz's d₁ … d₅."""
+    """The discounts of each order: Kneser-Ney's D₁, D₂, D₃₊, or Katz's d₁ … d₅."""
     thin: list[int]
     """Orders whose counts were too few to tell the discounts from: they have the fixed ones."""
 
 
 def train(
-    blocks: Sequence[Block],
+    blocks: Sequence[TokenBlock],
     vocab_size: int,
     bos: int,
     config: NgramConfig,
@@ -136,9 +137,9 @@ def train(
     )
 
 
-def _table(level: Level, probability_N: Any, backoff_C: Any, dtype: np.dtype[Any]) -> Table:
+def _table(level: Level, probability_N: Any, backoff_C: Any, dtype: np.dtype[Any]) -> NgramTable:
     offsets = np.uint32 if len(level) < 1 << 32 else np.int64
-    return Table(
+    return NgramTable(
         first=level.first.astype(offsets),
         backoff=backoff_C.astype(dtype),
         word=level.word,
@@ -194,7 +195,7 @@ def kneser_ney(
 
 
 def _good_turing(count_N: NDArray[np.int64]) -> tuple[NDArray[np.float64], bool]:
-    """d₁ … d₅, and whether they are the fixed ones."""
+    """The discounts d₁ … d₅, and whether they are the fixed ones."""
     n = np.bincount(np.minimum(count_N, CUTOFF + 2), minlength=CUTOFF + 3).astype(np.float64)
     r = np.arange(1, CUTOFF + 1)
     if n[r].all() and (common := (CUTOFF + 1) * n[CUTOFF + 1] / n[1]) < 1:

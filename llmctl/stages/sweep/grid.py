@@ -14,11 +14,11 @@ from llmctl.reporting.fields import short_fields, short_value
 from llmctl.workspace.files import sha256_json
 from llmctl.workspace.names import shortened, slug
 
-LONGEST_NAME = 70
-"""Characters of a point's name, and …"""
-LONGEST_NAME_BYTES = 170
-"""… bytes: leaves room for a rung's budget and a seed behind it."""
-OPENING, CLOSING, QUOTES = "[{", "]}", "\"'"
+MAX_POINT_NAME = 70
+"""Characters of a point's name."""
+MAX_POINT_NAME_BYTES = 170
+"""Bytes of a point's name: leaves room for a rung's budget and a seed behind it."""
+OPENING, CLOSING_BRACKETS, QUOTES = "[{", "]}", "\"'"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def split_values(text: str) -> list[str]:
         elif character in QUOTES:
             quote = character
         else:
-            depth += (character in OPENING) - (character in CLOSING)
+            depth += (character in OPENING) - (character in CLOSING_BRACKETS)
         if character == "," and depth <= 0 and not quote:
             parts.append("")
         else:
@@ -138,4 +138,4 @@ def _cut(name: str, values: Mapping[str, Any]) -> str:
 
 def _shortened(name: str, room: int = 0) -> str:
     """A name with so much room left behind it."""
-    return shortened(name, LONGEST_NAME - room, LONGEST_NAME_BYTES - room)
+    return shortened(name, MAX_POINT_NAME - room, MAX_POINT_NAME_BYTES - room)

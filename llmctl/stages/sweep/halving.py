@@ -23,7 +23,7 @@ from llmctl.config import Config
 from llmctl.errors import ConfigError, UsageError
 
 DEFAULT_FACTOR = 3
-"""η; Li et al. 2018 recommend 3 or 4, and find little difference."""
+"""The factor η; Li et al. 2018 recommend 3 or 4, and find little difference."""
 BUDGETS = ("max_steps", "time_limit", "epochs")
 
 
@@ -63,8 +63,8 @@ def part_of_budget(config: Config, divisor: int) -> dict[str, Any]:
     training = getattr(config, "training", None)
     if training is None:
         raise UsageError("--halving divides a training's budget, and --arch ngram has none")
-    given = {name: getattr(training, name) for name in BUDGETS[:2]}
-    whole = {k: v for k, v in given.items() if v is not None} or {"epochs": training.epochs}
+    limits = {name: getattr(training, name) for name in BUDGETS[:2]}
+    whole = {k: v for k, v in limits.items() if v is not None} or {"epochs": training.epochs}
     if divisor == 1:
         return whole
     if whole.get("max_steps", divisor) < divisor:

@@ -19,11 +19,12 @@ from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.runs import has_diverged
 
 SCHEMA_VERSION = 1
-"""Of the document that ``llmctl sweep --json`` prints; raised when a field changes meaning."""
+"""The version of the document that ``llmctl sweep --json`` prints; raised when a field changes
+meaning."""
 MEASURED_DIFFERENTLY = ("data.", "objective.", "arch", "shards", "from", "task", "class_weights")
 """Fields that change what a validation loss is of, not only how low it is."""
 
-State = Literal["new", "interrupted", "diverged", "finished"]
+SweepState = Literal["new", "interrupted", "diverged", "finished"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Training:
     """Begin or go on under a name; whether to begin anew, replacing what has the name."""
 
 
-Prepare = Callable[[Mapping[str, Any]], Training]
+PrepareTraining = Callable[[Mapping[str, Any]], Training]
 """A training from values laid over all others. Raises UsageError or InputError where it could not
 begin."""
 
@@ -50,7 +51,7 @@ class Planned:
     training: Training
     seed: int | None
     """Where there are several."""
-    found: State
+    state: SweepState
     """How far it was when the sweep began."""
 
 
@@ -71,13 +72,13 @@ class Sweep:
         return len(self.rungs) > 1
 
     def budget(self, rung: int) -> dict[str, Any]:
-        """Of each run of a rung: fields of ``training``."""
+        """The budget of each run of a rung: fields of ``training``."""
         return part_of_budget(self.runs[rung][0][0].training.config, 1)
 
 
 def plan(
     workspace: Workspace,
-    prepare: Prepare,
+    prepare: PrepareTraining,
     points: Sequence[Point],
     *,
     name: str,
@@ -112,7 +113,7 @@ def plan(
     return Sweep(name, stage, list(points), ladder, runs)
 
 
-def _prepared(prepare: Prepare, point: Point) -> Training:
+def _prepared(prepare: PrepareTraining, point: Point) -> Training:
     """Raises what ``prepare`` raises, with the point where that is the grid's fault."""
     try:
         return prepare(tree_of(point.values))
@@ -141,7 +142,8 @@ def _check_budgets(points: Sequence[Point], whole: Sequence[Training]) -> None:
 
 
 def _seeds(training: Training, point: Point, count: int) -> list[int | None]:
-    """Of a point's runs: as configured and those that follow, or None where there is one run."""
+    """Seeds of a point's runs: as configured and those that follow, or None where there is one
+    run."""
     if count == 1:
         return [None]
     if "seed" in point.values:
@@ -153,7 +155,7 @@ def _seeds(training: Training, point: Point, count: int) -> list[int | None]:
 
 
 def _planned(
-    prepare: Prepare,
+    prepare: PrepareTraining,
     point: Point,
     whole: Training,
     rung: Rung,
@@ -176,19 +178,19 @@ def _planned(
     return Planned(name, training, seed, _state(training, name, known, force))
 
 
-def _state(training: Training, name: str, known: set[str], force: bool) -> State:
+def _state(training: Training, name: str, known: set[str], force: bool) -> SweepState:
     if name not in known:
         return "new"
     try:
-        found = training.find(name)
+        existing = training.find(name)
     except (NameTaken, InputError):  # another's, or damaged
         if not force:
             raise
         return "new"
-    assert found is not None
-    if found.finished:
+    assert existing is not None
+    if existing.finished:
         return "finished"
-    if has_diverged(found):
+    if has_diverged(existing):
         return "new" if force else "diverged"
     return "interrupted"
 
@@ -220,7 +222,7 @@ def describe(sweep: Sweep) -> dict[str, Any]:
                 "name": point.name,
                 "values": point.values,
                 "config": planned[0].training.config.model_dump(mode="json"),
-                "states": {run.name: run.found for rung in sweep.runs for run in rung[place]},
+                "states": {run.name: run.state for rung in sweep.runs for run in rung[place]},
             }
             for place, (point, planned) in enumerate(zip(sweep.points, whole, strict=True))
         ],

@@ -27,7 +27,7 @@ from llmctl.workspace.artefacts import Artefact, Workspace
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """What came of a run."""
 
     run: Planned
@@ -43,7 +43,7 @@ class Result:
 
     point: Point
     rung: int
-    outcomes: list[Outcome]
+    outcomes: list[RunOutcome]
     order: int
     """In the grid; breaks ties."""
 
@@ -57,7 +57,7 @@ class Result:
         return any(outcome.state == "diverged" for outcome in self.outcomes)
 
     @property
-    def best(self) -> Outcome:
+    def best(self) -> RunOutcome:
         return min(self.outcomes, key=lambda outcome: outcome.score)
 
 
@@ -105,15 +105,15 @@ def run(workspace: Workspace, sweep: Sweep, reporter: Reporter) -> dict[str, Any
     return _document(sweep, ranked(list(results.values())), ladder)
 
 
-def _run(workspace: Workspace, planned: Planned, place: str, reporter: Reporter) -> Outcome:
+def _run(workspace: Workspace, planned: Planned, place: str, reporter: Reporter) -> RunOutcome:
     name = planned.name
-    if planned.found == "finished":
+    if planned.state == "finished":
         reporter.note(f"[{place}] run {name}: up to date")
         artefact = finished_before(workspace.get("run", name))
-        return Outcome(planned, "finished", artefact, score_of(artefact))
-    if planned.found == "diverged":
+        return RunOutcome(planned, "finished", artefact, score_of(artefact))
+    if planned.state == "diverged":
         reporter.note(f"[{place}] run {name}: diverged before; --force tries it again")
-        return Outcome(planned, "diverged", workspace.get("run", name))
+        return RunOutcome(planned, "diverged", workspace.get("run", name))
     reporter.note(f"[{place}] run {name}")
     # What the run before left in a cycle of references is memory.
     gc.collect()
@@ -121,13 +121,13 @@ def _run(workspace: Workspace, planned: Planned, place: str, reporter: Reporter)
         # Kernels are kept by the code that they are of, and after eight models of it no more would
         # be made. Where none were made yet, importing what makes them takes seconds.
         torch.compiler.reset()
-    anew = planned.found == "new" and name in workspace.names("run")
+    replaces = planned.state == "new" and name in workspace.names("run")
     try:
-        artefact = planned.training.train(name, anew)
+        artefact = planned.training.train(name, replaces)
     except DivergedError as error:
         reporter.note(f"run {name} diverged and the sweep goes on without it: {error}")
-        return Outcome(planned, "diverged", workspace.get("run", name))
-    return Outcome(planned, "finished", artefact, score_of(artefact))
+        return RunOutcome(planned, "diverged", workspace.get("run", name))
+    return RunOutcome(planned, "finished", artefact, score_of(artefact))
 
 
 def score_of(artefact: Artefact) -> float:
@@ -211,7 +211,7 @@ def _line(sweep: Sweep, result: Result) -> dict[str, Any]:
                 **({"seed": outcome.run.seed} if outcome.run.seed is not None else {}),
                 "state": outcome.state,
                 "score": outcome.score,
-                "up_to_date": outcome.run.found == "finished",
+                "up_to_date": outcome.run.state == "finished",
                 "folder": str(outcome.artefact.folder) if outcome.artefact else None,
             }
             for outcome in result.outcomes

@@ -18,17 +18,17 @@ from itertools import pairwise
 
 import numpy as np
 
-from llmctl.data.shards.placed import PlacedBatch, PlacedWriter, read_placed
+from llmctl.data.shards.part_files import EncodedDocuments, PartWriter, read_part
 from llmctl.data.text.documents import CorpusPart
-from llmctl.data.text.duplicates import SeenHashes
+from llmctl.data.text.hashing import SeenHashes
 from llmctl.errors import InputError, UsageError
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages.tokenize.plan import Job, agree, corpus_part
+from llmctl.stages.tokenize.plan import PartJob, acquire_plan, corpus_part
 from llmctl.stages.tokenize.shards import (
     ByHash,
     ByTail,
     FromText,
-    Vocabulary,
+    TokenizerSummary,
     note_split,
     write_shards,
 )
@@ -40,7 +40,7 @@ from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import new_manifest, verify_files
 from llmctl.workspace.parts import (
     PartRecord,
-    Plan,
+    PartsPlan,
     write_record,
 )
 
@@ -79,12 +79,12 @@ def parse_part(text: str) -> Part:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PartOutcome:
     """How far the parts are once a process has done its own."""
 
     shards: Artefact | None
     """None while other parts are missing."""
-    there: bool
+    up_to_date: bool
     """Whether there was nothing to do."""
     missing: list[int] = field(default_factory=list)
     """Parts that are not finished."""
@@ -99,21 +99,21 @@ def tokenize_part(
     name: str,
     force: bool = False,
     reporter: Reporter | None = None,
-) -> Outcome:
+) -> PartOutcome:
     """Make one part of the shards ``name``, and the shards if all parts are there."""
-    job = Job(workspace, sources, config, name, force, reporter or Reporter())
-    plan = agree(job, part.of, part.number)
+    job = PartJob(workspace, sources, config, name, force, reporter or Reporter())
+    plan = acquire_plan(job, part.of, part.number)
     if isinstance(plan, Artefact):
-        return Outcome(plan, there=True)
+        return PartOutcome(plan, up_to_date=True)
     written = write_part(job, plan, part.number)
-    shards, missing = put_together(job, plan)
-    return Outcome(shards, there=not written and shards is None, missing=missing)
+    shards, missing = merge_parts(job, plan)
+    return PartOutcome(shards, up_to_date=not written and shards is None, missing=missing)
 
 
-def write_part(job: Job, plan: Plan, number: int) -> bool:
+def write_part(job: PartJob, plan: PartsPlan, number: int) -> bool:
     """Encode a part; False if it is there already. Raises BusyError if another process is at it."""
     with ExitStack() as mine:
-        with job.parts.turn(job.waiting):
+        with job.parts.exclusive_lock(job.waiting):
             if job.parts.plan() != plan or job.parts.has(number):
                 # Somebody else has done it, and perhaps put the parts together since.
                 return False
@@ -122,8 +122,8 @@ def write_part(job: Job, plan: Plan, number: int) -> bool:
     return True
 
 
-def _encode_part(job: Job, plan: Plan, number: int) -> None:
-    begun = time.perf_counter()
+def _encode_part(job: PartJob, plan: PartsPlan, number: int) -> None:
+    start_time = time.perf_counter()
     tokenizer = job.parts.tokenizer
     verify_files(tokenizer, plan.tokenizer_files, remedy="begin anew with --force on every part")
     part = corpus_part(job, plan, number)
@@ -131,14 +131,14 @@ def _encode_part(job: Job, plan: Plan, number: int) -> None:
     source = FromText(order, tokenizer, job.config.workers, part.total_bytes)
     documents = tokens = text_bytes = 0
     with job.parts.publish(number) as folder, ExitStack() as cleanup:
-        writer = PlacedWriter(folder / DOCUMENTS, plan.vocab_size)
+        writer = PartWriter(folder / DOCUMENTS, plan.vocab_size)
         cleanup.callback(writer.abandon)
         for batch in source.batches():
             writer.add(batch)
-            documents += len(batch.places)
+            documents += len(batch.split_keys)
             tokens += len(batch.encoded.tokens)
             text_bytes += int(batch.text_bytes.sum())
-            speed = text_bytes / 1e6 / (time.perf_counter() - begun)
+            speed = text_bytes / 1e6 / (time.perf_counter() - start_time)
             done = batch.position - max(part.begin, 0)
             job.reporter.progress(source.task, done, part.total_bytes, f"{speed:.1f} MB/s")
         writer.close()
@@ -151,27 +151,29 @@ def _encode_part(job: Job, plan: Plan, number: int) -> None:
             before=part.before,
             last_file=part.files[-1] if part.files else None,
             until=part.until,
-            seconds=time.perf_counter() - begun,
+            seconds=time.perf_counter() - start_time,
         )
         write_record(folder, record)
 
 
-def _order(job: Job, plan: Plan, part: CorpusPart | tuple[()], number: int) -> ByHash | ByTail:
+def _order(
+    job: PartJob, plan: PartsPlan, part: CorpusPart | tuple[()], number: int
+) -> ByHash | ByTail:
     share = job.config.validation
     if plan.characters is None:
         return ByHash(part, share)
     return ByTail(part, share, sum(plan.characters), sum(plan.characters[: number - 1]))
 
 
-def put_together(job: Job, plan: Plan) -> tuple[Artefact | None, list[int]]:
+def merge_parts(job: PartJob, plan: PartsPlan) -> tuple[Artefact | None, list[int]]:
     """The shards, if all parts are there, else None and the numbers of those that are missing."""
-    with job.parts.turn(job.waiting):
+    with job.parts.exclusive_lock(job.waiting):
         if job.parts.plan() != plan:
-            return _settled(job, plan), []
+            return _already_merged(job, plan), []
         missing = job.parts.missing(plan)
         if missing:
             return None, missing
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         records = [job.parts.verified(number) for number in range(1, plan.parts + 1)]
         _check_seams(job, plan, records)
         if not any(record.documents for record in records):
@@ -184,7 +186,7 @@ def put_together(job: Job, plan: Plan) -> tuple[Artefact | None, list[int]]:
             identity=Identity.of("tokenize", job.config, plan.inputs),
             inputs=plan.made_from,
         ).model_copy(update={"created": plan.created})
-        vocabulary = Vocabulary(plan.vocab_size, plan.tokenizer_kind, plan.tokenizer_digest)
+        vocabulary = TokenizerSummary(plan.vocab_size, plan.tokenizer_kind, plan.tokenizer_digest)
         with job.workspace.publish(manifest) as (target, summary):
             shutil.copytree(job.parts.tokenizer, target / "tokenizer")
             source = _FromParts(job, plan, records)
@@ -192,7 +194,7 @@ def put_together(job: Job, plan: Plan) -> tuple[Artefact | None, list[int]]:
                 write_shards(source, target, vocabulary, job.config.validation, job.reporter)
             )
             # As long as it takes where all parts are made at once.
-            seconds = max(record.seconds for record in records) + time.perf_counter() - begun
+            seconds = max(record.seconds for record in records) + time.perf_counter() - start_time
             summary.update(
                 seconds=round(seconds, 3),
                 megabytes_per_second=source.text_bytes / 1e6 / seconds,
@@ -203,7 +205,7 @@ def put_together(job: Job, plan: Plan) -> tuple[Artefact | None, list[int]]:
     return job.workspace.get("shards", job.name), []
 
 
-def _settled(job: Job, plan: Plan) -> Artefact:
+def _already_merged(job: PartJob, plan: PartsPlan) -> Artefact:
     """The shards that another process has put together."""
     if job.name in job.workspace.names("shards"):
         shards = job.workspace.get("shards", job.name)
@@ -215,7 +217,7 @@ def _settled(job: Job, plan: Plan) -> Artefact:
     )
 
 
-def _check_seams(job: Job, plan: Plan, records: Sequence[PartRecord]) -> None:
+def _check_seams(job: PartJob, plan: PartsPlan, records: Sequence[PartRecord]) -> None:
     """Where two parts share a file, one begins where the other ends."""
     numbered = [(n, record) for n, record in enumerate(records, 1) if record.first_file is not None]
     for (number, record), (after, other) in pairwise(numbered):
@@ -232,25 +234,25 @@ class _FromParts:
 
     task = "putting parts together"
 
-    def __init__(self, job: Job, plan: Plan, records: Sequence[PartRecord]) -> None:
+    def __init__(self, job: PartJob, plan: PartsPlan, records: Sequence[PartRecord]) -> None:
         self._parts, self._records = job.parts, records
         self._each_once = plan.characters is None
         self.limit = _order(job, plan, (), 1).limit
         self.total = sum(record.tokens for record in records)
         self.duplicates = self.text_bytes = 0
 
-    def batches(self) -> Iterator[PlacedBatch]:
+    def batches(self) -> Iterator[EncodedDocuments]:
         seen = SeenHashes()
         self.duplicates = sum(record.duplicates for record in self._records)
         self.text_bytes = 0
         done = 0
         for number, record in enumerate(self._records, 1):
-            for batch in read_placed(self._parts.part(number) / DOCUMENTS):
+            for batch in read_part(self._parts.part(number) / DOCUMENTS):
                 if self._each_once:
-                    new = seen.add(batch.places)
+                    new = seen.add(batch.split_keys)
                     self.duplicates += len(new) - int(np.count_nonzero(new))
                     batch = batch.select(new)
                 self.text_bytes += int(batch.text_bytes.sum())
-                if len(batch.places):
+                if len(batch.split_keys):
                     yield replace(batch, position=done + batch.position)
             done += record.tokens

@@ -11,7 +11,7 @@ from llmctl import __version__
 from llmctl.data.text.documents import Corpus, CorpusPart
 from llmctl.errors import InputError, UsageError
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages.tokenize.shards import Vocabulary, count_characters
+from llmctl.stages.tokenize.shards import TokenizerSummary, count_characters
 from llmctl.stages.tokenize.stage import (
     Existing,
     TokenizeConfig,
@@ -23,11 +23,11 @@ from llmctl.stages.tokenize.stage import (
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import FileRecord, now
-from llmctl.workspace.parts import PartsFolder, Plan, PlannedFile, write_plan
+from llmctl.workspace.parts import PartsFolder, PartsPlan, PlannedFile, write_plan
 
 
 @dataclass
-class Job:
+class PartJob:
     """What the parts of some shards are to be made from, as one process has been told."""
 
     workspace: Workspace
@@ -53,7 +53,7 @@ class Job:
         )
 
 
-def agree(job: Job, of: int, number: int | None = None) -> Plan | Artefact:
+def acquire_plan(job: PartJob, of: int, number: int | None = None) -> PartsPlan | Artefact:
     """The plan that all parts follow, made if there is none, or the shards if they are finished.
 
     number: the part whose files are compared with the plan; None for all of them.
@@ -61,10 +61,10 @@ def agree(job: Job, of: int, number: int | None = None) -> Plan | Artefact:
     it, unless the job is to begin anew (``force``).
     """
     job.workspace.prepare("shards")
-    refused: Plan | None = None
+    refused: PartsPlan | None = None
     while True:
-        with job.parts.turn(job.waiting):
-            plan = _standing_plan(job)
+        with job.parts.exclusive_lock(job.waiting):
+            plan = _current_plan(job)
             if plan is not None:
                 error = _difference(job, plan, of)
                 if error is not None and not job.force:
@@ -72,7 +72,7 @@ def agree(job: Job, of: int, number: int | None = None) -> Plan | Artefact:
                 if error is not None or plan == refused:
                     plan = None
             if plan is None:
-                return _found(job) or _new_plan(job, of)
+                return _finished_shards(job) or _new_plan(job, of)
         # Not in the turn: it takes as long as reading the files.
         changed = None if number and job.parts.has(number) else changed_file(job, plan, number)
         if changed is None:
@@ -82,7 +82,7 @@ def agree(job: Job, of: int, number: int | None = None) -> Plan | Artefact:
         refused = plan
 
 
-def _standing_plan(job: Job) -> Plan | None:
+def _current_plan(job: PartJob) -> PartsPlan | None:
     """The plan, unless shards made since have settled it; what is left without one goes."""
     try:
         plan = job.parts.plan()
@@ -96,26 +96,26 @@ def _standing_plan(job: Job) -> Plan | None:
     return None
 
 
-def _created(job: Job) -> str | None:
+def _created(job: PartJob) -> str | None:
     """When the shards that are there were made."""
     if job.name not in job.workspace.names("shards"):
         return None
     return job.workspace.get("shards", job.name).manifest.created
 
 
-def _found(job: Job) -> Artefact | None:
+def _finished_shards(job: PartJob) -> Artefact | None:
     inputs = corpus_inputs(job.corpus, job.sources, job.existing)
     identity = Identity.of("tokenize", job.config, inputs)
     return job.workspace.match("shards", job.name, job.name, identity, force=job.force)[1]
 
 
-def _difference(job: Job, plan: Plan, of: int) -> UsageError | InputError | None:
+def _difference(job: PartJob, plan: PartsPlan, of: int) -> UsageError | InputError | None:
     """What is wrong with a plan, as far as can be seen without reading."""
-    anew = "or begin anew with --force on every part"
+    remedy = "or begin anew with --force on every part"
     under_way = f"the parts of shards {job.name} that are under way"
     if plan.parts != of:
         return UsageError(
-            f"{under_way} are {plan.parts}, not {of}: go on with --part i/{plan.parts}, {anew}"
+            f"{under_way} are {plan.parts}, not {of}: go on with --part i/{plan.parts}, {remedy}"
         )
     defaults = job.config.defaults()
     for key, value in job.config.identity().items():
@@ -124,12 +124,12 @@ def _difference(job: Job, plan: Plan, of: int) -> UsageError | InputError | None
         if value != planned_value:
             return UsageError(
                 f"{under_way} have {key} = {planned_value}, not {value}: give "
-                f"every part the same options, {anew}"
+                f"every part the same options, {remedy}"
             )
     if plan.llmctl_version != __version__:
         return UsageError(
             f"{under_way} were begun by llmctl {plan.llmctl_version}, and this is {__version__}: "
-            f"go on with that one, {anew}"
+            f"go on with that one, {remedy}"
         )
     tokenizers_given = [
         [record.digest for record in records if record.role == "tokenizer"]
@@ -138,7 +138,7 @@ def _difference(job: Job, plan: Plan, of: int) -> UsageError | InputError | None
     if tokenizers_given[0] != tokenizers_given[1]:
         return InputError(
             f"--tokenizer {job.config.tokenizer} has changed since {under_way} began; put it back "
-            f"as it was, {anew}"
+            f"as it was, {remedy}"
         )
     names, planned = job.corpus.names, [file.name for file in plan.files]
     if len(names) != len(planned):
@@ -147,18 +147,18 @@ def _difference(job: Job, plan: Plan, of: int) -> UsageError | InputError | None
         odd = next((name for name in longer if name not in shorter), longer[-1])
         return InputError(
             f"{odd} {'was not' if more else 'is no longer'} among the files of {under_way}; give "
-            f"every part the same files, {anew}"
+            f"every part the same files, {remedy}"
         )
     for name, size, file in zip(names, job.corpus.sizes, plan.files, strict=True):
         if size != file.size:
             return InputError(
                 f"{name} has {size} bytes, and had {file.size} when {under_way} began; put it back "
-                f"as it was, {anew}"
+                f"as it was, {remedy}"
             )
     return None
 
 
-def changed_file(job: Job, plan: Plan, number: int | None) -> InputError | None:
+def changed_file(job: PartJob, plan: PartsPlan, number: int | None) -> InputError | None:
     """An error that names a file, among those that a part reads, that isn't the plan's."""
     corpus = job.corpus
     read = range(len(corpus.names)) if number is None else corpus_part(job, plan, number).files
@@ -171,12 +171,12 @@ def changed_file(job: Job, plan: Plan, number: int | None) -> InputError | None:
     return None
 
 
-def corpus_part(job: Job, plan: Plan, number: int) -> CorpusPart:
+def corpus_part(job: PartJob, plan: PartsPlan, number: int) -> CorpusPart:
     """The documents of a part."""
     return CorpusPart(job.corpus, number, plan.parts)
 
 
-def _new_plan(job: Job, of: int) -> Plan:
+def _new_plan(job: PartJob, of: int) -> PartsPlan:
     """Learn the tokenizer and write down what all parts have in common, in one's turn."""
     job.parts.remove()
     corpus, config = job.corpus, job.config
@@ -185,10 +185,10 @@ def _new_plan(job: Job, of: int) -> Plan:
     tokenizer, made_from = tokenizer_for(
         job.workspace, corpus, config, inputs, job.name, job.existing, job.force, job.reporter
     )
-    vocabulary = Vocabulary.of(tokenizer)
+    vocabulary = TokenizerSummary.of(tokenizer)
     with job.parts.new_plan() as folder:
         tokenizer.save(folder / "tokenizer")
-        plan = Plan(
+        plan = PartsPlan(
             parts=of,
             identity=config.identity(),
             inputs=inputs,

@@ -16,8 +16,8 @@ from llmctl import errors
 from llmctl.data.text.documents import PYTHON_CORPORA, Corpus
 from llmctl.errors import InputError, LlmctlError, ResourceError, UsageError
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages.tokenize.parts import put_together, write_part
-from llmctl.stages.tokenize.plan import Job, agree, changed_file
+from llmctl.stages.tokenize.parts import merge_parts, write_part
+from llmctl.stages.tokenize.plan import PartJob, acquire_plan, changed_file
 from llmctl.stages.tokenize.stage import (
     TokenizeConfig,
     corpus_inputs,
@@ -28,7 +28,7 @@ from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.identity import Identity
 from llmctl.workspace.parts import PartsFolder
 
-WORTH_A_PART = 16 << 20
+MIN_PART_BYTES = 16 << 20
 """Bytes; a smaller part is done before its task has started."""
 PARTS_A_CORE = 2
 """So that a slow machine, or a part with long texts, keeps the others waiting half as long."""
@@ -47,7 +47,8 @@ def tokenize_on_ray(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artefact, bool]:
-    """As ``tokenize``, its parts made by Ray's workers; they must see the files and the workspace.
+    """Tokenize as ``tokenize`` does, the parts made by Ray's workers; they must see the files and
+    the workspace.
 
     address: host:port, ``ray://…``, ``local``, or ``auto`` for the running cluster or else this
     machine.
@@ -59,23 +60,25 @@ def tokenize_on_ray(
         _refuse_streams(corpus)
         inputs = corpus_inputs(corpus, sources, existing_tokenizer(workspace, config))
         identity = Identity.of("tokenize", config, inputs)
-        name, found = workspace.match("shards", None, corpus.suggested_name, identity, force=force)
-        if found is not None:
-            return found, True
-    job = Job(workspace, sources, config, name, force, reporter)
+        name, existing = workspace.match(
+            "shards", None, corpus.suggested_name, identity, force=force
+        )
+        if existing is not None:
+            return existing, True
+    job = PartJob(workspace, sources, config, name, force, reporter)
     _refuse_streams(job.corpus)
     # What Ray prints is no result.
     with redirect_stdout(sys.stderr), _connected(address) as cores:
         cores_each = max(config.workers, 1)
         under_way = job.parts.plan()
-        worth = -(-job.corpus.total_bytes // WORTH_A_PART)
+        worth = -(-job.corpus.total_bytes // MIN_PART_BYTES)
         parts = max(1, min(PARTS_A_CORE * cores // cores_each, worth))
-        plan = agree(job, under_way.parts if under_way else parts)
+        plan = acquire_plan(job, under_way.parts if under_way else parts)
         if isinstance(plan, Artefact):
             return plan, True
         missing = job.parts.missing(plan)
         _run(job, plan.created, missing, cores_each)
-    shards, _ = put_together(job, plan)
+    shards, _ = merge_parts(job, plan)
     if shards is None:
         raise InputError(
             f"parts of shards {name} were removed while others were made; run the command again"
@@ -88,13 +91,13 @@ def _refuse_streams(corpus: Corpus) -> None:
         raise UsageError(f"--ray: {stream} is read by one process; put it into a file")
 
 
-def _run(job: Job, plan: str, missing: list[int], cores_each: int) -> None:
+def _run(job: PartJob, plan: str, missing: list[int], cores_each: int) -> None:
     """Make parts as tasks; raises the first error once all have been tried."""
     ray = _ray()
     task = {
         "workspace": str(job.workspace.root.resolve()),
         "name": job.name,
-        "sources": [_everywhere(source) for source in job.sources],
+        "sources": [_absolute_path(source) for source in job.sources],
         "config": job.config.replace(workers=cores_each).model_dump_json(),
         "plan": plan,
     }
@@ -132,7 +135,7 @@ def make_part(task: dict[str, Any]) -> dict[str, Any]:
                 "--workspace on a file system that all machines of the cluster share"
             )
         config = TokenizeConfig.model_validate_json(task["config"])
-        job = Job(workspace, list(task["sources"]), config, task["name"])
+        job = PartJob(workspace, list(task["sources"]), config, task["name"])
         changed = changed_file(job, plan, task["part"])
         if changed is not None:
             raise changed
@@ -159,7 +162,7 @@ def _connected(address: str) -> Iterator[int]:
     ours = not ray.is_initialized()
     if ours:
         try:
-            _knock(address)
+            _check_reachable(address)
             ray.init(
                 None if address == "auto" else address,
                 log_to_driver=False,
@@ -181,14 +184,14 @@ def _connected(address: str) -> Iterator[int]:
             ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raises OSError if nobody listens at a cluster's address."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host:
         socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
 
 
-def _everywhere(source: str) -> str:
+def _absolute_path(source: str) -> str:
     """A source by a name that means the same in another process's folder."""
     if source in PYTHON_CORPORA:
         return source

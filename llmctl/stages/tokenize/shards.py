@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 
 from llmctl.data.shards.encoding import BATCH_CHARACTERS, encode_in_order
 from llmctl.data.shards.files import SPLITS, ShardWriter
-from llmctl.data.shards.placed import PlacedBatch
+from llmctl.data.shards.part_files import EncodedDocuments
 from llmctl.data.text.documents import Corpus, Document
-from llmctl.data.text.duplicates import SeenHashes, text_hash
+from llmctl.data.text.hashing import SeenHashes, text_hash
 from llmctl.errors import InputError
 from llmctl.reporting.reporter import Reporter
 from llmctl.tokenizers.base import Tokenizer
 from llmctl.training.machine import cores
 
-WORTH_WORKERS = 4 << 20
+MIN_BYTES_FOR_WORKERS = 4 << 20
 """Bytes; a smaller corpus is done before worker processes have started."""
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class TokenizerSummary:
     """What shards say of their tokenizer."""
 
     size: int
@@ -37,7 +37,7 @@ class Vocabulary:
     digest: str
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Vocabulary:
+    def of(cls, tokenizer: Tokenizer) -> TokenizerSummary:
         return cls(tokenizer.vocab_size, tokenizer.kind, tokenizer.digest())
 
 
@@ -108,21 +108,21 @@ def count_characters(corpus: Corpus, parts: int, reporter: Reporter) -> list[int
     return counts
 
 
-class Source(Protocol):
+class DocumentSource(Protocol):
     """Encoded documents in their order, each text once if that is asked for."""
 
     limit: int
     """Documents with a lower place are for validation."""
     task: str
-    """What progress is called, and …"""
+    """What progress is called."""
     total: int
-    """… the position at its end."""
+    """The position at the end of progress."""
 
     @property
     def duplicates(self) -> int:
         """Documents left out; known once the batches are through."""
 
-    def batches(self) -> Iterator[PlacedBatch]: ...
+    def batches(self) -> Iterator[EncodedDocuments]: ...
 
 
 class FromText:
@@ -133,14 +133,14 @@ class FromText:
     def __init__(self, order: ByHash | ByTail, tokenizer: Path, workers: int, total: int) -> None:
         """workers: 0 for one process a core where that is worth it."""
         self._order, self._tokenizer = order, tokenizer
-        self._workers = workers or (cores() if total >= WORTH_WORKERS else 1)
+        self._workers = workers or (cores() if total >= MIN_BYTES_FOR_WORKERS else 1)
         self.limit, self.total = order.limit, total
 
     @property
     def duplicates(self) -> int:
         return self._order.duplicates
 
-    def batches(self) -> Iterator[PlacedBatch]:
+    def batches(self) -> Iterator[EncodedDocuments]:
         # What was sent to be encoded, in order, without the texts.
         sent: deque[tuple[Any, Any, Any, int]] = deque()
 
@@ -153,11 +153,15 @@ class FromText:
                     yield texts
 
         for encoded in encode_in_order(texts(), self._tokenizer, self._workers):
-            yield PlacedBatch(encoded, *sent.popleft())
+            yield EncodedDocuments(encoded, *sent.popleft())
 
 
 def write_shards(
-    source: Source, target: Path, vocabulary: Vocabulary, share: float, reporter: Reporter
+    source: DocumentSource,
+    target: Path,
+    vocabulary: TokenizerSummary,
+    share: float,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """Write both splits. In a corpus so small that one of them is empty, the document with the
     lowest place goes to validation or the one with the highest to train."""
@@ -188,7 +192,11 @@ def note_split(summary: dict[str, Any], share: float, reporter: Reporter) -> Non
 
 
 def _one_pass(
-    source: Source, target: Path, vocabulary: Vocabulary, limit: int, reporter: Reporter
+    source: DocumentSource,
+    target: Path,
+    vocabulary: TokenizerSummary,
+    limit: int,
+    reporter: Reporter,
 ) -> tuple[dict[str, Any], int, int]:
     """Write the documents whose place is below ``limit`` to validation, the others to train.
 
@@ -204,7 +212,7 @@ def _one_pass(
             cleanup.callback(writer.abandon)
             writers[split] = writer
         for batch in source.batches():
-            places = batch.places.tolist()
+            places = batch.split_keys.tolist()
             for (ids, starts), place in zip(batch.encoded.documents(), places, strict=True):
                 if len(ids):
                     writers["validation" if place < limit else "train"].add(ids, starts)

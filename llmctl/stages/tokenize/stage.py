@@ -15,14 +15,14 @@ from llmctl import tokenizers
 from llmctl.config import NOT_IDENTITY, ColumnName
 from llmctl.data.text.decoding import ReadConfig
 from llmctl.data.text.documents import Corpus, CorpusPart
-from llmctl.data.text.duplicates import text_hash
+from llmctl.data.text.hashing import text_hash
 from llmctl.errors import InputError, UsageError
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.tokenize.shards import (
     ByHash,
     ByTail,
     FromText,
-    Vocabulary,
+    TokenizerSummary,
     count_characters,
     note_split,
     write_shards,
@@ -39,9 +39,9 @@ LEARN_BYTES = 1 << 29
 MARKS_SAMPLE = 1 << 20
 """Characters looked at for marks that a tokenizer takes away."""
 VOCABULARY_STEPS = ((1 << 20, 4000), (1 << 23, 8000), (1 << 27, 16000))
-"""Corpus bytes up to which a vocabulary of this size is the default …"""
+"""Corpus bytes up to which a vocabulary of this size is the default."""
 LARGEST_VOCABULARY = 30000
-"""… and the default for all larger: about BERT's."""
+"""The default vocabulary of all larger corpora: about BERT's."""
 
 
 class TokenizeConfig(ReadConfig):
@@ -86,11 +86,11 @@ def tokenize(
     existing = existing_tokenizer(workspace, config)
     inputs = corpus_inputs(corpus, sources, existing)
     identity = Identity.of("tokenize", config, inputs)
-    shards_name, found = workspace.match(
+    shards_name, finished = workspace.match(
         "shards", name, corpus.suggested_name, identity, force=force
     )
-    if found is not None:
-        return found, True
+    if finished is not None:
+        return finished, True
 
     tokenizer, made_from = tokenizer_for(
         workspace, corpus, config, inputs, shards_name, existing, force, reporter
@@ -106,7 +106,7 @@ def tokenize(
     with workspace.publish(manifest) as (target, summary):
         # The shards carry their tokenizer: whoever has them can read them.
         tokenizer.save(target / "tokenizer")
-        vocabulary = Vocabulary.of(tokenizer)
+        vocabulary = TokenizerSummary.of(tokenizer)
         order = (
             ByHash(corpus, config.validation)
             if config.split == "hash"
@@ -184,34 +184,34 @@ def _common_characters(corpus: Corpus) -> Counter[str]:
 
 def existing_tokenizer(workspace: Workspace, config: TokenizeConfig) -> Existing | None:
     """The tokenizer that is to be used as it is, or None if one is to be learned."""
-    given = config.tokenizer
-    if config.split_pattern is not None and given != "bpe":
-        raise UsageError(f"split_pattern is for a bpe to learn, not for {given}; leave it out")
-    if given in tokenizers.LEARNERS:
-        if config.vocab_size is not None and given == "characters":
+    named = config.tokenizer
+    if config.split_pattern is not None and named != "bpe":
+        raise UsageError(f"split_pattern is for a bpe to learn, not for {named}; leave it out")
+    if named in tokenizers.LEARNERS:
+        if config.vocab_size is not None and named == "characters":
             raise UsageError(
                 "--vocab-size is for pieces to learn: characters are as many as the corpus has; "
                 "leave it out"
             )
-        if config.cased is not None and given != "wordpiece":
+        if config.cased is not None and named != "wordpiece":
             raise UsageError(
-                f"--cased is for wordpiece: {given} always keeps capitals; leave it out"
+                f"--cased is for wordpiece: {named} always keeps capitals; leave it out"
             )
         return None
     if config.vocab_size is not None:
         raise UsageError(
-            f"--vocab-size is for a tokenizer to learn, and {given} has its size; leave it out"
+            f"--vocab-size is for a tokenizer to learn, and {named} has its size; leave it out"
         )
-    if given in workspace.names("tokenizer"):
-        artefact = workspace.get("tokenizer", given)
+    if named in workspace.names("tokenizer"):
+        artefact = workspace.get("tokenizer", named)
         artefact.verify()
         tokenizer = tokenizers.load(artefact.folder, cased=config.cased)
         return tokenizer, artefact.as_input("tokenizer")
-    path = Path(given)
+    path = Path(named)
     if not os.path.exists(path):  # unlike Path's, false for what can't be a name
         known = [*tokenizers.LEARNERS, *workspace.names("tokenizer")]
         raise InputError(
-            f"--tokenizer {given!r} is neither a kind nor a tokenizer of the workspace nor a file; "
+            f"--tokenizer {named!r} is neither a kind nor a tokenizer of the workspace nor a file; "
             f"there are: {', '.join(known)}"
         )
     tokenizer = tokenizers.load(path, cased=config.cased)
@@ -238,11 +238,11 @@ def _learn(
     }
     defaults = {key: value for key, value in config.defaults().items() if key in values}
     identity = Identity("tokenizer", values, defaults, inputs)
-    name, found = workspace.match(
+    name, finished = workspace.match(
         "tokenizer", shards_name if force else None, shards_name, identity, force=force
     )
-    if found is not None:
-        return found
+    if finished is not None:
+        return finished
     manifest = new_manifest(
         "tokenizer",
         name,
@@ -253,7 +253,7 @@ def _learn(
     usual = (n for most, n in VOCABULARY_STEPS if corpus.total_bytes <= most)
     vocab_size = config.vocab_size or next(usual, LARGEST_VOCABULARY)
     with workspace.publish(manifest) as (folder, summary):
-        texts = _Texts(corpus, reporter)
+        texts = _LearningTexts(corpus, reporter)
         started = time.perf_counter()
         learned = tokenizers.learn(
             config.tokenizer,
@@ -276,7 +276,7 @@ def _learn(
     return workspace.get("tokenizer", name)
 
 
-class _Texts:
+class _LearningTexts:
     """The corpus's texts to learn from: all of them, or a sample by hash of a large one."""
 
     def __init__(self, corpus: Corpus, reporter: Reporter) -> None:

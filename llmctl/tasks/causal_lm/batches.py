@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmctl.data.shards.windows import Rows, WindowBatches
 from llmctl.models.heads.cross_entropy import IGNORED
-from llmctl.models.layers.packing import Texts
+from llmctl.models.layers.packing import PackedSequences
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.batches import TensorBatch
 
@@ -30,29 +30,29 @@ class CausalBatch(TensorBatch):
     labels_BT: Tensor
     """The next token; IGNORED where it is not scored."""
     scored_B: NDArray[np.int64]
-    """Labels of each row that are scored …"""
+    """Labels of each row that are scored."""
     bytes_B: NDArray[np.int64]
-    """… and their bytes of text."""
-    texts: Texts | None = None
+    """Bytes of text that the scored labels of each row stand for."""
+    packed: PackedSequences | None = None
     """What attention stays inside of; None: causal over the row."""
     position_ids_BT: Tensor | None = None
 
     @property
-    def slots(self) -> int:
+    def num_positions(self) -> int:
         return self.input_ids_BT.numel()
 
     @property
     def scored(self) -> int:
-        """Labels that are scored …"""
+        """Labels that are scored."""
         return int(self.scored_B.sum())
 
     @property
     def scored_bytes(self) -> int:
-        """… and the bytes of text that they stand for."""
+        """Bytes of text that the scored labels stand for."""
         return int(self.bytes_B.sum())
 
     @property
-    def counts(self) -> dict[str, int]:
+    def loss_denominators(self) -> dict[str, int]:
         return {"lm_loss": self.scored}
 
 
@@ -96,7 +96,7 @@ def collate(
     texts = positions = None
     if document_mask:
         begins = rows.begins[:, :-1]
-        texts = Texts.of(begins)
+        texts = PackedSequences.of(begins)
         positions = torch.from_numpy(np.arange(inputs.shape[1]) - np.maximum(begins, 0))
     return CausalBatch(
         tokens_B=np.minimum(rows.known - 1, inputs.shape[1]),
@@ -104,6 +104,6 @@ def collate(
         labels_BT=torch.from_numpy(labels),
         scored_B=scored.sum(1),
         bytes_B=(token_bytes[labels.clip(0)] * scored).sum(1),
-        texts=texts,
+        packed=texts,
         position_ids_BT=positions,
     )

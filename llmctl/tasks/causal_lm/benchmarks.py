@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from llmctl.data.tables.rows import RowReader
 from llmctl.data.text.files import format_of, is_readable
 from llmctl.errors import InputError, UsageError
-from llmctl.evaluation.benchmarks import BENCHMARKS, KNOWN, read_questions, recognise
+from llmctl.evaluation.benchmarks import BENCHMARK_COLUMNS, BENCHMARKS, read_questions, recognise
 from llmctl.evaluation.benchmarks.base import Benchmark, Bools, accuracy, chance
 from llmctl.evaluation.bootstrap import paired_difference, percentile_interval, resample_counts
 from llmctl.evaluation.choices import Question
 from llmctl.evaluation.report import MODEL, Figure, Report, share
 from llmctl.formats.open import check_data, data_record
-from llmctl.reporting.report import Part, ReportTable
+from llmctl.reporting.report import ReportPart, ReportTable
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.causal_lm.scoring import LanguageEvaluator, ask
 from llmctl.tasks.classify.evaluate import ACCURACY_GAP
@@ -98,7 +98,7 @@ class BenchmarkEvaluator(LanguageEvaluator):
         )
 
     @staticmethod
-    def parts(report: Report) -> Iterator[Part]:
+    def parts(report: Report) -> Iterator[ReportPart]:
         """The rows by ways of choosing; of a folder the files, by models."""
         title = f"{report.model}: {report.task} on {report.facts['examples']:,} questions"
         table = (_files_table if "files" in report.facts else _ways_table)(report, title)
@@ -145,11 +145,11 @@ class BenchmarkEvaluator(LanguageEvaluator):
         if len(files) == 1:
             (only,) = files.values()
             return {way: accuracy(values) for way, values in only.items()}
-        found = {}
+        results = {}
         for way in next(iter(files.values())):
             mean, low, high = self._mean([of_file[way].astype(int) for of_file in files.values()])
-            found[way] = {"accuracy": mean, "interval": [low, high]}
-        return found
+            results[way] = {"accuracy": mean, "interval": [low, high]}
+        return results
 
     def _difference(self, model: Correct, other: Correct, way: str) -> dict[str, Any]:
         """How much more the model gets right than another, of the same accuracy as the results."""
@@ -183,8 +183,8 @@ def benchmark_of(data: Path | None, config: EvaluateConfig) -> str | None:
     if format_of(path) == ".txt":
         return None
     reading = config.read_config().read_options()
-    found = recognise(RowReader(path, known=KNOWN, reading=reading).columns)
-    return found.name if found else None
+    recognised = recognise(RowReader(path, known=BENCHMARK_COLUMNS, reading=reading).columns)
+    return recognised.name if recognised else None
 
 
 def _files_of(data: Path) -> list[Path]:

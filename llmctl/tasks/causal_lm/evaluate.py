@@ -16,9 +16,9 @@ from typing import Any
 from llmctl.data.text.documents import Corpus
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.perplexity import (
-    Ids,
     LogProbs,
     Tally,
+    TokenIds,
     bits_per_byte_interval,
     perplexity,
 )
@@ -26,7 +26,7 @@ from llmctl.evaluation.report import MODEL, Figure, Gap, Report
 from llmctl.formats.open import data_record
 from llmctl.inference.scoring import Query, Scorer
 from llmctl.inference.weights import WeightType
-from llmctl.reporting.report import Part, ReportTable
+from llmctl.reporting.report import ReportPart, ReportTable
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.causal_lm.scoring import LanguageEvaluator
 from llmctl.tasks.causal_lm.texts import (
@@ -154,7 +154,7 @@ class PerplexityEvaluator(LanguageEvaluator):
         )
 
     @staticmethod
-    def parts(report: Report) -> Iterator[Part]:
+    def parts(report: Report) -> Iterator[ReportPart]:
         """The rows, with a second one where shards are measured as in training."""
         text, documents = report.data, report.facts["documents"]
         if report.facts["split"]:
@@ -275,8 +275,8 @@ class PerplexityEvaluator(LanguageEvaluator):
 
     def _interval(self, parts: list[tuple[float, int]]) -> list[float] | None:
         how = {"resamples": self.config.resamples, "seed": self.config.seed}
-        found = bits_per_byte_interval(*zip(*parts, strict=True), **how)
-        return None if found is None else list(found)
+        interval = bits_per_byte_interval(*zip(*parts, strict=True), **how)
+        return None if interval is None else list(interval)
 
     def _difference(self, model: Tally, other: Tally) -> dict[str, float | None]:
         """Bits per byte of the model less those of another, with its interval."""
@@ -302,18 +302,18 @@ def _shown_rows(name: str, row: dict[str, Any]) -> Iterator[list[str]]:
 
 def _ngram_of(workspace: Workspace, shards: InputRecord) -> str | None:
     """The newest n-gram model of some shards."""
-    found = [
+    names = [
         run.manifest.name
         for run in workspace.list("run")
         if run.finished
         and run.manifest.config.get("arch") == "ngram"
         and shards.digest in [r.digest for r in run.manifest.inputs if r.role == "shards"]
     ]
-    return found[-1] if found else None
+    return names[-1] if names else None
 
 
 def _log_probs(scorer: Scorer) -> LogProbs:
-    def log_probs(pairs: Iterable[tuple[Ids, Ids]]) -> Iterator[Any]:
+    def log_probs(pairs: Iterable[tuple[TokenIds, TokenIds]]) -> Iterator[Any]:
         queries = (Query(context, [continuation]) for context, continuation in pairs)
         return (answer.scores[0].log_probs for answer in scorer.score(queries))
 

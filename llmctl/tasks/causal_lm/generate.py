@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from llmctl.errors import InputError
-from llmctl.tasks.generation import Generation, Prompt
+from llmctl.tasks.generation import Prompt, TextGenerator
 
 
-class Continuation(Generation):
+class Continuation(TextGenerator):
     """A model that writes on behind prompts."""
 
     def encode(self, prompt: Prompt) -> list[int]:

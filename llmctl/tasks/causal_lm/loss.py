@@ -12,7 +12,7 @@ import math
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.cross_entropy import linear_cross_entropy
 from llmctl.tasks.causal_lm.batches import CausalBatch
-from llmctl.training.batches import LossParts, Ratio
+from llmctl.training.batches import LossParts, SumAndCount
 
 
 def causal_lm_loss(model: CausalLM, batch: CausalBatch, *, z_loss: float = 0.0) -> LossParts:
@@ -20,7 +20,7 @@ def causal_lm_loss(model: CausalLM, batch: CausalBatch, *, z_loss: float = 0.0) 
 
     z_loss: weight of the squared logarithm of the softmax's normaliser, in training.
     """
-    hidden_BTD = model.body(batch.input_ids_BT, batch.texts, batch.position_ids_BT)
+    hidden_BTD = model.body(batch.input_ids_BT, batch.packed, batch.position_ids_BT)
     nll, correct = linear_cross_entropy(
         hidden_BTD.flatten(0, 1),
         model.output_weight,
@@ -31,9 +31,9 @@ def causal_lm_loss(model: CausalLM, batch: CausalBatch, *, z_loss: float = 0.0) 
     )
     bits = nll.detach() / math.log(2)
     return LossParts(
-        {"lm_loss": Ratio(nll, batch.scored)},
+        {"lm_loss": SumAndCount(nll, batch.scored)},
         {
-            "lm_accuracy": Ratio(correct, batch.scored),
-            "bits_per_byte": Ratio(bits, batch.scored_bytes),
+            "lm_accuracy": SumAndCount(correct, batch.scored),
+            "bits_per_byte": SumAndCount(bits, batch.scored_bytes),
         },
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from llmctl.data.tables.labelled import Columns, Example, read_examples
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.benchmarks.base import accuracy
-from llmctl.evaluation.choices import SCORES, Outcome, Question
+from llmctl.evaluation.choices import SCORES, ChoiceScores, Question
 from llmctl.evaluation.report import MODEL, Gap, Report, share
 from llmctl.formats.columns import labelled_columns
 from llmctl.formats.open import data_record
@@ -31,8 +31,8 @@ from llmctl.inference.prompts import (
     read_template,
     write_prompts,
 )
-from llmctl.inference.scoring import Scorer, encode_query, fitted
-from llmctl.reporting.report import Part, ReportTable
+from llmctl.inference.scoring import Scorer, encode_query, truncate_context
+from llmctl.reporting.report import ReportPart, ReportTable
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.causal_lm.benchmarks import WAYS
 from llmctl.tasks.causal_lm.scoring import LanguageEvaluator, ask
@@ -101,8 +101,10 @@ class PromptEvaluator(LanguageEvaluator):
             if not self.predicts_text(model):
                 examples = self._examples(model, asked, reporter)
                 notes += seen_in_training(model, self.path)
-                found = probabilities(model, examples, asked.labels, self.config.device, notes)
-                table.add(name, found)
+                probabilities_NC = probabilities(
+                    model, examples, asked.labels, self.config.device, notes
+                )
+                table.add(name, probabilities_NC)
                 continue
             scorer = self.scorer(model)
             for count in self.config.shots:
@@ -134,7 +136,7 @@ class PromptEvaluator(LanguageEvaluator):
         )
 
     @staticmethod
-    def parts(report: Report) -> Iterator[Part]:
+    def parts(report: Report) -> Iterator[ReportPart]:
         """The rows as a classifier's, and what each way of choosing comes to."""
         facts = report.facts
         yield report.table(
@@ -210,15 +212,17 @@ class PromptEvaluator(LanguageEvaluator):
     def _labels(self, template: PromptTemplate, rows: Sequence[PromptRow]) -> list[str]:
         """The labels to choose from: those of the template, of a classifier beside the model, or
         of the rows. Raises InputError where they don't go together."""
-        found = sorted({row.label or "" for row in rows})
+        labels_seen = sorted({row.label or "" for row in rows})
         classifier = self._classifier
-        labels = list(template.verbalizer) or (classifier and classifier.folder.labels) or found
+        labels = (
+            list(template.verbalizer) or (classifier and classifier.folder.labels) or labels_seen
+        )
         if len(labels) < 2:
             raise InputError(
                 f"{self.path} has one label only ({labels[0]!r}), so there is nothing to choose "
                 "from; name all of them in the template's [verbalizer]"
             )
-        if classifier is not None and (unknown := sorted({*found} - {*labels})):
+        if classifier is not None and (unknown := sorted({*labels_seen} - {*labels})):
             raise InputError(
                 f"{self.path} has labels that {classifier.name} does not know "
                 f"({', '.join(unknown[:5])}); it knows {', '.join(labels[:10])}"
@@ -231,8 +235,8 @@ class PromptEvaluator(LanguageEvaluator):
         return next((other for other in self.others if not self.predicts_text(other)), None)
 
     def _examples(self, model: OpenedModel, asked: _Asked, reporter: Reporter) -> list[Example]:
-        """The same rows for a classifier, with the columns of its finetuning. Raises InputError if
-        they have other labels there."""
+        """The rows of the questions for a classifier, with the columns of its finetuning. Raises
+        InputError if they have other labels there."""
         reading = self.config.read_config(model.options).read_options(reporter.note)
         columns = labelled_columns(
             model,
@@ -287,14 +291,14 @@ def _answers(
     shots: Shots,
     reporter: Reporter,
     notes: list[str],
-) -> list[Outcome]:
+) -> list[ChoiceScores]:
     """What a model makes of each row with so many examples before it."""
     template, tokenizer = asked.template, model.folder.tokenizer
     shown = _row_name(model.name, count)
 
     def fits(row: PromptRow, prompt: str) -> bool:
         query = encode_query(tokenizer, prompt, asked.choices(row))
-        return not fitted(query, scorer.longest)[1]
+        return not truncate_context(query, scorer.longest)[1]
 
     prompts = list(write_prompts(template, asked.rows, shots, count, fits))
     questions = [
@@ -327,7 +331,7 @@ def _answers(
     return outcomes
 
 
-def _probabilities(outcomes: Sequence[Outcome], way: str) -> NDArray[np.float64]:
+def _probabilities(outcomes: Sequence[ChoiceScores], way: str) -> NDArray[np.float64]:
     scores = np.array([SCORES[way](outcome) for outcome in outcomes])
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     return scores / scores.sum(axis=1, keepdims=True)

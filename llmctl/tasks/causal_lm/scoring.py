@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.errors import UsageError
-from llmctl.evaluation.choices import Outcome, Question
+from llmctl.evaluation.choices import ChoiceScores, Question
 from llmctl.inference.ngram_decoder import NgramScorer
 from llmctl.inference.scoring import (
-    READ_AHEAD,
-    Answer,
+    QUERIES_AHEAD,
     CausalScorer,
     Query,
+    QueryScores,
     Scorer,
     encode_query,
 )
@@ -22,10 +22,10 @@ from llmctl.inference.weights import WeightType, prepare
 from llmctl.tasks.evaluation import FOR_SOURCES, Evaluator
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tokenizers import Tokenizer
-from llmctl.training.distributed.processes import current
+from llmctl.training.distributed.processes import get_world
 from llmctl.training.precision import choose_device
 
-MANY = 256
+SCORING_ROWS = 256
 """Rows of a product when texts are scored, about: more than when they are written."""
 
 
@@ -67,7 +67,7 @@ class LanguageEvaluator(Evaluator):
         dtype = dtype or self.config.dtype
         lm = model.folder.causal_lm().to(choose_device(self.config.device, "--device"))
         # As trained, fp32 needs no other form: that of writing is for few rows at once.
-        head = None if dtype == "fp32" else prepare(lm, dtype, rows=MANY)
+        head = None if dtype == "fp32" else prepare(lm, dtype, rows=SCORING_ROWS)
         return _DividedScorer(CausalScorer(lm, longest=model.folder.max_length, head=head))
 
 
@@ -77,19 +77,19 @@ class _DividedScorer:
     def __init__(self, scorer: Scorer) -> None:
         self._scorer, self.longest = scorer, scorer.longest
 
-    def score(self, queries: Iterable[Query], *, greedy: bool = False) -> Iterator[Answer]:
-        world = current()
-        yield from world.divided(
+    def score(self, queries: Iterable[Query], *, greedy: bool = False) -> Iterator[QueryScores]:
+        world = get_world()
+        yield from world.map_sharded(
             queries,
             lambda part, first: self._scorer.score(part, greedy=greedy),
-            block=max(1, READ_AHEAD // world.size),
-            kind=Answer,
+            block=max(1, QUERIES_AHEAD // world.size),
+            kind=QueryScores,
         )
 
 
 def ask(
     scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Question], *, greedy: bool = False
-) -> Iterator[tuple[Outcome, int]]:
+) -> Iterator[tuple[ChoiceScores, int]]:
     """What a model makes of each question, and the tokens that its context lost to fit."""
     queries = [
         encode_query(tokenizer, question.context, question.choices, source=question.source)
@@ -99,7 +99,7 @@ def ask(
     answers = scorer.score(iter(queries), greedy=greedy)
     for question, prior_C, answer in zip(questions, priors, answers, strict=True):
         yield (
-            Outcome(
+            ChoiceScores(
                 np.array([score.total for score in answer.scores]),
                 np.array([len(score.log_probs) for score in answer.scores]),
                 question.sizes,
@@ -121,8 +121,8 @@ def _priors(
         encode_query(tokenizer, prior or "", choices, source=f"the prior of {choices[0]!r}")
         for prior, choices in distinct
     ]
-    found = {
+    priors = {
         key: np.array([score.total for score in answer.scores])
         for key, answer in zip(distinct, scorer.score(queries), strict=True)
     }
-    return [found.get(key) for key in keys]
+    return [priors.get(key) for key in keys]

@@ -11,7 +11,7 @@ from llmctl.data.shards.encoding import encode_text
 from llmctl.data.shards.files import ShardReader
 from llmctl.data.text.documents import Corpus
 from llmctl.errors import InputError
-from llmctl.evaluation.perplexity import Ids, Passage
+from llmctl.evaluation.perplexity import Passage, TokenIds
 from llmctl.tasks.evaluation import no_validation
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tokenizers import Tokenizer
@@ -25,7 +25,7 @@ Read = Callable[[], Iterator["ScoredDocument"]]
 class ScoredDocument:
     """A piece of the text that is measured on."""
 
-    ids: Ids
+    ids: TokenIds
     """By the tokenizer of the model that is measured, without special tokens."""
     text: str | None
     """None: the ids are all there is."""
@@ -98,7 +98,7 @@ def passages(
         yield Passage(np.concatenate((start, ids, end)), document.size)
 
 
-def _again(document: ScoredDocument, tokenizer: Tokenizer, model: OpenedModel) -> Ids:
+def _again(document: ScoredDocument, tokenizer: Tokenizer, model: OpenedModel) -> TokenIds:
     """A document by another tokenizer. Raises InputError where its text can't be told."""
     text = document.text
     if text is None:

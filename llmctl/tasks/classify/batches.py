@@ -31,11 +31,11 @@ class ExampleBatch(TensorBatch):
         return self.input_ids_BT, self.segment_ids_BT, self.mask_BT
 
     @property
-    def slots(self) -> int:
+    def num_positions(self) -> int:
         return self.input_ids_BT.numel()
 
     @property
-    def counts(self) -> dict[str, int]:
+    def loss_denominators(self) -> dict[str, int]:
         return {"classification_loss": len(self)}
 
 

@@ -16,7 +16,7 @@ from llmctl.evaluation.bootstrap import paired_difference
 from llmctl.evaluation.report import MODEL, Figure, Gap, Report, share
 from llmctl.formats.columns import labelled_columns, labelled_record
 from llmctl.formats.open import LabelledColumns, cut_in_use, data_record, with_label
-from llmctl.reporting.report import Part, ReportTable
+from llmctl.reporting.report import ReportPart, ReportTable
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.classify.predict import BATCH, class_probabilities
 from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, EvaluateConfig, Evaluator
@@ -27,7 +27,7 @@ from llmctl.tasks.training_data import (
     seen_in_training,
     training_examples,
 )
-from llmctl.training.distributed.processes import current
+from llmctl.training.distributed.processes import get_world
 from llmctl.training.precision import choose_device
 
 Probabilities = NDArray[np.float64]
@@ -77,8 +77,8 @@ class ClassifierEvaluator(Evaluator):
         table = ClassTable(self._numbers(examples, labels), labels, self.config)
         notes: list[str] = []
         for name, model in self.models.items():
-            found = probabilities(model, read[name], labels, self.config.device, notes)
-            table.add(name, found)
+            probabilities_NC = probabilities(model, read[name], labels, self.config.device, notes)
+            table.add(name, probabilities_NC)
         # The very file is told by its digest, other files with texts of it by these.
         unread: list[str] = []
         training = training_examples(self.model, unread)
@@ -113,7 +113,7 @@ class ClassifierEvaluator(Evaluator):
         )
 
     @staticmethod
-    def parts(report: Report) -> Iterator[Part]:
+    def parts(report: Report) -> Iterator[ReportPart]:
         """The rows, the differences, and the model's confusion matrix."""
         yield report.table(f"{report.model} on {report.facts['examples']:,} examples", FIGURES)
         yield EXPLAINED
@@ -134,8 +134,8 @@ class ClassifierEvaluator(Evaluator):
         return np.asarray([number_of[example.label or ""] for example in examples])
 
     def _same_rows(self, reporter: Reporter) -> tuple[dict[str, list[Example]], dict[str, Columns]]:
-        """The same rows of the file for each model, by the columns that it was trained on, and
-        those.
+        """Rows of the file that are the same for each model, by the columns that it was trained on,
+        and those.
 
         Rows in which a model would find no text are left out for all. Raises InputError if none
         are left.
@@ -264,7 +264,7 @@ def probabilities(
     if cut := sum(example.cut for example in encoded):
         notes.append(f"{model.name}: {cut_in_use(cut, len(encoded), folder)}")
     pad = pad_token(folder.tokenizer)
-    rows = current().divided(
+    rows = get_world().map_sharded(
         encoded,
         lambda part, first: class_probabilities(classifier, list(part), pad).tolist(),
         block=4 * BATCH,

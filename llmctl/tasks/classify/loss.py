@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from llmctl.models.heads.classify import Classifier
 from llmctl.tasks.classify.batches import ExampleBatch
-from llmctl.training.batches import LossParts, Ratio
+from llmctl.training.batches import LossParts, SumAndCount
 
 
 def classification_loss(
@@ -21,5 +21,5 @@ def classification_loss(
     count = len(batch.labels_B)
     correct = (logits_BC.detach().argmax(-1) == batch.labels_B).sum()
     return LossParts(
-        {"classification_loss": Ratio(nll, count)}, {"accuracy": Ratio(correct, count)}
+        {"classification_loss": SumAndCount(nll, count)}, {"accuracy": SumAndCount(correct, count)}
     )

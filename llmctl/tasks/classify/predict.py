@@ -26,11 +26,11 @@ from llmctl.reporting.visible import visible
 from llmctl.tasks.classify.batches import collate
 from llmctl.tasks.prediction import Predictor, softmax
 from llmctl.tasks.training_data import seen_in_training
-from llmctl.training.distributed.processes import current
+from llmctl.training.distributed.processes import get_world
 
 BATCH = 64
 """Texts computed together."""
-READ_AHEAD = 16 * BATCH
+TEXTS_AHEAD = 16 * BATCH
 """Texts read before the first answer: sorted by length among themselves, so that little is
 padding, and few enough that answers stream."""
 SHOWN = 60
@@ -74,11 +74,11 @@ class ClassPredictor(Predictor):
         return super().alone(texts)
 
     def columns(
-        self, path: Path, given: LabelledColumns, reading: ReadOptions, reporter: Reporter
+        self, path: Path, requested: LabelledColumns, reading: ReadOptions, reporter: Reporter
     ) -> Columns:
         """Those that it was trained on, unless others are given."""
         columns = labelled_columns(
-            self.model, path, given, need_label=False, reading=reading, note=reporter.note
+            self.model, path, requested, need_label=False, reading=reading, note=reporter.note
         )
         for seen in [] if str(path) == "-" else seen_in_training(self.model, path):
             reporter.note(seen)
@@ -107,7 +107,7 @@ class ClassPredictor(Predictor):
                     )
                     yield prediction, ids.cut
 
-        answers = current().divided(
+        answers = get_world().map_sharded(
             examples, classified, block=4 * BATCH, kind=tuple[Prediction, bool]
         )
         for prediction, was_cut in answers:
@@ -133,7 +133,7 @@ def class_probabilities(
     return result
 
 
-def in_blocks(examples: Iterable[Example], size: int = READ_AHEAD) -> Iterator[list[Example]]:
+def in_blocks(examples: Iterable[Example], size: int = TEXTS_AHEAD) -> Iterator[list[Example]]:
     """Consecutive groups of a stream; the first small, so that the first answer comes soon."""
     iterator = iter(examples)
     take = BATCH

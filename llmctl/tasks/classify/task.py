@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from llmctl.data.keyed import bits, key_of, permute
+from llmctl.data.random import bits, key_of, permute
 from llmctl.data.tables.encoded import EncodedExample, encode_examples, pad_token
 from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
@@ -33,16 +33,16 @@ from llmctl.tasks.finetuning import (
     FinetuneConfig,
     Method,
     Task,
-    by_width,
+    scale_lr_by_width,
 )
 from llmctl.training.batches import LossParts, TensorBatch
 from llmctl.training.config import TrainingConfig
 
 SHORTEST = 8
 """Tokens of an example, special ones included: with fewer next to nothing of a text is left."""
-WINDOW_BATCHES = 16
+BUCKET_BATCHES = 16
 """Batches sorted by length together: little padding, and neighbours still at random."""
-LOOKED_AT_ONCE = 64
+EVAL_BATCH_SIZE = 64
 """Held-out examples in a batch."""
 
 
@@ -174,7 +174,9 @@ class ClassifyTask(Task):
         measured best at 1e-3 of 3e-4, 1e-3 and 3e-3 (see ``METHOD_FACTOR``). Random weights have
         nothing to lose and further to go: 1e-3, so that the comparison is with their best."""
         low = base.spec.kind == "encoder" and not scratch
-        return by_width((3e-4 if low else 1e-3) * METHOD_FACTOR[method], base.config.hidden_size)
+        return scale_lr_by_width(
+            (3e-4 if low else 1e-3) * METHOD_FACTOR[method], base.config.hidden_size
+        )
 
     def describe(self) -> str:
         shown = ", ".join(f"{label} {self._counts[label]}" for label in self.labels[:8])
@@ -185,11 +187,11 @@ class ClassifyTask(Task):
         )
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def plan_facts(self) -> dict[str, Any]:
         return {"classes": len(self.labels), COLUMNS: labelled_record(self._columns)}
 
     @property
-    def new_parts(self) -> tuple[str, ...]:
+    def fresh_modules(self) -> tuple[str, ...]:
         return ("output",) if self._causal else ("pooler", "output")
 
     def network(self) -> Classifier:
@@ -210,22 +212,22 @@ class ClassifyTask(Task):
         key = key_of(self.config.seed, "order", epoch)
         order = permute(key, len(self._train), np.arange(len(self._train)))
         batches = []
-        for start in range(0, len(order), WINDOW_BATCHES * size):
-            window = order[start : start + WINDOW_BATCHES * size]
+        for start in range(0, len(order), BUCKET_BATCHES * size):
+            window = order[start : start + BUCKET_BATCHES * size]
             window = window[np.argsort(self._lengths[window], kind="stable")]
             batches += [window[i : i + size] for i in range(0, len(window), size)]
         key = key_of(self.config.seed, "deal", epoch)
         shuffled = np.argsort(bits(key, np.arange(len(batches))))
         return [batches[i] for i in shuffled]
 
-    def held_out_batches(self) -> list[TensorBatch]:
+    def validation_batches(self) -> list[TensorBatch]:
         ordered = sorted(self._held_out, key=lambda example: len(example.ids))
         return [
-            collate(ordered[i : i + LOOKED_AT_ONCE], self._pad)
-            for i in range(0, len(ordered), LOOKED_AT_ONCE)
+            collate(ordered[i : i + EVAL_BATCH_SIZE], self._pad)
+            for i in range(0, len(ordered), EVAL_BATCH_SIZE)
         ]
 
-    def judged(self, values: dict[str, float]) -> dict[str, float]:
+    def add_selection_metric(self, values: dict[str, float]) -> dict[str, float]:
         # On few examples accuracy has ties, which the loss breaks.
         return {**values, "criterion": 1.0 - values["accuracy"] + 1e-3 * values["loss"]}
 

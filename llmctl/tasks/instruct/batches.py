@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from llmctl.models.heads.cross_entropy import IGNORED
 from llmctl.models.heads.padding import rounded_up
-from llmctl.models.layers.packing import Texts
+from llmctl.models.layers.packing import PackedSequences
 from llmctl.tasks.causal_lm.batches import CausalBatch
 from llmctl.tokenizers.chat_template import EncodedChat
 
-LENGTH_STEP = 64
+PACKED_LENGTH_STEP = 64
 """Rows are as long as a multiple of this: see ``rounded_up``."""
 
 
@@ -34,7 +34,7 @@ class InstructExample:
     scored: NDArray[np.bool_]
 
     @property
-    def slots(self) -> int:
+    def num_positions(self) -> int:
         """Tokens that it takes in a row: the last is predicted only."""
         return len(self.ids) - 1
 
@@ -54,8 +54,8 @@ def collate(
     rows: Sequence[Sequence[InstructExample]], *, token_bytes: NDArray[np.int64]
 ) -> CausalBatch:
     """Rows of conversations as a batch. token_bytes: (V,), bytes of text of each token."""
-    longest = max(sum(example.slots for example in row) for row in rows)
-    shape = (len(rows), rounded_up(longest, LENGTH_STEP))
+    longest = max(sum(example.num_positions for example in row) for row in rows)
+    shape = (len(rows), rounded_up(longest, PACKED_LENGTH_STEP))
     ids_BT = np.zeros(shape, dtype=np.int64)
     labels_BT = np.full(shape, IGNORED, dtype=np.int64)
     positions_BT = np.zeros(shape, dtype=np.int64)
@@ -64,12 +64,12 @@ def collate(
     for place, row in enumerate(rows):
         begin = 0
         for number, example in enumerate(row):
-            here = slice(begin, begin + example.slots)
-            ids_BT[place, here] = example.ids[:-1]
-            labels_BT[place, here] = np.where(example.scored[1:], example.ids[1:], IGNORED)
-            positions_BT[place, here] = np.arange(example.slots)
-            numbers_BT[place, here] = number
-            begin = here.stop
+            span = slice(begin, begin + example.num_positions)
+            ids_BT[place, span] = example.ids[:-1]
+            labels_BT[place, span] = np.where(example.scored[1:], example.ids[1:], IGNORED)
+            positions_BT[place, span] = np.arange(example.num_positions)
+            numbers_BT[place, span] = number
+            begin = span.stop
     scored = labels_BT != IGNORED
     return CausalBatch(
         tokens_B=(numbers_BT >= 0).sum(1),
@@ -77,6 +77,6 @@ def collate(
         labels_BT=torch.from_numpy(labels_BT),
         scored_B=scored.sum(1),
         bytes_B=(token_bytes[labels_BT.clip(0)] * scored).sum(1),
-        texts=Texts.of(numbers_BT),
+        packed=PackedSequences.of(numbers_BT),
         position_ids_BT=torch.from_numpy(positions_BT),
     )

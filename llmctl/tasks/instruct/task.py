@@ -13,11 +13,11 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from llmctl.data.keyed import key_of, permute
-from llmctl.data.packing import WINDOW_BATCHES, deal
+from llmctl.data.packing import PACKING_WINDOW_BATCHES, deal
+from llmctl.data.random import key_of, permute
 from llmctl.data.tables.conversations import Conversation, read_conversations
 from llmctl.data.text.decoding import ReadConfig
-from llmctl.data.text.duplicates import is_held_out
+from llmctl.data.text.hashing import is_held_out
 from llmctl.errors import ConfigError, InputError
 from llmctl.formats.base import Pretrained
 from llmctl.formats.description import CHAT, MAX_LENGTH
@@ -31,7 +31,7 @@ from llmctl.tasks.finetuning import (
     FinetuneConfig,
     Method,
     Task,
-    by_width,
+    scale_lr_by_width,
 )
 from llmctl.tasks.instruct.batches import InstructExample, collate, fit
 from llmctl.tokenizers.chat_template import ChatTemplate, EncodedChat, default_template
@@ -95,7 +95,7 @@ class InstructTask(Task):
         self._tokenizer.chat_template = source
         self._read(data, ChatTemplate(source, self._tokenizer), reporter)
         self.train_examples, self.held_out_examples = len(self._train), len(self._held_out)
-        self._lengths = np.asarray([example.slots for example in self._train])
+        self._lengths = np.asarray([example.num_positions for example in self._train])
         self._window = lru_cache(maxsize=2)(self._make_window)
 
     def _read(self, data: Path, template: ChatTemplate, reporter: Reporter) -> None:
@@ -153,7 +153,7 @@ class InstructTask(Task):
         """The learning rate where none is given: 1e-3 for a body up to 128 wide. 3e-4 was worse by
         0.2 nats a token and 2e-3 better by 0.05 (see ``METHOD_FACTOR``), on models with much left
         to learn of the language; one that has learned it has more to lose."""
-        return by_width(1e-3 * METHOD_FACTOR[method], base.config.hidden_size)
+        return scale_lr_by_width(1e-3 * METHOD_FACTOR[method], base.config.hidden_size)
 
     def describe(self) -> str:
         examples = [*self._train, *self._held_out]
@@ -165,11 +165,11 @@ class InstructTask(Task):
         )
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def plan_facts(self) -> dict[str, Any]:
         return {"max_length": self._max_length}
 
     @property
-    def new_parts(self) -> tuple[str, ...]:
+    def fresh_modules(self) -> tuple[str, ...]:
         return ()
 
     def network(self) -> CausalLM:
@@ -183,14 +183,14 @@ class InstructTask(Task):
     def batch(self, number: int) -> TensorBatch:
         """Batch ``number``: about ``batch_size`` random conversations, packed."""
         epoch, place = divmod(number, self.batches_per_epoch)
-        window, place = divmod(place, WINDOW_BATCHES)
+        window, place = divmod(place, PACKING_WINDOW_BATCHES)
         return self._collated(self._window(epoch, window)[place])
 
     def _make_window(self, epoch: int, window: int) -> list[Rows]:
         """The rows of some consecutive batches of an epoch, packed together."""
         seed, size = self.config.seed, self.config.training.batch_size
-        first = window * WINDOW_BATCHES * size
-        places = np.arange(first, min(first + WINDOW_BATCHES * size, len(self._train)))
+        first = window * PACKING_WINDOW_BATCHES * size
+        places = np.arange(first, min(first + PACKING_WINDOW_BATCHES * size, len(self._train)))
         members = permute(key_of(seed, "order", epoch), len(self._train), places)
         batches = -(-len(members) // size)
         dealt = deal(
@@ -201,10 +201,10 @@ class InstructTask(Task):
         )
         return [[[self._train[members[i]] for i in row] for row in batch] for batch in dealt]
 
-    def held_out_batches(self) -> list[TensorBatch]:
+    def validation_batches(self) -> list[TensorBatch]:
         if not self._held_out:
             return []
-        lengths = np.asarray([example.slots for example in self._held_out])
+        lengths = np.asarray([example.num_positions for example in self._held_out])
         batches = -(-len(lengths) // self.config.training.batch_size)
         dealt = deal(lengths, int(lengths.max()), batches, key_of("held out"))
         return [
@@ -214,7 +214,7 @@ class InstructTask(Task):
     def _collated(self, rows: Rows) -> TensorBatch:
         return collate(rows, token_bytes=self._tokenizer.token_bytes)
 
-    def judged(self, values: dict[str, float]) -> dict[str, float]:
+    def add_selection_metric(self, values: dict[str, float]) -> dict[str, float]:
         return {**values, "perplexity": math.exp(values["lm_loss"])}
 
     def write(self, folder: Path, model: nn.Module) -> None:

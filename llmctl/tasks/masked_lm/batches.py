@@ -18,18 +18,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmctl.data.keyed import integers, key_of, uniform
 from llmctl.data.packing import PackedBatches
+from llmctl.data.random import integers, key_of, uniform
 from llmctl.data.shards.chunks import ChunkRefs, Chunks
-from llmctl.data.shards.pairs import TextPair, draw_pairs
-from llmctl.models.layers.packing import Texts
+from llmctl.data.shards.sentence_pairs import TextPair, draw_pairs
+from llmctl.models.layers.packing import PackedSequences
 from llmctl.tasks.masked_lm.config import MaskedLMConfig
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.batches import TensorBatch
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class MaskingVocab:
     """What masking must know of a tokenizer."""
 
     cls: int
@@ -49,9 +49,9 @@ class Vocabulary:
         return table
 
 
-def masking_vocab(tokenizer: Tokenizer) -> Vocabulary:
+def masking_vocab(tokenizer: Tokenizer) -> MaskingVocab:
     """What masking needs of a tokenizer with BERT's special tokens."""
-    return Vocabulary(
+    return MaskingVocab(
         cls=tokenizer.special["cls"],
         sep=tokenizer.special["sep"],
         mask=tokenizer.special["mask"],
@@ -68,7 +68,7 @@ class MaskedBatch(TensorBatch):
     input_ids_BT: Tensor
     segment_ids_BT: Tensor
     position_ids_BT: Tensor
-    texts: Texts | None
+    packed: PackedSequences | None
     """What attention stays inside of; None if every row is one full text."""
     masked_M: Tensor
     """Flat places (b · T + t) of the tokens to predict."""
@@ -81,11 +81,11 @@ class MaskedBatch(TensorBatch):
     """Whether that is judged."""
 
     @property
-    def slots(self) -> int:
+    def num_positions(self) -> int:
         return self.input_ids_BT.numel()
 
     @property
-    def counts(self) -> dict[str, int]:
+    def loss_denominators(self) -> dict[str, int]:
         counts = {"mlm_loss": len(self.labels_M)}
         return {**counts, "nsp_loss": len(self.next_labels_S)} if self.next_sentence else counts
 
@@ -96,12 +96,12 @@ class MaskedBatch(TensorBatch):
             "input_ids_BT": self.input_ids_BT[begin:stop],
             "segment_ids_BT": self.segment_ids_BT[begin:stop],
             "position_ids_BT": self.position_ids_BT[begin:stop],
-            "texts": self.texts and self.texts.rows(begin, stop),
+            "packed": self.packed and self.packed.rows(begin, stop),
         }
         for places, labels in (("masked_M", "labels_M"), ("cls_S", "next_labels_S")):
             flat = getattr(self, places)  # ascending
-            here = slice(*torch.searchsorted(flat, torch.tensor([begin * T, stop * T])).tolist())
-            part |= {places: flat[here] - begin * T, labels: getattr(self, labels)[here]}
+            within = slice(*torch.searchsorted(flat, torch.tensor([begin * T, stop * T])).tolist())
+            part |= {places: flat[within] - begin * T, labels: getattr(self, labels)[within]}
         return replace(self, **part)
 
 
@@ -111,7 +111,7 @@ class MaskedBatches:
     def __init__(
         self,
         packed: PackedBatches,
-        vocabulary: Vocabulary,
+        vocabulary: MaskingVocab,
         objective: MaskedLMConfig,
         sequence_length: int,
         seed: int,
@@ -142,7 +142,7 @@ def collate(
     rows: Sequence[Sequence[int]],
     *,
     config: MaskedLMConfig,
-    vocabulary: Vocabulary,
+    vocabulary: MaskingVocab,
     sequence_length: int,
     seed: int,
 ) -> MaskedBatch:
@@ -157,7 +157,7 @@ def collate(
         pairs = [None] * len(refs)
     shape = (len(rows), sequence_length)
     ids = np.full(shape, vocabulary.pad, dtype=np.int64)
-    segments, places, texts, draws = (np.zeros(shape, dtype=np.int64) for _ in range(4))
+    segments, positions, texts, stream_ids = (np.zeros(shape, dtype=np.int64) for _ in range(4))
     special = np.ones(shape, dtype=bool)
     cls, labels = [], []
     for row, members in enumerate(rows):
@@ -181,21 +181,21 @@ def collate(
                 ids[row, stop] = vocabulary.sep
                 segments[row, end : stop + 1] = segment
                 end = stop + 1
-            places[row, begin:end] = np.arange(end - begin)
+            positions[row, begin:end] = np.arange(end - begin)
             texts[row, begin:end] = number
-            draws[row, begin:end] = refs.position[member]
+            stream_ids[row, begin:end] = refs.position[member]
             cls.append(row * sequence_length + begin)
             labels.append(0 if pair is None or pair.is_next else 1)
-    chosen = choose(ids, special, places, draws, config, vocabulary, seed)
-    hidden = hide(ids, chosen, places, draws, config, vocabulary, seed)
+    chosen = select_masked(ids, special, positions, stream_ids, config, vocabulary, seed)
+    hidden = apply_mask(ids, chosen, positions, stream_ids, config, vocabulary, seed)
     packed = texts.max() > 1 or not texts.all()
     flat_chosen = np.flatnonzero(chosen)
     return MaskedBatch(
         tokens_B=np.count_nonzero(texts, axis=1),
         input_ids_BT=torch.from_numpy(hidden),
         segment_ids_BT=torch.from_numpy(segments),
-        position_ids_BT=torch.from_numpy(places),
-        texts=Texts.of(texts) if packed else None,
+        position_ids_BT=torch.from_numpy(positions),
+        packed=PackedSequences.of(texts) if packed else None,
         masked_M=torch.from_numpy(flat_chosen),
         labels_M=torch.from_numpy(ids.reshape(-1)[flat_chosen]),
         cls_S=torch.tensor(cls),
@@ -204,45 +204,45 @@ def collate(
     )
 
 
-def choose(
+def select_masked(
     ids_BT: NDArray[np.int64],
     special_BT: NDArray[np.bool_],
-    places_BT: NDArray[np.int64],
-    draws_BT: NDArray[np.int64],
+    positions_BT: NDArray[np.int64],
+    stream_ids_BT: NDArray[np.int64],
     config: MaskedLMConfig,
-    vocabulary: Vocabulary,
+    vocabulary: MaskingVocab,
     seed: int,
 ) -> NDArray[np.bool_]:
     """Which tokens to predict: each with probability ``mask_rate``, whole words together.
 
-    places_BT: each token's place in its text; draws_BT: its text's position in the stream.
+    positions_BT: each token's place in its text; stream_ids_BT: its text's position in the stream.
     """
-    units = places_BT
+    units = positions_BT
     if config.whole_word:
         # Special tokens are boundaries too: a piece after one, cut off its word, starts a unit.
         starts = ~vocabulary.continuation[ids_BT] | special_BT
         starts[:, 1:] |= special_BT[:, :-1]
         starts[:, 0] = True
         columns = np.where(starts, np.arange(ids_BT.shape[1]), 0)
-        units = np.take_along_axis(places_BT, np.maximum.accumulate(columns, axis=1), axis=1)
-    drawn = uniform(key_of(seed, "mask"), draws_BT, units)
+        units = np.take_along_axis(positions_BT, np.maximum.accumulate(columns, axis=1), axis=1)
+    drawn = uniform(key_of(seed, "mask"), stream_ids_BT, units)
     return (drawn < config.mask_rate) & ~special_BT
 
 
-def hide(
+def apply_mask(
     ids_BT: NDArray[np.int64],
     chosen_BT: NDArray[np.bool_],
-    places_BT: NDArray[np.int64],
-    draws_BT: NDArray[np.int64],
+    positions_BT: NDArray[np.int64],
+    stream_ids_BT: NDArray[np.int64],
     config: MaskedLMConfig,
-    vocabulary: Vocabulary,
+    vocabulary: MaskingVocab,
     seed: int,
 ) -> NDArray[np.int64]:
     """The ids with chosen tokens hidden: 80 % [MASK], 10 % any ordinary token, 10 % as they are."""
     result = ids_BT.copy()
-    draws, places = draws_BT[chosen_BT], places_BT[chosen_BT]
-    kind = uniform(key_of(seed, "hide"), draws, places)
-    random = integers(key_of(seed, "random"), len(vocabulary.ordinary), draws, places)
+    stream_ids, positions = stream_ids_BT[chosen_BT], positions_BT[chosen_BT]
+    kind = uniform(key_of(seed, "hide"), stream_ids, positions)
+    random = integers(key_of(seed, "random"), len(vocabulary.ordinary), stream_ids, positions)
     result[chosen_BT] = np.select(
         [kind < config.mask_share, kind < config.mask_share + config.random_share],
         [np.int64(vocabulary.mask), vocabulary.ordinary[random]],

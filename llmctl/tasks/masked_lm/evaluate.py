@@ -9,7 +9,7 @@ from llmctl.data.shards.files import ShardReader
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.pseudo_perplexity import pseudo_perplexity
 from llmctl.evaluation.report import Figure, Report
-from llmctl.reporting.report import Part, ReportTable
+from llmctl.reporting.report import ReportPart, ReportTable
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.evaluation import (
     FOR_LANGUAGE_MODELS,
@@ -20,7 +20,7 @@ from llmctl.tasks.evaluation import (
     validation_losses,
 )
 from llmctl.tasks.masked_lm.config import PUBLISHED_MASK_RATE
-from llmctl.training.distributed.processes import current
+from llmctl.training.distributed.processes import get_world
 from llmctl.training.precision import choose_device
 
 MAX_TOKENS = 2000
@@ -81,7 +81,7 @@ class MaskedEvaluator(Evaluator):
             device,
             progress=partial(reporter.progress, "masked-LM loss"),
         )
-        world = current()
+        world = get_world()
         reader = ShardReader(shards.folder, "validation", tokenizer.vocab_size)
         limit = self.config.max_tokens or MAX_TOKENS
         perplexity, scored = pseudo_perplexity(
@@ -91,7 +91,7 @@ class MaskedEvaluator(Evaluator):
             max_tokens=limit,
             progress=lambda done: reporter.progress("pseudo-perplexity", done, limit),
             part=(world.rank, world.size),
-            summed=lambda own: world.total([own])[0],
+            summed=lambda own: world.all_reduce_sum([own])[0],
         )
         reporter.progress("pseudo-perplexity", limit, limit)
         results = {**values, "pseudo_perplexity": perplexity if scored else None}
@@ -108,7 +108,7 @@ class MaskedEvaluator(Evaluator):
         )
 
     @staticmethod
-    def parts(report: Report) -> Iterator[Part]:
+    def parts(report: Report) -> Iterator[ReportPart]:
         """A row for each figure."""
         rate, scored = (report.facts[key] for key in ("mask_rate", "pseudo_perplexity_tokens"))
         # A handful of validation tokens may have none that is masked.

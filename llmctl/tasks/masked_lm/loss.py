@@ -16,7 +16,7 @@ from llmctl.models.heads.cross_entropy import IGNORED, linear_cross_entropy
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.heads.padding import rounded_up
 from llmctl.tasks.masked_lm.batches import MaskedBatch
-from llmctl.training.batches import LossParts, Ratio
+from llmctl.training.batches import LossParts, SumAndCount
 
 MASKED_STEP, TEXTS_STEP = 64, 32
 """Masked tokens and texts of a batch are filled up to multiples of these: see ``rounded_up``."""
@@ -25,7 +25,7 @@ MASKED_STEP, TEXTS_STEP = 64, 32
 def masked_lm_loss(model: MaskedLM, batch: MaskedBatch) -> LossParts:
     """Cross-entropy of the hidden tokens and of the pair labels, in nats."""
     hidden_BTD = model.body(
-        batch.input_ids_BT, batch.segment_ids_BT, batch.texts, batch.position_ids_BT
+        batch.input_ids_BT, batch.segment_ids_BT, batch.packed, batch.position_ids_BT
     )
     flat_D = hidden_BTD.flatten(0, 1)
     places_M, labels_M = _in_steps(batch.masked_M, batch.labels_M, MASKED_STEP)
@@ -36,14 +36,16 @@ def masked_lm_loss(model: MaskedLM, batch: MaskedBatch) -> LossParts:
         labels_M,
     )
     count = len(batch.labels_M)
-    losses = {"mlm_loss": Ratio(nll, count)}
-    metrics = {"mlm_accuracy": Ratio(correct, count)}
+    losses = {"mlm_loss": SumAndCount(nll, count)}
+    metrics = {"mlm_accuracy": SumAndCount(correct, count)}
     if model.next_sentence is not None:
         count = len(batch.next_labels_S)
         places_S, labels_S = _in_steps(batch.cls_S, batch.next_labels_S, TEXTS_STEP)
         logits_S2 = model.next_logits(flat_D.index_select(0, places_S)).float()
-        losses["nsp_loss"] = Ratio(F.cross_entropy(logits_S2, labels_S, reduction="sum"), count)
-        metrics["nsp_accuracy"] = Ratio((logits_S2.argmax(-1) == labels_S).sum(), count)
+        losses["nsp_loss"] = SumAndCount(
+            F.cross_entropy(logits_S2, labels_S, reduction="sum"), count
+        )
+        metrics["nsp_accuracy"] = SumAndCount((logits_S2.argmax(-1) == labels_S).sum(), count)
     return LossParts(losses, metrics)
 
 

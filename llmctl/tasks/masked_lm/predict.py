@@ -21,7 +21,7 @@ from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.visible import visible
 from llmctl.tasks.prediction import Predictor, softmax
 from llmctl.tokenizers import Tokenizer
-from llmctl.training.distributed.processes import current
+from llmctl.training.distributed.processes import get_world
 
 BLOCK = 64
 """Texts that a process answers in turn, where several divide them."""
@@ -67,13 +67,13 @@ class MaskPredictor(Predictor):
     kinds = ("masked_lm",)
 
     def columns(
-        self, path: Path, given: LabelledColumns, reading: ReadOptions, reporter: Reporter
+        self, path: Path, requested: LabelledColumns, reading: ReadOptions, reporter: Reporter
     ) -> Columns:
         """Those that are given, or an obvious one."""
         columns = resolve_columns(
             path,
-            text_column=given.text_column,
-            text_pair_column=given.text_pair_column,
+            text_column=requested.text_column,
+            text_pair_column=requested.text_pair_column,
             need_label=False,
             reading=reading,
         )
@@ -101,7 +101,7 @@ class MaskPredictor(Predictor):
                 )
                 yield Filling(example.text, masks)
 
-        yield from current().divided(examples, filled, block=BLOCK, kind=Filling)
+        yield from get_world().map_sharded(examples, filled, block=BLOCK, kind=Filling)
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from llmctl.errors import InputError
 from llmctl.evaluation.perplexity import Tally
 from llmctl.formats.ngram.folder import NgramFormat
 from llmctl.formats.open import choose_shards, find_pretraining, pretraining_identity
-from llmctl.models.ngram.counts import Block
+from llmctl.models.ngram.counts import TokenBlock
 from llmctl.models.ngram.model import NgramModel
 from llmctl.models.ngram.smoothing import NgramConfig, Trained, train
 from llmctl.reporting.reporter import Record, Reporter
@@ -80,7 +80,7 @@ class Documents:
         self.start, self.end = around
         self._shards = shards
 
-    def blocks(self, split: str, size: int = BLOCK_TOKENS) -> Iterator[Block]:
+    def blocks(self, split: str, size: int = BLOCK_TOKENS) -> Iterator[TokenBlock]:
         """The documents of a split in blocks of ``size`` tokens, or of one document if longer."""
         reader = ShardReader(self._shards.folder, split, self.tokenizer.vocab_size)
         dtype = np.min_scalar_type(self.tokenizer.vocab_size - 1)
@@ -94,10 +94,10 @@ class Documents:
             parts = []
             for document in range(first, last):
                 parts += [start, reader.tokens(document).astype(dtype, copy=False), end]
-            yield Block(np.concatenate(parts), stops[first:last] - lengths[first:last] - done)
+            yield TokenBlock(np.concatenate(parts), stops[first:last] - lengths[first:last] - done)
             first = last
 
-    def train_blocks(self) -> list[Block]:
+    def train_blocks(self) -> list[TokenBlock]:
         """The blocks to learn from. Raises InputError if there are none."""
         blocks = list(self.blocks("train"))
         if not blocks:
@@ -108,7 +108,7 @@ class Documents:
         return blocks
 
 
-def score(model: NgramModel, blocks: Iterable[Block], tokenizer: Tokenizer) -> Tally:
+def score(model: NgramModel, blocks: Iterable[TokenBlock], tokenizer: Tokenizer) -> Tally:
     """How well a model predicts documents: their tokens and their ends."""
     size_of = tokenizer.token_bytes
     tally = Tally()
@@ -127,18 +127,18 @@ def train_ngram(
     shards_name: str | None = None,
     name: str | None = None,
     force: bool = False,
-    begun: float | None = None,
+    start_time: float | None = None,
     reporter: Reporter | None = None,
     command: Sequence[str] | None = None,
 ) -> tuple[Artefact, bool]:
     """Train an n-gram model on shards; returns the run, and whether it was there already."""
     reporter = LoggedReporter(reporter or Reporter())
     shards = shards_of(workspace, shards_name, reporter)
-    run_name, found = find_pretraining(
+    run_name, existing = find_pretraining(
         workspace, config, shards, name, force=force, reporter=reporter
     )
-    if found is not None:
-        return found, True
+    if existing is not None:
+        return existing, True
     manifest = new_manifest(
         "run",
         run_name,
@@ -222,7 +222,7 @@ def plan(
     shards_name: str | None,
     reporter: Reporter,
     *,
-    begun: float | None = None,
+    start_time: float | None = None,
     price: float | None = None,
 ) -> dict[str, Any]:
     """The resolved configuration, and what it will take on this machine."""

@@ -21,12 +21,12 @@ from llmctl.tasks.instruct import batches as instruct
 from llmctl.tasks.instruct.batches import InstructExample
 from llmctl.training.batches import TensorBatch
 
-LENGTH_STEP = 4
+SEQ2SEQ_LENGTH_STEP = 4
 """Rows are as long as a multiple of this: see ``rounded_up``."""
 
 
 @dataclass(frozen=True)
-class Pair:
+class EncodedPair:
     """A source and its target as ids, each with the tokens around it."""
 
     source: NDArray[np.int64]
@@ -40,7 +40,7 @@ class Pair:
 
     @property
     def as_prefix(self) -> InstructExample:
-        """As one text, start source end target end, of which the target is scored."""
+        """The pair as one text, start source end target end, of which the target is scored."""
         start, target = self.target[:1], self.target[1:]
         ids = np.concatenate([start, self.source, target])
         return InstructExample(ids, np.arange(len(ids)) >= len(ids) - len(target))
@@ -59,7 +59,7 @@ class Seq2SeqBatch(TensorBatch):
     """Labels of each row."""
 
     @property
-    def slots(self) -> int:
+    def num_positions(self) -> int:
         return self.source_ids_BS.numel() + self.input_ids_BT.numel()
 
     @property
@@ -68,7 +68,7 @@ class Seq2SeqBatch(TensorBatch):
         return int(self.scored_B.sum())
 
     @property
-    def counts(self) -> dict[str, int]:
+    def loss_denominators(self) -> dict[str, int]:
         return {"target_loss": self.scored}
 
 
@@ -80,15 +80,15 @@ def encode(
     end: int,
     max_source: int,
     max_target: int,
-) -> Pair:
+) -> EncodedPair:
     """A pair of ids with the tokens around them, cut to so many with the end's."""
-    return Pair(
-        np.asarray(ended(source, end, max_source), dtype=np.int64),
-        np.asarray([start, *ended(target, end, max_target)], dtype=np.int64),
+    return EncodedPair(
+        np.asarray(append_eos(source, end, max_source), dtype=np.int64),
+        np.asarray([start, *append_eos(target, end, max_target)], dtype=np.int64),
     )
 
 
-def ended(ids: Sequence[int], end: int, most: int) -> list[int]:
+def append_eos(ids: Sequence[int], end: int, most: int) -> list[int]:
     """A text with its end, cut to so many tokens with that."""
     return [*ids[: most - 1], end]
 
@@ -98,7 +98,7 @@ PREFIX_ROW = 256
 
 
 def collated(
-    pairs: Sequence[Pair], style: str | None, token_bytes: NDArray[np.int64]
+    pairs: Sequence[EncodedPair], style: str | None, token_bytes: NDArray[np.int64]
 ) -> TensorBatch:
     """Pairs as a batch for a decoder, or as prefixes for a language model.
 
@@ -107,15 +107,15 @@ def collated(
     if style == "decoder":
         return collate(pairs)
     examples = [pair.as_prefix for pair in pairs]
-    lengths = np.asarray([example.slots for example in examples])
+    lengths = np.asarray([example.num_positions for example in examples])
     rows = pack(lengths, max(int(lengths.max()), PREFIX_ROW))
     return instruct.collate([[examples[n] for n in row] for row in rows], token_bytes=token_bytes)
 
 
-def collate(pairs: Sequence[Pair]) -> Seq2SeqBatch:
+def collate(pairs: Sequence[EncodedPair]) -> Seq2SeqBatch:
     """Pairs as a batch, padded behind."""
     lengths = [(source, target - 1) for source, target in (pair.lengths for pair in pairs)]
-    S, T = (rounded_up(max(sizes), LENGTH_STEP) for sizes in zip(*lengths, strict=True))
+    S, T = (rounded_up(max(sizes), SEQ2SEQ_LENGTH_STEP) for sizes in zip(*lengths, strict=True))
     sources_BS = np.zeros((len(pairs), S), dtype=np.int64)
     inputs_BT = np.zeros((len(pairs), T), dtype=np.int64)
     labels_BT = np.full((len(pairs), T), IGNORED, dtype=np.int64)

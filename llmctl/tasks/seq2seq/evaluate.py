@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.data.tables.source_target import PairColumns, read_pairs
+from llmctl.data.tables.parallel_text import PairColumns, read_pairs
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.overlap import bleu_chrf, is_chinese, lead, paired_bleu_difference, rouge
 from llmctl.evaluation.report import MODEL, Figure, Gap, Report
 from llmctl.formats.columns import pair_columns, pair_record
 from llmctl.formats.description import LEAD_WORDS
 from llmctl.formats.open import data_record
-from llmctl.reporting.report import Part
+from llmctl.reporting.report import ReportPart
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.evaluation import Evaluator
 from llmctl.tasks.generation import GenerateConfig, Prompt
@@ -26,11 +26,11 @@ from llmctl.tasks.seq2seq.generate import FromSources
 from llmctl.tasks.seq2seq.loss import seq2seq_loss
 from llmctl.tasks.training_data import is_training_file, seen_in_training
 from llmctl.training.batches import Objective
-from llmctl.training.distributed.processes import current
+from llmctl.training.distributed.processes import get_world
 from llmctl.training.precision import choose_device
 from llmctl.training.validation import evaluate
 
-SHOWN = 10
+SHOWN_EXAMPLES = 10
 """Examples that are shown side by side, evenly chosen."""
 LEAD = 10
 """Words of the baseline where the model does not say how long its targets were."""
@@ -125,7 +125,7 @@ class Seq2SeqEvaluator(Evaluator):
         )
 
     @staticmethod
-    def parts(report: Report) -> Iterator[Part]:
+    def parts(report: Report) -> Iterator[ReportPart]:
         """The rows, the differences, and some texts beside their references."""
         facts, model = report.facts, report.results[MODEL]
         title = f"{report.model} on {facts['examples']:,} sources, {facts['num_beams']} beams"
@@ -209,11 +209,11 @@ class Seq2SeqEvaluator(Evaluator):
             ),
             reporter=reporter,
         )
-        found = []
+        written = []
         for answer in generation.answers(map(Prompt, sources, places)):
-            found.append(" ".join(answer.completions[0].text.split()))
-            reporter.progress(f"{model.name} writes", len(found), len(sources))
-        return found
+            written.append(" ".join(answer.completions[0].text.split()))
+            reporter.progress(f"{model.name} writes", len(written), len(sources))
+        return written
 
     def _measured(self, written: Sequence[str], texts: _AlignedTexts) -> dict[str, Any]:
         """Overlap of what was written with the references."""
@@ -260,7 +260,7 @@ class Seq2SeqEvaluator(Evaluator):
         model = folder.seq2seq() if folder.kind == "seq2seq" else folder.causal_lm()
         objective = Objective(model.to(device), seq2seq_loss)
         values = evaluate(
-            objective, batches.__getitem__, len(batches), device=device, world=current()
+            objective, batches.__getitem__, len(batches), device=device, world=get_world()
         )
         accuracy = values.get("token_accuracy", values.get("lm_accuracy"))
         return {"loss": values["loss"], "token_accuracy": float(accuracy or 0.0)}, notes
@@ -268,7 +268,7 @@ class Seq2SeqEvaluator(Evaluator):
 
 def _side_by_side(texts: _AlignedTexts, written: Sequence[str]) -> list[dict[str, str]]:
     """Some sources with their references and what was written."""
-    chosen = np.linspace(0, len(written) - 1, min(SHOWN, len(written))).round()
+    chosen = np.linspace(0, len(written) - 1, min(SHOWN_EXAMPLES, len(written))).round()
     return [
         {
             "at": texts.places[n],

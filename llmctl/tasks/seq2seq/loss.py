@@ -8,7 +8,7 @@ from llmctl.models.heads.seq2seq import Seq2Seq
 from llmctl.tasks.causal_lm.batches import CausalBatch
 from llmctl.tasks.causal_lm.loss import causal_lm_loss
 from llmctl.tasks.seq2seq.batches import Seq2SeqBatch
-from llmctl.training.batches import LossParts, Ratio
+from llmctl.training.batches import LossParts, SumAndCount
 
 
 def seq2seq_loss(
@@ -33,6 +33,6 @@ def seq2seq_loss(
         smoothing=smoothing if model.training else 0.0,
     )
     return LossParts(
-        {"target_loss": Ratio(nll, batch.scored)},
-        {"token_accuracy": Ratio(correct, batch.scored)},
+        {"target_loss": SumAndCount(nll, batch.scored)},
+        {"token_accuracy": SumAndCount(correct, batch.scored)},
     )

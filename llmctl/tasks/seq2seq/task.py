@@ -13,10 +13,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.config import NOT_IDENTITY, ColumnName
-from llmctl.data.keyed import key_of, permute
-from llmctl.data.tables.source_target import read_pairs, resolve_pair_columns
+from llmctl.data.random import key_of, permute
+from llmctl.data.tables.parallel_text import read_pairs, resolve_pair_columns
 from llmctl.data.text.decoding import ReadConfig
-from llmctl.data.text.duplicates import is_held_out
+from llmctl.data.text.hashing import is_held_out
 from llmctl.errors import ConfigError, InputError
 from llmctl.evaluation.overlap import length_in_words
 from llmctl.formats.base import Pretrained
@@ -40,16 +40,16 @@ from llmctl.tasks.finetuning import (
     FinetuneConfig,
     Method,
     Task,
-    by_width,
+    scale_lr_by_width,
 )
-from llmctl.tasks.seq2seq.batches import Pair, collated, encode
+from llmctl.tasks.seq2seq.batches import EncodedPair, collated, encode
 from llmctl.tasks.seq2seq.loss import seq2seq_loss
 from llmctl.training.batches import LossParts, TensorBatch
 from llmctl.training.config import TrainingConfig
 
 Style = Literal["decoder", "prefix"]
 
-WINDOW_BATCHES = 256
+PAIR_BUCKET_BATCHES = 256
 """Batches whose pairs are sorted by length among themselves, so that little is padding."""
 
 
@@ -153,8 +153,8 @@ class Seq2SeqTask(Task):
 
     def _read(self, data: Path, reporter: Reporter) -> None:
         """Fill ``_train`` and ``_held_out`` from a file. Raises InputError if nothing is left."""
-        self._train: list[Pair] = []
-        self._held_out: list[Pair] = []
+        self._train: list[EncodedPair] = []
+        self._held_out: list[EncodedPair] = []
         options, what = self._options.data, Counter[str]()
         reading = options.read_options(reporter.note)
         columns = self._columns = resolve_pair_columns(
@@ -203,7 +203,7 @@ class Seq2SeqTask(Task):
                     f"and were cut; {more if limit < most else 'more the network does not take'}"
                 )
 
-    def _encoded(self, source: str, target: str, what: Counter[str]) -> Pair:
+    def _encoded(self, source: str, target: str, what: Counter[str]) -> EncodedPair:
         """A pair as ids; what had to be cut is counted."""
         source_ids, target_ids = map(self.base.tokenizer.encode, (source, target))
         what["source"] += len(source_ids) >= self._max_source
@@ -218,7 +218,7 @@ class Seq2SeqTask(Task):
     @staticmethod
     def peak_rate(base: Pretrained, method: Method, *, scratch: bool) -> float:
         """The learning rate where none is given: 1e-3 for a body up to 128 wide."""
-        return by_width(1e-3 * METHOD_FACTOR[method], base.config.hidden_size)
+        return scale_lr_by_width(1e-3 * METHOD_FACTOR[method], base.config.hidden_size)
 
     def describe(self) -> str:
         tokens = self._lengths.sum(0)
@@ -228,7 +228,7 @@ class Seq2SeqTask(Task):
         )
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def plan_facts(self) -> dict[str, Any]:
         return {
             MAX_SOURCE: self._max_source,
             MAX_TARGET: self._max_target,
@@ -238,12 +238,12 @@ class Seq2SeqTask(Task):
         }
 
     @property
-    def new_parts(self) -> tuple[str, ...]:
+    def fresh_modules(self) -> tuple[str, ...]:
         return ("decoder", "start") if self._options.style == "decoder" else ()
 
     @property
     def rate_scale(self) -> dict[str, float]:
-        return dict.fromkeys(self.new_parts, self._options.decoder_rate)
+        return dict.fromkeys(self.fresh_modules, self._options.decoder_rate)
 
     def network(self) -> nn.Module:
         options, base = self._options, self.base
@@ -271,15 +271,15 @@ class Seq2SeqTask(Task):
     def batch(self, number: int) -> TensorBatch:
         """Batch ``number``: ``batch_size`` random pairs of about the same length."""
         epoch, place = divmod(number, self.batches_per_epoch)
-        window, place = divmod(place, WINDOW_BATCHES)
+        window, place = divmod(place, PAIR_BUCKET_BATCHES)
         return self._collated([self._train[n] for n in self._window(epoch, window)[place]])
 
     def _make_window(self, epoch: int, window: int) -> list[list[int]]:
         """The members of some consecutive batches of an epoch: sorted by length, dealt out, and
         shuffled as batches."""
         seed, size = self.config.seed, self.config.training.batch_size
-        first = window * WINDOW_BATCHES * size
-        places = np.arange(first, min(first + WINDOW_BATCHES * size, len(self._train)))
+        first = window * PAIR_BUCKET_BATCHES * size
+        places = np.arange(first, min(first + PAIR_BUCKET_BATCHES * size, len(self._train)))
         members = permute(key_of(seed, "order", epoch), len(self._train), places)
         sources, targets = self._lengths[members].T
         members = members[np.lexsort((sources, targets))]
@@ -289,20 +289,20 @@ class Seq2SeqTask(Task):
         )
         return [batches[n].tolist() for n in order]
 
-    def held_out_batches(self) -> list[TensorBatch]:
+    def validation_batches(self) -> list[TensorBatch]:
         size = self.config.training.batch_size
         pairs = sorted(self._held_out, key=lambda pair: pair.lengths[::-1])
         return [self._collated(pairs[begin : begin + size]) for begin in range(0, len(pairs), size)]
 
-    def _collated(self, pairs: list[Pair]) -> TensorBatch:
+    def _collated(self, pairs: list[EncodedPair]) -> TensorBatch:
         return collated(pairs, self._options.style, self.base.tokenizer.token_bytes)
 
-    def judged(self, values: dict[str, float]) -> dict[str, float]:
+    def add_selection_metric(self, values: dict[str, float]) -> dict[str, float]:
         loss = values.get("target_loss", values.get("lm_loss", math.nan))
         return {**values, "perplexity": math.exp(loss)}
 
     def write(self, folder: Path, model: nn.Module) -> None:
-        extra: dict[str, Any] = {STYLE: self._options.style, **self.facts}
+        extra: dict[str, Any] = {STYLE: self._options.style, **self.plan_facts}
         extra[MAX_LENGTH] = self.base.max_length
         write_model_folder(folder, model, self.base.tokenizer, extra)
 

@@ -62,7 +62,7 @@ def refuse_strangers() -> None:
 
 def _own_sockets() -> set[str]:
     """The numbers of this process's sockets."""
-    found = set()
+    inodes = set()
     try:
         for descriptor in os.listdir("/proc/self/fd"):
             try:
@@ -70,10 +70,10 @@ def _own_sockets() -> set[str]:
             except OSError:  # that of the listing itself
                 continue
             if target.startswith("socket:["):
-                found.add(target[8:-1])
+                inodes.add(target[8:-1])
     except OSError:
         return set()
-    return found
+    return inodes
 
 
 def _connections() -> Iterator[tuple[str, str, int, str]]:

@@ -44,9 +44,9 @@ from llmctl.training.distributed.meeting import STORE, refuse_strangers
 from llmctl.training.signals import signals_handled_by
 
 T = TypeVar("T")
-Answer = TypeVar("Answer")
+Answered = TypeVar("Answered")
 
-PATIENCE = timedelta(minutes=30)
+PROCESS_GROUP_TIMEOUT = timedelta(minutes=30)
 """How long processes wait for one another: as long as a model takes to be written."""
 
 
@@ -66,7 +66,7 @@ class World:
         """Whether this is the process that writes, and speaks."""
         return self.rank == 0
 
-    def total(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """The sums of each process's values, the same on all."""
         if self.size == 1:
             return list(values)
@@ -74,11 +74,11 @@ class World:
         dist.all_reduce(sums)
         return sums.tolist()
 
-    def of_main(self, values: Sequence[float]) -> list[float]:
+    def broadcast(self, values: Sequence[float]) -> list[float]:
         """The main process's values, on all: what depends on a clock is to be the same on them."""
-        return self.total([value if self.is_main else 0.0 for value in values])
+        return self.all_reduce_sum([value if self.is_main else 0.0 for value in values])
 
-    def least(self, value: int) -> int:
+    def all_reduce_min(self, value: int) -> int:
         """The least of each process's values."""
         if self.size == 1:
             return value
@@ -86,26 +86,26 @@ class World:
         dist.all_reduce(least, dist.ReduceOp.MIN)
         return int(least)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all have come here."""
         if self.size > 1:
             dist.all_reduce(torch.zeros(1))
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather_json(self, value: Any) -> list[Any]:
         """Each process's value, by rank, the same on all: a value as JSON has them, or made of
         dataclasses, which arrive as their fields."""
         if self.size == 1:
             return [value]
-        return gathered_json(value, self.size)
+        return all_gather_json(value, self.size)
 
-    def divided(
+    def map_sharded(
         self,
         items: Iterable[T],
-        answer: Callable[[Iterable[T], int], Iterable[Answer]],
+        answer: Callable[[Iterable[T], int], Iterable[Answered]],
         *,
         block: int,
-        kind: type[Answer],
-    ) -> Iterator[Answer]:
+        kind: type[Answered],
+    ) -> Iterator[Answered]:
         """An answer to each item, in their order and the same on all processes, which answer a
         block each in turn.
 
@@ -128,13 +128,13 @@ class World:
                 first += len(taken)
                 if not taken:
                     break
-            answers: list[Answer] = []
+            answers: list[Answered] = []
             failure = None
             try:
                 answers.extend(answer(own, begin) if own else [])
             except LlmctlError as error:
                 failure = error
-            for part, told in self.gathered([answers, failure and record_of(failure)]):
+            for part, told in self.all_gather_json([answers, failure and record_of(failure)]):
                 yield from read(part)
                 if told is not None:
                     raise error_of(told)
@@ -142,10 +142,10 @@ class World:
                 return
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
-def gathered_json(value: Any, size: int, group: dist.ProcessGroup | None = None) -> list[Any]:
+def all_gather_json(value: Any, size: int, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Each process's value, by rank. What is sent is JSON, in tensors: PyTorch's own way to send
     objects reads them with pickle, which runs whatever whoever is at the other end wants."""
     text = bytearray(json.dumps(value, default=_plain).encode())
@@ -154,11 +154,11 @@ def gathered_json(value: Any, size: int, group: dist.ProcessGroup | None = None)
     dist.all_gather(lengths, torch.tensor([len(data)]), group=group)
     longest = int(max(lengths))
     own = nn.functional.pad(data, (0, longest - len(data)))
-    found = [torch.empty(longest, dtype=torch.uint8) for _ in range(size)]
-    dist.all_gather(found, own, group=group)
+    buffers = [torch.empty(longest, dtype=torch.uint8) for _ in range(size)]
+    dist.all_gather(buffers, own, group=group)
     return [
         parse_json(tensor[: int(length)].numpy().tobytes())
-        for tensor, length in zip(found, lengths, strict=True)
+        for tensor, length in zip(buffers, lengths, strict=True)
     ]
 
 
@@ -175,18 +175,18 @@ def world_of_environment() -> World:
     """Who this process is, by what torchrun says."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if any(name not in os.environ for name in names):
-        return ALONE
+        return SINGLE_PROCESS
     rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
     return World(rank, size, local_rank, local_size)
 
 
-def current() -> World:
-    """Who this process is among those that it is joined with: see ``joined``."""
-    return world_of_environment() if dist.is_initialized() else ALONE
+def get_world() -> World:
+    """Who this process is among those that it is joined with: see ``process_group``."""
+    return world_of_environment() if dist.is_initialized() else SINGLE_PROCESS
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[World]:
+def process_group() -> Iterator[World]:
     """Within, this process is joined with the others, if torchrun started it among others."""
     world = world_of_environment()
     if world.size == 1 or dist.is_initialized():
@@ -200,7 +200,7 @@ def joined() -> Iterator[World]:
             store=_store(world),
             rank=world.rank,
             world_size=world.size,
-            timeout=PATIENCE,
+            timeout=PROCESS_GROUP_TIMEOUT,
         )
     try:
         refuse_strangers()
@@ -217,13 +217,13 @@ def _store(world: World) -> Store:
     """Where the processes find each other."""
     if STORE in os.environ:
         return dist.FileStore(os.environ[STORE], world.size)  # type: ignore[attr-defined]
-    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    store, _, _ = next(rendezvous("env://", timeout=PROCESS_GROUP_TIMEOUT))
     # torchrun keeps one store over its restarts, where the lost's addresses would be found.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return PrefixStore(f"attempt-{attempt}", store)
 
 
-LOST_SIGNS = ("connection closed by peer", "connection reset", "timed out", "nccl", "gloo")
+DISCONNECT_MESSAGES = ("connection closed by peer", "connection reset", "timed out", "nccl", "gloo")
 """Where the libraries below say that another process can't be reached."""
 
 
@@ -231,7 +231,7 @@ def lost_process(error: BaseException, world: World) -> LostProcess | None:
     """What to say where the others can't be reached any more; None if it is something else."""
     if world.size == 1 or not isinstance(error, RuntimeError):
         return None
-    sign = next((sign for sign in LOST_SIGNS if sign in str(error).lower()), None)
+    sign = next((sign for sign in DISCONNECT_MESSAGES if sign in str(error).lower()), None)
     if sign is None:
         return None
     return LostProcess(
@@ -300,25 +300,25 @@ def recompute_activations(model: nn.Module) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def is_shared(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> bool:
     """Whether each process holds a share of a tensor."""
     # Its class takes a second to import, which only sharing it is worth.
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor put together from its shares; all processes must call it."""
-    return tensor.full_tensor() if is_shared(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """This process's share of a tensor."""
-    return tensor.to_local() if is_shared(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def shared_like(tensor: Tensor, pattern: Tensor | None) -> Tensor:
+def shard_like(tensor: Tensor, pattern: Tensor | None) -> Tensor:
     """This process's share of a whole tensor, as ``pattern`` lies."""
-    if pattern is None or not is_shared(pattern) or tensor.shape != pattern.shape:
+    if pattern is None or not is_dtensor(pattern) or tensor.shape != pattern.shape:
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 

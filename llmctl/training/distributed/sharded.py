@@ -22,17 +22,22 @@ from torch import Tensor
 
 from llmctl.errors import error_of, record_of
 from llmctl.training.distributed.meeting import refuse_strangers
-from llmctl.training.distributed.processes import PATIENCE, gathered_json, is_shared, local
+from llmctl.training.distributed.processes import (
+    PROCESS_GROUP_TIMEOUT,
+    all_gather_json,
+    is_dtensor,
+    to_local,
+)
 from llmctl.workspace.tensors import write_tensors
 
 
-class Together:
+class CheckpointGroup:
     """The processes that write, each in a thread of its own: what they say to each other there
     doesn't meet what training says."""
 
     def __init__(self) -> None:
         """All must call it."""
-        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._group = dist.new_group(backend="gloo", timeout=PROCESS_GROUP_TIMEOUT)
         refuse_strangers()
         self.rank = dist.get_rank()
 
@@ -41,7 +46,7 @@ class Together:
         """Whether this process publishes what all have written."""
         return self.rank == 0
 
-    def each(self, act: Callable[[], Any]) -> list[Any]:
+    def run_on_all(self, act: Callable[[], Any]) -> list[Any]:
         """What each process made of it, on all of them: see ``World.gathered``. Raises on all what
         one of them raised."""
         made, failure = None, None
@@ -50,22 +55,22 @@ class Together:
         except Exception as error:
             failure = error
         told = [made, failure and record_of(failure)]
-        found = gathered_json(told, dist.get_world_size(self._group), self._group)
+        results = all_gather_json(told, dist.get_world_size(self._group), self._group)
         if failure is not None:
             raise failure
-        for _, record in found:
+        for _, record in results:
             if record is not None:
                 raise error_of(record)
-        return [value for value, _ in found]
+        return [value for value, _ in results]
 
-    def main(self, act: Callable[[], object]) -> None:
+    def run_on_rank_0(self, act: Callable[[], object]) -> None:
         """Let the main process alone do something; all wait for it."""
 
         def alone() -> None:
             if self.is_main:
                 act()
 
-        self.each(alone)
+        self.run_on_all(alone)
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
         """Write the shares of tensors, each once; returns this process's files by their path from
@@ -76,16 +81,16 @@ class Together:
         shares: dict[str, Tensor] = {}
         begins: dict[str, dict[str, list[int]]] = {}
         for name, tensor in tensors.items():
-            begin = _begin_of_share(tensor) if is_shared(tensor) else [0] * tensor.dim()
-            share = local(tensor)
+            begin = _begin_of_share(tensor) if is_dtensor(tensor) else [0] * tensor.dim()
+            share = to_local(tensor)
             if begin is None or (share is tensor and not self.is_main):
                 continue
             shares[name] = share
             begins[name] = {"saved_offsets": begin}
         path = folder / f"shard-{self.rank + 1:05d}-model-00001-of-00001.safetensors"
         metadata = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(begins)}
-        self.main(lambda: folder.mkdir(parents=True, exist_ok=True))
-        self.each(lambda: write_tensors(path, shares, metadata) if shares else None)
+        self.run_on_rank_0(lambda: folder.mkdir(parents=True, exist_ok=True))
+        self.run_on_all(lambda: write_tensors(path, shares, metadata) if shares else None)
         return [f"{folder.name}/{path.name}"] if shares else []
 
 
@@ -106,10 +111,10 @@ def _begin_of_share(tensor: Tensor) -> list[int] | None:
     return list(begin)
 
 
-def placed_as(tensor: Tensor, share: Tensor) -> Tensor:
+def dtensor_like(tensor: Tensor, share: Tensor) -> Tensor:
     """A process's share that was copied from a tensor, as a tensor shared out like it; what isn't
     shared is its own share."""
-    if not is_shared(tensor):
+    if not is_dtensor(tensor):
         return share
     from torch.distributed.tensor import DTensor
 
@@ -130,7 +135,7 @@ def read(folder: Path, like: Callable[[str], Tensor | None]) -> dict[str, Tensor
     for name, kind in reader.read_metadata().state_dict_metadata.items():
         assert isinstance(kind, TensorStorageMetadata)
         own, dtype = like(name), kind.properties.dtype
-        if own is not None and is_shared(own) and own.shape == kind.size:
+        if own is not None and is_dtensor(own) and own.shape == kind.size:
             tensors[name] = torch.empty_like(own, dtype=dtype)
         else:
             tensors[name] = torch.empty(kind.size, dtype=dtype)

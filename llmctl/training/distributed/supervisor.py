@@ -21,7 +21,7 @@ from llmctl.training.signals import signals_handled_by
 WATCH_SECONDS = 0.05
 STOP_SECONDS = 30.0
 """What a process has to write a checkpoint and go, before it is killed."""
-WORTH_RESTARTING = frozenset({1, 5})
+RETRYABLE_EXIT_CODES = frozenset({1, 5})
 """Exit codes (a process's own failure, and of memory or another process) that may not come again;
 bad options, bad inputs and a diverged training would."""
 
@@ -54,7 +54,7 @@ class Supervisor:
                     went_on = len(self._processes) == self._nproc
                     well = went_on and not any(process.returncode for process in self._processes)
                     return 0 if well else 128 + self._signal
-                if code >= 0 and code not in WORTH_RESTARTING:
+                if code >= 0 and code not in RETRYABLE_EXIT_CODES:
                     break
         return code
 

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from llmctl.models.spec import layers_of
 
 VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
-ALIGNED = 16
+FP8_MULTIPLE = 16
 """The matrix units take rows and columns in multiples of so many."""
 
 
@@ -31,7 +31,7 @@ class Float8Linear(nn.Linear):
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Float8Linear:
-        """The same layer, with the same parameters."""
+        """A float8 layer with the parameters of another."""
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
         layer.weight, layer.bias = linear.weight, linear.bias
@@ -92,6 +92,6 @@ def use_float8(model: nn.Module) -> None:
         for name, module in list(layer.named_modules()):
             if (
                 type(module) is nn.Linear
-                and module.in_features % ALIGNED == module.out_features % ALIGNED == 0
+                and module.in_features % FP8_MULTIPLE == module.out_features % FP8_MULTIPLE == 0
             ):
                 layer.set_submodule(name, Float8Linear.of(module))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmctl.training.distributed.processes import is_shared, shared_like, whole
+from llmctl.training.distributed.processes import full_tensor, is_dtensor, shard_like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Jordan's: singular values come to between 0.7 and 1.2 in few steps, which is near enough."""
@@ -80,8 +80,8 @@ class Muon(torch.optim.AdamW):
             state["momentum"].lerp_(weight.grad, 1 - self.momentum)
             update = weight.grad.lerp(state["momentum"], self.momentum)  # Nesterov's
             sizes = list(self._fused_rows.get(weight, (len(weight),)))
-            if is_shared(weight):  # a share has no directions of its own
-                self._update_shared(group, weight, whole(update), sizes)
+            if is_dtensor(weight):  # a share has no directions of its own
+                self._update_shared(group, weight, full_tensor(update), sizes)
                 continue
             for piece, target in zip(update.split(sizes), weight.split(sizes), strict=True):
                 parts.setdefault(piece.shape, []).append((piece, target))
@@ -97,13 +97,13 @@ class Muon(torch.optim.AdamW):
     def _update_shared(
         self, group: dict[str, Any], weight: Tensor, update: Tensor, sizes: list[int]
     ) -> None:
-        """The same for a matrix of which each process has a share: all make the whole update."""
+        """The update of a matrix of which each process has a share: all make the whole update."""
         pieces = [
             orthogonalised(piece[None], self._product_type)[0] * _size(*piece.shape)
             for piece in update.split(sizes)
         ]
         weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.add_(shared_like(torch.cat(pieces), weight), alpha=-group["lr"])
+        weight.add_(shard_like(torch.cat(pieces), weight), alpha=-group["lr"])
 
 
 def _size(rows: int, columns: int) -> float:

@@ -15,7 +15,7 @@ AFTER_WARMUP: dict[str, Callable[[float, float], float]] = {
 ``decay`` is the share of that for warm-up–stable–decay's last part (Hu et al. 2024, §4)."""
 
 
-def share_of_peak(progress: float, warmup: float, schedule: str, decay: float = 1.0) -> float:
+def lr_multiplier(progress: float, warmup: float, schedule: str, decay: float = 1.0) -> float:
     """The learning rate's share of its peak.
 
     progress: share of the training done before this step, 0 ≤ progress ≤ 1. decay: share of the

@@ -25,12 +25,12 @@ from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.units import duration
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.device import Machine, choose_machine
-from llmctl.training.distributed.processes import ALONE, World
+from llmctl.training.distributed.processes import SINGLE_PROCESS, World
 from llmctl.training.planning.choice import Choice, ShapeCandidate
 from llmctl.training.planning.ladder import LadderShape, Opener, ladder
 from llmctl.training.planning.memory import free_bytes
 from llmctl.training.planning.plan import process_seconds
-from llmctl.training.planning.rehearsal import Rehearsal, rehearse, time_steps
+from llmctl.training.planning.rehearsal import StepTimings, measure_training, time_steps
 from llmctl.training.precision import choose_compile
 from llmctl.training.trainer import Trainer
 
@@ -39,14 +39,14 @@ LEAST_SECONDS = 20.0
 MIN_TRAINING_STEPS = 50
 """Steps that a training needs at the least to have a warm-up and a decay."""
 LEAST_SHARE = 0.4
-"""Of the budget that must be left for training."""
+"""The share of the budget that must be left for training."""
 GIVE_UP_SHARE = 0.04
-"""Of the budget, after which one step of a batch size that is timed stands for all."""
+"""The share of the budget after which one step of a batch size that is timed stands for all."""
 RELATIVE_ERROR = 0.25
 """Share of the predicted loss that its range allows for: on Wikipedia's text, which the law was not
 fitted to, it was 18 % off, and texts of one entropy differ by a fifth in what can be learned."""
 EVAL_TIME_SHARE = 0.05
-"""Of the time for training that validations on the way may take."""
+"""The share of the time for training that validations on the way may take."""
 WARM_UP_STEPS = 10
 COMPILED_SHARE = 0.75
 """Time of a compiled step over one that isn't: a third to a half is saved at nano size, a tenth
@@ -76,7 +76,7 @@ class BudgetSearch:
         start_time: float,
         open_pretraining: Opener,
         make_trainer: TrainerMaker,
-        world: World = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         self.config, self.budget, self._start_time = config, float(config.budget), start_time
         self._open, self._make = open_pretraining, make_trainer
@@ -94,7 +94,7 @@ class BudgetSearch:
 
     def spent(self) -> float:
         """Seconds since the command began, by the main process's clock."""
-        return self.machine.world.of_main([time.perf_counter() - self._start_time])[0]
+        return self.machine.world.broadcast([time.perf_counter() - self._start_time])[0]
 
     def _batch_sizes(self) -> list[int]:
         if "training.batch_size" not in self.config.chosen:
@@ -192,12 +192,12 @@ class BudgetSearch:
         device, world = self.machine.device, self.machine.world
         sharing = world.local_size if device.type == "cpu" else 1
         room = 32 * self._shapes[index].parameters * sharing < free_bytes(device)
-        return bool(world.least(int(room)))
+        return bool(world.all_reduce_min(int(room)))
 
     def _check_feasible(self) -> None:
         """Before a step is tried: at the rate of matrix products none is faster than that."""
         shape, rows = self._shapes[0], self._batch_sizes()[0]
-        rate = self.machine.world.total([self.machine.matrix_flops])[0]
+        rate = self.machine.world.all_reduce_sum([self.machine.matrix_flops])[0]
         step = shape.flops * rows * self.config.data.sequence_length / rate
         if MIN_TRAINING_STEPS * step > self._seconds_left():
             raise UsageError(self._too_short(0, step))
@@ -239,7 +239,7 @@ def choose_shape(
     make_trainer: TrainerMaker,
     export: Exporter,
     reporter: Reporter,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> tuple[Any, Choice]:
     """The configuration for a budget, and what it is expected to come to.
 
@@ -254,7 +254,7 @@ def choose_shape(
         shape, best = candidates[0]
         config = search.final_config(shape, best)
         pretraining, opened = open_pretraining(config)
-        trial = rehearse(
+        trial = measure_training(
             lambda store: make_trainer(pretraining, opened, search.machine, store, Reporter()),
             lambda model, progress, place: export(pretraining, opened, model, place),
             folder / "rehearsal",
@@ -293,7 +293,7 @@ def _with_training(config: Any, **changes: Any) -> Any:
     return config.replace(training=config.training.replace(**changes).model_dump())
 
 
-def _tail(trial: Rehearsal, world: World) -> float:
+def _tail(trial: StepTimings, world: World) -> float:
     """Seconds from the time limit to the end of the process: half of a step on average, then the
     last validation, checkpoint and export."""
     return (

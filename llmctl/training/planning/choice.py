@@ -31,7 +31,7 @@ class Choice:
     budget_seconds: float
     predicted_loss: float
     predicted_range: tuple[float, float]
-    """As far as the law was wrong on a text that it was not fitted to."""
+    """The range within which the law was wrong on a text that it was not fitted to."""
     steps: int
     tokens: float
     training_seconds: float
@@ -43,7 +43,7 @@ class Choice:
     """The shapes that were timed, the chosen one first."""
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The figures as JSON values."""
         return asdict(self)
 
     def lines(self) -> list[str]:

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llmctl.errors import NO_MEMORY_SIGNS
-from llmctl.training.distributed.processes import local
+from llmctl.errors import OOM_MESSAGES
+from llmctl.training.distributed.processes import to_local
 from llmctl.training.machine import free_memory
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""mallopt(3)'s names for its parameters."""
+"""The names of the parameters in mallopt(3)."""
 KEPT_BYTES = 1 << 30
 LARGEST_BLOCK = 1 << 25
 """The largest value that glibc takes; blocks beyond it are always the system's."""
@@ -67,7 +67,7 @@ def peak_bytes() -> int:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on whichever device."""
-    said = any(sign in str(error) for sign in NO_MEMORY_SIGNS)
+    said = any(sign in str(error) for sign in OOM_MESSAGES)
     return said or isinstance(error, torch.OutOfMemoryError)
 
 
@@ -101,7 +101,7 @@ def largest_part(
 
 
 SHARE_OF_FREE = 0.7
-"""Of a machine's free memory; the rest is for what others take meanwhile."""
+"""The share of a machine's free memory that is used; the rest is for what others take meanwhile."""
 
 
 def _runs_out(attempt: Callable[[], None], device: torch.device, model: nn.Module) -> bool:
@@ -136,11 +136,11 @@ def kept_for_backward(attempt: Callable[[], None]) -> int:
 def saved_bytes(besides: Iterable[Tensor] = ()) -> Iterator[list[int]]:
     """Counts, in its only entry, what is kept inside for the way back: each piece of memory once,
     and nothing of ``besides``."""
-    known = {local(tensor).untyped_storage().data_ptr() for tensor in besides}
+    known = {to_local(tensor).untyped_storage().data_ptr() for tensor in besides}
     total = [0]
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = local(tensor).untyped_storage()
+        storage = to_local(tensor).untyped_storage()
         if storage.data_ptr() not in known:
             known.add(storage.data_ptr())
             total[0] += storage.nbytes()

@@ -11,9 +11,9 @@ from torch import nn
 from llmctl.models.spec import Part, roles_of
 from llmctl.training.config import TrainingConfig
 from llmctl.training.machine import is_busy
-from llmctl.training.planning.rehearsal import Rehearsal
+from llmctl.training.planning.rehearsal import StepTimings
 
-PARTS = get_args(Part)
+PARAMETER_PARTS = get_args(Part)
 
 PROCESS_SECONDS = 0.5
 """Python's start and end, which a command can't time itself: 0.1 s until the first line, the rest
@@ -28,8 +28,9 @@ def process_seconds(processes: int) -> float:
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
-    """Weights of each of ``PARTS``, each weight once; ``model`` may be on the meta device."""
-    counts = dict.fromkeys(PARTS, 0)
+    """Weights of each of ``PARAMETER_PARTS``, each weight once; ``model`` may be on the meta
+    device."""
+    counts = dict.fromkeys(PARAMETER_PARTS, 0)
     roles = roles_of(model)
     for name, parameter in model.named_parameters():
         counts[roles[name].part] += parameter.numel()
@@ -58,12 +59,12 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A training's figures. Operations count a multiplication and an addition as two."""
 
     parameters: Mapping[str, int]
     flops_per_token: float
-    rehearsal: Rehearsal
+    rehearsal: StepTimings
     training: TrainingConfig
     extent: Extent
     start_seconds: float
@@ -71,15 +72,15 @@ class Plan:
     matrix_flops: float
     """The machine's measured rate of matrix products, a second."""
     logits_bytes: int = 0
-    """Of the logits that are there at a time."""
+    """Bytes of the logits that are there at a time."""
     processes: int = 1
     """That train together. Memory is each one's, the rest is theirs together."""
     fragments: float = 0.0
     """By which share memory grows after the rehearsal: see ``memory.FRAGMENTS``."""
     threads: int = 0
-    """Of each process, where the processor computes; 0 where an accelerator does."""
+    """Threads of each process, where the processor computes; 0 where an accelerator does."""
     mapped_bytes: int = 0
-    """Of the shards: what is read of them counts as the process's memory."""
+    """Bytes of the shards: what is read of them counts as the process's memory."""
 
     def schedule(self) -> Schedule:
         """Steps, validations and checkpoints in all, the last of each at the end."""
@@ -126,8 +127,8 @@ class Plan:
 
     @property
     def quiet_share(self) -> float | None:
-        """Of the time of a step, what a quiet machine takes at the least, where others computed on
-        this one while it was timed: as if all threads had a core each and none waited, the
+        """The share of a step's time that a quiet machine takes at the least, where others computed
+        on this one while it was timed: as if all threads had a core each and none waited, the
         processor time that it was seen to take. None where others did not, or it isn't known."""
         r = self.rehearsal
         if not (is_busy(r.others_cores) and self.threads and r.own_cores):

@@ -1,8 +1,8 @@
-"""A rehearsal: the first steps of a training on this very machine, to know what all of it takes.
+"""A dry run: the first steps of a training on this very machine, to know what all of it takes.
 
 The trainer is the real one on real batches: what is timed is what will run. The learning rate is
 that of the first step, and what it writes lies in a folder that goes afterwards. Where several
-processes train, all rehearse, by the main process's clock.
+processes train, all measure, by the main process's clock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmctl.reporting.reporter import Record
 from llmctl.training.checkpoints import CheckpointStore
-from llmctl.training.distributed.processes import ALONE, World, local
+from llmctl.training.distributed.processes import SINGLE_PROCESS, World, to_local
 from llmctl.training.machine import Watch
 from llmctl.training.planning.memory import peak_bytes, resident_bytes, saved_bytes
 from llmctl.training.progress import Progress
@@ -35,8 +35,8 @@ from llmctl.workspace.manifests import FileRecord
 
 WARM_UP = 2
 """Steps that are not counted: they allocate memory, choose kernels and fill caches."""
-LEAST_STEPS = 3
-MOST_STEPS = 30
+MIN_TIMED_STEPS = 3
+MAX_TIMED_STEPS = 30
 """Steps that a short trial counts at the most."""
 STEADY = 0.05
 """Steps are steady where the quartiles of their times are that near, as a share of the mean. Where
@@ -65,7 +65,7 @@ class Memory:
 
 
 @dataclass
-class Rehearsal:
+class StepTimings:
     """What was measured."""
 
     build_seconds: float = 0.0
@@ -75,16 +75,16 @@ class Rehearsal:
     last_seconds: float = 0.0
     """The step before now."""
     step_seconds: list[float] = field(default_factory=list)
-    """Of each step after the warm-up."""
+    """Seconds of each step after the warm-up."""
     step_tokens: list[float] = field(default_factory=list)
     validation_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
     export_seconds: float = 0.0
     memory: Memory | None = None
     others_cores: float = 0.0
-    """Cores that other processes used meanwhile, on average, and …"""
+    """Cores that other processes used meanwhile, on average; 0 where it isn't known."""
     own_cores: float = 0.0
-    """… those that this one did; 0 where it isn't known."""
+    """Cores that this process used meanwhile; 0 where it isn't known."""
 
     @property
     def seconds_per_step(self) -> float:
@@ -105,10 +105,10 @@ class Rehearsal:
         """Padding not counted."""
         return sum(self.step_tokens) / len(self.step_tokens)
 
-    def agree(self, world: World) -> None:
+    def use_main_times(self, world: World) -> None:
         """Take the main process's times for one's own."""
         times = {name: value for name, value in vars(self).items() if isinstance(value, float)}
-        values = iter(world.of_main([*times.values(), *self.step_seconds]))
+        values = iter(world.broadcast([*times.values(), *self.step_seconds]))
         for name in times:
             setattr(self, name, next(values))
         self.step_seconds = list(values)
@@ -120,20 +120,20 @@ class Rehearsal:
 
 
 @contextlib.contextmanager
-def rehearsal_folder(workspace: Workspace, world: World = ALONE) -> Iterator[Path]:
+def rehearsal_folder(workspace: Workspace, world: World = SINGLE_PROCESS) -> Iterator[Path]:
     """A hidden folder where runs lie, to rehearse a training in; gone after the block. The same for
     all processes, which must all be done with it then."""
     workspace.prepare("run")
-    target = workspace.path("run", world.gathered(f"rehearsal-{uuid.uuid4().hex[:8]}")[0])
+    target = workspace.path("run", world.all_gather_json(f"rehearsal-{uuid.uuid4().hex[:8]}")[0])
     folder = hidden_sibling(target)
     if not world.is_main:
-        world.wait()
+        world.barrier()
         yield folder
         return
     # Locked, it is not taken for what a crash left behind; and if this crashes, it is.
     with writer_lock(target):
         folder.mkdir(parents=True)
-        world.wait()
+        world.barrier()
         try:
             yield folder
         finally:
@@ -142,34 +142,34 @@ def rehearsal_folder(workspace: Workspace, world: World = ALONE) -> Iterator[Pat
 
 
 def time_steps(
-    trainer: Trainer, seconds: float, *, least: int = LEAST_STEPS, give_up: float = math.inf
-) -> Rehearsal:
+    trainer: Trainer, seconds: float, *, least: int = MIN_TIMED_STEPS, give_up: float = math.inf
+) -> StepTimings:
     """Steps alone, for about so many seconds but at least three after the warm-up. After
     ``give_up`` seconds the last step stands for all, the warm-up's too."""
-    found = Rehearsal()
-    begun = time.perf_counter()
-    with contextlib.closing(_records(trainer, found)) as records:
+    timings = StepTimings()
+    start_time = time.perf_counter()
+    with contextlib.closing(_records(trainer, timings)) as records:
         for _ in records:
-            done = len(found.step_seconds)
-            (spent,) = trainer.world.of_main([time.perf_counter() - begun])
-            if done >= MOST_STEPS or (done >= least and spent >= seconds):
+            done = len(timings.step_seconds)
+            (spent,) = trainer.world.broadcast([time.perf_counter() - start_time])
+            if done >= MAX_TIMED_STEPS or (done >= least and spent >= seconds):
                 break
             if spent >= give_up:
                 if not done:
-                    found.step_seconds = [found.last_seconds]
-                    found.step_tokens = [trainer.progress.tokens / trainer.progress.step]
+                    timings.step_seconds = [timings.last_seconds]
+                    timings.step_tokens = [trainer.progress.tokens / trainer.progress.step]
                 break
-    found.agree(trainer.world)
-    return found
+    timings.use_main_times(trainer.world)
+    return timings
 
 
-def rehearse(
+def measure_training(
     make: Callable[[CheckpointStore], Trainer],
     export: Callable[[nn.Module, Progress, Path], object],
     folder: Path,
     seconds: float,
     longest: float | None = None,
-) -> Rehearsal:
+) -> StepTimings:
     """A whole small training: its steps for about so many seconds, then a validation, a checkpoint
     and the model folder.
 
@@ -180,16 +180,16 @@ def rehearse(
     longest = seconds if longest is None else longest
     store = CheckpointStore(folder / "checkpoints", keep=1)
     before = resident_bytes()
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     trainer = make(store)
-    built = time.perf_counter() - begun
-    found = Rehearsal(build_seconds=built)
+    built = time.perf_counter() - start_time
+    timings = StepTimings(build_seconds=built)
     counted = 0
     watch = Watch.begin()
-    begun = time.perf_counter()
-    records = _records(trainer, found)
+    start_time = time.perf_counter()
+    records = _records(trainer, timings)
     while True:
-        if counted == 0 and found.first_seconds:  # the second warm-up step
+        if counted == 0 and timings.first_seconds:  # the second warm-up step
             with saved_bytes(trainer.model.parameters()) as saved:
                 record = next(records, None)
             counted = saved[0]
@@ -197,28 +197,28 @@ def rehearse(
             record = next(records, None)
         if record is None:
             break
-        if trainer.total_steps is None and len(found.step_seconds) >= LEAST_STEPS:
-            spent = time.perf_counter() - begun
-            enough = spent >= seconds and (spent >= longest or found.is_steady)
-            if any(trainer.world.of_main([enough])):
+        if trainer.total_steps is None and len(timings.step_seconds) >= MIN_TIMED_STEPS:
+            spent = time.perf_counter() - start_time
+            enough = spent >= seconds and (spent >= longest or timings.is_steady)
+            if any(trainer.world.broadcast([enough])):
                 trainer.total_steps = trainer.progress.step + 1
     if watch is not None:
-        found.own_cores = watch.own_cores
-        found.others_cores = watch.others(trainer.world.local_size)
+        timings.own_cores = watch.own_cores
+        timings.others_cores = watch.others(trainer.world.local_size)
     memory = _memory(trainer, before, counted)
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     model = trainer.whole_model()
     if model is not None:
         with published_folder(folder / "model") as hidden:
             export(model, trainer.progress, hidden)
         FileRecord.below(folder / "model")
-    found.export_seconds = time.perf_counter() - begun
-    found.agree(trainer.world)
+    timings.export_seconds = time.perf_counter() - start_time
+    timings.use_main_times(trainer.world)
     # What was freed before the model was made, and used again for it, counts once.
     process = max(0, min(before, before + peak_bytes() - memory.peak))
     memory = replace(memory, process=process)
-    found.memory = replace(memory, rest=max(0, peak_bytes() - memory.peak))
-    return found
+    timings.memory = replace(memory, rest=max(0, peak_bytes() - memory.peak))
+    return timings
 
 
 def count_flops(trainer: Trainer) -> float:
@@ -226,13 +226,13 @@ def count_flops(trainer: Trainer) -> float:
     are frozen. The model is not compiled."""
     with (
         FlopCounterMode(display=False) as counter,
-        contextlib.closing(_records(trainer, Rehearsal())) as records,
+        contextlib.closing(_records(trainer, StepTimings())) as records,
     ):
         next(records)
     return counter.get_total_flops() / trainer.progress.tokens
 
 
-def _records(trainer: Trainer, found: Rehearsal) -> Generator[Record]:
+def _records(trainer: Trainer, timings: StepTimings) -> Generator[Record]:
     """What happens, with the time it took noted down; ends with the trainer's ``total_steps``."""
     changes = {"time_limit": None, "log_every": 1, "checkpoint_every": 1 << 40}
     trainer.config = trainer.config.replace(**changes)
@@ -245,27 +245,27 @@ def _records(trainer: Trainer, found: Rehearsal) -> Generator[Record]:
             now = time.perf_counter()
             seconds, last = now - last, now
             if record.kind in ("train", "skipped"):
-                found.last_seconds = seconds
-                if not found.first_seconds:
-                    found.first_seconds = seconds
+                timings.last_seconds = seconds
+                if not timings.first_seconds:
+                    timings.first_seconds = seconds
                 elif record.step > WARM_UP:
-                    found.step_seconds.append(seconds)
-                    found.step_tokens.append(trainer.progress.tokens - tokens)
+                    timings.step_seconds.append(seconds)
+                    timings.step_tokens.append(trainer.progress.tokens - tokens)
                 tokens = trainer.progress.tokens
             elif record.kind == "validation":
-                found.validation_seconds = seconds
+                timings.validation_seconds = seconds
             elif record.kind == "checkpoint":
-                found.checkpoint_seconds = seconds
+                timings.checkpoint_seconds = seconds
             yield record
             last = time.perf_counter()
 
 
 def _memory(trainer: Trainer, before: int, activations: int) -> Memory:
     parameters = list(trainer.model.parameters())
-    weights = sum(local(p).nbytes for p in parameters)
-    gradients = sum(local(p).nbytes for p in parameters if p.requires_grad)
+    weights = sum(to_local(p).nbytes for p in parameters)
+    gradients = sum(to_local(p).nbytes for p in parameters if p.requires_grad)
     optimiser = sum(
-        local(value).nbytes
+        to_local(value).nbytes
         for state in trainer.optimiser.state.values()
         for value in state.values()
         if isinstance(value, Tensor)

@@ -28,10 +28,19 @@ from llmctl.tokenizers import Tokenizer, cuts
 from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from llmctl.tokenizers.sentencepiece_training import learn_unigram
-from llmctl.tokenizers.wordpiece import SPECIAL, build_wordpiece
+from llmctl.tokenizers.wordpiece import WORDPIECE_SPECIAL, build_wordpiece
 
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-PIECES = [*SPECIAL, *LETTERS, *(f"##{letter}" for letter in LETTERS), ".", ",", "the", "河", "。"]
+PIECES = [
+    *WORDPIECE_SPECIAL,
+    *LETTERS,
+    *(f"##{letter}" for letter in LETTERS),
+    ".",
+    ",",
+    "the",
+    "河",
+    "。",
+]
 
 TEXTS = st.lists(
     st.lists(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.data.tables.header import Verdict, judge
-from llmctl.data.tables.labelled import KNOWN, Columns, read_examples, resolve_columns
+from llmctl.data.tables.labelled import LABELLED_COLUMNS, Columns, read_examples, resolve_columns
 from llmctl.data.text.decoding import ReadOptions
 from llmctl.errors import InputError
 
@@ -69,11 +69,11 @@ def test_unknown_names_are_a_header_and_examples_are_none(
 ) -> None:
     data = table(labels, rows, seed, first)
     header = [name, text] if first == 0 else [text, name]
-    assert judge([header, *data], KNOWN).is_header
+    assert judge([header, *data], LABELLED_COLUMNS).is_header
     # Each label comes again in so many rows, but for a seldom draw.
     column = [row[first] for row in data]
     if column.count(column[0]) > 1:
-        assert not judge(data, KNOWN).is_header
+        assert not judge(data, LABELLED_COLUMNS).is_header
 
 
 @given(rows=st.integers(1, 60), seed=st.integers(0, 10**6), ordered=st.booleans())
@@ -88,7 +88,7 @@ def test_pairs_without_a_header_keep_their_first_row(rows: int, seed: int, order
     alone = any([row[at] for row in short].count(short[0][at]) == 1 for at in (0, 1))
     first_is_odd = alone if ordered else not data[0][0].endswith((".", "!"))
     if not first_is_odd:
-        assert not judge(data, KNOWN).is_header
+        assert not judge(data, LABELLED_COLUMNS).is_header
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_pairs_without_a_header_keep_their_first_row(rows: int, seed: int, order
     ],
 )  # fmt: skip
 def test_first_rows_by_hand(rows: list[list[str]], expected: Verdict) -> None:
-    assert judge(rows, KNOWN) == expected
+    assert judge(rows, LABELLED_COLUMNS) == expected
 
 
 def write(path: Path, rows: list[list[str]]) -> Path:

@@ -16,7 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llmctl.data.tables import columnar
-from llmctl.data.tables.labelled import KNOWN, Columns, read_examples, resolve_columns
+from llmctl.data.tables.labelled import LABELLED_COLUMNS, Columns, read_examples, resolve_columns
 from llmctl.data.tables.rows import RowReader
 from llmctl.data.text.decoding import ReadOptions
 from llmctl.errors import InputError
@@ -28,7 +28,7 @@ def write(path: Path, content: str) -> Path:
 
 
 def values(path: Path, **options: object) -> list[dict[str, object]]:
-    return [row.values for row in RowReader(path, known=KNOWN, **options)]  # type: ignore[arg-type]
+    return [row.values for row in RowReader(path, known=LABELLED_COLUMNS, **options)]  # type: ignore[arg-type]
 
 
 def doubled(path: Path) -> Path:
@@ -85,9 +85,9 @@ def test_positions_are_columns_in_tables_with_names_too(tmp_path: Path, suffix: 
         write(path, "text,label\na b,0\n")
     else:
         pq.write_table(pa.table({"text": ["a b"], "label": ["0"]}), path)
-    assert RowReader(path, known=KNOWN).column("--text-column", "2") == "label"
+    assert RowReader(path, known=LABELLED_COLUMNS).column("--text-column", "2") == "label"
     with pytest.raises(InputError, match=r"--text-column '3': .* no such column"):
-        RowReader(path, known=KNOWN).column("--text-column", "3")
+        RowReader(path, known=LABELLED_COLUMNS).column("--text-column", "3")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_rows_with_too_many_tabs_are_told_by_their_line(tmp_path: Path) -> None:
     lines = [f"a\t{n}\tone{', two' * (n % 2)}" + "\tmore\tmore" * (n % 7 == 3) for n in range(40)]
     path = write(tmp_path / "x.csv", "\n".join(lines))
     with pytest.raises(InputError, match=r"x\.csv:4 has 5 fields where the first row has 3"):
-        list(RowReader(path, known=KNOWN))
+        list(RowReader(path, known=LABELLED_COLUMNS))
     # Semicolons, of which sentences have some, too.
     texts = [f"it {n}; is{'; so' * (n % 3)}" for n in range(40)]
     path = write(tmp_path / "y.csv", "\n".join(["text", *texts]))
@@ -129,9 +129,9 @@ def test_rows_with_too_many_tabs_are_told_by_their_line(tmp_path: Path) -> None:
 def test_commas_divide_where_they_can(tmp_path: Path, content: str) -> None:
     notes: list[str] = []
     path = write(tmp_path / "x.csv", content)
-    assert RowReader(path, known=KNOWN, reading=ReadOptions(note=notes.append)).columns == (
-        content.partition("\n")[0].split(",")
-    )
+    assert RowReader(
+        path, known=LABELLED_COLUMNS, reading=ReadOptions(note=notes.append)
+    ).columns == (content.partition("\n")[0].split(","))
     assert not notes
 
 

@@ -68,7 +68,7 @@ def test_parts_share_out_the_documents(
         paths.append(folder / f"{number}.{suffix}")
         write(paths[-1], lines)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "BLOCK", block)
+        patch.setattr(decoding, "DECODE_BLOCK", block)
         patch.setattr(columnar, "BATCH_ROWS", 3)
         patch.setattr(plain, "LONG_FILE", 20)
         patch.setattr(plain, "PIECE", 8)
@@ -107,7 +107,7 @@ def test_a_part_reads_its_own_files_only(tmp_path: Path):
 
 def test_rows_before_a_part_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Parsing them would cost each part as much as the whole file; the line numbers stay."""
-    monkeypatch.setattr(decoding, "BLOCK", 64)
+    monkeypatch.setattr(decoding, "DECODE_BLOCK", 64)
     path = tmp_path / "a.jsonl"
     lines = [json.dumps({"text": f"Document {number}."}) for number in range(100)]
     path.write_text("\n".join([*lines[:10], "{broken", *lines[10:]]) + "\n")

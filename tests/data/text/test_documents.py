@@ -336,7 +336,7 @@ def test_pieces_are_the_text_whatever_the_blocks(
         assert not text[place:found].strip()
         place = found + len(piece)
     for size in (999, 4096, 65_537):
-        monkeypatch.setattr(decoding, "BLOCK", size)
+        monkeypatch.setattr(decoding, "DECODE_BLOCK", size)
         assert texts(path, unit=unit) == kept
 
 
@@ -356,7 +356,7 @@ def test_pieces_are_the_text_at_every_length(folder: Path, text: str, size: int,
         patch.setattr(plain, "LONG_FILE", 12)
         patch.setattr(plain, "PIECE", 3)
         whole = pieces(path, unit)
-        patch.setattr(decoding, "BLOCK", size)
+        patch.setattr(decoding, "DECODE_BLOCK", size)
         assert pieces(path, unit) == whole
     assert "".join(whole) == text
     if unit == "auto" and len(text) <= 12:
@@ -404,7 +404,7 @@ def test_a_large_file_streams(tmp_path: Path, unit: str) -> None:
 def test_positions_rise_to_the_bytes_of_the_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, packed: str
 ) -> None:
-    monkeypatch.setattr(decoding, "BLOCK", 1 << 14)
+    monkeypatch.setattr(decoding, "DECODE_BLOCK", 1 << 14)
     for n in range(3):
         text = prose(100_000, n, blank=0.01, ends=0.1) + "end"
         write(tmp_path / f"{n}.txt{packed}", COMPRESS[packed](text.encode()))
@@ -474,7 +474,7 @@ def test_a_long_line_is_cut_between_words(
 def test_a_document_too_long_to_be_held_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, unit: str
 ) -> None:
-    monkeypatch.setattr(plain, "LONGEST", 100)
+    monkeypatch.setattr(plain, "MAX_TEXT", 100)
     for size in (90, 101):
         text = "x" * size
         path = write(tmp_path / name, json.dumps({"text": text}) if ".json" in name else text)

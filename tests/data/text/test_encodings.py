@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from llmctl.data.tables.labelled import read_examples, resolve_columns
-from llmctl.data.tables.source_target import read_pairs
+from llmctl.data.tables.parallel_text import read_pairs
 from llmctl.data.text import decoding
 from llmctl.data.text.decoding import ReadConfig, ReadOptions, text_blocks, text_lines
 from llmctl.errors import InputError
@@ -31,7 +31,7 @@ def text_of(path: Path, reading: ReadOptions) -> str:
 
 @pytest.fixture(params=[1, 3, 1 << 20])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(decoding, "BLOCK", request.param)
+    monkeypatch.setattr(decoding, "DECODE_BLOCK", request.param)
     return int(request.param)
 
 
@@ -188,8 +188,8 @@ def test_closed_standard_input_is_a_sentence(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_line_that_would_take_gigabytes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "LONGEST_LINE", 1000)
-    monkeypatch.setattr(decoding, "BLOCK", 100)
+    monkeypatch.setattr(decoding, "MAX_LINE", 1000)
+    monkeypatch.setattr(decoding, "DECODE_BLOCK", 100)
     path = write(tmp_path / "x.txt", b"short\n" + b"a" * 1200)
     with pytest.raises(InputError, match=r"x\.txt has a line of more than"):
         list(text_lines(path))

@@ -60,7 +60,7 @@ def first_bad_byte(content: bytes) -> int:
 
 @pytest.fixture(params=[1, 2, 3, 7, 1 << 20])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(decoding, "BLOCK", request.param)
+    monkeypatch.setattr(decoding, "DECODE_BLOCK", request.param)
     return int(request.param)
 
 
@@ -76,7 +76,7 @@ def test_text_is_read_whatever_the_blocks(
     # Python's own universal newlines.
     expected = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "BLOCK", size)
+        patch.setattr(decoding, "DECODE_BLOCK", size)
         assert text_of(path) == expected
         lines = [line for line, _ in text_lines(path)]
     rows = content.decode("utf-8-sig").replace("\r\n", "\n")
@@ -98,7 +98,7 @@ def test_a_bad_byte_is_reported_at_its_offset(
     offset = first_bad_byte(content)
     assert offset == len(before.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "BLOCK", size)
+        patch.setattr(decoding, "DECODE_BLOCK", size)
         with pytest.raises(InputError) as caught:
             text_of(path)
         assert f"{path}: byte 0x{bad[0]:02x} at offset {offset} is not UTF-8" in str(caught.value)
@@ -243,7 +243,7 @@ def test_csv_rows_are_those_that_the_csv_module_wrote(
     csv.writer(out).writerows([["a", "b"], *rows])
     path = write(folder / "rows.csv", out.getvalue().encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "BLOCK", size)
+        patch.setattr(decoding, "DECODE_BLOCK", size)
         found = [list(row.values.values()) for row in RowReader(path, requested=["a"])]
     assert found == rows
 
@@ -419,4 +419,4 @@ def peak_of(run: Callable[[], Iterator[object]]) -> int:
 def test_reading_lines_takes_a_few_blocks_of_memory(tmp_path: Path, suffix: str) -> None:
     line = b'{"text": "' + b"word " * 2000 + b'"}\n'
     path = write(tmp_path / f"x.jsonl{suffix}", COMPRESS[suffix](line * 3000))
-    assert peak_of(lambda: iter(RowReader(path))) < 8 * decoding.BLOCK
+    assert peak_of(lambda: iter(RowReader(path))) < 8 * decoding.DECODE_BLOCK

@@ -94,7 +94,7 @@ def test_rows_attend_to_their_own_past(data: st.DataObject, prompts: list[int]):
     read(cache, rows, longest, generator)
     for _ in range(data.draw(st.integers(1, 8))):
         if data.draw(st.booleans()):
-            rows = select(cache, rows, data.draw(selections(len(rows), cache.each)))
+            rows = select(cache, rows, data.draw(selections(len(rows), cache.beams_per_group)))
         if cache.length < cache.capacity:
             read(cache, rows, 1, generator)
 
@@ -108,12 +108,12 @@ def test_rows_of_a_short_past_become_a_family(past: int, each: int):
     )
     read(cache, rows, past, generator)
     rows = select(cache, rows, [0, 0, 0, 1, 1, 1])
-    assert cache.each == each
+    assert cache.beams_per_group == each
     read(cache, rows, 1, generator)
     before = cache.keys_LFKSEH.data_ptr()
     rows = select(cache, rows, [1, 1, 0, 5, 4, 3])
     assert (cache.keys_LFKSEH.data_ptr() == before) == (each > 1)  # only the mask has changed
     read(cache, rows, 1, generator)
     rows = select(cache, rows, [3, 4, 5])
-    assert cache.each == each
+    assert cache.beams_per_group == each
     read(cache, rows, 1, generator)

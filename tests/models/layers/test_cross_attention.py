@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from llmctl.models import ARCHITECTURES
 from llmctl.models.gpt import Gpt, GptConfig
-from llmctl.models.layers.cross_attention import Source, source_mask
+from llmctl.models.layers.cross_attention import EncoderOutput, source_mask
 
 LENGTHS = torch.tensor([7, 4, 1])
 
@@ -31,9 +31,9 @@ def decoder(**options: object) -> Gpt:
     return body
 
 
-def source() -> Source:
+def source() -> EncoderOutput:
     torch.manual_seed(1)
-    return Source(torch.randn(3, 7, 16), source_mask(LENGTHS, 7))
+    return EncoderOutput(torch.randn(3, 7, 16), source_mask(LENGTHS, 7))
 
 
 def ids(tokens: int = 5) -> Tensor:
@@ -128,8 +128,8 @@ def test_padding_of_a_source_changes_nothing(arch: str):
     lengths = torch.tensor([6, 3])
     tokens = torch.randint(config.vocab_size, (2, 4))
     with torch.no_grad():
-        both = body(tokens, source=Source(states, source_mask(lengths, 6)))
-        alone = body(tokens[1:], source=Source(states[1:, :3]))
+        both = body(tokens, source=EncoderOutput(states, source_mask(lengths, 6)))
+        alone = body(tokens[1:], source=EncoderOutput(states[1:, :3]))
     torch.testing.assert_close(both[1:], alone, rtol=1e-5, atol=1e-5)
 
 
@@ -158,7 +158,7 @@ def test_the_initial_state_is_added_to_the_first_token():
     body = decoder()
     state = torch.randn(3, 16)
     read, started = source(), source()
-    started.start_GD = state
+    started.initial_state_GD = state
     with torch.no_grad():
         found = body(ids(), source=started)
         embedding = body.token_embedding.weight.clone()

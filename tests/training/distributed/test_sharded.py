@@ -14,7 +14,7 @@ from torch import nn
 from llmctl.errors import DivergedError, InputError
 from llmctl.training.checkpoints import CheckpointStore, optimiser_tensors, restore_optimiser
 from llmctl.training.distributed import sharded
-from llmctl.training.distributed.processes import local
+from llmctl.training.distributed.processes import to_local
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> list[dict[str
 @pytest.fixture
 def store(tmp_path: Path, alone: None) -> CheckpointStore:
     store = CheckpointStore(tmp_path / "checkpoints", keep=1)
-    store.write_together()
+    store.enable_sharded()
     return store
 
 
@@ -74,7 +74,7 @@ def test_shares_are_read_whole_and_in_shares(store: CheckpointStore, shared: boo
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
             assert hasattr(value, "full_tensor") == (shared and value.dim() > 0), name
-            assert torch.equal(local(value), theirs[name]), name
+            assert torch.equal(to_local(value), theirs[name]), name
 
 
 def test_whole_ones_are_shared_out(tmp_path: Path, alone: None):
@@ -87,7 +87,7 @@ def test_whole_ones_are_shared_out(tmp_path: Path, alone: None):
     for ours, theirs in zip(found.tensors(model.state_dict()), expected, strict=True):
         for name, value in theirs.items():
             assert hasattr(ours[name], "full_tensor") == (value.dim() > 0), name
-            assert torch.equal(local(ours[name]), value)
+            assert torch.equal(to_local(ours[name]), value)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(

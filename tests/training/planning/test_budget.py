@@ -25,7 +25,7 @@ from llmctl.training.planning import budget
 from llmctl.training.planning.budget import BudgetSearch
 from llmctl.training.planning.choice import Choice, ShapeCandidate
 from llmctl.training.planning.ladder import LADDER
-from llmctl.training.planning.rehearsal import Rehearsal
+from llmctl.training.planning.rehearsal import StepTimings
 from llmctl.workspace.artefacts import Workspace
 from tests.run import llmctl, one_sentence
 
@@ -56,7 +56,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 def test_a_budget_is_kept_and_the_rate_decays(decoder_workspace: Path):
     place, config, notes = Workspace(decoder_workspace), resolve("nanochat", None, QUICK), Notes()
     begun = time.perf_counter()
-    run, there = pretrain(place, config, name="on-time", begun=begun, reporter=notes)
+    run, there = pretrain(place, config, name="on-time", start_time=begun, reporter=notes)
     seconds = time.perf_counter() - begun
     assert not there
     # The promise is 5 % of a whole process on a quiet machine (tests/benchmarks/plan.py); here
@@ -197,9 +197,9 @@ def test_the_search_finds_the_best_of_the_whole_ladder(
         weights += model.hidden_size * model.vocab_size
         return SimpleNamespace(weights=weights, rows=opened.training.batch_size)
 
-    def fake_steps(trainer: Any, seconds: float, give_up: float) -> Rehearsal:
+    def fake_steps(trainer: Any, seconds: float, give_up: float) -> StepTimings:
         machine.timed.append((trainer.weights, trainer.rows))
-        return Rehearsal(
+        return StepTimings(
             step_seconds=[machine.seconds(trainer.weights, trainer.rows)],
             step_tokens=[trainer.rows * 64.0],
         )
@@ -242,8 +242,8 @@ def test_where_the_first_takes_too_long_the_smallest_is_timed(
         lambda pretraining, config, *_: config.model.hidden_size,  # type: ignore[arg-type, return-value]
     )
 
-    def fake_steps(width: int, seconds: float, give_up: float) -> Rehearsal:
-        return Rehearsal(step_seconds=[2.0 if width > 64 else 0.1], step_tokens=[512.0])
+    def fake_steps(width: int, seconds: float, give_up: float) -> StepTimings:
+        return StepTimings(step_seconds=[2.0 if width > 64 else 0.1], step_tokens=[512.0])
 
     monkeypatch.setattr(budget, "time_steps", fake_steps)
     assert [candidate.hidden_size for _, candidate in search.search()] == [64]

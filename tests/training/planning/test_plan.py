@@ -24,8 +24,8 @@ from llmctl.tasks.pretraining import DataConfig
 from llmctl.tokenizers import learn
 from llmctl.training import precision
 from llmctl.training.config import TrainingConfig
-from llmctl.training.planning.plan import Extent, Plan, parameters_by_part
-from llmctl.training.planning.rehearsal import Memory, Rehearsal
+from llmctl.training.planning.plan import Extent, TrainingPlan, parameters_by_part
+from llmctl.training.planning.rehearsal import Memory, StepTimings
 
 BERT_BASE = BertConfig(vocab_size=30522, num_layers=12, hidden_size=768)
 
@@ -76,13 +76,13 @@ def test_operations_of_bert_base():
     assert pretraining.flops_per_token() == pytest.approx(blocks + attention + head)
 
 
-def make_plan(total_steps: int | None, *, looks: bool = True, **training: Any) -> Plan:
+def make_plan(total_steps: int | None, *, looks: bool = True, **training: Any) -> TrainingPlan:
     """A step takes 0.1 s and 1,000 tokens, a validation 2 s, a checkpoint 1 s, the export 3 s, the
     first step 5 s more; 4 s to the trainer and 1 s for it."""
-    return Plan(
+    return TrainingPlan(
         parameters={"embeddings": 100, "heads": 20},
         flops_per_token=6e6,
-        rehearsal=Rehearsal(
+        rehearsal=StepTimings(
             build_seconds=1.0,
             first_seconds=5.1,
             step_seconds=[0.1, 0.1, 0.4],
@@ -119,7 +119,7 @@ def test_time_is_the_sum_of_what_is_done():
     assert document["memory_bytes"] == 100 + 10 + 10 + 20 + 50 + 10 + 1_000_000
 
 
-def beside(plan: Plan, others: float, own: float) -> Plan:
+def beside(plan: TrainingPlan, others: float, own: float) -> TrainingPlan:
     """A plan of two threads that was timed while others used so many cores, and it so many."""
     found = replace(plan.rehearsal, others_cores=others, own_cores=own)
     return replace(plan, rehearsal=found, threads=2)

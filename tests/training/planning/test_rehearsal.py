@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmctl.training.batches import LossParts, Objective, Ratio, TensorBatch
+from llmctl.training.batches import LossParts, Objective, SumAndCount, TensorBatch
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.planning import rehearsal
 from llmctl.training.planning.rehearsal import (
     WARM_UP,
-    Rehearsal,
+    StepTimings,
     count_flops,
+    measure_training,
     peak_bytes,
-    rehearse,
     time_steps,
 )
 from llmctl.training.progress import Progress
@@ -34,11 +34,11 @@ class Rows(TensorBatch):
     x: Tensor
 
     @property
-    def slots(self) -> int:
+    def num_positions(self) -> int:
         return len(self)
 
     @property
-    def counts(self) -> dict[str, int]:
+    def loss_denominators(self) -> dict[str, int]:
         return {"squares": len(self)}
 
 
@@ -75,7 +75,7 @@ class Slow(nn.Module):
         assert isinstance(batch, Rows)
         self.clock.sleep(self.pause)
         out = self.second(torch.tanh(self.first(batch.x)))
-        return LossParts({"squares": Ratio((out**2).sum(), len(out))})
+        return LossParts({"squares": SumAndCount((out**2).sum(), len(out))})
 
 
 def make(
@@ -111,7 +111,7 @@ def test_steps_validation_and_export_are_timed(tmp_path: Path, clock: Clock):
         (folder / "model").write_bytes(b"weights")
         written.append(folder)
 
-    found = rehearse(build, export, tmp_path / "here", seconds=1.25)
+    found = measure_training(build, export, tmp_path / "here", seconds=1.25)
     assert found.build_seconds == pytest.approx(4)
     assert found.first_seconds == pytest.approx(0.1)
     assert found.seconds_per_step == pytest.approx(0.1)
@@ -146,7 +146,7 @@ def test_steps_that_are_not_steady_are_watched_for_longer(
         trainer.objective.loss = waiting
         return trainer
 
-    found = rehearse(build, lambda *_: None, tmp_path / "here", seconds=3, longest=10)
+    found = measure_training(build, lambda *_: None, tmp_path / "here", seconds=3, longest=10)
     # The two of the warm-up are not in it, one more is.
     assert sum(found.step_seconds) == pytest.approx(seconds, abs=1.0)
     if len(pauses) == 2:
@@ -157,7 +157,7 @@ def test_steps_that_are_not_steady_are_watched_for_longer(
 
 def test_the_time_of_a_step_is_the_mean_of_the_middle():
     def mean(*seconds: float) -> float:
-        return Rehearsal(step_seconds=list(seconds)).seconds_per_step
+        return StepTimings(step_seconds=list(seconds)).seconds_per_step
 
     assert mean(2.0) == 2.0
     assert mean(2.0, 4.0) == 3.0
@@ -167,7 +167,7 @@ def test_the_time_of_a_step_is_the_mean_of_the_middle():
 
 
 def test_memory_by_kind(tmp_path: Path):
-    found = rehearse(make, lambda *_: None, tmp_path / "here", seconds=0.1)
+    found = measure_training(make, lambda *_: None, tmp_path / "here", seconds=0.1)
     memory, weights = found.memory, 2 * WIDTH * WIDTH * 4
     assert memory is not None
     assert memory.weights == memory.gradients == weights

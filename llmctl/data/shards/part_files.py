@@ -21,11 +21,11 @@ from llmctl.errors import InputError
 
 
 @dataclass(frozen=True)
-class PlacedBatch:
+class EncodedDocuments:
     """Some documents, each with its place in the order by which the corpus is split."""
 
     encoded: EncodedBatch
-    places: NDArray[np.uint64]
+    split_keys: NDArray[np.uint64]
     characters: NDArray[np.int64]
     """Characters of each document."""
     text_bytes: NDArray[np.int64]
@@ -33,32 +33,32 @@ class PlacedBatch:
     position: int
     """How much of the whole was read once these are."""
 
-    def select(self, kept: NDArray[np.bool_]) -> PlacedBatch:
+    def select(self, kept: NDArray[np.bool_]) -> EncodedDocuments:
         """Those documents for which ``kept`` is true."""
         if kept.all():
             return self
-        whole = self.encoded
+        all_documents = self.encoded
         encoded = EncodedBatch(
-            tokens=whole.tokens[np.repeat(kept, whole.token_counts)],
-            token_counts=whole.token_counts[kept],
-            starts=whole.starts[np.repeat(kept, whole.start_counts)],
-            start_counts=whole.start_counts[kept],
-            word_counts=whole.word_counts[kept],
-            unknown_counts=whole.unknown_counts[kept],
+            tokens=all_documents.tokens[np.repeat(kept, all_documents.token_counts)],
+            token_counts=all_documents.token_counts[kept],
+            starts=all_documents.starts[np.repeat(kept, all_documents.start_counts)],
+            start_counts=all_documents.start_counts[kept],
+            word_counts=all_documents.word_counts[kept],
+            unknown_counts=all_documents.unknown_counts[kept],
         )
-        return PlacedBatch(
+        return EncodedDocuments(
             encoded,
-            self.places[kept],
+            self.split_keys[kept],
             self.characters[kept],
             self.text_bytes[kept],
             self.position,
         )
 
 
-COUNTS = ("characters", "text_bytes", "words", "unknown")
+COUNT_COLUMNS = ("characters", "text_bytes", "words", "unknown")
 
 
-class PlacedWriter:
+class PartWriter:
     """Writes a stream of batches to a file; one in memory at a time."""
 
     def __init__(self, path: Path, vocab_size: int) -> None:
@@ -66,18 +66,18 @@ class PlacedWriter:
             [
                 *document_fields(vocab_size),
                 pa.field("place", pa.uint64(), nullable=False),
-                *(pa.field(name, pa.int64(), nullable=False) for name in COUNTS),
+                *(pa.field(name, pa.int64(), nullable=False) for name in COUNT_COLUMNS),
             ]
         )
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._sink, self._schema)
 
-    def add(self, batch: PlacedBatch) -> None:
+    def add(self, batch: EncodedDocuments) -> None:
         encoded = batch.encoded
         columns = [
             list_array(encoded.tokens, encoded.token_counts, self._schema.field(0).type),
             list_array(encoded.starts, encoded.start_counts, self._schema.field(1).type),
-            pa.array(batch.places),
+            pa.array(batch.split_keys),
             pa.array(batch.characters),
             pa.array(batch.text_bytes),
             pa.array(encoded.word_counts),
@@ -94,7 +94,7 @@ class PlacedWriter:
         self._sink.close()
 
 
-def read_placed(path: Path) -> Iterator[PlacedBatch]:
+def read_part(path: Path) -> Iterator[EncodedDocuments]:
     """The batches of a file, as views of it; ``position`` counts the tokens.
 
     The file is trusted: compare its digest first. Raises InputError if it can't be read.
@@ -117,6 +117,6 @@ def read_placed(path: Path) -> Iterator[PlacedBatch]:
                     unknown_counts=unknown,
                 )
                 position += len(encoded.tokens)
-                yield PlacedBatch(encoded, places, characters, text_bytes, position)
+                yield EncodedDocuments(encoded, places, characters, text_bytes, position)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} can't be read ({error}); make the part again") from None

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from llmctl.data.tables.labelled import Columns, Example, read_examples
-from llmctl.data.tables.rows import Row, RowReader
+from llmctl.data.tables.rows import RowReader, TableRow
 from llmctl.data.text.decoding import DEFAULT, ReadOptions
 from llmctl.data.text.files import by_lower, is_table, named
 from llmctl.errors import InputError, UsageError
 
-PAIR_NAMES = (
+PARALLEL_NAMES = (
     ("source", "target"), ("src", "tgt"), ("source_text", "target_text"),
     ("document", "summary"), ("article", "highlights"), ("article", "summary"),
     ("article", "abstract"), ("dialogue", "summary"), ("content", "summary"), ("text", "summary"),
@@ -27,15 +27,15 @@ PAIR_NAMES = (
     ("article", "title"), ("content", "title"), ("abstract", "title"), ("instruction", "output"),
     ("prompt", "completion"), ("input", "output"), ("input", "target"), ("text", "target"),
 )  # fmt: skip
-SOURCE_NAMES = tuple(dict.fromkeys(source for source, _ in PAIR_NAMES))
-TARGET_NAMES = tuple(dict.fromkeys(target for _, target in PAIR_NAMES))
-KNOWN = frozenset((*SOURCE_NAMES, *TARGET_NAMES))
+SOURCE_NAMES = tuple(dict.fromkeys(source for source, _ in PARALLEL_NAMES))
+TARGET_NAMES = tuple(dict.fromkeys(target for _, target in PARALLEL_NAMES))
+PARALLEL_COLUMNS = frozenset((*SOURCE_NAMES, *TARGET_NAMES))
 
 _LINES = Columns(("text",), None, None)
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class SourceTarget:
     """A source and its target, where it has one; either may be empty."""
 
     source: str
@@ -71,17 +71,17 @@ def resolve_pair_columns(
     isn't there, UsageError where several would do.
     """
     if not is_table(path):
-        for option, given in (
+        for option, column in (
             ("--source-column", source_column),
             ("--target-column", target_column),
         ):
-            if given is not None:
+            if column is not None:
                 raise UsageError(
-                    f"{option} {given!r} is for tables, and {path} is plain text; leave it out"
+                    f"{option} {column!r} is for tables, and {path} is plain text; leave it out"
                 )
         return None
     both = (source_column, target_column)
-    reader = RowReader(path, requested=both, known=KNOWN, reading=reading)
+    reader = RowReader(path, requested=both, known=PARALLEL_COLUMNS, reading=reading)
     names = reader.columns
     if not names:
         raise InputError(f"{path} has no rows; give a file with pairs")
@@ -109,7 +109,7 @@ def pair_column_names(
     asked for; none for plain text."""
     if not is_table(path):
         return []
-    return RowReader(path, requested=wanted, known=KNOWN, reading=reading).columns
+    return RowReader(path, requested=wanted, known=PARALLEL_COLUMNS, reading=reading).columns
 
 
 def read_pairs(
@@ -120,7 +120,7 @@ def read_pairs(
     target_column: str | None = None,
     need_target: bool = True,
     reading: ReadOptions = DEFAULT,
-) -> Iterator[Pair]:
+) -> Iterator[SourceTarget]:
     """A pair for every row of a table, or for every line of plain text.
 
     Texts are without the space around them. What can be told from the options and the columns is
@@ -185,17 +185,17 @@ def _known_pair(
 ) -> tuple[str | None, str | None]:
     """The first of PAIR_NAMES of which both are there, with the one that is given if one is."""
     lower = by_lower(names)
-    for first, second in PAIR_NAMES:
-        found = lower.get(first), lower.get(second)
-        if None not in found and source in (None, found[0]) and target in (None, found[1]):
-            return found
+    for first, second in PARALLEL_NAMES:
+        columns = lower.get(first), lower.get(second)
+        if None not in columns and source in (None, columns[0]) and target in (None, columns[1]):
+            return columns
     return None, None
 
 
 def _first_or_only(candidates: tuple[str, ...], names: list[str]) -> str | None:
     lower = by_lower(names)
-    found = next((lower[name] for name in candidates if name in lower), None)
-    return names[0] if found is None and len(names) == 1 else found
+    column = next((lower[name] for name in candidates if name in lower), None)
+    return names[0] if column is None and len(names) == 1 else column
 
 
 def _ask(reader: RowReader, source: str | None, target: str | None, need_target: bool) -> NoReturn:
@@ -215,19 +215,21 @@ def _ask(reader: RowReader, source: str | None, target: str | None, need_target:
     raise UsageError(f"{path} has the columns {', '.join(names)}: choose {' and '.join(missing)}")
 
 
-def _rows(path: Path, columns: PairColumns, reading: ReadOptions) -> Iterator[Pair]:
+def _rows(path: Path, columns: PairColumns, reading: ReadOptions) -> Iterator[SourceTarget]:
     named = [name for name in (columns.source, columns.target) if name is not None]
     row = None
-    for row in RowReader(path, requested=named, known=KNOWN, reading=reading).rows(named):
+    for row in RowReader(path, requested=named, known=PARALLEL_COLUMNS, reading=reading).rows(
+        named
+    ):
         source, target = _text(row, columns.source, "--source-column"), None
         if columns.target is not None:
             target = _text(row, columns.target, "--target-column")
-        yield Pair(source, target, row.source)
+        yield SourceTarget(source, target, row.source)
     if row is None:
         raise InputError(f"{path} has no rows; give a file with pairs")
 
 
-def _text(row: Row, column: str, option: str) -> str:
+def _text(row: TableRow, column: str, option: str) -> str:
     if column not in row.values:
         raise InputError(f"{row.source} has no {column}; fill it in or remove the row")
     value = row.values[column]
@@ -245,15 +247,15 @@ def _lines(path: Path, reading: ReadOptions) -> Iterator[Example]:
     return read_examples(path, _LINES, reading=reading)
 
 
-def _sources(path: Path, reading: ReadOptions) -> Iterator[Pair]:
+def _sources(path: Path, reading: ReadOptions) -> Iterator[SourceTarget]:
     line = None
     for line in _lines(path, reading):
-        yield Pair(line.text, None, line.source)
+        yield SourceTarget(line.text, None, line.source)
     if line is None:
         raise InputError(f"{named(path)} has no lines; give a file with a text a line")
 
 
-def _aligned(data: Path, target_file: Path, reading: ReadOptions) -> Iterator[Pair]:
+def _aligned(data: Path, target_file: Path, reading: ReadOptions) -> Iterator[SourceTarget]:
     lines = zip_longest(_lines(data, reading), _lines(target_file, reading))
     number = 0
     for number, (source, target) in enumerate(lines, 1):
@@ -264,6 +266,6 @@ def _aligned(data: Path, target_file: Path, reading: ReadOptions) -> Iterator[Pa
                 f"{data} has {of_data} lines and {target_file} has {of_target}; line n of one "
                 "belongs to line n of the other, so add what is missing or remove what is left over"
             )
-        yield Pair(source.text, target.text, source.source)
+        yield SourceTarget(source.text, target.text, source.source)
     if not number:
         raise InputError(f"{data} and {target_file} have no lines; give files with a text a line")

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.keyed import uniform
+from llmctl.data.random import uniform
 from llmctl.data.shards.chunks import ChunkRefs, Chunks
 
 TRIES = 32

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.data.text.duplicates import SeenHashes, text_hash
+from llmctl.data.text.hashing import SeenHashes, text_hash
 
 SMALL = st.integers(0, 40)
 ANY = st.integers(0, 2**64 - 1)

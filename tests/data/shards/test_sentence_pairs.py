@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from llmctl.data.keyed import key_of
+from llmctl.data.random import key_of
 from llmctl.data.shards.chunks import Chunks
-from llmctl.data.shards.pairs import TextPair, draw_pairs
+from llmctl.data.shards.sentence_pairs import TextPair, draw_pairs
 
 DOCUMENT = 1_000_000
 

@@ -69,7 +69,7 @@ def read_text(path: Path, ought: str) -> str:
 
 
 def _tokens_in(path: Path, token_to_id: Callable[[str], int | None]) -> dict[str, int]:
-    fields, found = read_object(path), {}
+    fields, tokens = read_object(path), {}
     for role in TRANSFORMERS_ROLES:
         value = fields.get(f"{role}_token")
         token = value.get("content") if isinstance(value, dict) else value
@@ -80,8 +80,8 @@ def _tokens_in(path: Path, token_to_id: Callable[[str], int | None]) -> dict[str
                 f"{path}: {role}_token is {value!r}, not a token's name; mend the file"
             )
         if (number := token_to_id(token)) is not None:
-            found[role] = number
-    return found
+            tokens[role] = number
+    return tokens
 
 
 def _ends_in(path: Path, vocab_size: int) -> frozenset[int]:
@@ -110,7 +110,7 @@ def _additions(path: Path, config: dict[str, Any]) -> tuple[bool, bool] | None:
 
 
 def _ids_in(path: Path, vocab_size: int) -> dict[str, int]:
-    fields, found = read_object(path), {}
+    fields, ids = read_object(path), {}
     for role in ("bos", "eos", "pad"):
         value = fields.get(f"{role}_token_id")
         number = next(iter(value), None) if isinstance(value, list) else value
@@ -119,8 +119,8 @@ def _ids_in(path: Path, vocab_size: int) -> dict[str, int]:
         if not isinstance(number, int):
             raise InputError(f"{path}: {role}_token_id is {value!r}, not an id; mend the file")
         if 0 <= number < vocab_size:
-            found[role] = number
-    return found
+            ids[role] = number
+    return ids
 
 
 def _template(folder: Path, config: dict[str, Any]) -> str | None:

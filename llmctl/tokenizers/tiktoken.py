@@ -23,7 +23,7 @@ from llmctl.errors import InputError, read_errors_naming
 from llmctl.tokenizers.checking import check_ids
 from llmctl.tokenizers.fast import FastTokenizer
 from llmctl.tokenizers.patterns import GPT2, GPT4, GPT4O, QWEN, byte_level
-from llmctl.tokenizers.pieces import spelled
+from llmctl.tokenizers.token_bytes import spelled
 
 END = "<|endoftext|>"
 LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?")

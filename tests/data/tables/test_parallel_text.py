@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.data.tables.source_target import (
-    PAIR_NAMES,
-    Pair,
+from llmctl.data.tables.parallel_text import (
+    PARALLEL_NAMES,
     PairColumns,
+    SourceTarget,
     read_pairs,
     resolve_pair_columns,
 )
@@ -53,7 +53,7 @@ def table(path: Path, names: tuple[str, ...], rows: list[tuple[str, ...]] = ROWS
     return path
 
 
-def texts(pairs: list[Pair]) -> list[tuple[str, str | None]]:
+def texts(pairs: list[SourceTarget]) -> list[tuple[str, str | None]]:
     return [(pair.source, pair.target) for pair in pairs]
 
 
@@ -69,7 +69,7 @@ def test_named_columns_are_read_alike_in_every_format(
     assert found == ([(b, a) for a, b in ROWS] if swapped else ROWS)
 
 
-@pytest.mark.parametrize("names", PAIR_NAMES)
+@pytest.mark.parametrize("names", PARALLEL_NAMES)
 def test_every_obvious_pair_is_found_among_other_columns(
     tmp_path: Path, names: tuple[str, str]
 ) -> None:
@@ -116,8 +116,8 @@ def test_two_columns_without_a_header_are_source_and_target(tmp_path: Path, suff
     path = write(tmp_path / f"x{suffix}", f"Go.{separator}Geh.\nHi.{separator}Hallo.\n")
     assert resolve_pair_columns(path) == PairColumns("1", "2")
     assert list(read_pairs(path)) == [
-        Pair("Go.", "Geh.", f"{path}:1"),
-        Pair("Hi.", "Hallo.", f"{path}:2"),
+        SourceTarget("Go.", "Geh.", f"{path}:1"),
+        SourceTarget("Hi.", "Hallo.", f"{path}:2"),
     ]
     back = read_pairs(path, source_column="2")
     assert texts(list(back)) == [("Geh.", "Go."), ("Hallo.", "Hi.")]
@@ -163,8 +163,8 @@ def test_an_empty_text_and_null_keep_their_pair(tmp_path: Path) -> None:
         '{"source": " a ", "target": null}\n\n{"source": "  ", "target": "b\\n"}\n',
     )
     assert list(read_pairs(path)) == [
-        Pair("a", "", f"{path}:1"),
-        Pair("", "b", f"{path}:3"),
+        SourceTarget("a", "", f"{path}:1"),
+        SourceTarget("", "b", f"{path}:3"),
     ]
 
 
@@ -216,9 +216,9 @@ def test_plain_text_without_targets_is_refused_where_they_are_needed(tmp_path: P
 def test_standard_input_is_a_source_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n\nb\n")))
     assert list(read_pairs(Path("-"), need_target=False)) == [
-        Pair("a", None, "standard input:1"),
-        Pair("", None, "standard input:2"),
-        Pair("b", None, "standard input:3"),
+        SourceTarget("a", None, "standard input:1"),
+        SourceTarget("", None, "standard input:2"),
+        SourceTarget("b", None, "standard input:3"),
     ]
 
 

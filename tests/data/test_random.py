@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.data.keyed import bits, integers, key_of, permute, uniform
+from llmctl.data.random import bits, integers, key_of, permute, uniform
 
 KEYS = st.integers(0, 2**64 - 1)
 

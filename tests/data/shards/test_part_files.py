@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.data.shards.encoding import EncodedBatch
-from llmctl.data.shards.placed import PlacedBatch, PlacedWriter, read_placed
+from llmctl.data.shards.part_files import EncodedDocuments, PartWriter, read_part
 from llmctl.errors import InputError
 
 INT64 = st.integers(0, 2**63 - 1)
@@ -40,7 +40,7 @@ def rows(draw: st.DrawFn, largest: int) -> list[dict[str, Any]]:
     )
 
 
-def batch_of(rows: list[dict[str, Any]], dtype: type) -> PlacedBatch:
+def batch_of(rows: list[dict[str, Any]], dtype: type) -> EncodedDocuments:
     def column(name: str, kind: type = np.int64) -> Any:
         return np.array([row[name] for row in rows], dtype=kind)
 
@@ -53,10 +53,10 @@ def batch_of(rows: list[dict[str, Any]], dtype: type) -> PlacedBatch:
         unknown_counts=column("unknown"),
     )
     places = column("place", np.uint64)
-    return PlacedBatch(encoded, places, column("characters"), column("text_bytes"), 0)
+    return EncodedDocuments(encoded, places, column("characters"), column("text_bytes"), 0)
 
 
-def rows_of(batch: PlacedBatch) -> list[dict[str, Any]]:
+def rows_of(batch: EncodedDocuments) -> list[dict[str, Any]]:
     return [
         {
             "tokens": tokens.tolist(),
@@ -69,7 +69,7 @@ def rows_of(batch: PlacedBatch) -> list[dict[str, Any]]:
         }
         for (tokens, starts), place, characters, text_bytes, words, unknown in zip(
             batch.encoded.documents(),
-            batch.places.tolist(),
+            batch.split_keys.tolist(),
             batch.characters.tolist(),
             batch.text_bytes.tolist(),
             batch.encoded.word_counts.tolist(),
@@ -84,11 +84,11 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, data: st.DataObjec
     batches = data.draw(st.lists(rows(vocab_size - 1), max_size=4))
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     path = tmp_path_factory.mktemp("placed") / "documents.arrow"
-    writer = PlacedWriter(path, vocab_size)
+    writer = PartWriter(path, vocab_size)
     for batch in batches:
         writer.add(batch_of(batch, dtype))
     writer.close()
-    found = list(read_placed(path))
+    found = list(read_part(path))
     assert [rows_of(batch) for batch in found] == batches
     lengths = [sum(len(row["tokens"]) for row in batch) for batch in batches]
     assert [batch.position for batch in found] == np.cumsum(lengths).tolist()
@@ -103,18 +103,18 @@ def test_some_of_them(data: st.DataObject, made: list[dict[str, Any]]):
     if any(kept):
         assert rows_of(chosen) == [row for row, keep in zip(made, kept, strict=True) if keep]
     else:
-        assert len(chosen.places) == len(chosen.encoded.tokens) == 0
+        assert len(chosen.split_keys) == len(chosen.encoded.tokens) == 0
 
 
 def test_a_file_of_something_else_is_an_input_error(tmp_path: Path):
     path = tmp_path / "documents.arrow"
     path.write_bytes(b"ARROW1\0\0" * 9)
     with pytest.raises(InputError, match=r"documents\.arrow can't be read"):
-        list(read_placed(path))
+        list(read_part(path))
 
 
 def test_an_abandoned_writer_lets_go_of_its_file(tmp_path: Path):
-    writer = PlacedWriter(tmp_path / "documents.arrow", 5)
+    writer = PartWriter(tmp_path / "documents.arrow", 5)
     writer.abandon()
     with pytest.raises((pa.ArrowException, ValueError)):
         writer.add(batch_of([], np.uint16))

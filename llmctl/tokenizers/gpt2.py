@@ -12,12 +12,12 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 
 from llmctl.errors import InputError
-from llmctl.tokenizers.base import ROLES
+from llmctl.tokenizers.base import SPECIAL_SPELLINGS
 from llmctl.tokenizers.checking import check_ids
-from llmctl.tokenizers.companions import CONFIG, read_object, read_text
 from llmctl.tokenizers.fast import FastTokenizer
+from llmctl.tokenizers.hf_config import CONFIG, read_object, read_text
 from llmctl.tokenizers.patterns import GPT2, QWEN, byte_level
-from llmctl.tokenizers.pieces import CHARACTER_OF
+from llmctl.tokenizers.token_bytes import CHARACTER_OF
 
 MERGES_OF = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 """The file of merges beside each file of the vocabulary."""
@@ -48,7 +48,7 @@ def load_merges(vocabulary_path: Path) -> FastTokenizer:
     else:
         rust.pre_tokenizer = byte_level(GPT2)
     rust.decoder = decoders.ByteLevel()
-    known = {token for spellings in ROLES.values() for token in spellings}
+    known = {token for spellings in SPECIAL_SPELLINGS.values() for token in spellings}
     special = sorted(known & vocabulary.keys(), key=vocabulary.__getitem__)
     rust.add_special_tokens([AddedToken(token, special=True) for token in special])
     _add_tokens(rust, config, vocabulary_path.with_name(CONFIG))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llmctl.errors import InputError
 from llmctl.tokenizers import Tokenizer, load
 from llmctl.tokenizers.patterns import GPT2, GPT4, GPT4O, QWEN, byte_level
-from llmctl.tokenizers.ranks import ENCODINGS
+from llmctl.tokenizers.tiktoken import ENCODINGS
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 CORPUS = [*list(topics.values())[:3], "aaaa aaaaaaa    x        y\n\n\n北京 北京 天安门 2024 20242"]
