@@ -36,8 +36,8 @@ def command(
     """Classify texts, or fill the [MASK]s of a text with a pretrained model."""
     asked_columns = locals()
     from llmctl.cli.console import TerminalReporter, print_json
+    from llmctl.data.tables.labelled_files import LabelledColumns
     from llmctl.data.text.sources import no_file
-    from llmctl.formats.open import LabelledColumns
     from llmctl.stages.predict import open_predictor
 
     if texts == ["-"]:

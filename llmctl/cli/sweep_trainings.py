@@ -34,9 +34,9 @@ class Trainings:
 
     def pretraining(self, values: Mapping[str, Any]) -> Training:
         """What ``llmctl pretrain`` would train."""
-        from llmctl.formats.open import find_pretraining
         from llmctl.stages import pretrain
         from llmctl.tasks.ngram import train as ngram
+        from llmctl.tasks.pretraining_runs import find_pretraining
         from llmctl.training.precision import choose_device
 
         chosen, layers = self._taken(values, PRETRAIN_KEYS)

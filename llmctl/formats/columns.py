@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.data.tables.labelled import Columns, column_names, resolve_columns
+from llmctl.data.tables.labelled_files import LabelledColumns
 from llmctl.data.tables.parallel_text import (
     PairColumns,
     pair_column_names,
@@ -24,7 +25,6 @@ from llmctl.data.text.files import split_columns
 from llmctl.errors import UsageError
 from llmctl.formats.base import Pretrained
 from llmctl.formats.description import COLUMNS
-from llmctl.formats.open import LabelledColumns
 from llmctl.workspace.artefacts import Artefact
 
 Note = Callable[[str], None]

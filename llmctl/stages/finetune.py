@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from llmctl.config import build
+from llmctl.data.text.input_files import data_record
 from llmctl.errors import InputError, UsageError, did_you_mean
 from llmctl.formats.base import Pretrained
-from llmctl.formats.open import data_record, newest_pretrained, open_model
+from llmctl.formats.open import open_model
 from llmctl.formats.peft.folder import Adapter, Peft
 from llmctl.models import ARCHITECTURES
 from llmctl.reporting.reporter import Reporter
@@ -21,6 +22,7 @@ from llmctl.tasks.classify.task import ClassifyConfig, ClassifyTask
 from llmctl.tasks.finetuning import FinetuneConfig, Task, check_layers
 from llmctl.tasks.instruct.task import InstructConfig, InstructTask
 from llmctl.tasks.learned import weak_start
+from llmctl.tasks.pretraining_runs import newest_pretrained
 from llmctl.tasks.seq2seq.task import Seq2SeqConfig, Seq2SeqTask
 from llmctl.training.adapters.lora import additions, merge
 from llmctl.training.batches import Objective

@@ -12,10 +12,10 @@ from typing import Any
 from torch import nn
 
 from llmctl.config import build
+from llmctl.data.shards.choosing import choose_shards
 from llmctl.errors import ConfigError, UsageError, did_you_mean
 from llmctl.formats.description import MAX_LENGTH
 from llmctl.formats.huggingface.writing import write_model_folder
-from llmctl.formats.open import choose_shards, default_name, pretraining_identity
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.reporting.reporter import Reporter
@@ -30,6 +30,7 @@ from llmctl.tasks.pretraining import (
     open_pretraining,
     total_steps,
 )
+from llmctl.tasks.pretraining_runs import default_name, pretraining_identity
 from llmctl.training.batches import Objective
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig

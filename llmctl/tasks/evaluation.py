@@ -15,9 +15,9 @@ from torch import nn
 
 from llmctl.config import ColumnName, Config
 from llmctl.data.text.decoding import Encoding, Header, ReadConfig, ReadOptions
+from llmctl.data.text.input_files import data_record
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.report import MODEL, Report
-from llmctl.formats.open import data_record
 from llmctl.inference.decoding.config import LARGEST_POWER, MOST_AT_ONCE
 from llmctl.inference.weights import WeightType
 from llmctl.reporting.report import ReportPart

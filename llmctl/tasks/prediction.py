@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from llmctl.data.tables.labelled import Columns, Example, read_examples
+from llmctl.data.tables.labelled_files import LabelledColumns
 from llmctl.data.text.decoding import ReadOptions
 from llmctl.errors import LOGITS_NOT_FINITE, InputError
-from llmctl.formats.open import LabelledColumns
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.opened import OpenedModel
 from llmctl.training.precision import choose_device

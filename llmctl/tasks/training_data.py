@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.data.tables.labelled import Columns, Example
+from llmctl.data.tables.labelled_files import (
+    LabelledColumns,
+    is_held_out,
+    read_labelled,
+    resolve_labelled,
+)
 from llmctl.data.text.documents import Corpus
 from llmctl.formats.columns import Finetuned
-from llmctl.formats.open import LabelledColumns, is_held_out, read_labelled, resolve_labelled
 from llmctl.reporting.reporter import Reporter
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import sha256_file

@@ -13,11 +13,12 @@ import pytest
 
 from llmctl.cli.app import app
 from llmctl.data.tables.labelled import Columns, read_examples
+from llmctl.data.tables.labelled_files import LabelledColumns
 from llmctl.data.tables.parallel_text import PairColumns
 from llmctl.errors import InputError, LlmctlError, UsageError
 from llmctl.formats.columns import Finetuned, labelled_columns, pair_columns
 from llmctl.formats.description import COLUMNS
-from llmctl.formats.open import LabelledColumns, open_any_model
+from llmctl.formats.open import open_any_model
 from llmctl.stages.finetune import finetune, resolve
 from llmctl.stages.generate import open_generation
 from llmctl.stages.generate_source import write_from_file

@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from llmctl.data.shards.choosing import choose_shards
 from llmctl.data.shards.files import ShardReader
-from llmctl.formats.open import choose_shards
 from llmctl.parsing import read_json
 from llmctl.reporting.compare import render_compare
 from llmctl.reporting.report import render_report

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from llmctl.data.tables.rows import RowReader
 from llmctl.data.text.files import format_of, is_readable
+from llmctl.data.text.input_files import check_data, data_record
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.benchmarks import BENCHMARK_COLUMNS, BENCHMARKS, read_questions, recognise
 from llmctl.evaluation.benchmarks.base import Benchmark, Bools, accuracy, chance
 from llmctl.evaluation.bootstrap import paired_difference, percentile_interval, resample_counts
 from llmctl.evaluation.choices import Question
 from llmctl.evaluation.report import MODEL, Figure, Report, share
-from llmctl.formats.open import check_data, data_record
 from llmctl.reporting.report import ReportPart, ReportTable
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.causal_lm.scoring import LanguageEvaluator, ask

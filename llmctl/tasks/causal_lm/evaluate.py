@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from llmctl.data.text.documents import Corpus
+from llmctl.data.text.input_files import data_record
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.perplexity import (
     LogProbs,
@@ -23,7 +24,6 @@ from llmctl.evaluation.perplexity import (
     perplexity,
 )
 from llmctl.evaluation.report import MODEL, Figure, Gap, Report
-from llmctl.formats.open import data_record
 from llmctl.inference.scoring import Query, Scorer
 from llmctl.inference.weights import WeightType
 from llmctl.reporting.report import ReportPart, ReportTable

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.data.tables.labelled import Columns, Example, read_examples
+from llmctl.data.text.input_files import data_record
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.benchmarks.base import accuracy
 from llmctl.evaluation.choices import SCORES, ChoiceScores, Question
 from llmctl.evaluation.report import MODEL, Gap, Report, share
 from llmctl.formats.columns import labelled_columns
-from llmctl.formats.open import data_record
 from llmctl.inference.prompts import (
     LABEL,
     PromptRow,

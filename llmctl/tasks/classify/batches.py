@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llmctl.data.tables.encoded import EncodedExample
+from llmctl.formats.base import Pretrained
 from llmctl.training.batches import TensorBatch
 
 
@@ -56,4 +57,18 @@ def collate(examples: Sequence[EncodedExample], pad: int) -> ExampleBatch:
         segment_ids_BT=torch.from_numpy(segments),
         mask_BT=torch.from_numpy(mask),
         labels_B=torch.tensor([example.label for example in examples]),
+    )
+
+
+def cut_in_use(cut: int, total: int, folder: Pretrained) -> str:
+    """A sentence that says how many texts were longer than a classifier reads."""
+    limit, most = folder.max_length, folder.config.max_positions
+    more = (
+        f"finetune with --set data.max_length=…, up to {most}, for more"
+        if limit < most
+        else "more the network does not take"
+    )
+    return (
+        f"{cut:,} of {total:,} texts were longer than the {limit} tokens of the finetuning and "
+        f"were cut; {more}"
     )

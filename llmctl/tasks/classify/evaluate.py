@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 
 from llmctl.data.tables.encoded import encode_examples, pad_token
 from llmctl.data.tables.labelled import Columns, Example, read_examples
+from llmctl.data.tables.labelled_files import LabelledColumns, with_label
+from llmctl.data.text.input_files import data_record
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation import baselines, classification
 from llmctl.evaluation.bootstrap import paired_difference
 from llmctl.evaluation.report import MODEL, Figure, Gap, Report, share
 from llmctl.formats.columns import labelled_columns, labelled_record
-from llmctl.formats.open import LabelledColumns, cut_in_use, data_record, with_label
 from llmctl.reporting.report import ReportPart, ReportTable
 from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.classify.batches import cut_in_use
 from llmctl.tasks.classify.predict import BATCH, class_probabilities
 from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, EvaluateConfig, Evaluator
 from llmctl.tasks.opened import OpenedModel

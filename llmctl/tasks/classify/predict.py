@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from llmctl.data.tables.encoded import EncodedExample, encode_examples, pad_token
 from llmctl.data.tables.labelled import Columns, Example
+from llmctl.data.tables.labelled_files import LabelledColumns
 from llmctl.data.text.decoding import ReadOptions
 from llmctl.formats.columns import check_single, labelled_columns
-from llmctl.formats.open import LabelledColumns, cut_in_use
 from llmctl.models.heads.classify import Classifier
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.visible import visible
-from llmctl.tasks.classify.batches import collate
+from llmctl.tasks.classify.batches import collate, cut_in_use
 from llmctl.tasks.prediction import Predictor, softmax
 from llmctl.tasks.training_data import seen_in_training
 from llmctl.training.distributed.processes import get_world

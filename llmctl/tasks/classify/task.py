@@ -18,12 +18,17 @@ from torch import Tensor, nn
 from llmctl.data.random import bits, key_of, permute
 from llmctl.data.tables.encoded import EncodedExample, encode_examples, pad_token
 from llmctl.data.tables.labelled import Example
+from llmctl.data.tables.labelled_files import (
+    LabelledColumns,
+    is_held_out,
+    read_labelled,
+    resolve_labelled,
+)
 from llmctl.errors import InputError
 from llmctl.formats.base import Pretrained
 from llmctl.formats.columns import labelled_record
 from llmctl.formats.description import COLUMNS, MAX_LENGTH
 from llmctl.formats.huggingface.writing import write_model_folder
-from llmctl.formats.open import LabelledColumns, is_held_out, read_labelled, resolve_labelled
 from llmctl.models.heads.classify import Classifier
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.classify.batches import ExampleBatch, collate

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from llmctl.data.tables.labelled import Columns, Example, column_names, resolve_columns
+from llmctl.data.tables.labelled_files import LabelledColumns
 from llmctl.data.text.decoding import ReadOptions
 from llmctl.errors import InputError
-from llmctl.formats.open import LabelledColumns
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.visible import visible

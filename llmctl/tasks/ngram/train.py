@@ -15,16 +15,17 @@ import numpy as np
 
 from llmctl import tokenizers
 from llmctl.config import Config, build
+from llmctl.data.shards.choosing import choose_shards
 from llmctl.data.shards.files import ShardReader
 from llmctl.errors import InputError
 from llmctl.evaluation.perplexity import Tally
 from llmctl.formats.ngram.folder import NgramFormat
-from llmctl.formats.open import choose_shards, find_pretraining, pretraining_identity
 from llmctl.models.ngram.counts import TokenBlock
 from llmctl.models.ngram.model import NgramModel
 from llmctl.models.ngram.smoothing import NgramConfig, Trained, train
 from llmctl.reporting.reporter import Record, Reporter
 from llmctl.reporting.run_log import LoggedReporter
+from llmctl.tasks.pretraining_runs import find_pretraining, pretraining_identity
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import published_folder

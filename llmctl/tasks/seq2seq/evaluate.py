@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from llmctl.data.tables.parallel_text import PairColumns, read_pairs
+from llmctl.data.text.input_files import data_record
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.overlap import bleu_chrf, is_chinese, lead, paired_bleu_difference, rouge
 from llmctl.evaluation.report import MODEL, Figure, Gap, Report
 from llmctl.formats.columns import pair_columns, pair_record
 from llmctl.formats.description import LEAD_WORDS
-from llmctl.formats.open import data_record
 from llmctl.reporting.report import ReportPart
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.evaluation import Evaluator
