@@ -7,6 +7,7 @@ import torch
 
 from llmctl.config import build
 from llmctl.errors import ConfigError
+from llmctl.models.spec import roles_of
 from llmctl.training.adapters.lora import LoraConfig, LoraLinear, add_lora, additions, merge
 from tests.training.adapters.test_freezing import DECODERS, batch, loss_of, tiny, train
 
@@ -48,6 +49,18 @@ def test_the_addition_and_new_parts_alone_are_trained(name: str, classify: bool)
     blocks = 3
     layers = {"bert": 4, "gpt": 4, "llama": 4, "nanochat": 4}[name]
     assert sum("lora_A" in key for key in trained) == blocks * layers
+
+
+def test_an_addition_s_matrices_are_single_ones():
+    """B of a fused projection is no stack of matrices, for which Muon would cut it."""
+    model = tiny("llama", classify=False)
+    fused = {name for name, role in roles_of(model).items() if role.fused}
+    add_lora(model, LoraConfig())
+    roles = roles_of(model)
+    added = {name: role for name, role in roles.items() if "lora_" in name}
+    assert {role.kind for role in added.values()} == {"matrix"}
+    assert not any(role.fused for role in added.values())
+    assert {name.replace(".weight", ".lora_B") for name in fused} <= added.keys()
 
 
 @pytest.mark.parametrize(("name", "classify"), NETWORKS)
