@@ -17,6 +17,8 @@ pytest_plugins = ("tests.model_fixtures",)
 # Before PyTorch is loaded, here and in the commands that tests start: threads that wait for work by
 # spinning keep it from those of the other worker, and a test takes ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # there is one for each core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 repeating.keep_parsers()
 
 # HYPOTHESIS_PROFILE=thorough python -m pytest …  tries more.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmctl.data.text import python_corpora
 from llmctl.errors import InputError, UsageError
 from llmctl.stages.tokenize import ray_data as stage
 from llmctl.stages.tokenize import stage as tokenizing
@@ -17,6 +19,7 @@ from llmctl.stages.tokenize.parts import parse_part, tokenize_part
 from llmctl.stages.tokenize.ray_data import make_part, tokenize_on_ray
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.parts import PartsFolder
+from tests import small_library
 from tests.run import llmctl, one_sentence
 from tests.stages.test_tokenize_parts import (
     assert_no_leftovers,
@@ -32,10 +35,21 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """On this machine, with a tenth of the library for ``python:docs``, here and in its workers."""
+    read = (python_corpora._source_files, python_corpora.python_docs)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in small_library.write(tmp_path_factory.mktemp("library")).items():
+            patch.setenv(name, value)
+        patch.setattr(sysconfig, "get_path", sysconfig.get_path)  # and put back afterwards
+        small_library.use()
+        for cached in read:
+            cached.cache_clear()
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+    for cached in read:
+        cached.cache_clear()
 
 
 @pytest.fixture(autouse=True)
