@@ -150,8 +150,9 @@ def sayings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_decoder_workspace(root: Path, corpus_file: Path, sayings_file: Path) -> None:
-    from llmctl.stages import finetune, pretrain
     from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
+    from llmctl.stages.train import finetune, pretrain
+    from llmctl.tasks import finetuning, pretraining
     from llmctl.workspace.artefacts import Workspace
 
     place = Workspace(root)
@@ -166,10 +167,10 @@ def make_decoder_workspace(root: Path, corpus_file: Path, sayings_file: Path) ->
             "data": {"sequence_length": 128},
             "training": short,
         }
-        pretrain.pretrain(place, pretrain.resolve(arch, "nano", layers), name=f"tiny-{arch}")
+        pretrain(place, pretraining.resolve(arch, "nano", layers), name=f"tiny-{arch}")
     training = {"epochs": 12, "precision": "fp32", "learning_rate": 1e-2, "batch_size": 8}
-    config = finetune.resolve("instruct", {"training": training, "patience": 0})
-    finetune.finetune(place, "tiny-llama", sayings_file, config, name="talker")
+    config = finetuning.resolve("instruct", {"training": training, "patience": 0})
+    finetune(place, "tiny-llama", sayings_file, config, name="talker")
 
 
 @pytest.fixture(scope="session")

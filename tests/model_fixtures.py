@@ -16,11 +16,10 @@ from tests.once import own_copy
 
 def make_models(root: Path, corpus_file: Path, labelled_file: Path) -> None:
     # Not above: pytest's own process loads this file, too.
-    from llmctl.stages.finetune import finetune
-    from llmctl.stages.finetune import resolve as resolve_finetune
-    from llmctl.stages.pretrain import pretrain, resolve
     from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
-    from llmctl.tasks.ngram import train as ngram
+    from llmctl.stages.train import finetune, pretrain
+    from llmctl.tasks.finetuning import resolve as resolve_finetune
+    from llmctl.tasks.pretraining import resolve
     from tests.language_models import DATA, MODEL, TRAINING
 
     place = Workspace(root)
@@ -34,9 +33,8 @@ def make_models(root: Path, corpus_file: Path, labelled_file: Path) -> None:
         layers = {"model": {**MODEL, **further}, "data": DATA, "training": TRAINING}
         pretrain(place, resolve(arch, "nano", layers), shards_name="stories", name=arch)
     for name, shards in (("grams", "stories"), ("other", "other")):
-        ngram.train_ngram(
-            place, ngram.resolve({"model": {"order": 4}}), shards_name=shards, name=name
-        )
+        order = {"model": {"order": 4}}
+        pretrain(place, resolve("ngram", None, order), shards_name=shards, name=name)
     tuning = {"training": {**TRAINING, "max_steps": 15}}
     finetune(place, "gpt", labelled_file, resolve_finetune("classify", tuning), name="subjects")
 

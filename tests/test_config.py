@@ -26,9 +26,8 @@ from llmctl.config import (
 )
 from llmctl.errors import ConfigError, InputError, UsageError
 from llmctl.stages.chat import ChatConfig
-from llmctl.stages.pretrain import resolve
 from llmctl.stages.tokenize.stage import TokenizeConfig
-from llmctl.tasks.pretraining import config_for
+from llmctl.tasks.pretraining import config_for, resolve
 from llmctl.training.config import TrainingConfig
 
 

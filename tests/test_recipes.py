@@ -17,11 +17,11 @@ from llmctl.config import Config, build
 from llmctl.data.text.python_corpora import python_code
 from llmctl.inference.prompts import read_template
 from llmctl.stages.chat import ChatConfig
-from llmctl.stages.finetune import resolve as resolve_finetune
-from llmctl.stages.pretrain import resolve
 from llmctl.stages.tokenize.stage import TokenizeConfig
 from llmctl.tasks.evaluation import EvaluateConfig
+from llmctl.tasks.finetuning import resolve as resolve_finetune
 from llmctl.tasks.generation import GenerateConfig
+from llmctl.tasks.pretraining import resolve
 from tests import small_library
 from tests.conftest import SUBJECTS
 from tests.fork_server import AVAILABLE, READ_AT_LOAD

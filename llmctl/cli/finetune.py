@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from llmctl.cli import artefact_names, options
+from llmctl.cli import artefact_names, launch, options
 from llmctl.cli.guard import guarded
-from llmctl.cli.launch import launch_processes
 from llmctl.cli.options import flag, option
-from llmctl.cli.threads import note_others
-from llmctl.errors import UsageError
 
 EXAMPLE = "Example: llmctl finetune --from bert-docs --task classify --data reviews.csv"
 
@@ -82,92 +78,9 @@ def command(
 ) -> None:
     """Train a pretrained model on labelled texts, on instructions to answer in a chat, or on pairs
     to translate or summarise. The same command goes on after a stop."""
+    asked, begun = dict(locals()), launch.start_time()
     if not dry_run:
-        launch_processes(nproc, max_restarts)
-    from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
-    from llmctl.config import parse_assignments, read_recipe, take
-    from llmctl.reporting.units import figure
-    from llmctl.stages.finetune import finetune, plan, resolve
+        launch.launch_processes(nproc, max_restarts)
+    from llmctl.cli import training
 
-    named, file = take(
-        read_recipe(recipe, "finetune") if recipe else {}, "from", "like", "data.file", "task"
-    )
-    task = task or named.get("task")
-    like = like or (None if start else named.get("like"))
-    start = options.needed("--from", start or named.get("from"))
-    data = options.needed("--data", data or options.path(named.get("data.file")))
-    # By the task that they go with: those of its data, and the others.
-    data_options: dict[str, dict[str, Any]] = {
-        "classify": {
-            "text_column": text_column,
-            "text_pair_column": text_pair_column,
-            "label_column": label_column,
-        },
-        "seq2seq": {
-            "target": target,
-            "source_column": source_column,
-            "target_column": target_column,
-        },
-    }
-    other_options: dict[str, dict[str, Any]] = {
-        "classify": {"class_weights": class_weights},
-        "seq2seq": {"style": style, "freeze_encoder": freeze_encoder or None},
-    }
-    for owner in data_options:
-        for key, value in {**data_options[owner], **other_options[owner]}.items():
-            if value is not None and owner != (task or "classify"):
-                option = key.replace("_", "-")
-                raise UsageError(f"--{option} goes with --task {owner}; leave it out")
-    table = {
-        "encoding": encoding,
-        "encoding_errors": encoding_errors,
-        "header": header,
-        **data_options["classify"],
-        **data_options["seq2seq"],
-    }
-    asked: dict[str, Any] = {
-        "method": method,
-        "data": {key: value for key, value in table.items() if value is not None},
-        "freeze_layers": freeze_layers,
-        **other_options["classify"],
-        **other_options["seq2seq"],
-        "seed": seed,
-    }
-    config = resolve(
-        task,
-        file,
-        {key: value for key, value in asked.items() if value is not None},
-        options.checkpoints(keep_checkpoints),
-        parse_assignments(set_),
-    )
-    place = options.open_workspace(workspace)
-    how: dict[str, Any] = {"like": like, "name": name, "force": force}
-    with TerminalReporter(quiet=quiet) as reporter:
-        note_others(reporter)
-        if dry_run:
-            print_dry_run(
-                plan(place, start, data, config, reporter=reporter, **how), config, json=json
-            )
-            return
-        artefact, up_to_date = finetune(
-            place, start, data, config, profile=profile, reporter=reporter, **how
-        )
-        if up_to_date:
-            reporter.note(f"run {artefact.manifest.name}: up to date")
-    summary = artefact.manifest.summary
-    if json:
-        print_json({"name": artefact.manifest.name, "folder": str(artefact.folder), **summary})
-        return
-    last = summary.get("validation", {})
-    figures = f", validation loss {figure(last.get('loss'), '.4f')}" if last else ""
-    if "accuracy" in last:
-        figures += f" and accuracy {last['accuracy']:.1%}"
-    if summary["best_step"]:
-        # Another step may have had a lower loss.
-        judged = "accuracy" if "accuracy" in last else "loss"
-        figures += f" at step {summary['best_step']}, the best by {judged}"
-    out().print(
-        f"run {artefact.manifest.name}: {summary['train_examples']:,} examples, "
-        f"{summary['steps']:,} steps in {summary['seconds']:.0f} s{figures}; "
-        f"model in {artefact.folder / 'model'}"
-    )
+    training.run("finetune", asked, "start", "data", "task", "like", begun=begun, timed=False)

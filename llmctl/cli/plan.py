@@ -7,9 +7,7 @@ from pathlib import Path
 from llmctl.cli import artefact_names, launch, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.options import argument, option
-from llmctl.cli.pretrain import plan_of, resolved
 from llmctl.cli.threads import note_others
-from llmctl.errors import UsageError
 
 EXAMPLE = "Example: llmctl plan recipes/gpt.toml --price-per-hour 2.5"
 
@@ -31,7 +29,7 @@ def command(
     budget: str | None = options.BUDGET,
     shards: str | None = options.SHARDS,
     start: str | None = option(
-        "With --stage finetune: a run or model folder.",
+        "A run or model folder to start from.",
         "--from",
         autocompletion=artefact_names.RUNS,
     ),
@@ -48,50 +46,36 @@ def command(
 ) -> None:
     """Say what a training will take on this machine before it starts: parameters, operations,
     memory, time and cost. Its first steps are rehearsed, and nothing is kept of them."""
-    start_time = launch.start_time()
+    option_value, start_time = dict(locals()), launch.start_time()
     launch.launch_processes(nproc, 0)
     from llmctl.cli.console import TerminalReporter, out, print_json
-    from llmctl.config import parse_assignments, read_recipe, take
+    from llmctl.cli.training import KEYS, request_of
+    from llmctl.errors import UsageError
+    from llmctl.reporting.plan import render_plan
+    from llmctl.stages import plan as stages
 
-    if stage not in ("pretrain", "finetune"):
+    if stage not in OPTIONS:
         raise UsageError(f"--stage {stage!r} is not known; choose pretrain or finetune")
-    names = {"pretrain": ("shards",), "finetune": ("from", "like", "data.file", "task")}[stage]
-    named, file = take(read_recipe(recipe, stage) if recipe else {}, *names)
+    for owner, parameters in OPTIONS.items():
+        for key in parameters - OPTIONS[stage]:
+            if option_value[key] is not None:
+                option_name = KEYS.get(key, key).partition(".")[0]
+                raise UsageError(f"--{option_name} goes with --stage {owner}; leave it out")
     place = options.open_workspace(workspace)
+    named = {KEYS.get(key, key): option_value[key] for key in OPTIONS[stage] - {"budget"}}
+    fields = {"budget": budget} if stage == "pretrain" else {}
+    request = request_of(stage, place, named, fields, option_value)
     with TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter)
-        if stage == "finetune":
-            for option, value in {"--arch": arch, "--preset": preset, "--budget": budget,
-                                  "--shards": shards}.items():  # fmt: skip
-                if value is not None:
-                    raise UsageError(f"{option} goes with --stage pretrain; leave it out")
-            start = start or named.get("from") or named.get("like")
-            data = data or options.path(named.get("data.file"))
-            if start is None or data is None:
-                raise UsageError("--stage finetune needs --from, a run, and --data, a file")
-            from llmctl.stages.finetune import resolve as resolve_finetune
-            from llmctl.stages.plan import plan_finetuning
-
-            task = resolve_finetune(named.get("task"), file, parse_assignments(set_))
-            document = plan_finetuning(
-                place, start, data, task, reporter, start_time=start_time, price=price_per_hour
-            )
-        else:
-            for option, option_value in {"--from": start, "--data": data}.items():
-                if option_value is not None:
-                    raise UsageError(f"{option} goes with --stage finetune; leave it out")
-            arch, config = resolved(file, arch, preset, budget, {}, set_)
-            document = plan_of(arch)(
-                place,
-                config,
-                shards or named.get("shards"),
-                reporter,
-                start_time=start_time,
-                price=price_per_hour,
-            )
+        document = stages.plan(place, request, reporter, begun=start_time, price=price_per_hour)
     if json:
         print_json(document)
         return
-    from llmctl.reporting.plan import render_plan
-
     out().print(render_plan(document["plan"]))
+
+
+OPTIONS = {
+    "pretrain": {"arch", "preset", "budget", "shards", "start"},
+    "finetune": {"start", "data"},
+}
+"""Options by the stage that they go with."""

@@ -52,19 +52,16 @@ def _cell(text: str | None) -> str:
 def _keys() -> list[str]:
     from llmctl.models import ARCHITECTURES
     from llmctl.stages.chat import ChatConfig
-    from llmctl.stages.finetune import FINETUNE_TASKS
-    from llmctl.stages.finetune import resolve as resolve_finetune
-    from llmctl.stages.pretrain import resolve
     from llmctl.stages.tokenize.stage import TokenizeConfig
+    from llmctl.tasks import TASKS, WITHOUT_NETWORK, finetuning, pretraining
     from llmctl.tasks.evaluation import EvaluateConfig
     from llmctl.tasks.generation import GenerateConfig
-    from llmctl.tasks.ngram.train import NgramRunConfig
 
+    archs = [*ARCHITECTURES, *WITHOUT_NETWORK]
     stages: dict[str, Config] = {
         "tokenize": TokenizeConfig(),
-        **{f"pretrain --arch {arch}": resolve(arch, None) for arch in ARCHITECTURES},
-        "pretrain --arch ngram": NgramRunConfig(),
-        **{f"finetune --task {task}": resolve_finetune(task) for task in FINETUNE_TASKS},
+        **{f"pretrain --arch {arch}": pretraining.resolve(arch, None) for arch in archs},
+        **{f"finetune --task {task}": finetuning.resolve(task) for task in TASKS["finetune"]},
         "eval": EvaluateConfig(),
         "generate": GenerateConfig(),
         "chat": ChatConfig(),

@@ -116,10 +116,10 @@ def command(
         note_others(reporter)
         if chosen:
             reporter.note(f"stage: {stage}, the one that {recipe} has a table for")
-        trainings = Trainings(place, recipe, [table, asked, assigned], reporter)
+        trainings = Trainings(stage, place, recipe, [table, asked, assigned], reporter)
         planned = plan.plan(
             place,
-            trainings.pretraining if stage == "pretrain" else trainings.finetuning,
+            trainings.prepare,
             grid_points,
             name=name,
             stage=stage,

@@ -1,34 +1,24 @@
-"""Plan: what a recipe will take on this machine, by a rehearsal of it; nothing is started.
+"""Plan: what a training will take on this machine, by a rehearsal of it; nothing is started.
 
 ``llmctl plan`` and ``--dry-run`` of pretrain come here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from llmctl.models.heads.cross_entropy import rows_at_a_time
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages import finetune as finetuning
-from llmctl.stages.pretrain import (
-    choose_for_budget,
-    eval_every,
-    expected_seconds,
-    export_model,
-    make_trainer,
-    shards_of,
-)
-from llmctl.tasks.finetuning import FinetuneConfig
-from llmctl.tasks.pretraining import PretrainConfig, open_pretraining, total_steps
+from llmctl.stages.train import expected_seconds, make_trainer, within_budget
+from llmctl.tasks.base import InstantTask, NetworkTask, Request
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.device import Machine, choose_machine
 from llmctl.training.distributed.processes import get_world, process_group
@@ -40,168 +30,99 @@ from llmctl.training.planning.rehearsal import (
     measure_training,
     rehearsal_folder,
 )
-from llmctl.training.progress import Progress
-from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
 
 DRY_RUN_SECONDS, LONGEST_DRY_RUN = 3.0, 10.0
 """For a plan's steps: at the least, and where others compute on this machine."""
 
-MakeTrainer = Callable[[Machine, CheckpointStore], Trainer]
-ExportModel = Callable[[nn.Module, Progress, Path], object]
-
 
 @process_group()
-def plan_pretraining(
+def plan(
     workspace: Workspace,
-    config: PretrainConfig[Any, Any, Any],
-    shards_name: str | None,
+    request: Request,
     reporter: Reporter,
     *,
-    start_time: float | None = None,
+    begun: float | None = None,
     price: float | None = None,
 ) -> dict[str, Any]:
-    """The resolved configuration, and what it will take on this machine; where several processes
-    will train, all must call it.
+    """The resolved configuration, and what it will take on this machine, at most where it may stop
+    early; where several processes will train, all must call it.
 
-    start_time: when the command began, by time.perf_counter; default now. price: of an hour.
+    begun: when the command began, by time.perf_counter; default now. price: of an hour.
     """
     world = get_world()
-    start_time = time.perf_counter() if start_time is None else start_time
-    shards = shards_of(workspace, config.arch, shards_name, reporter)
-    choice = None
-    if config.budget is not None:
-        config, choice = choose_for_budget(workspace, shards, config, start_time, reporter, world)
-    pretraining, config = open_pretraining(shards, config)
-    batches = pretraining.batches("train", seed=config.seed)
-    total = total_steps(config.training, batches)
-
-    def make(machine: Machine, store: CheckpointStore) -> Trainer:
-        return make_trainer(pretraining, config, machine, store, Reporter())
-
-    def export(model: nn.Module, progress: Progress, folder: Path) -> object:
-        return export_model(pretraining, config, model, folder)
-
+    begun = time.perf_counter() if begun is None else begun
+    sources = request.open(workspace, reporter)
+    config, choice = within_budget(workspace, sources, request.config, begun, reporter)
+    task = sources.open(config, reporter)
+    described = {"config": task.config.model_dump(mode="json")}
+    if isinstance(task, InstantTask):
+        return {**described, "plan": task.plan(price)}
+    assert isinstance(task, NetworkTask)
     # As the run will choose it, with what that takes it.
     with torch.random.fork_rng(devices=[]):
-        machine = choose_machine(
-            config.training, world, partial(expected_seconds, pretraining, config)
-        )
-    device, start = machine.device, time.perf_counter() - start_time
+        machine = choose_machine(task.config.training, world, partial(expected_seconds, task))
+    start = time.perf_counter() - begun
     if machine.compiled:
         reporter.note("compiling the model, as the run will: up to a minute")
-    timings = _measure(workspace, make, export, machine)
-    validates = pretraining.batches("validation", seed=0).per_epoch > 0
-    vocab_size = config.model.vocab_size
-    with torch.device("meta"):
-        model = pretraining.build_model(config.seed)
+    rehearsal = _measure(workspace, task, machine)
+    with torch.device("meta") if task.base is None else contextlib.nullcontext():
+        model = task.build_model()
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     plan = TrainingPlan(
         parameters=parameters_by_part(model),
-        flops_per_token=pretraining.flops_per_token(),
-        rehearsal=timings,
-        training=config.training,
-        extent=Extent(total, eval_every(config.training, total), validates),
+        rehearsal=rehearsal,
         start_seconds=start,
-        matrix_flops=world.all_reduce_sum([machine.matrix_flops])[0],
-        processes=world.size,
-        logits_bytes=4 * vocab_size * rows_at_a_time(device, vocab_size),
-        fragments=FRAGMENTS.get(device.type, 0.0),
-        threads=torch.get_num_threads() if device.type == "cpu" else 0,
-        mapped_bytes=sum(path.stat().st_size for path in shards.folder.glob("train-*.arrow")),
+        **_known(task, machine),
     )
     return {
-        "config": config.model_dump(mode="json"),
+        **described,
         "plan": {
-            "stage": "pretrain",
-            "shards": shards.manifest.name,
-            "device": device.type,
+            "stage": request.stage,
+            "device": machine.device.type,
             "precision": machine.precision,
             "compiled": machine.compiled,
-            "steps_per_epoch": batches.per_epoch,
+            **task.plan_facts,
+            "trainable_parameters": trainable,
             **plan.document(price),
             **({"budget": choice.document()} if choice is not None else {}),
         },
     }
 
 
-@process_group()
-def plan_finetuning(
-    workspace: Workspace,
-    start: str,
-    data: Path,
-    config: FinetuneConfig,
-    reporter: Reporter,
-    *,
-    like: str | None = None,
-    start_time: float | None = None,
-    price: float | None = None,
-) -> dict[str, Any]:
-    """A finetuning's resolved configuration, and what it will take on this machine at most, as it
-    may stop early."""
-    world = get_world()
-    start_time = time.perf_counter() if start_time is None else start_time
-    task = finetuning.open_task(workspace, start, data, config, like, reporter)
-    training = task.config.training
-    machine = choose_machine(training, world)
-    device, eager = machine.device, replace(machine, compiled=False)
-    seconds = time.perf_counter() - start_time
-
-    def make(machine: Machine, store: CheckpointStore) -> Trainer:
-        return finetuning.make_trainer(task, machine, store)
-
-    def export(model: nn.Module, progress: Progress, folder: Path) -> object:
-        return finetuning.export_model(task, model, progress, folder)
-
-    timings = _measure(workspace, make, export, machine)
-    model = task.build_model()
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    plan = TrainingPlan(
-        parameters=parameters_by_part(model),
+def _known(task: NetworkTask, machine: Machine) -> dict[str, Any]:
+    """What a plan takes of a task and the machine beside a rehearsal."""
+    device, world, logits, mapped = machine.device, machine.world, 0, 0
+    flops = task.flops_per_token()
+    if flops is None:
         # Each process counts what it does for all of a step's tokens.
-        flops_per_token=world.all_reduce_sum(
-            [count_flops(make(eager, CheckpointStore(Path(), 1)))]
-        )[0],
-        rehearsal=timings,
-        training=training,
-        extent=Extent(
-            task.total_steps,
-            training.eval_every or task.batches_per_epoch,
-            task.held_out_examples > 0,
-        ),
-        start_seconds=seconds,
-        matrix_flops=world.all_reduce_sum([machine.matrix_flops])[0],
-        processes=world.size,
-        fragments=FRAGMENTS.get(device.type, 0.0),
-        threads=torch.get_num_threads() if device.type == "cpu" else 0,
-    )
+        trainer = make_trainer(task, replace(machine, compiled=False), CheckpointStore(Path(), 1))
+        flops = world.all_reduce_sum([count_flops(trainer)])[0]
+    if task.shards is not None:
+        vocab_size = task.config.model.vocab_size
+        logits = 4 * vocab_size * rows_at_a_time(device, vocab_size)
+        mapped = sum(path.stat().st_size for path in task.shards.folder.glob("train-*.arrow"))
     return {
-        "config": task.config.model_dump(mode="json"),
-        "plan": {
-            "stage": "finetune",
-            "from": start,
-            "data": str(data),
-            "device": device.type,
-            "precision": machine.precision,
-            "compiled": machine.compiled,
-            "train_examples": task.train_examples,
-            "validation_examples": task.held_out_examples,
-            "trainable_parameters": trainable,
-            **plan.document(price),
-        },
+        "flops_per_token": flops,
+        "training": task.config.training,
+        "extent": Extent(task.total_steps, task.eval_every, bool(task.validation_batches())),
+        "matrix_flops": world.all_reduce_sum([machine.matrix_flops])[0],
+        "processes": world.size,
+        "logits_bytes": logits,
+        "fragments": FRAGMENTS.get(device.type, 0.0),
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+        "mapped_bytes": mapped,
     }
 
 
-def _measure(
-    workspace: Workspace, make: MakeTrainer, export: ExportModel, machine: Machine
-) -> StepTimings:
+def _measure(workspace: Workspace, task: NetworkTask, machine: Machine) -> StepTimings:
     def once(longest: float) -> StepTimings:
         with (
             rehearsal_folder(workspace, machine.world) as folder,
             torch.random.fork_rng(devices=[]),
         ):
-            return measure_training(
-                lambda store: make(machine, store), export, folder, DRY_RUN_SECONDS, longest
-            )
+            make = partial(make_trainer, task, machine)
+            return measure_training(make, task.export, folder, DRY_RUN_SECONDS, longest)
 
     if machine.compiled:
         memory = once(DRY_RUN_SECONDS).memory

@@ -255,7 +255,8 @@ def validation_losses(
 
     Raises InputError if there are no validation documents.
     """
-    pretraining, config = open_pretraining(shards, config)
+    pretraining = open_pretraining(shards, config)
+    config = pretraining.config
     batches = pretraining.batches("validation", seed=VALIDATION_SEED)
     total = batches.per_epoch
     if not total:

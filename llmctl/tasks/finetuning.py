@@ -1,25 +1,31 @@
-"""What the tasks of finetuning share: their configuration, and what the stage asks of one."""
+"""Finetuning: a pretrained model and a file of examples to a model that does a task."""
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from llmctl.config import Config
-from llmctl.data.random import key_of
+from llmctl.config import Config, build
 from llmctl.errors import ConfigError
 from llmctl.formats.base import Pretrained
+from llmctl.formats.peft.folder import Adapter, Peft
+from llmctl.tasks import finetuning_task
+from llmctl.tasks.base import NetworkTask
 from llmctl.training.adapters.freezing import freeze_layers
-from llmctl.training.adapters.lora import LoraConfig, add_lora
-from llmctl.training.batches import LossParts, TensorBatch
+from llmctl.training.adapters.lora import LoraConfig, add_lora, additions, merge
+from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
+from llmctl.training.progress import Progress
+from llmctl.training.run import ADAPTER
+from llmctl.workspace.files import published_folder
+from llmctl.workspace.manifests import InputRecord
 
+SCRATCH, DEFAULT_TASK = "scratch", "classify"
 LAST_LAYERS = 2
 
 Method = Literal["full", "lora", "last-layers"]
@@ -72,49 +78,48 @@ class FinetuneConfig(Config):
         return self
 
 
-class Task(ABC):
-    """Data and a network to train on them."""
+class FinetuningTask(NetworkTask):
+    """A file of examples, and the network of a model to train on them."""
 
-    config: FinetuneConfig
     base: Pretrained
-    train_examples: int
-    held_out_examples: int
+    config: FinetuneConfig
+    config_type: ClassVar[type[FinetuneConfig]]
     peft_task: ClassVar[str]
     """The task's name in PEFT."""
+    keeps_best = True
+    train_examples: int
+    held_out_examples: int
 
-    def __init__(self, base: Pretrained, config: FinetuneConfig, *, scratch: bool) -> None:
-        """Raises ConfigError where more blocks are named than the model has."""
+    def __init__(self, data: Path, base: Pretrained, config: FinetuneConfig, *, start: str) -> None:
+        """start: what the weights come from, as it was given. Raises ConfigError where more blocks
+        are named than the model has."""
         check_layers(config, base)
-        self.base, self.config, self._scratch = base, config, scratch
+        self.data, self.base, self.start, self.scratch = data, base, start, start == SCRATCH
+        training = config.training
+        rate = training.learning_rate or self.peak_rate(base, config.method, scratch=self.scratch)
+        self.config = config.replace(training=training.replace(learning_rate=rate).model_dump())
 
-    @abstractmethod
-    def describe(self) -> str:
-        """The data in a line."""
+    @classmethod
+    def resolve(cls, *layers: Mapping[str, Any]) -> FinetuneConfig:
+        """The configuration from the defaults and what is laid over them."""
+        default = cls.config_type()  # type: ignore[call-arg]
+        defaults = {"task": default.task, "training": default.training.model_dump()}
+        return build(cls.config_type, defaults, *layers)
 
-    @abstractmethod
-    def network(self) -> nn.Module:
-        """The network as it starts, all of it trainable; fresh weights are drawn."""
+    @classmethod
+    def kinds(cls, config: Any) -> tuple[str, ...]:
+        """What a model must do that it can start from; (): whatever it does."""
+        return ()
 
-    @abstractmethod
-    def loss(self, model: Any, batch: Any) -> LossParts:
-        """The loss of a batch, as sums and counts."""
+    @classmethod
+    def further_inputs(cls, config: Any) -> list[InputRecord]:
+        """Files beside the data that the configuration names."""
+        return []
 
+    @staticmethod
     @abstractmethod
-    def batch(self, number: int) -> TensorBatch:
-        """Batch ``number`` of endless ones."""
-
-    @abstractmethod
-    def validation_batches(self) -> list[TensorBatch]:
-        """What is looked at to tell how good the network is."""
-
-    @abstractmethod
-    def add_selection_metric(self, values: dict[str, float]) -> dict[str, float]:
-        """Figures of the held-out batches, with what follows from them; the ``criterion``, or the
-        loss, says which weights are best."""
-
-    @abstractmethod
-    def write(self, folder: Path, model: nn.Module) -> None:
-        """Write the trained network as a model folder."""
+    def peak_rate(base: Pretrained, method: Method, *, scratch: bool) -> float:
+        """The learning rate where none is given."""
 
     @abstractmethod
     def heads(self, model: nn.Module) -> dict[str, Tensor]:
@@ -122,45 +127,97 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def fresh_modules(self) -> tuple[str, ...]:
+    def new_parts(self) -> tuple[str, ...]:
         """Names of the network's parts that start anew; they train with every method."""
 
     @property
     @abstractmethod
-    def plan_facts(self) -> dict[str, Any]:
-        """What a plan says of the data beyond the number of examples."""
+    def facts(self) -> dict[str, Any]:
+        """What follows from the data, as plans and manifests keep it."""
 
     @property
-    def rate_scale(self) -> dict[str, float]:
-        """Factors of the learning rate by a part's name; 1 where it isn't named."""
-        return {}
+    def manifest_config(self) -> dict[str, Any]:
+        model = self.base.config.model_dump(mode="json")
+        return {**super().manifest_config, "model": model, "from": self.start, **self.facts}
+
+    @property
+    def plan_facts(self) -> dict[str, Any]:
+        return {
+            "from": self.start,
+            "data": str(self.data),
+            "train_examples": self.train_examples,
+            "validation_examples": self.held_out_examples,
+            **self.facts,
+        }
 
     @property
     def batches_per_epoch(self) -> int:
         return -(-self.train_examples // self.config.training.batch_size)
 
     @property
-    def total_steps(self) -> int | None:
-        """Steps in all; None if only the time limits them."""
-        training = self.config.training
-        if training.max_steps is not None:
-            return training.max_steps
-        if training.time_limit is not None:
-            return None
-        return max(1, math.ceil(training.epochs * self.batches_per_epoch))
+    def eval_every(self) -> int:
+        return self.config.training.eval_every or self.batches_per_epoch
+
+    @property
+    def patience(self) -> int:
+        return self.config.patience
 
     def build_model(self) -> nn.Module:
         """The network, with what the method leaves alone frozen."""
-        config = self.config
-        torch.manual_seed(key_of(config.seed, "weights"))
-        model = self.network()
+        model, config = super().build_model(), self.config
         if config.method == "lora":
-            add_lora(model, config.lora, new=self.fresh_modules)
+            add_lora(model, config.lora, new=self.new_parts)
         elif config.method == "last-layers":
             freeze_layers(model, self.base.config.num_layers - config.last_layers)
         elif config.freeze_layers:
             freeze_layers(model, config.freeze_layers)
         return model
+
+    def export(self, model: nn.Module, progress: Progress, folder: Path) -> dict[str, Any]:
+        """Write the model folder, and what LoRA added beside it; returns figures for the
+        summary."""
+        # 0 where nothing was held out: then the last weights are the model.
+        if best_step := progress.best_step:
+            store = CheckpointStore(folder.parent / "checkpoints", keep=1)
+            model.load_state_dict(store.load_best(best_step))
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        added = additions(model)
+        merge(model)
+        if added:
+            self._write_adapter(folder.with_name(ADAPTER), added, model)
+        return {
+            **super().export(model, progress, folder),
+            "trainable_parameters": trained,
+            "best_step": best_step,
+            **({"criterion": progress.best} if best_step else {}),
+            "train_examples": self.train_examples,
+            "validation_examples": self.held_out_examples,
+        }
+
+    def _write_adapter(
+        self, folder: Path, added: Mapping[str, tuple[Tensor, Tensor]], model: nn.Module
+    ) -> None:
+        lora = self.config.lora
+        said = {
+            "task_type": self.peft_task,
+            "r": lora.rank,
+            "lora_alpha": lora.alpha,
+            "lora_dropout": lora.dropout,
+        }
+        learned = Adapter(self.base, added, self.heads(model))
+        with published_folder(folder) as adapter:
+            Peft().save(adapter, learned, self.base.tokenizer, said)
+
+
+def resolve(task: str | None, *layers: Mapping[str, Any]) -> FinetuneConfig:
+    """The configuration of a task from its defaults and what is laid over them.
+
+    task: by default what the last layer says that names one. Raises UsageError for an unknown task.
+    """
+    named = (layer["task"] for layer in reversed(layers) if "task" in layer)
+    task = task or next(named, None) or DEFAULT_TASK
+    config: FinetuneConfig = finetuning_task(task).resolve(*layers)
+    return config
 
 
 def check_layers(config: FinetuneConfig, base: Pretrained) -> None:

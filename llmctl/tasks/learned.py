@@ -8,12 +8,14 @@ hear: the sentence is kept in the run's summary and repeated there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmctl.evaluation.frequencies import guesses
-from llmctl.tasks.pretraining import Pretraining
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.manifests import Manifest
+
+if TYPE_CHECKING:
+    from llmctl.tasks.pretraining import Pretraining
 
 LEARNED = "learned"
 """The key of a run's summary."""

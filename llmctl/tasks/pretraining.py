@@ -1,10 +1,11 @@
-"""Pretraining: its whole configuration, and shards opened to be trained on."""
+"""Pretraining: shards of text to a network that has learned the language, from random weights or
+from those of a model (continued pretraining, as for a domain: Gururangan et al. 2020)."""
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -13,21 +14,36 @@ from pydantic import Field
 from torch import nn
 
 from llmctl import tokenizers
-from llmctl.config import Config, Seconds
-from llmctl.data.random import key_of
+from llmctl.config import Config, Seconds, build
 from llmctl.data.shards.files import ShardReader
-from llmctl.errors import InputError, UsageError, did_you_mean
+from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
+from llmctl.formats.base import Pretrained
+from llmctl.formats.description import MAX_LENGTH
+from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.models.flops import flops_per_token
 from llmctl.models.spec import Backbone, ModelSpec
-from llmctl.tasks import PRETRAINING
+from llmctl.tasks import task_of
+from llmctl.tasks.base import NetworkTask
+from llmctl.tasks.learned import describe_learning
 from llmctl.tokenizers import Tokenizer
-from llmctl.training.batches import Batches, LossParts
+from llmctl.training.batches import Batches, TensorBatch
 from llmctl.training.config import TrainingConfig
+from llmctl.training.planning.budget import LEAST_SECONDS
+from llmctl.training.planning.ladder import free_fields
 from llmctl.workspace.artefacts import Artefact
 
+DEFAULT_PRESET = "mini"
 VALIDATION_SEED = 0
 """Validation draws from this, whatever the run's seed: losses stay comparable."""
+LOOKS = 10
+"""Validations in a run where ``training.eval_every`` does not say."""
+SELDOM = 20
+"""Steps between validations at the least, so that a short run does more training than looking."""
+REWARMED = 0.3
+"""Share of the learning rates of fresh weights to which they rise again where training starts from
+a model: the whole of them learns the new text fastest and forgets most of what was learned (Ibrahim
+et al. 2024, "Simple and Scalable Strategies to Continually Pre-train Large Language Models")."""
 
 
 class DataConfig(Config):
@@ -62,44 +78,125 @@ class PretrainConfig(Config, Generic[M, L, D]):
     """Keys that the budget chooses; filled in by the command."""
 
 
-class Pretraining(ABC, Generic[L, D]):
-    """Shards and what is learned from them: what to train on, and what to train."""
+_MUON_RATE: float = TrainingConfig.model_fields["muon_learning_rate"].default
 
-    config: type[L]
-    """The objective's configuration."""
+
+class Pretraining(NetworkTask, Generic[L, D]):
+    """Shards and what is learned from them, by fresh weights or by those of a model."""
+
+    objective_config: type[L]
     data_config: type[D]
     defaults: ClassVar[Mapping[str, Any]] = {}
     """What differs from the general defaults of a pretraining, as a recipe would say it."""
     roles: ClassVar[tuple[str, ...]]
     """Special tokens that the task needs."""
-    compile_on_cpu: ClassVar[bool] = True
-    """Whether kernels of its own make a model faster on a processor too."""
     described: ClassVar[str]
     """What needs them, and how to learn a tokenizer that has them; for messages."""
+    compile_on_cpu: ClassVar[bool] = True
+    """Whether kernels of its own make a model faster on a processor too."""
+    unvalidated = "the shards have no validation documents: training without a look"
 
     def __init__(
-        self,
-        shards: Path,
-        tokenizer: Tokenizer,
-        architecture: ModelSpec,
-        model: Any,
-        objective: L,
-        data: D,
-        batch_size: int,
+        self, shards: Artefact, config: PretrainConfig[Any, L, D], base: Pretrained | None = None
     ) -> None:
-        """Raises InputError if the tokenizer lacks a special token."""
-        if missing := self.missing_roles(tokenizer):
+        """base: the model whose weights it starts from. Raises InputError if the tokenizer lacks a
+        special token."""
+        self.shards: Artefact = shards
+        self.base = base
+        self.tokenizer = tokenizers.load(shards.folder / "tokenizer")
+        if missing := [role for role in self.roles if role not in self.tokenizer.special]:
             raise InputError(
                 f"the tokenizer has no token for {', '.join(missing)}, {self.described}"
             )
-        self.shards, self.tokenizer, self.architecture = shards, tokenizer, architecture
-        self.model_config, self.objective, self.data = model, objective, data
-        self.batch_size = batch_size
+        self.architecture = ARCHITECTURES[config.arch]
+        rate = config.training.learning_rate or self.peak_rate(config.model.hidden_size) * (
+            1.0 if base is None else REWARMED
+        )
+        vocab_size = self.tokenizer.vocab_size if base is None else config.model.vocab_size
+        self.config: PretrainConfig[Any, L, D] = config.replace(
+            model=config.model.replace(vocab_size=vocab_size).model_dump(),
+            training=config.training.replace(learning_rate=rate).model_dump(),
+        )
 
     @classmethod
-    def missing_roles(cls, tokenizer: Tokenizer) -> list[str]:
-        """The special tokens that a tokenizer lacks."""
-        return [role for role in cls.roles if role not in tokenizer.special]
+    def config_type(cls, arch: str) -> type[PretrainConfig[Any, Any, Any]]:
+        """The class of an architecture's configuration."""
+        spec = ARCHITECTURES[arch]
+        return PretrainConfig[spec.config, cls.objective_config, cls.data_config]  # type: ignore[name-defined]
+
+    @classmethod
+    def suits(cls, tokenizer: Tokenizer) -> bool:
+        """Whether a tokenizer has the special tokens."""
+        return set(cls.roles) <= tokenizer.special.keys()
+
+    @classmethod
+    def wanted(cls, arch: str) -> str:
+        """What shards are to suit, and what that needs."""
+        return f"--arch {arch} (their tokenizer needs tokens for {', '.join(cls.roles)})"
+
+    @classmethod
+    def resolve(
+        cls,
+        arch: str,
+        preset: str | None,
+        *layers: Mapping[str, Any],
+        base: Pretrained | None = None,
+    ) -> PretrainConfig[Any, Any, Any]:
+        """The configuration of an architecture from a preset, or of a model, and what is laid over
+        it. Raises UsageError for an unknown preset, ConfigError for what does not go together."""
+        spec = ARCHITECTURES[arch]
+        if base is None:
+            start = cls._preset(spec, preset)
+        else:
+            start = {
+                "model": base.config.model_dump(),
+                "objective": cls.objective_of(base),
+                "data": {"sequence_length": cls._length_for(base)},
+                "training": {"muon_learning_rate": REWARMED * _MUON_RATE},
+            }
+        config = build(
+            cls.config_type(arch),
+            {"arch": arch, "objective": {}, "data": {}, **start},
+            cls.defaults,
+            {"training": spec.training},
+            *layers,
+        )
+        if base is None and config.model.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size {config.model.vocab_size}: the vocabulary is that of the "
+                "shards' tokenizer; leave it out, or tokenize with another --vocab-size"
+            )
+        if config.data.sequence_length > config.model.max_positions:
+            raise ConfigError(
+                f"data.sequence_length {config.data.sequence_length} is longer than "
+                f"model.max_positions {config.model.max_positions}; raise the one or lower the "
+                "other"
+            )
+        if config.chosen:
+            raise ConfigError("chosen is filled in by --budget; leave it out")
+        return config if config.budget is None else _with_budget(config, preset, *layers)
+
+    @staticmethod
+    def _preset(spec: ModelSpec, preset: str | None) -> dict[str, Any]:
+        preset = preset or DEFAULT_PRESET
+        if preset not in list(spec.presets):
+            raise UsageError(
+                f"--preset {preset!r} is not known{did_you_mean(str(preset), spec.presets)}; "
+                f"choose one of {', '.join(spec.presets)}"
+            )
+        return {"model": spec.presets[preset]}
+
+    @classmethod
+    def _length_for(cls, base: Pretrained) -> int:
+        """Tokens of a row where none are given: as many as the model was trained on, as far as it
+        says."""
+        default = cls.data_config.model_fields["sequence_length"].default
+        return base.max_length if MAX_LENGTH in base.fields else min(default, base.max_length)
+
+    @classmethod
+    def objective_of(cls, base: Pretrained) -> dict[str, Any]:
+        """Fields of the objective that follow from a model's heads."""
+        return {}
 
     @staticmethod
     @abstractmethod
@@ -115,80 +212,119 @@ class Pretraining(ABC, Generic[L, D]):
         """A body with the task's heads."""
 
     @abstractmethod
-    def loss(self, model: Any, batch: Any) -> LossParts:
-        """The loss of a batch, as sums and counts."""
+    def pretrained(self, base: Pretrained) -> nn.Module:
+        """The network of a model, with the task's heads and the configuration's dropout."""
 
     @abstractmethod
     def head_weights(self) -> float:
         """Weights of the heads that a token is multiplied with, on average."""
 
-    def flops_per_token(self) -> float:
-        """Operations of a forward and a backward pass for each token of a row; a multiplication and
-        an addition are two."""
-        with torch.device("meta"):
-            body = self.architecture.build(self.model_config)
-        return flops_per_token(body, self.data.sequence_length, self.head_weights())
+    def network(self) -> nn.Module:
+        if self.base is not None:
+            return self.pretrained(self.base)
+        return self.model(self.architecture.build(self.config.model))
 
-    def build_model(self, seed: int) -> nn.Module:
-        """The model with fresh weights, drawn from the run's seed."""
-        torch.manual_seed(key_of(seed, "weights"))
-        return self.model(self.architecture.build(self.model_config))
+    @cached_property
+    def _train(self) -> Batches:
+        return self.batches("train", seed=self.config.seed)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self._train.per_epoch
+
+    def batch(self, number: int) -> TensorBatch:
+        return self._train(number)
+
+    def validation_batches(self) -> list[TensorBatch]:
+        batches = self.batches("validation", seed=VALIDATION_SEED)
+        return [batches(n) for n in range(min(self.config.data.eval_batches, batches.per_epoch))]
+
+    @property
+    def eval_every(self) -> int:
+        return self.config.training.eval_every or max(SELDOM, (self.total_steps or 1000) // LOOKS)
+
+    @property
+    def plan_facts(self) -> dict[str, Any]:
+        return {"shards": self.shards.manifest.name, "steps_per_epoch": self.batches_per_epoch}
+
+    def compiles_on(self, device: torch.device) -> bool:
+        return device.type != "cpu" or self.compile_on_cpu
+
+    def flops_per_token(self) -> float:
+        with torch.device("meta"):
+            body = self.architecture.build(self.config.model)
+        return flops_per_token(body, self.config.data.sequence_length, self.head_weights())
 
     def reader(self, split: str) -> ShardReader:
         """The documents of a split. Raises InputError if there are none to train on."""
-        reader = ShardReader(self.shards, split, self.tokenizer.vocab_size)
+        reader = ShardReader(self.shards.folder, split, self.tokenizer.vocab_size)
         if split == "train" and not len(reader):
             raise InputError(
-                f"shards {self.shards.name} have no training documents; tokenize more text, or "
-                "with a smaller --validation"
+                f"shards {self.shards.folder.name} have no training documents; tokenize more text, "
+                "or with a smaller --validation"
             )
         return reader
 
+    def write(self, folder: Path, model: nn.Module) -> None:
+        length = self.config.data.sequence_length
+        if self.base is not None:
+            length = max(length, self.base.max_length)
+        write_model_folder(folder, model, self.exported_tokenizer, {MAX_LENGTH: length})
+
+    @property
+    def exported_tokenizer(self) -> Tokenizer:
+        """The tokenizer as the model's folder has it."""
+        return self.tokenizer if self.base is None else self.base.tokenizer
+
+    def conclude(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        return describe_learning(self, summary)
+
+
+def _with_budget(
+    config: PretrainConfig[Any, Any, Any], preset: str | None, *layers: Mapping[str, Any]
+) -> PretrainConfig[Any, Any, Any]:
+    """The configuration with the keys that its budget chooses. Raises UsageError where it is too
+    short, where the length of the training is given too, or where the architecture has no law."""
+    assert config.budget is not None
+    if config.budget < LEAST_SECONDS:
+        raise UsageError(
+            f"--budget {config.budget:g}s is too short: start-up, calibration and the export alone "
+            f"take about {LEAST_SECONDS / 2:.0f} s; give at least {LEAST_SECONDS:.0f}s"
+        )
+    for key in ("time_limit", "max_steps"):
+        if (value := getattr(config.training, key)) is not None:
+            raise UsageError(
+                f"training.{key} {value:g} and --budget {config.budget:g}s both say how long; "
+                "leave one of them out"
+            )
+    if ARCHITECTURES[config.arch].scaling is None:
+        known = [name for name, spec in ARCHITECTURES.items() if spec.scaling]
+        raise UsageError(
+            f"--budget: --arch {config.arch} has no scaling law yet to choose a model by; give "
+            f"--preset and --set training.time_limit={config.budget:g}s in its place, or take "
+            f"--arch {', '.join(known)}"
+        )
+    return config.replace(chosen=free_fields(config.arch, preset, *layers))
+
 
 def config_for(arch: str) -> type[PretrainConfig[Any, Any, Any]]:
-    """The configuration of an architecture's pretraining.
-
-    Raises UsageError for an unknown architecture.
-    """
-    # A recipe may give any value: lists compare where a dictionary would want a hash.
-    if arch not in list(ARCHITECTURES):
-        raise UsageError(
-            f"--arch {arch!r} is not known{did_you_mean(str(arch), [*ARCHITECTURES, 'ngram'])}; "
-            f"choose one of {', '.join(ARCHITECTURES)}, or ngram, which counts"
-        )
-    architecture = ARCHITECTURES[arch]
-    kind = PRETRAINING[architecture.task]()
-    return PretrainConfig[architecture.config, kind.config, kind.data_config]  # type: ignore[name-defined]
+    """The class of an architecture's configuration. Raises UsageError for an unknown one."""
+    kind: type[PretrainConfig[Any, Any, Any]] = task_of(arch).config_type(arch)
+    return kind
 
 
 def open_pretraining(
     shards: Artefact, config: PretrainConfig[Any, Any, Any]
-) -> tuple[Pretraining[Any, Any], PretrainConfig[Any, Any, Any]]:
-    """A pretraining with its data, and the configuration with what follows from the data."""
-    tokenizer = tokenizers.load(shards.folder / "tokenizer")
-    architecture = ARCHITECTURES[config.arch]
-    kind = PRETRAINING[architecture.task]()
-    rate = config.training.learning_rate or kind.peak_rate(config.model.hidden_size)
-    config = config.replace(
-        model=config.model.replace(vocab_size=tokenizer.vocab_size).model_dump(),
-        training=config.training.replace(learning_rate=rate).model_dump(),
-    )
-    pretraining = kind(
-        shards.folder,
-        tokenizer,
-        architecture,
-        config.model,
-        config.objective,
-        config.data,
-        config.training.batch_size,
-    )
-    return pretraining, config
+) -> Pretraining[Any, Any]:
+    """A network's pretraining with its data, and in its configuration what follows from them."""
+    task: Any = task_of(config.arch)
+    opened: Pretraining[Any, Any] = task(shards, config)
+    return opened
 
 
-def total_steps(training: TrainingConfig, batches: Batches) -> int | None:
-    """Steps in all; None if only the time limits them."""
-    if training.max_steps is not None:
-        return training.max_steps
-    if training.time_limit is not None:
-        return None
-    return max(1, math.ceil(training.epochs * batches.per_epoch))
+def resolve(arch: str, preset: str | None, *layers: Mapping[str, Any]) -> Any:
+    """The configuration of an architecture's pretraining from a preset and what is laid over it.
+
+    Raises UsageError for an unknown architecture or preset.
+    """
+    return task_of(arch).resolve(arch, preset, *layers)

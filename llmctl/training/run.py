@@ -38,7 +38,7 @@ MODEL, ADAPTER, PROFILE_FOLDER = "model", "adapter", "profile"
 """Folders of a run: what was trained, what LoRA added to it, and where the time of a step went."""
 
 Prepare = Callable[[Machine, CheckpointStore, StopFlag], Trainer]
-Export = Callable[[nn.Module, Progress, Path], dict[str, Any]]
+ExportModel = Callable[[nn.Module, Progress, Path], dict[str, Any]]
 Judge = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -49,7 +49,7 @@ def run_training(
     config: TrainingConfig,
     *,
     prepare: Prepare,
-    export: Export,
+    export: ExportModel,
     reporter: LoggedReporter,
     profile: bool = False,
     expected_seconds: Callable[[Machine], float | None] = lambda machine: None,
@@ -226,7 +226,7 @@ class _Run:
             number,
         )
 
-    def finish(self, trainer: Trainer, export: Export, judge: Judge) -> None:
+    def finish(self, trainer: Trainer, export: ExportModel, judge: Judge) -> None:
         """Write the model folder and the manifest of a finished run, then tidy up. Raises
         DivergedError where the last validation loss is not finite."""
         folder, manifest, progress = self.folder, self.manifest, trainer.progress

@@ -63,33 +63,36 @@ def training(workspace: Path, table: Path, seconds: float) -> float:
     import torch
 
     from llmctl.reporting.reporter import Reporter
-    from llmctl.stages import pretrain
-    from llmctl.tasks.pretraining import open_pretraining
+    from llmctl.stages.train import make_trainer
+    from llmctl.tasks import pretraining
+    from llmctl.tasks.requests import PretrainRequest
     from llmctl.training.checkpoints import CheckpointStore
     from llmctl.training.device import Machine
     from llmctl.workspace.artefacts import Workspace
 
-    config = pretrain.resolve("bert", "mini", {"training": {**STEADY, "batch_size": 8}})
-    shards = pretrain.shards_of(Workspace(workspace), "bert", None, Reporter())
-    pretraining, config = open_pretraining(shards, config)
+    config = pretraining.resolve("bert", "mini", {"training": {**STEADY, "batch_size": 8}})
+    task = PretrainRequest(config).open(Workspace(workspace), Reporter()).open(config, Reporter())
     machine = Machine(torch.device("cpu"), "fp32", False)
     store = CheckpointStore(Path(), 1)
-    return steps(pretrain.make_trainer(pretraining, config, machine, store, Reporter()), seconds)
+    return steps(make_trainer(task, machine, store), seconds)
 
 
 def finetuning(workspace: Path, table: Path, seconds: float) -> float:
     import torch
 
     from llmctl.reporting.reporter import Reporter
-    from llmctl.stages import finetune
+    from llmctl.stages.train import make_trainer
+    from llmctl.tasks import finetuning
+    from llmctl.tasks.requests import FinetuneRequest
     from llmctl.training.checkpoints import CheckpointStore
     from llmctl.training.device import Machine
     from llmctl.workspace.artefacts import Workspace
 
-    config = finetune.resolve("classify", {"training": STEADY})
-    task = finetune.open_task(Workspace(workspace), "bert", table, config, None, Reporter())
+    config = finetuning.resolve("classify", {"training": STEADY})
+    request = FinetuneRequest(config, "bert", table)
+    task = request.open(Workspace(workspace), Reporter()).open(config, Reporter())
     machine = Machine(torch.device("cpu"), "fp32", False)
-    return steps(finetune.make_trainer(task, machine, CheckpointStore(Path(), 1)), seconds)
+    return steps(make_trainer(task, machine, CheckpointStore(Path(), 1)), seconds)
 
 
 def generation(workspace: Path, table: Path, seconds: float) -> float:

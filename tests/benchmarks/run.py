@@ -62,9 +62,8 @@ def pretraining(options: argparse.Namespace) -> None:
     from llmctl.formats.open import open_folder
     from llmctl.models.bert import SPEC, Bert
     from llmctl.models.heads.masked_lm import MaskedLM
-    from llmctl.stages.pretrain import resolve
     from llmctl.tasks.masked_lm.loss import masked_lm_loss
-    from llmctl.tasks.pretraining import VALIDATION_SEED, open_pretraining
+    from llmctl.tasks.pretraining import VALIDATION_SEED, open_pretraining, resolve
     from llmctl.training.batches import Objective
     from llmctl.training.precision import matrix_rate
     from llmctl.training.validation import evaluate
@@ -80,7 +79,8 @@ def pretraining(options: argparse.Namespace) -> None:
         root = Path(folder)
         llmctl(root, "tokenize", options.corpus, "--vocab-size", VOCABULARY, "--name", "corpus")
         shards = Workspace(root).get("shards", "corpus")
-        stage, config = open_pretraining(shards, resolve("bert", "mini", settings))
+        stage = open_pretraining(shards, resolve("bert", "mini", settings))
+        config = stage.config
         held_out = stage.batches("validation", seed=VALIDATION_SEED)
         batches = [held_out(number) for number in range(held_out.per_epoch)]
 

@@ -128,9 +128,9 @@ def llmctl(workspace: Path, *words: object, threads: int = 0) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> None:
     """Run what POINTS.jsonl does not hold yet."""
-    from llmctl.stages.pretrain import resolve
-    from llmctl.tasks.pretraining import open_pretraining
-    from llmctl.training.planning.plan import multiplied_weights
+    from llmctl.models.flops import multiplied_weights
+    from llmctl.models.spec import backbones
+    from llmctl.tasks.pretraining import open_pretraining, resolve
     from llmctl.workspace.artefacts import Workspace
 
     path: Path = options.points
@@ -154,13 +154,13 @@ def measure(options: argparse.Namespace) -> None:
             *[word for text in sets for word in ("--set", text)], threads=options.threads,
         )  # fmt: skip
         folder = Workspace(root).get("shards", shards)
-        pretraining, config = open_pretraining(folder, resolve(arch, "mini", given))
-        reader = pretraining.reader("train")
-        counts = reader.token_counts(config.model.vocab_size)
+        task = open_pretraining(folder, resolve(arch, "mini", given))
+        reader = task.reader("train")
+        counts = reader.token_counts(task.config.model.vocab_size)
         point = {
             "run": list(run),
             "tokens_per_step": summary["tokens"] / summary["steps"],
-            "weights": multiplied_weights(pretraining.build_model(0), config.model),
+            "weights": multiplied_weights(backbones(task.build_model())["body."]),
             "tokens": summary["tokens"],
             "unique": int(reader.document_lengths.sum()),
             "entropy": entropy(counts),

@@ -19,10 +19,11 @@ from llmctl.errors import InputError, LlmctlError, UsageError
 from llmctl.formats.columns import Finetuned, labelled_columns, pair_columns
 from llmctl.formats.description import COLUMNS
 from llmctl.formats.open import open_any_model
-from llmctl.stages.finetune import finetune, resolve
 from llmctl.stages.generate import open_generation
 from llmctl.stages.generate_source import write_from_file
 from llmctl.stages.predict import open_predictor, predict
+from llmctl.stages.train import finetune
+from llmctl.tasks.finetuning import resolve
 from llmctl.tasks.generation import GenerateConfig
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.outputs import output_at

@@ -10,7 +10,8 @@ import torch
 from llmctl import models
 from llmctl.formats.open import open_folder
 from llmctl.models.spec import roles_of
-from llmctl.stages import finetune, pretrain
+from llmctl.stages.train import finetune, pretrain
+from llmctl.tasks import finetuning, pretraining
 from llmctl.workspace.artefacts import Workspace
 from tests.models.parallel_decoder import SPEC
 
@@ -27,9 +28,7 @@ def test_an_architecture_is_one_file_and_its_entry(
     monkeypatch.setitem(models.ARCHITECTURES, SPEC.name, SPEC)
     monkeypatch.setitem(models.BY_MODEL_TYPE, SPEC.model_type, SPEC)
     workspace = Workspace(decoder_workspace)
-    run, _ = pretrain.pretrain(
-        workspace, pretrain.resolve("parallel", "nano", LAYERS), name="parallel"
-    )
+    run, _ = pretrain(workspace, pretraining.resolve("parallel", "nano", LAYERS), name="parallel")
     folder = open_folder(run.folder / "model")
     assert folder.spec is SPEC
     assert folder.fields["architectures"] == ["ParallelForCausalLM"]
@@ -40,7 +39,7 @@ def test_an_architecture_is_one_file_and_its_entry(
         logits = model.logits(model.body(torch.tensor([[5, 6, 7, 8]])))
     assert logits.shape == (1, 4, folder.tokenizer.vocab_size)
     more = {"training": {"max_steps": 3, "precision": "fp32"}, "method": "lora"}
-    tuned, _ = finetune.finetune(
-        workspace, "parallel", labelled_file, finetune.resolve("classify", more), name="sorted"
+    tuned, _ = finetune(
+        workspace, "parallel", labelled_file, finetuning.resolve("classify", more), name="sorted"
     )
     assert open_folder(tuned.folder / "model").labels

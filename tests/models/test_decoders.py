@@ -14,7 +14,7 @@ from llmctl.formats.huggingface.tensors import export_model, import_model
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.spec import roles_of
-from llmctl.stages.pretrain import resolve
+from llmctl.tasks.pretraining import resolve
 
 VOCABULARY = 61
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

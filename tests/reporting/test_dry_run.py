@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from llmctl.cli.console import print_dry_run
-from llmctl.stages.pretrain import resolve
+from llmctl.tasks.pretraining import resolve
 
 CONFIG = resolve("bert", "nano", {"training": {"max_steps": 7}})
 DOCUMENT = {

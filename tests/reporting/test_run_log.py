@@ -12,7 +12,8 @@ import pytest
 from llmctl.errors import DivergedError, Interrupted
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.run_log import LoggedReporter
-from llmctl.stages.pretrain import pretrain, resolve
+from llmctl.stages.train import pretrain
+from llmctl.tasks.pretraining import resolve
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
 

@@ -21,12 +21,12 @@ from llmctl.data.text.documents import Corpus, Document
 from llmctl.evaluation.benchmarks import BENCHMARKS, read_questions
 from llmctl.inference.prompts import Shots, find_columns, read_rows, read_template
 from llmctl.reporting.units import parse_duration
-from llmctl.stages import finetune, pretrain
 from llmctl.stages.chat import ChatConfig
 from llmctl.stages.generate import read_prompts
 from llmctl.stages.sweep.grid import parse_grid, points
 from llmctl.stages.tokenize.parts import parse_part
 from llmctl.stages.tokenize.stage import TokenizeConfig
+from llmctl.tasks import finetuning, pretraining
 from llmctl.tasks.evaluation import EvaluateConfig
 from llmctl.tasks.generation import GenerateConfig
 from tests.robustness.children import Reader
@@ -432,9 +432,9 @@ seed = 3
 def resolved(stage: str, *layers: Mapping[str, Any]) -> Config:
     """A stage's configuration of any layers."""
     if stage == "pretrain":
-        return pretrain.resolve("gpt", "nano", *layers)
+        return pretraining.resolve("gpt", "nano", *layers)
     if stage == "finetune":
-        return finetune.resolve(None, *layers)
+        return finetuning.resolve(None, *layers)
     return build(CONFIGS[stage], *layers)
 
 

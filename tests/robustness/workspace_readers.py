@@ -17,12 +17,13 @@ from llmctl.reporting.compare import render_compare
 from llmctl.reporting.report import render_report
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.status import render_detail, render_overview
-from llmctl.stages import pretrain
 from llmctl.stages.compare import compare
 from llmctl.stages.evaluate import parts_of, prepare_evaluation
 from llmctl.stages.status import detail, overview
 from llmctl.stages.tokenize.parts import parse_part, tokenize_part
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
+from llmctl.stages.train import pretrain
+from llmctl.tasks import pretraining
 from llmctl.tasks.evaluation import EvaluateConfig, Files
 from llmctl.tasks.pretraining import open_pretraining
 from llmctl.workspace.artefacts import Workspace
@@ -46,7 +47,7 @@ def _corpus(folder: Path) -> Path:
 
 def _config(seed: int = 0) -> Any:
     layers = {"model": SHAPE, "data": {"sequence_length": 32}, "training": TRAINING, "seed": seed}
-    return pretrain.resolve("gpt", "nano", layers)
+    return pretraining.resolve("gpt", "nano", layers)
 
 
 def _workspace(folder: Path, *, trained: bool = True) -> Workspace:
@@ -54,7 +55,7 @@ def _workspace(folder: Path, *, trained: bool = True) -> Workspace:
     tokenize(place, [str(_corpus(folder))], LINES, name="shards")
     for name in ("one", "two") if trained else ():
         config = _config(seed=ord(name[0]))
-        pretrain.pretrain(place, config, shards_name="shards", name=name)
+        pretrain(place, config, shards_name="shards", name=name)
     if trained:
         config = EvaluateConfig(baselines=False, max_tokens=200, device="cpu")
         prepare_evaluation(place, "one", Files(), config, name="report").run()
@@ -130,7 +131,7 @@ def _shards(folder: Path) -> list[int]:
             assert len(tokens) == 0 or int(tokens.max()) < 300
             found += [len(tokens), int(starts.sum()), int(tokens.sum())]
         reader.token_counts(300)
-    _, config = open_pretraining(chosen, _config())
+    config = open_pretraining(chosen, _config()).config
     found.append(config.model.vocab_size)
     return found
 
@@ -143,7 +144,7 @@ def _interrupted(folder: Path) -> None:
     place = Workspace(folder / "workspace")
     tokenize(place, [str(_corpus(folder))], LINES, name="shards")
     config = _config()
-    artefact, _ = pretrain.pretrain(place, config, shards_name="shards", name="one")
+    artefact, _ = pretrain(place, config, shards_name="shards", name="one")
     # As it would be had it been killed before its end.
     open_ = artefact.manifest.model_copy(update={"finished": None, "files": {}})
     write_manifest(artefact.folder, open_)
@@ -166,7 +167,7 @@ def _sealed_checkpoint(folder: Path) -> None:
 def _resumed(folder: Path) -> Any:
     place = Workspace(folder / "workspace")
     config = _config()
-    artefact, _ = pretrain.pretrain(place, config, shards_name="shards", name="one")
+    artefact, _ = pretrain(place, config, shards_name="shards", name="one")
     return artefact.manifest
 
 

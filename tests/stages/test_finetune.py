@@ -17,9 +17,10 @@ from llmctl.cli.app import app
 from llmctl.data.tables.labelled import Example
 from llmctl.formats.open import open_folder
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages.finetune import finetune, plan, resolve
 from llmctl.stages.predict import predict
-from llmctl.tasks.finetuning import scale_lr_by_width
+from llmctl.stages.train import finetune, outline
+from llmctl.tasks.finetuning import resolve, scale_lr_by_width
+from llmctl.tasks.requests import FinetuneRequest
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
 
@@ -28,6 +29,13 @@ from llmctl.workspace.artefacts import Workspace
 def workspace(decoder_workspace: Path, tmp_path: Path) -> Workspace:
     """A copy that a test may add to."""
     return Workspace(Path(shutil.copytree(decoder_workspace, tmp_path / "workspace")))
+
+
+def plan(
+    place: Workspace, start: str, data: Path, config: Any, like: str | None = None, **how: Any
+) -> dict[str, Any]:
+    how.setdefault("reporter", Reporter())
+    return outline(place, FinetuneRequest(config, start, data, like), **how)
 
 
 class Notes(Reporter):

@@ -17,11 +17,12 @@ from tokenizers import processors
 
 from llmctl.data.tables.labelled import Example
 from llmctl.formats.open import open_folder
-from llmctl.stages import finetune
 from llmctl.stages.chat import ChatConfig, open_chat
 from llmctl.stages.evaluate import prepare_evaluation
 from llmctl.stages.generate import open_generation
 from llmctl.stages.predict import predict
+from llmctl.stages.train import finetune
+from llmctl.tasks import finetuning
 from llmctl.tasks.classify.predict import Prediction
 from llmctl.tasks.evaluation import EvaluateConfig, Files
 from llmctl.tasks.generation import GenerateConfig, Prompt
@@ -90,8 +91,8 @@ def test_a_classifier_from_anybodys_model_is_to_transformers_what_it_is_here(
     save_model(tmp_path / "base", BASES[like], like=like, padding=11)
     workspace = Workspace(tmp_path / "w")
     data = write_table(tmp_path / "data.jsonl", pairs=True)
-    config = finetune.resolve("classify", {"training": QUICK})
-    finetune.finetune(workspace, str(tmp_path / "base"), data, config, name="c")
+    config = finetuning.resolve("classify", {"training": QUICK})
+    finetune(workspace, str(tmp_path / "base"), data, config, name="c")
     folder = workspace.path("run", "c") / "model"
     for texts in (SINGLE, PAIRS):
         ours = classified(workspace, "c", texts, ["farm", "sea"])
@@ -205,9 +206,9 @@ def test_what_is_finetuned_from_a_padded_model_keeps_its_rows_and_opens_again(tm
     talks = tmp_path / "talks.jsonl"
     turns = [{"instruction": f"{text} {n}", "output": text} for n, text in enumerate(TEXTS * 2)]
     talks.write_text("".join(json.dumps(turn) + "\n" for turn in turns))
-    config = finetune.resolve("instruct", {"training": QUICK, "patience": 0})
-    finetune.finetune(workspace, str(folder), talks, config, name="talker")
-    finetune.finetune(workspace, "talker", talks, config, name="again")
+    config = finetuning.resolve("instruct", {"training": QUICK, "patience": 0})
+    finetune(workspace, str(folder), talks, config, name="talker")
+    finetune(workspace, "talker", talks, config, name="again")
     for run in ("talker", "again"):
         opened = open_folder(workspace.path("run", run) / "model")
         assert opened.config.vocab_size == rows

@@ -16,9 +16,10 @@ from llmctl.cli.app import app
 from llmctl.config import build
 from llmctl.formats.open import open_folder
 from llmctl.stages.generate import open_generation
-from llmctl.stages.pretrain import pretrain, resolve
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
+from llmctl.stages.train import pretrain
 from llmctl.tasks.generation import GenerateConfig, Prompt
+from llmctl.tasks.pretraining import resolve
 from llmctl.workspace.artefacts import Workspace
 from tests.language_models import DATA, TRAINING, WINDOW, split
 from tests.run import llmctl, one_sentence

@@ -13,11 +13,11 @@ from typer.testing import CliRunner, Result
 from llmctl.cli.app import app
 from llmctl.errors import BusyError, InputError, UsageError
 from llmctl.stages import prune, rename
-from llmctl.stages.finetune import finetune
-from llmctl.stages.finetune import resolve as resolve_finetune
-from llmctl.stages.pretrain import pretrain, resolve
 from llmctl.stages.remove import plan as plan_removal
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
+from llmctl.stages.train import finetune, pretrain
+from llmctl.tasks.finetuning import resolve as resolve_finetune
+from llmctl.tasks.pretraining import resolve
 from llmctl.workspace import files
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.commands import resume_command

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import ConfigError, UsageError
-from llmctl.stages.pretrain import resolve
 from llmctl.stages.sweep.halving import part_of_budget, rungs
-from llmctl.tasks.ngram.train import NgramRunConfig
+from llmctl.tasks.ngram.task import NgramRunConfig
+from llmctl.tasks.pretraining import resolve
 
 HYPERBAND_TABLE_1 = {
     81: [(81, 1), (27, 3), (9, 9), (3, 27), (1, 81)],

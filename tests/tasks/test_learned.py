@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from llmctl.stages.finetune import finetune, resolve
-from llmctl.stages.pretrain import pretrain
-from llmctl.stages.pretrain import resolve as resolve_pretrain
+from llmctl.stages.train import finetune, pretrain
 from llmctl.tasks import learned
+from llmctl.tasks.finetuning import resolve
 from llmctl.tasks.learned import LEARNED, describe_learning, said_of, weak_start
 from llmctl.tasks.pretraining import open_pretraining
+from llmctl.tasks.pretraining import resolve as resolve_pretrain
 from llmctl.workspace.artefacts import Workspace
 from tests.language_models import DATA, MODEL, Notes, measure
 
@@ -69,10 +69,10 @@ def test_it_is_judged_by_what_frequencies_give(
     arch: str,
 ):
     config = resolve_pretrain("gpt", "nano", {"model": MODEL, "data": DATA})
-    pretraining, _ = open_pretraining(models.get("shards", "stories"), config)
+    opened = open_pretraining(models.get("shards", "stories"), config)
     what = "lm" if arch == "gpt" else "mlm"
     frequencies = describe_learning(
-        pretraining, {"validation": {f"{what}_loss": 1.0, f"{what}_accuracy": 0.5}}
+        opened, {"validation": {f"{what}_loss": 1.0, f"{what}_accuracy": 0.5}}
     )
     found = frequencies[LEARNED]
     assert found["bigram_loss"] < found["unigram_loss"] - learned.MIN_NATS_GAINED
@@ -82,7 +82,7 @@ def test_it_is_judged_by_what_frequencies_give(
     values: dict[str, Any] = {f"{what}_loss": value, f"{what}_accuracy": 0.1}
     if arch == "bert":
         values["nsp_accuracy"] = 0.52
-    result = describe_learning(pretraining, {"validation": values})[LEARNED]
+    result = describe_learning(opened, {"validation": values})[LEARNED]
     assert (result["from"], result["says"].startswith(says)) == (how, True)
     assert ("by chance" in result["says"]) == (arch == "bert")
     assert ("a hidden token" in result["says"]) == (arch == "bert")
@@ -90,8 +90,8 @@ def test_it_is_judged_by_what_frequencies_give(
 
 def test_no_look_no_word(models: Workspace):
     config = resolve_pretrain("gpt", "nano", {"model": MODEL, "data": DATA})
-    pretraining, _ = open_pretraining(models.get("shards", "stories"), config)
-    assert describe_learning(pretraining, {}) == {}
+    opened = open_pretraining(models.get("shards", "stories"), config)
+    assert describe_learning(opened, {}) == {}
 
 
 def test_a_text_that_was_pretrained_on_is_told(

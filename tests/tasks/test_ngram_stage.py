@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,18 @@ from llmctl.errors import BusyError, ConfigError, InputError
 from llmctl.formats.open import open_folder
 from llmctl.models.ngram.counts import TokenBlock
 from llmctl.reporting.reporter import Reporter
+from llmctl.stages.plan import plan
 from llmctl.stages.status import detail, overview
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
+from llmctl.stages.train import pretrain as train_ngram
+from llmctl.tasks import pretraining
 from llmctl.tasks.causal_lm.batches import collate
-from llmctl.tasks.ngram import train as stage
-from llmctl.tasks.ngram.train import Documents, plan, resolve, score, train_ngram
+from llmctl.tasks.ngram.task import Documents, score
+from llmctl.tasks.requests import PretrainRequest
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.locks import writer_lock
+
+resolve = partial(pretraining.resolve, "ngram", None)
 
 
 class Notes(Reporter):
@@ -198,13 +204,13 @@ def test_a_failure_leaves_what_was_there(workspace: Workspace, monkeypatch: pyte
         raise KeyboardInterrupt
 
     config = resolve({"model": {"order": 2}})
-    monkeypatch.setattr(stage, "score", fail)
+    monkeypatch.setattr("llmctl.tasks.ngram.task.score", fail)
     with pytest.raises(KeyboardInterrupt):
         train_ngram(workspace, config, shards_name="bpe")
     assert list((workspace.root / "runs").iterdir()) == []
     monkeypatch.undo()
     run, _ = train_ngram(workspace, config, shards_name="bpe")
-    monkeypatch.setattr(stage, "score", fail)
+    monkeypatch.setattr("llmctl.tasks.ngram.task.score", fail)
     with pytest.raises(KeyboardInterrupt):
         train_ngram(workspace, config, shards_name="bpe", force=True)
     assert [path.name for path in (workspace.root / "runs").iterdir()] == ["ngram-bpe"]
@@ -262,7 +268,9 @@ def test_fixed_discounts_are_told(tmp_path: Path):
 
 
 def test_the_plan(workspace: Workspace):
-    document = plan(workspace, resolve({"model": {"order": 4}}), "bpe", Reporter())
+    document = plan(
+        workspace, PretrainRequest(resolve({"model": {"order": 4}}), shards="bpe"), Reporter()
+    )
     assert document["config"]["model"]["order"] == 4
     run, _ = train_ngram(workspace, resolve({"model": {"order": 4}}), shards_name="bpe")
     summary = run.manifest.summary

@@ -16,8 +16,9 @@ from typer.testing import CliRunner, Result
 from llmctl.cli.app import app
 from llmctl.formats.open import open_folder
 from llmctl.inference.decoding import batches
-from llmctl.stages.pretrain import pretrain, resolve
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
+from llmctl.stages.train import pretrain
+from llmctl.tasks.pretraining import resolve
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.tensors import read_tensors
 from tests.language_models import DATA, MODEL, TRAINING

@@ -14,7 +14,8 @@ import pytest
 from llmctl.errors import DivergedError, InputError, NameTaken, UsageError
 from llmctl.formats.open import find_model
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages import finetune, pretrain
+from llmctl.stages.train import finetune, pretrain
+from llmctl.tasks import finetuning, pretraining
 from llmctl.training import extension
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -50,8 +51,8 @@ def workspace(tiny_workspace: Path, tmp_path: Path) -> Workspace:
 def train(workspace: Workspace, name: str, steps: int, **training: Any) -> tuple[Artefact, str]:
     notes = Notes()
     layers = {**SHAPE, "training": {**TRAINING, "max_steps": steps, **training}}
-    config = pretrain.resolve("bert", "nano", layers)
-    run, _ = pretrain.pretrain(workspace, config, name=name, reporter=notes)
+    config = pretraining.resolve("bert", "nano", layers)
+    run, _ = pretrain(workspace, config, name=name, reporter=notes)
     return run, notes.text
 
 
@@ -248,8 +249,8 @@ def test_a_hint_where_no_name_is_given(workspace: Workspace):
     notes = Notes()
     for steps in (3, 5):
         layers = {**SHAPE, "training": {**TRAINING, "max_steps": steps}}
-        config = pretrain.resolve("bert", "nano", layers)
-        run, _ = pretrain.pretrain(workspace, config, reporter=notes)
+        config = pretraining.resolve("bert", "nano", layers)
+        run, _ = pretrain(workspace, config, reporter=notes)
     assert run.manifest.name == "bert-stories-2"
     assert "run bert-stories is the same but for its length: --name bert-stories goes on" in (
         notes.text
@@ -269,11 +270,9 @@ def test_a_finetuning_is_extended_and_keeps_its_best(
     def tune(epochs: int, name: str, **options: Any) -> tuple[Artefact, str]:
         training = {"epochs": epochs, "precision": "fp32", "schedule": "constant", "warmup": 0.0,
                     "keep_checkpoints": keep}  # fmt: skip
-        config = finetune.resolve("classify", {"training": training, "patience": 0, **options})
+        config = finetuning.resolve("classify", {"training": training, "patience": 0, **options})
         notes = Notes()
-        run, _ = finetune.finetune(
-            workspace, "tiny", labelled_file, config, name=name, reporter=notes
-        )
+        run, _ = finetune(workspace, "tiny", labelled_file, config, name=name, reporter=notes)
         return run, notes.text
 
     whole, _ = tune(4, "whole")

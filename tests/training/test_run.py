@@ -17,9 +17,9 @@ import torch
 
 from llmctl.errors import DivergedError, InputError, Interrupted, UsageError
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages.finetune import finetune
-from llmctl.stages.finetune import resolve as resolve_finetune
-from llmctl.stages.pretrain import pretrain, resolve
+from llmctl.stages.train import finetune, pretrain
+from llmctl.tasks.finetuning import resolve as resolve_finetune
+from llmctl.tasks.pretraining import resolve
 from llmctl.training import device, signals
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.distributed.processes import SINGLE_PROCESS
@@ -86,7 +86,7 @@ def test_a_run_that_can_not_be_prepared_changes_nothing(
     workspace: Workspace, name: str, monkeypatch: pytest.MonkeyPatch
 ):
     before = files(workspace)
-    monkeypatch.setattr("llmctl.stages.pretrain.Trainer", fail)
+    monkeypatch.setattr("llmctl.stages.train.Trainer", fail)
     with pytest.raises(InputError, match="can't be read"):
         pretrain(workspace, resolve("bert", "nano", SHORT), name=name, force=True)
     assert files(workspace) == before

@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from llmctl.data.shards.windows import TokenStream, WindowBatches
+from llmctl.formats.base import Pretrained
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.spec import Backbone
 from llmctl.tasks.causal_lm.batches import CausalBatch, CausalBatches
 from llmctl.tasks.causal_lm.config import CausalData, CausalLMConfig
 from llmctl.tasks.causal_lm.loss import causal_lm_loss
 from llmctl.tasks.pretraining import Pretraining
+from llmctl.tokenizers import Tokenizer
 from llmctl.training.batches import LossParts
 
 
 class CausalPretraining(Pretraining[CausalLMConfig, CausalData]):
     """Next-token prediction over shards."""
 
-    config = CausalLMConfig
+    objective_config = CausalLMConfig
     data_config = CausalData
     defaults: ClassVar[Mapping[str, Any]] = {
         # What measured best at our small scale: tests/benchmarks/RESULTS.md.
@@ -49,18 +51,26 @@ class CausalPretraining(Pretraining[CausalLMConfig, CausalData]):
         stream = TokenStream(self.reader(split), special["bos"], special["eos"])
         windows = WindowBatches(
             stream,
-            sequence_length=self.data.sequence_length,
-            batch_size=self.batch_size,
+            sequence_length=self.config.data.sequence_length,
+            batch_size=self.config.training.batch_size,
             seed=seed,
             repeat=split == "train",
         )
-        return CausalBatches(windows, self.tokenizer, document_mask=self.data.document_mask)
+        return CausalBatches(windows, self.tokenizer, document_mask=self.config.data.document_mask)
 
     def model(self, body: Backbone) -> CausalLM:
         return CausalLM(body)
 
+    def pretrained(self, base: Pretrained) -> CausalLM:
+        return base.causal_lm()
+
+    @property
+    def exported_tokenizer(self) -> Tokenizer:
+        # Every document has begun so.
+        return super().exported_tokenizer.for_decoder()
+
     def loss(self, model: CausalLM, batch: CausalBatch) -> LossParts:
-        return causal_lm_loss(model, batch, z_loss=self.objective.z_loss)
+        return causal_lm_loss(model, batch, z_loss=self.config.objective.z_loss)
 
     def head_weights(self) -> float:
-        return self.model_config.hidden_size * self.model_config.vocab_size
+        return self.config.model.hidden_size * self.config.model.vocab_size

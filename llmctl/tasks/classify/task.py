@@ -36,8 +36,8 @@ from llmctl.tasks.classify.loss import classification_loss
 from llmctl.tasks.finetuning import (
     METHOD_FACTOR,
     FinetuneConfig,
+    FinetuningTask,
     Method,
-    Task,
     scale_lr_by_width,
 )
 from llmctl.training.batches import LossParts, TensorBatch
@@ -83,9 +83,11 @@ class ClassifyConfig(FinetuneConfig):
     )
 
 
-class ClassifyTask(Task):
+class ClassifyTask(FinetuningTask):
     """Labelled examples as batches, and a classifier to train on them."""
 
+    config: ClassifyConfig
+    config_type = ClassifyConfig
     peft_task: ClassVar[str] = "SEQ_CLS"
 
     def __init__(
@@ -94,11 +96,10 @@ class ClassifyTask(Task):
         base: Pretrained,
         config: ClassifyConfig,
         *,
-        scratch: bool,
+        start: str,
         reporter: Reporter,
     ) -> None:
-        super().__init__(base, config, scratch=scratch)
-        self._options = config
+        super().__init__(data, base, config, start=start)
         self._causal = base.spec.kind == "decoder"
         reading = config.data.read_options(reporter.note)
         self._columns = resolve_labelled(data, config.data, reading)
@@ -147,7 +148,7 @@ class ClassifyTask(Task):
             {label: number for number, label in enumerate(self.labels)},
             pad=self._pad if self._causal else None,
         )
-        share = self._options.data.validation
+        share = self.config.data.validation
         held = [is_held_out(example, share) for example in examples]
         return (
             [e for e, out in zip(encoded, held, strict=True) if not out],
@@ -161,7 +162,7 @@ class ClassifyTask(Task):
         if not cut:
             return
         limit, most = self._max_length, self.base.config.max_positions
-        why = "" if self._options.data.max_length else " of the pretraining"
+        why = "" if self.config.data.max_length else " of the pretraining"
         more = (
             f"--set data.max_length=… reads more, up to {most}"
             if limit < most
@@ -183,7 +184,8 @@ class ClassifyTask(Task):
             (3e-4 if low else 1e-3) * METHOD_FACTOR[method], base.config.hidden_size
         )
 
-    def describe(self) -> str:
+    @property
+    def introduction(self) -> str:
         shown = ", ".join(f"{label} {self._counts[label]}" for label in self.labels[:8])
         more = f", … ({len(self.labels)} classes)" if len(self.labels) > 8 else ""
         return (
@@ -192,16 +194,16 @@ class ClassifyTask(Task):
         )
 
     @property
-    def plan_facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         return {"classes": len(self.labels), COLUMNS: labelled_record(self._columns)}
 
     @property
-    def fresh_modules(self) -> tuple[str, ...]:
+    def new_parts(self) -> tuple[str, ...]:
         return ("output",) if self._causal else ("pooler", "output")
 
     def network(self) -> Classifier:
         return self.base.new_classifier(
-            len(self.labels), dropout=self._options.dropout, scratch=self._scratch
+            len(self.labels), dropout=self.config.dropout, scratch=self.scratch
         )
 
     def loss(self, model: Classifier, batch: ExampleBatch) -> LossParts:
@@ -241,7 +243,7 @@ class ClassifyTask(Task):
             "id2label": {str(number): label for number, label in enumerate(self.labels)},
             "label2id": {label: number for number, label in enumerate(self.labels)},
             "problem_type": "single_label_classification",
-            "classifier_dropout": self._options.dropout,
+            "classifier_dropout": self.config.dropout,
             # By which transformers finds the last token of a text.
             "pad_token_id": self._pad,
             MAX_LENGTH: self._max_length,

@@ -29,8 +29,8 @@ from llmctl.tasks.causal_lm.loss import causal_lm_loss
 from llmctl.tasks.finetuning import (
     METHOD_FACTOR,
     FinetuneConfig,
+    FinetuningTask,
     Method,
-    Task,
     scale_lr_by_width,
 )
 from llmctl.tasks.instruct.batches import InstructExample, collate, fit
@@ -66,9 +66,11 @@ class InstructConfig(FinetuneConfig):
     )
 
 
-class InstructTask(Task):
+class InstructTask(FinetuningTask):
     """Conversations as packed batches, and a language model to train on them."""
 
+    config: InstructConfig
+    config_type = InstructConfig
     peft_task: ClassVar[str] = "CAUSAL_LM"
 
     def __init__(
@@ -77,11 +79,10 @@ class InstructTask(Task):
         base: Pretrained,
         config: InstructConfig,
         *,
-        scratch: bool,
+        start: str,
         reporter: Reporter,
     ) -> None:
-        super().__init__(base, config, scratch=scratch)
-        self._options = config
+        super().__init__(data, base, config, start=start)
         self._max_length = config.data.max_length or base.max_length
         if self._max_length > base.config.max_positions:
             raise ConfigError(
@@ -104,12 +105,12 @@ class InstructTask(Task):
         self._held_out: list[InstructExample] = []
         what = Counter[str]()
         conversations = read_conversations(
-            data, reading=self._options.data.read_options(reporter.note)
+            data, reading=self.config.data.read_options(reporter.note)
         )
         for conversation in conversations:
             example = self._encoded(conversation, template, what)
             if example is not None:
-                held_out = is_held_out(conversation.text, self._options.data.validation)
+                held_out = is_held_out(conversation.text, self.config.data.validation)
                 (self._held_out if held_out else self._train).append(example)
         if not what["read"]:
             raise InputError(f"{data} has no conversations")
@@ -148,6 +149,10 @@ class InstructTask(Task):
         what["within"] += example is not None and len(example.ids) < chat.answer_stops[0]
         return example
 
+    @classmethod
+    def kinds(cls, config: InstructConfig) -> tuple[str, ...]:
+        return ("causal_lm",)
+
     @staticmethod
     def peak_rate(base: Pretrained, method: Method, *, scratch: bool) -> float:
         """The learning rate where none is given: 1e-3 for a body up to 128 wide. 3e-4 was worse by
@@ -155,7 +160,8 @@ class InstructTask(Task):
         to learn of the language; one that has learned it has more to lose."""
         return scale_lr_by_width(1e-3 * METHOD_FACTOR[method], base.config.hidden_size)
 
-    def describe(self) -> str:
+    @property
+    def introduction(self) -> str:
         examples = [*self._train, *self._held_out]
         tokens = sum(len(example.ids) for example in examples)
         answers = sum(int(example.scored.sum()) for example in examples)
@@ -165,17 +171,17 @@ class InstructTask(Task):
         )
 
     @property
-    def plan_facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         return {"max_length": self._max_length}
 
     @property
-    def fresh_modules(self) -> tuple[str, ...]:
+    def new_parts(self) -> tuple[str, ...]:
         return ()
 
     def network(self) -> CausalLM:
-        if self._scratch:
-            return CausalLM(self.base.spec.build(self.base.config_with(self._options.dropout)))
-        return self.base.causal_lm(dropout=self._options.dropout)
+        if self.scratch:
+            return CausalLM(self.base.spec.build(self.base.config_with(self.config.dropout)))
+        return self.base.causal_lm(dropout=self.config.dropout)
 
     def loss(self, model: CausalLM, batch: CausalBatch) -> LossParts:
         return causal_lm_loss(model, batch)

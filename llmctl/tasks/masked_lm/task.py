@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmctl.data.packing import PackedBatches
 from llmctl.data.shards.chunks import Chunks
+from llmctl.errors import ConfigError
+from llmctl.formats.base import Pretrained
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.spec import Backbone
 from llmctl.tasks.masked_lm.batches import MaskedBatch, MaskedBatches, masking_vocab
@@ -16,7 +20,7 @@ from llmctl.training.batches import LossParts
 class MaskedPretraining(Pretraining[MaskedLMConfig, DataConfig]):
     """Masked language modelling, with pairs or without, over shards."""
 
-    config = MaskedLMConfig
+    objective_config = MaskedLMConfig
     data_config = DataConfig
     # 44 thousand tokens a second with them, 43 to 50 without, and half a minute to make them
     # (2 layers × 128, two cores): its blocks are few large operations as they are.
@@ -31,26 +35,42 @@ class MaskedPretraining(Pretraining[MaskedLMConfig, DataConfig]):
         return 2e-3 * 128 / max(width, 128)
 
     def batches(self, split: str, *, seed: int) -> MaskedBatches:
-        length = self.data.sequence_length
-        overhead = 3 if self.objective.next_sentence else 2
+        length = self.config.data.sequence_length
+        overhead = 3 if self.config.objective.next_sentence else 2
         training = split == "train"
         chunks = Chunks(self.reader(split), length - overhead, seed=seed, shuffle=training)
         packed = PackedBatches(
             chunks,
             sequence_length=length,
-            batch_size=self.batch_size,
+            batch_size=self.config.training.batch_size,
             overhead=overhead,
             seed=seed,
             repeat=training,
         )
-        return MaskedBatches(packed, masking_vocab(self.tokenizer), self.objective, length, seed)
+        vocabulary = masking_vocab(self.tokenizer)
+        return MaskedBatches(packed, vocabulary, self.config.objective, length, seed)
 
     def model(self, body: Backbone) -> MaskedLM:
-        return MaskedLM(body, next_sentence=self.objective.next_sentence)
+        return MaskedLM(body, next_sentence=self.config.objective.next_sentence)
+
+    @classmethod
+    def objective_of(cls, base: Pretrained) -> dict[str, Any]:
+        return {"next_sentence": base.masked_lm().next_sentence is not None}
+
+    def pretrained(self, base: Pretrained) -> MaskedLM:
+        model = base.masked_lm()
+        if not self.config.objective.next_sentence:
+            model.pooler = model.next_sentence = None
+        elif model.next_sentence is None:
+            raise ConfigError(
+                "objective.next_sentence: the model has no head for it; leave it out, or pretrain "
+                "one from random weights"
+            )
+        return model
 
     def loss(self, model: MaskedLM, batch: MaskedBatch) -> LossParts:
         return masked_lm_loss(model, batch)
 
     def head_weights(self) -> float:
-        width = self.model_config.hidden_size
-        return self.objective.mask_rate * (width * self.model_config.vocab_size + width**2)
+        width = self.config.model.hidden_size
+        return self.config.objective.mask_rate * (width * self.config.model.vocab_size + width**2)

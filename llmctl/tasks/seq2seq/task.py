@@ -17,6 +17,7 @@ from llmctl.data.random import key_of, permute
 from llmctl.data.tables.parallel_text import read_pairs, resolve_pair_columns
 from llmctl.data.text.decoding import ReadConfig
 from llmctl.data.text.hashing import is_held_out
+from llmctl.data.text.input_files import data_record
 from llmctl.errors import ConfigError, InputError
 from llmctl.evaluation.overlap import length_in_words
 from llmctl.formats.base import Pretrained
@@ -38,14 +39,15 @@ from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.finetuning import (
     METHOD_FACTOR,
     FinetuneConfig,
+    FinetuningTask,
     Method,
-    Task,
     scale_lr_by_width,
 )
 from llmctl.tasks.seq2seq.batches import EncodedPair, collated, encode
 from llmctl.tasks.seq2seq.loss import seq2seq_loss
 from llmctl.training.batches import LossParts, TensorBatch
 from llmctl.training.config import TrainingConfig
+from llmctl.workspace.manifests import InputRecord
 
 Style = Literal["decoder", "prefix"]
 
@@ -108,9 +110,11 @@ class Seq2SeqConfig(FinetuneConfig):
         return self
 
 
-class Seq2SeqTask(Task):
+class Seq2SeqTask(FinetuningTask):
     """Pairs as batches of like length, and the network to train on them."""
 
+    config: Seq2SeqConfig
+    config_type = Seq2SeqConfig
     peft_task: ClassVar[str] = "SEQ_2_SEQ_LM"
 
     def __init__(
@@ -119,11 +123,10 @@ class Seq2SeqTask(Task):
         base: Pretrained,
         config: Seq2SeqConfig,
         *,
-        scratch: bool,
+        start: str,
         reporter: Reporter,
     ) -> None:
-        super().__init__(base, config, scratch=scratch)
-        self._options = config
+        super().__init__(data, base, config, start=start)
         most = base.config.max_positions
         for name in ("max_source", "max_target"):
             if getattr(config.data, name) > most:
@@ -140,7 +143,7 @@ class Seq2SeqTask(Task):
 
     def _fit_prefix(self) -> None:
         """Source and target share the context: each has half, or what the other leaves."""
-        most, data = self.base.config.max_positions, self._options.data
+        most, data = self.base.config.max_positions, self.config.data
         if not data.max_target:
             self._max_target = most - self._max_source if data.max_source else most // 2
         if not data.max_source:
@@ -155,7 +158,7 @@ class Seq2SeqTask(Task):
         """Fill ``_train`` and ``_held_out`` from a file. Raises InputError if nothing is left."""
         self._train: list[EncodedPair] = []
         self._held_out: list[EncodedPair] = []
-        options, what = self._options.data, Counter[str]()
+        options, what = self.config.data, Counter[str]()
         reading = options.read_options(reporter.note)
         columns = self._columns = resolve_pair_columns(
             data,
@@ -195,7 +198,7 @@ class Seq2SeqTask(Task):
         ):
             # With --style prefix both share the context: one grows as far as the other is cut.
             shared = f" together with data.max_{'target' if name == 'source' else 'source'}"
-            shared = shared if self._options.style == "prefix" and limit + other >= most else ""
+            shared = shared if self.config.style == "prefix" and limit + other >= most else ""
             more = f"--set data.max_{name}=… reads more, up to {most}{shared}"
             if what[name]:
                 reporter.note(
@@ -215,12 +218,22 @@ class Seq2SeqTask(Task):
             max_source=self._max_source, max_target=self._max_target,
         )  # fmt: skip
 
+    @classmethod
+    def kinds(cls, config: Seq2SeqConfig) -> tuple[str, ...]:
+        # One with a decoder attached can learn more pairs.
+        return ("causal_lm", "seq2seq") if config.style == "decoder" else ("causal_lm",)
+
+    @classmethod
+    def further_inputs(cls, config: Seq2SeqConfig) -> list[InputRecord]:
+        return [data_record(config.data.target, "target")] if config.data.target else []
+
     @staticmethod
     def peak_rate(base: Pretrained, method: Method, *, scratch: bool) -> float:
         """The learning rate where none is given: 1e-3 for a body up to 128 wide."""
         return scale_lr_by_width(1e-3 * METHOD_FACTOR[method], base.config.hidden_size)
 
-    def describe(self) -> str:
+    @property
+    def introduction(self) -> str:
         tokens = self._lengths.sum(0)
         return (
             f"{self.train_examples:,} pairs to train on, {self.held_out_examples:,} held out; "
@@ -228,7 +241,7 @@ class Seq2SeqTask(Task):
         )
 
     @property
-    def plan_facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         return {
             MAX_SOURCE: self._max_source,
             MAX_TARGET: self._max_target,
@@ -238,25 +251,25 @@ class Seq2SeqTask(Task):
         }
 
     @property
-    def fresh_modules(self) -> tuple[str, ...]:
-        return ("decoder", "start") if self._options.style == "decoder" else ()
+    def new_parts(self) -> tuple[str, ...]:
+        return ("decoder", "start") if self.config.style == "decoder" else ()
 
     @property
     def rate_scale(self) -> dict[str, float]:
-        return dict.fromkeys(self.fresh_modules, self._options.decoder_rate)
+        return dict.fromkeys(self.new_parts, self.config.decoder_rate)
 
     def network(self) -> nn.Module:
-        options, base = self._options, self.base
+        options, base = self.config, self.base
         if base.kind == "seq2seq":
             return base.seq2seq(dropout=options.dropout)
         config = base.config_with(options.dropout)
         if options.style == "prefix":
             return (
                 CausalLM(base.spec.build(config))
-                if self._scratch
+                if self.scratch
                 else base.causal_lm(dropout=options.dropout)
             )
-        if self._scratch:
+        if self.scratch:
             model = seq2seq.build(config, options.model, base.spec)
         else:
             gpt = base.causal_lm(dropout=options.dropout)
@@ -266,7 +279,7 @@ class Seq2SeqTask(Task):
         return model
 
     def loss(self, model: Any, batch: Any) -> LossParts:
-        return seq2seq_loss(model, batch, smoothing=self._options.label_smoothing)
+        return seq2seq_loss(model, batch, smoothing=self.config.label_smoothing)
 
     def batch(self, number: int) -> TensorBatch:
         """Batch ``number``: ``batch_size`` random pairs of about the same length."""
@@ -295,14 +308,14 @@ class Seq2SeqTask(Task):
         return [self._collated(pairs[begin : begin + size]) for begin in range(0, len(pairs), size)]
 
     def _collated(self, pairs: list[EncodedPair]) -> TensorBatch:
-        return collated(pairs, self._options.style, self.base.tokenizer.token_bytes)
+        return collated(pairs, self.config.style, self.base.tokenizer.token_bytes)
 
     def add_selection_metric(self, values: dict[str, float]) -> dict[str, float]:
         loss = values.get("target_loss", values.get("lm_loss", math.nan))
         return {**values, "perplexity": math.exp(loss)}
 
     def write(self, folder: Path, model: nn.Module) -> None:
-        extra: dict[str, Any] = {STYLE: self._options.style, **self.plan_facts}
+        extra: dict[str, Any] = {STYLE: self.config.style, **self.facts}
         extra[MAX_LENGTH] = self.base.max_length
         write_model_folder(folder, model, self.base.tokenizer, extra)
 

@@ -12,11 +12,11 @@ import gc
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from llmctl.errors import UsageError
 from llmctl.models import ARCHITECTURES
@@ -63,8 +63,7 @@ With fewer, Muon learns less from as many tokens: a loss of 5.61 with 512, of 5.
 ON_ACCELERATOR = 8
 """Times as many there."""
 
-TrainerMaker = Callable[[Any, Any, Machine, CheckpointStore, Reporter], Trainer]
-Exporter = Callable[[Any, Any, nn.Module, Path], object]
+TrainerMaker = Callable[[Any, Machine, CheckpointStore], Trainer]
 
 
 class BudgetSearch:
@@ -83,10 +82,10 @@ class BudgetSearch:
         # Compiling pays for a training, not for the few steps that are timed.
         self.machine = choose_machine(config.training.replace(compile="off"), world)
         self._shapes = ladder(config, open_pretraining)
-        pretraining, opened = self._open(self._shapes[0].config)
+        pretraining = self._open(self._shapes[0].config)
         reader = pretraining.reader("train")
         self._unique = float(reader.document_lengths.sum())
-        self._vocab_size = opened.model.vocab_size
+        self._vocab_size = pretraining.config.model.vocab_size
         self._entropy = entropy(reader.token_counts(self._vocab_size))
         law = ARCHITECTURES[config.arch].scaling
         assert law is not None
@@ -109,10 +108,8 @@ class BudgetSearch:
         sizes = self._batch_sizes()
         seconds = min(1.0, self.budget / 150)
         for size in sorted({sizes[0], sizes[-1 if len(sizes) < 3 else -2]}):
-            pretraining, config = self._open(_with_training(shape.config, batch_size=size))
-            trainer = self._make(
-                pretraining, config, self.machine, CheckpointStore(Path(), 1), Reporter()
-            )
+            pretraining = self._open(_with_training(shape.config, batch_size=size))
+            trainer = self._make(pretraining, self.machine, CheckpointStore(Path(), 1))
             timings = time_steps(trainer, seconds, give_up=max(1.0, self.budget * GIVE_UP_SHARE))
             shape.timed[size] = timings.seconds_per_step, timings.tokens_per_step
             del trainer
@@ -237,7 +234,6 @@ def choose_shape(
     start_time: float,
     open_pretraining: Opener,
     make_trainer: TrainerMaker,
-    export: Exporter,
     reporter: Reporter,
     world: World = SINGLE_PROCESS,
 ) -> tuple[Any, Choice]:
@@ -253,10 +249,10 @@ def choose_shape(
         candidates = search.search()
         shape, best = candidates[0]
         config = search.final_config(shape, best)
-        pretraining, opened = open_pretraining(config)
+        pretraining = open_pretraining(config)
         trial = measure_training(
-            lambda store: make_trainer(pretraining, opened, search.machine, store, Reporter()),
-            lambda model, progress, place: export(pretraining, opened, model, place),
+            partial(make_trainer, pretraining, search.machine),
+            pretraining.export,
             folder / "rehearsal",
             min(2.0, search.budget / 60),
         )

@@ -33,13 +33,16 @@ TRAINING_KEYS = ("batch_size", "schedule", "warmup", "eval_every")
 class Trainable(Protocol):
     """What a budget asks of a pretraining."""
 
-    def build_model(self, seed: int) -> nn.Module: ...
+    config: Any
+
+    def build_model(self) -> nn.Module: ...
     def flops_per_token(self) -> float: ...
     def reader(self, split: str) -> ShardReader: ...
 
 
 # The configurations are those of pretrainings, which stand above this.
-Opener = Callable[[Any], tuple[Trainable, Any]]
+Opener = Callable[[Any], Any]
+"""A ``Trainable`` of a configuration, with what follows from its data in its own."""
 
 
 def free_fields(arch: str, preset: str | None, *layers: Mapping[str, Any]) -> list[str]:
@@ -85,9 +88,9 @@ def ladder(config: Any, open_pretraining: Opener) -> list[LadderShape]:
         key = (model.num_layers, model.hidden_size)
         if key not in shapes:
             shaped = config.replace(model=model.model_dump())
-            pretraining, _ = open_pretraining(shaped)
+            pretraining = open_pretraining(shaped)
             with torch.device("meta"):
-                network = pretraining.build_model(config.seed)
+                network = pretraining.build_model()
             shapes[key] = LadderShape(
                 shaped,
                 multiplied_weights(backbones(network)["body."]),

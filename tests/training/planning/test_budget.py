@@ -18,8 +18,8 @@ from llmctl.errors import ConfigError, Interrupted, UsageError
 from llmctl.models import ARCHITECTURES
 from llmctl.models.scaling import ScalingLaw
 from llmctl.reporting.reporter import Reporter
-from llmctl.stages.pretrain import make_trainer, pretrain, resolve
-from llmctl.tasks.pretraining import open_pretraining
+from llmctl.stages.train import make_trainer, pretrain
+from llmctl.tasks.pretraining import open_pretraining, resolve
 from llmctl.training.device import Machine
 from llmctl.training.planning import budget
 from llmctl.training.planning.budget import BudgetSearch
@@ -56,7 +56,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 def test_a_budget_is_kept_and_the_rate_decays(decoder_workspace: Path):
     place, config, notes = Workspace(decoder_workspace), resolve("nanochat", None, QUICK), Notes()
     begun = time.perf_counter()
-    run, there = pretrain(place, config, name="on-time", start_time=begun, reporter=notes)
+    run, there = pretrain(place, config, name="on-time", begun=begun, reporter=notes)
     seconds = time.perf_counter() - begun
     assert not there
     # The promise is 5 % of a whole process on a quiet machine (tests/benchmarks/plan.py); here
@@ -191,11 +191,11 @@ def test_the_search_finds_the_best_of_the_whole_ladder(
     )  # fmt: skip
     machine = Steps(rate)
 
-    def fake_trainer(pretraining: Any, opened: Any, *_: object) -> Any:
-        model = opened.model
+    def fake_trainer(task: Any, *_: object) -> Any:
+        model, training = task.config.model, task.config.training
         weights = model.num_layers * 12 * model.hidden_size**2
         weights += model.hidden_size * model.vocab_size
-        return SimpleNamespace(weights=weights, rows=opened.training.batch_size)
+        return SimpleNamespace(weights=weights, rows=training.batch_size)
 
     def fake_steps(trainer: Any, seconds: float, give_up: float) -> StepTimings:
         machine.timed.append((trainer.weights, trainer.rows))
@@ -212,7 +212,7 @@ def test_the_search_finds_the_best_of_the_whole_ladder(
         config, time.perf_counter(), lambda c: open_pretraining(shards, c), fake_trainer
     )
     shape, best = search.search()[0]
-    vocab = open_pretraining(shards, config)[1].model.vocab_size
+    vocab = open_pretraining(shards, config).config.model.vocab_size
     losses = {}
     for layers, width in LADDER:
         for tokens in (2048, 4096, 8192, 16384):
@@ -239,7 +239,7 @@ def test_where_the_first_takes_too_long_the_smallest_is_timed(
         resolve("gpt", None, layer),
         time.perf_counter(),
         lambda config: open_pretraining(shards, config),
-        lambda pretraining, config, *_: config.model.hidden_size,  # type: ignore[arg-type, return-value]
+        lambda pretraining, *_: pretraining.config.model.hidden_size,  # type: ignore[arg-type, return-value]
     )
 
     def fake_steps(width: int, seconds: float, give_up: float) -> StepTimings:
