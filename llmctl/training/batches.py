@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -45,6 +45,9 @@ class LossParts:
 class TensorBatch(ABC):
     """Base of batches: what belongs to rows of tokens, to be moved and divided together."""
 
+    separable: ClassVar[bool] = True
+    """Whether its loss is the sum of its rows', so that it may be taken in parts, one after another
+    or by several processes. One whose rows are compared with each other is taken whole."""
     tokens_B: NDArray[np.int64]
     """Tokens of each row that are not padding."""
 

@@ -21,7 +21,7 @@ from torch.profiler import record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmctl.data.random import key_of
-from llmctl.errors import ResourceError
+from llmctl.errors import ResourceError, UsageError
 from llmctl.models.heads.cross_entropy import compiled_cross_entropy
 from llmctl.models.layers.kernels import set_device_capability
 from llmctl.training.batches import Objective, TensorBatch
@@ -55,8 +55,8 @@ class MicroBatches:
     parts: list[tuple[int, TensorBatch]]
     """Each with the number of its first row in the batch."""
     weight: float
-    """0 where there were too few rows for all: such a process takes part with one that counts
-    nothing."""
+    """0 where there were too few rows for all, or where the batch can't be divided and another
+    process has it: such a process takes part with rows that count nothing."""
     counts: dict[str, int]
     """What the losses of the whole batch are divided by."""
     real_tokens: int
@@ -138,6 +138,8 @@ class Stepper:
         if self.config.micro_batch != "auto" and not count_flops:
             return None
         batch = self._batches(self.progress.step)
+        if not batch.separable:
+            self._refuse_parts()
         if self.config.micro_batch == "auto":
             own = max(1, -(-len(batch) // self.world.size))
             self._micro_batch = self.world.all_reduce_min(self._rows_that_fit(batch, own))
@@ -148,9 +150,10 @@ class Stepper:
                 )
         if not count_flops:
             return None
+        part = batch.rows(0, 1) if batch.separable else batch
         with FlopCounterMode(display=False) as counter:
-            self._dry_step(batch, 1)
-        return counter.get_total_flops() / batch.rows(0, 1).num_positions
+            self._dry_step(part, len(part))
+        return counter.get_total_flops() / part.num_positions
 
     def _rows_that_fit(self, batch: TensorBatch, most: int) -> int:
         return largest_part(
@@ -159,7 +162,7 @@ class Stepper:
 
     def _dry_step(self, batch: TensorBatch, rows: int) -> None:
         """A forward and a backward pass over a batch's first rows, with nothing kept."""
-        part = batch.rows(0, rows).to(self._device)
+        part = (batch if rows == len(batch) else batch.rows(0, rows)).to(self._device)
         # Kernels for this shape would be made for nothing.
         with torch.compiler.set_stance("force_eager"), autocast(self._device, self._precision):
             total = self.objective(part).total
@@ -171,7 +174,10 @@ class Stepper:
         rows, world = len(batch), self.world
         begin, stop = (rows * n // world.size for n in (world.rank, world.rank + 1))
         weight = 1.0
-        if begin == stop:  # too few rows for all
+        if not batch.separable:  # all compute it, and the main process's counts
+            self._refuse_parts()
+            begin, stop, weight = 0, rows, float(world.is_main)
+        elif begin == stop:  # too few rows for all
             begin, stop, weight = 0, 1, 0.0
         number = -(-(stop - begin) // (self._micro_batch or stop - begin))
         edges = [begin + (stop - begin) * n // number for n in range(number + 1)]
@@ -184,6 +190,15 @@ class Stepper:
         return MicroBatches(
             parts, weight, batch.loss_denominators, batch.real_tokens, batch.num_positions
         )
+
+    def _refuse_parts(self) -> None:
+        """Raises UsageError where a batch that can't be divided is to be taken in parts."""
+        if self.config.micro_batch:
+            raise UsageError(
+                f"training.micro_batch {self.config.micro_batch} takes a batch in parts, and this "
+                "task's can't be divided, as its loss compares the rows with one another; leave it "
+                "out, and lower training.batch_size where memory is short"
+            )
 
     def _step(self, micro_batches: MicroBatches, multiplier: float) -> tuple[Sums, float, bool]:
         """Forward, backward, update; returns the sums and counts of what was measured, the
@@ -264,6 +279,11 @@ class Stepper:
         """What to say when memory ran out, after looking what would fit."""
         self.optimiser.zero_grad(set_to_none=True)
         tried = max(len(part) for _, part in micro_batches.parts)
+        if not micro_batches.parts[0][1].separable:
+            return ResourceError(
+                f"step {self.progress.step + 1}: out of memory with {tried} rows, which this task "
+                "can't take in parts; begin again with --force and a lower training.batch_size"
+            )
         if self.world.size > 1:  # the others wait in the middle of the step
             return ResourceError(
                 f"step {self.progress.step + 1}: out of memory with {tried} rows at a time in "
