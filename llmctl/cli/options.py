@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from llmctl.cli import artefact_names
-from llmctl.errors import UsageError
 
 if TYPE_CHECKING:
     from llmctl.config import Config
@@ -145,26 +144,6 @@ def read_options(
     asked = {"encoding": encoding, "encoding_errors": errors, "header": header}
     config = build(ReadConfig, {key: value for key, value in asked.items() if value is not None})
     return config.read_options(note)
-
-
-def needed(option: str, value: T | None) -> T:
-    """The value of an option that a recipe may give too. Raises UsageError if neither does."""
-    if value is None:
-        key = option.removeprefix("--")
-        raise UsageError(f"{option} is missing: give it, or {key} in the recipe's table")
-    return value
-
-
-def checkpoints(value: str | None) -> dict[str, dict[str, Any]]:
-    """What ``--keep-checkpoints`` says, as a layer of a configuration."""
-    if value is None:
-        return {}
-    return {"training": {"keep_checkpoints": int(value) if value.isdecimal() else value}}
-
-
-def path(text: str | None) -> Path | None:
-    """The path that a recipe names."""
-    return None if text is None else Path(text)
 
 
 def open_workspace(path: Path) -> Workspace:

@@ -262,10 +262,16 @@ def key_of_field(kind: type[Config], name: str) -> str | None:
     )
 
 
-def needed(chosen: Mapping[str, str], option: str, key: str) -> str:
-    """What an option or a recipe must name. Raises UsageError if neither does."""
-    if key not in chosen:
+def needed(chosen: Mapping[str, str], **options: str) -> list[str]:
+    """What options or a recipe must name. options: what they are called, and the recipe's keys.
+
+    Raises UsageError where neither does.
+    """
+    missing = [option for option, key in options.items() if key not in chosen]
+    if missing:
+        verb, them = ("is", "it") if len(missing) == 1 else ("are", "them")
         raise UsageError(
-            f"{option} is missing: give it, or {option.removeprefix('--')} in the recipe's table"
+            f"{' and '.join(f'--{option}' for option in missing)} {verb} missing: give {them}, or "
+            f"{' and '.join(missing)} in the recipe's table"
         )
-    return chosen[key]
+    return [chosen[key] for key in options.values()]

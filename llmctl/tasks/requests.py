@@ -195,8 +195,7 @@ class FinetuneRequest(Request):
         chosen, (recipe, *above) = taken(cls.keys, named, layers)
         if named.get("from") is not None and named.get("like") is None:
             chosen.pop("like", None)
-        start = needed(chosen, "--from", "from")
-        data = Path(needed(chosen, "--data", "data.file"))
+        start, data = needed(chosen, **{"from": "from", "data": "data.file"})
         task = finetuning_task(chosen.get("task", DEFAULT_TASK))
 
         def refusal(name: str) -> str:
@@ -208,7 +207,7 @@ class FinetuneRequest(Request):
             )
 
         layer = options_layer(task.config_type, options, refusal)
-        return cls(task.resolve(recipe, layer, *above), start, data, chosen.get("like"))
+        return cls(task.resolve(recipe, layer, *above), start, Path(data), chosen.get("like"))
 
     @property
     def task(self) -> Any:

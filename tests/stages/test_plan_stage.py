@@ -132,7 +132,7 @@ def test_a_finetuning_is_planned_from_its_data(own_workspace: Path, labelled_fil
         (["--stage", "evaluate"], 2, ["--stage", "evaluate"]),
         (["--stage", "finetune", "--arch", "gpt"], 2, ["--arch"]),
         (["--stage", "finetune"], 2, ["--from", "--data"]),
-        (["--from", "tiny"], 2, ["--from", "--stage finetune"]),
+        (["--data", "labelled.csv"], 2, ["--data", "--stage finetune"]),
         (["--arch", "ngram", "--preset", "nano"], 2, ["--preset"]),
         (["nothing.toml"], 3, ["nothing.toml"]),
         (["--shards", "nobody"], 3, ["nobody"]),
