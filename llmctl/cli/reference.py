@@ -67,7 +67,11 @@ def _keys() -> list[str]:
         "chat": ChatConfig(),
     }
     fields = {stage: _fields(config, "") for stage, config in stages.items()}
-    trainings = [rows for stage, rows in fields.items() if "--" in stage and "ngram" not in stage]
+    trainings = [
+        rows
+        for stage, rows in fields.items()
+        if "--" in stage and not stage.endswith(WITHOUT_NETWORK)
+    ]
     shared = [row for row in trainings[0] if all(row in rows for rows in trainings)]
     tables = [_table("every training", shared, "")]
     for stage, rows in fields.items():
