@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,8 @@ from llmctl.models.flops import multiplied_weights
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.reporting.plan import render_plan
-from llmctl.tasks.masked_lm.config import MaskedLMConfig
 from llmctl.tasks.masked_lm.task import MaskedPretraining
-from llmctl.tasks.pretraining import DataConfig
+from llmctl.tasks.pretraining import resolve
 from llmctl.tokenizers import learn
 from llmctl.training import precision
 from llmctl.training.config import TrainingConfig
@@ -63,16 +63,17 @@ def test_parameters_by_part_are_all_there_are(arch: str):
     assert multiplied_weights(model.body) == 3 * (4 * 64 * 64 + inner * 64) + 300 * 64
 
 
-def test_operations_of_bert_base():
+def test_operations_of_bert_base(tmp_path: Path):
     """Its blocks cost six operations for each of their 85 M weights and token (Kaplan et al. 2020,
     eq. 2.2), attention's products aside."""
-    pretraining = MaskedPretraining(
-        Path("shards"), learn("wordpiece", ["a few words"], 30, exact=False),
-        ARCHITECTURES["bert"], BERT_BASE, MaskedLMConfig(), DataConfig(sequence_length=128), 256,
-    )  # fmt: skip
+    tokenizer = learn("wordpiece", ["a few words"], 30, exact=False)
+    tokenizer.save(tmp_path / "tokenizer")
+    shape = {"model": {"num_layers": 12, "hidden_size": 768}, "data": {"sequence_length": 128}}
+    shards: Any = SimpleNamespace(folder=tmp_path)
+    pretraining = MaskedPretraining(shards, resolve("bert", None, shape))
     blocks = 6 * 12 * 12 * 768**2
     attention = 12 * 12 * 128 * 768
-    head = 6 * 0.15 * (768 * 30522 + 768**2)
+    head = 6 * 0.15 * (768 * tokenizer.vocab_size + 768**2)
     assert pretraining.flops_per_token() == pytest.approx(blocks + attention + head)
 
 
