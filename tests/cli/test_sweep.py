@@ -478,7 +478,7 @@ def test_bad_usage_is_one_sentence_and_trains_nothing(
         ("[pretrain]\nshards = 5\n", 2, "shards: write a name, and 5 was given"),
         ("[pretrain\n", 3, "is not TOML"),
         ("[pretrain.training]\nmax_step = 5\n", 2, "did you mean 'training.max_steps'"),
-        ("[finetune]\n", 2, "--from is missing"),
+        ("[finetune]\n", 2, "--from and --data are missing"),
         ("[finetune]\nfrom = 'tiny'\n", 2, "--data is missing"),
         ("[finetune]\nfrom = 'scratch'\ndata = 'x.csv'\n", 2, "--like"),
         ("[finetune]\nfrom = 'tiny'\ndata = ['x.csv']\n", 2, "data"),
