@@ -53,7 +53,7 @@ def _keys() -> list[str]:
     from llmctl.models import ARCHITECTURES
     from llmctl.stages.chat import ChatConfig
     from llmctl.stages.tokenize.stage import TokenizeConfig
-    from llmctl.tasks import TASKS, WITHOUT_NETWORK, finetuning, pretraining
+    from llmctl.tasks import WITHOUT_NETWORK, finetuning, pretraining, tasks_of
     from llmctl.tasks.evaluation import EvaluateConfig
     from llmctl.tasks.generation import GenerateConfig
 
@@ -61,7 +61,7 @@ def _keys() -> list[str]:
     stages: dict[str, Config] = {
         "tokenize": TokenizeConfig(),
         **{f"pretrain --arch {arch}": pretraining.resolve(arch, None) for arch in archs},
-        **{f"finetune --task {task}": finetuning.resolve(task) for task in TASKS["finetune"]},
+        **{f"finetune --task {task}": finetuning.resolve(task) for task in tasks_of("finetune")},
         "eval": EvaluateConfig(),
         "generate": GenerateConfig(),
         "chat": ChatConfig(),

@@ -28,9 +28,9 @@ from llmctl.formats.description import (
     PurposeError,
     names_of_labels,
 )
-from llmctl.models.heads import seq2seq
+from llmctl.models.heads import HEADS, seq2seq
 from llmctl.models.heads.causal_lm import CausalLM
-from llmctl.models.heads.classify import Classifier
+from llmctl.models.heads.classify import CLASSES, Classifier
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.ngram.arrays import model_of
 from llmctl.models.ngram.model import NgramModel
@@ -38,8 +38,6 @@ from llmctl.models.spec import Backbone, ModelSpec
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.files import sha256_file, sha256_json
 
-CLASSES = "output.weight"
-"""The matrix of a classifier's last layer, a row for each class."""
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -194,14 +192,15 @@ class Pretrained:
     def network(self) -> Any:
         """The model as it was trained, whatever it does: a network of llmctl/models/heads, or the
         tables of an n-gram model."""
-        builders: dict[str, Callable[[], Any]] = {
-            "classify": self.classifier,
-            "masked_lm": self.masked_lm,
-            "causal_lm": self.causal_lm,
-            "seq2seq": self.seq2seq,
-            "ngram": self.ngram,
-        }
-        return builders[self.kind]()
+        if self.kind in HEADS:
+            return self.with_head(self.kind)
+        return self.ngram() if self.kind == "ngram" else self.seq2seq()
+
+    def with_head(self, kind: str, *, dropout: float | None = None) -> Any:
+        """The backbone with a head of the table ``HEADS``, and with another dropout where it is
+        given. Raises InputError where there are no tensors for the head."""
+        with self._fitting():
+            return self._filled(HEADS[kind].build(self._body(dropout), self.tensors))
 
     def ngram(self) -> NgramModel:
         """The tables of an n-gram model. Raises InputError if it is none."""
@@ -221,13 +220,8 @@ class Pretrained:
                 f"{self.path} is {self.described}, and doesn't write text; give a GPT, a "
                 "Llama or a nanochat model"
             )
-        with self._fitting():
-            model = CausalLM(self._body(dropout))
-            if model.output is not None and "output.weight" not in self.tensors:
-                raise InputError(
-                    "the model has no output layer for the next token; give --from a pretrained run"
-                )
-            return self._filled(model)
+        model: CausalLM = self.with_head("causal_lm", dropout=dropout)
+        return model
 
     def seq2seq(self, *, dropout: float = 0.0) -> seq2seq.Seq2Seq:
         """The GPT with its decoder. Raises InputError if it has none."""
@@ -246,20 +240,15 @@ class Pretrained:
                 f"{self.path} is no masked language model but a {self.spec.name}; give a "
                 "pretrained BERT"
             )
-        if "output_bias" not in self.tensors:
-            raise InputError(
-                "the model has no masked-language-model head; give --from a pretrained run"
-            )
-        with self._fitting():
-            pairs = "next_sentence.weight" in self.tensors
-            return self._filled(MaskedLM(self._body(), next_sentence=pairs))
+        model: MaskedLM = self.with_head("masked_lm")
+        return model
 
     def classifier(self) -> Classifier:
         """The model with its classification head. Raises InputError if it has none."""
         if self.kind != "classify":
             raise InputError("the model is not a classifier; give --from a finetuned run")
-        with self._fitting():
-            return self._filled(Classifier(self._body(), len(self.tensors[CLASSES])))
+        model: Classifier = self.with_head("classify")
+        return model
 
     def new_classifier(self, num_classes: int, *, dropout: float, scratch: bool) -> Classifier:
         """The backbone, and a BERT's pooler, with a new layer for other classes; with random

@@ -12,6 +12,7 @@ from typing import Any
 
 from llmctl.errors import InputError
 from llmctl.models.config_json import shown
+from llmctl.models.heads import HEADS
 
 TASK, TOKENIZER = "llmctl_task", "llmctl_tokenizer"
 """Fields that only llmctl writes: what the model does, and its tokenizer's digest."""
@@ -25,9 +26,7 @@ COLUMNS = "llmctl_columns"
 """The field of finetuned models with the columns of the table that they were trained on."""
 
 MODEL_KINDS = {
-    "classify": "a classifier",
-    "masked_lm": "a masked language model",
-    "causal_lm": "a language model",
+    **{kind: head.described for kind, head in HEADS.items()},
     "seq2seq": "a model that writes from a source",
     "ngram": "an n-gram model",
 }

@@ -70,7 +70,7 @@ class DecoderConfig(ModelConfig):
         )
 
 
-HEADS = {
+HEAD_NAMES = {
     "causal_lm": (Rename("output", "lm_head", where="not tie_embeddings"),),
     "classify": (Rename("output", "score"),),
 }

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldTable, Read
-from llmctl.models.decoder import HEADS, Block, Decoder, DecoderConfig, start_decoder
+from llmctl.models.decoder import HEAD_NAMES, Block, Decoder, DecoderConfig, start_decoder
 from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.context import Context
 from llmctl.models.layers.cross_attention import CrossAttention
@@ -136,7 +136,7 @@ WEIGHTS = WeightMap(
         Transpose("blocks.{}.feed_forward.expand", "transformer.h.{}.mlp.c_fc", BOTH),
         Transpose("blocks.{}.feed_forward.contract", "transformer.h.{}.mlp.c_proj", BOTH),
     ),
-    HEADS,
+    HEAD_NAMES,
 )
 """The names of Hugging Face's."""
 

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
-from llmctl.models.decoder import HEADS, Block, DecoderConfig, RotaryDecoder
+from llmctl.models.decoder import HEAD_NAMES, Block, DecoderConfig, RotaryDecoder
 from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.context import Context
 from llmctl.models.layers.cross_attention import CrossAttention
@@ -153,7 +153,7 @@ WEIGHTS = WeightMap(
         Rename("blocks.{}.feed_forward.expand", "model.layers.{}.mlp.fc1"),
         Rename("blocks.{}.feed_forward.contract", "model.layers.{}.mlp.fc2"),
     ),
-    HEADS,
+    HEAD_NAMES,
 )
 """The names of Hugging Face's."""
 

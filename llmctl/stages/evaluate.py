@@ -13,15 +13,10 @@ from llmctl.evaluation.report import MODEL, Report
 from llmctl.parsing import read_json_object
 from llmctl.reporting.report import ReportPart
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks.causal_lm.benchmarks import BenchmarkEvaluator
-from llmctl.tasks.causal_lm.evaluate import PerplexityEvaluator
-from llmctl.tasks.causal_lm.prompted import PromptEvaluator
-from llmctl.tasks.classify.evaluate import ClassifierEvaluator
+from llmctl.tasks import TASKS
 from llmctl.tasks.evaluation import COMPARED, EvaluateConfig, Evaluator, Files
 from llmctl.tasks.learned import weak_start
-from llmctl.tasks.masked_lm.evaluate import MaskedEvaluator
 from llmctl.tasks.opened import OpenedModel
-from llmctl.tasks.seq2seq.evaluate import Seq2SeqEvaluator
 from llmctl.training.distributed.processes import get_world
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -31,17 +26,6 @@ from llmctl.workspace.manifests import new_manifest
 from llmctl.workspace.names import slug
 
 REPORT = "report.json"
-
-EVALUATORS: Sequence[type[Evaluator]] = (
-    ClassifierEvaluator,
-    MaskedEvaluator,
-    Seq2SeqEvaluator,
-    PromptEvaluator,
-    BenchmarkEvaluator,
-    PerplexityEvaluator,
-)
-"""All ways of measuring: the first that is for a model, and suits the files and options, is
-taken."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +116,11 @@ def prepare_evaluation(
     names = {MODEL: start, **{other: other for other in compare}}
     models = {row: OpenedModel.open(workspace, given) for row, given in names.items()}
     model = models[MODEL]
-    kinds = (e for e in EVALUATORS if model.kind in e.kinds and e.suits(files, config))
-    evaluator = next(kinds)(workspace, models, files, config)
+    ways = (way for way in TASKS[model.kind].evaluators() if way.suits(files, config))
+    way = next(ways, None)
+    if way is None:
+        raise InputError(f"{start} is {model.described}, and nothing measures such a model")
+    evaluator = way(workspace, models, files, config)
     model_name = start if model.run else slug(Path(start).resolve().name, "model")
     data_name = slug(files.data.name.partition(".")[0], "data") if files.data else "validation"
     identity = Identity.of("eval", config, evaluator.inputs())
@@ -161,7 +148,8 @@ def parts_of(report: Report, path: Path) -> list[ReportPart]:
     """What a report has to show. path: where it is kept. Raises InputError where it lacks what a
     report of its kind has."""
     with _whole(path):
-        evaluator = {kind: entry for entry in EVALUATORS for kind in entry.reports}[report.task]
+        ways = (way for task in TASKS.values() for way in task.evaluators())
+        evaluator = {kind: way for way in ways for kind in way.reports}[report.task]
         return [*evaluator.parts(report), *report.remarks()]
 
 

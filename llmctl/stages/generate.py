@@ -15,18 +15,14 @@ from llmctl.errors import InputError, UsageError
 from llmctl.inference.prompts import Shots, find_columns, read_rows, read_template, write_prompts
 from llmctl.parsing import Malformed, parse_json
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks.causal_lm.generate import Continuation
-from llmctl.tasks.generation import GenerateConfig, Generated, Prompt, TextGenerator
+from llmctl.tasks.generation import GenerateConfig, Generated, Prompt, TextGenerator, generator_of
 from llmctl.tasks.opened import OpenedModel
-from llmctl.tasks.seq2seq.generate import FromSources
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import to_json
 from llmctl.workspace.outputs import Output
 
 PROMPT_FIELD = "prompt"
-GENERATORS_BY_KIND: Mapping[str, type[TextGenerator]] = {"seq2seq": FromSources}
-"""How models write by what they do; others go on from prompts, or say that they can't."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +53,7 @@ def open_generation(
     """
     model = OpenedModel.open(workspace, start)
     ahead = None if draft is None else OpenedModel.open(workspace, draft)
-    made = GENERATORS_BY_KIND.get(model.kind, Continuation)
-    return made(model, config, draft=ahead, prompts=prompts, reporter=reporter)
+    return generator_of(model)(model, config, draft=ahead, prompts=prompts, reporter=reporter)
 
 
 def templated(generation: TextGenerator, table: Templated) -> Iterator[Prompt]:

@@ -2,67 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llmctl.errors import UsageError, did_you_mean
+from llmctl.tasks.causal_lm import CausalLMEntry
+from llmctl.tasks.classify import ClassifyEntry
+from llmctl.tasks.entry import TaskEntry
+from llmctl.tasks.instruct import InstructEntry
+from llmctl.tasks.masked_lm import MaskedLMEntry
+from llmctl.tasks.ngram import NgramEntry
+from llmctl.tasks.seq2seq import Seq2SeqEntry
 
-
-def _masked_lm() -> Any:
-    from llmctl.tasks.masked_lm.task import MaskedPretraining
-
-    return MaskedPretraining
-
-
-def _causal_lm() -> Any:
-    from llmctl.tasks.causal_lm.task import CausalPretraining
-
-    return CausalPretraining
-
-
-def _ngram() -> Any:
-    from llmctl.tasks.ngram.task import NgramTask
-
-    return NgramTask
-
-
-def _classify() -> Any:
-    from llmctl.tasks.classify.task import ClassifyTask
-
-    return ClassifyTask
-
-
-def _instruct() -> Any:
-    from llmctl.tasks.instruct.task import InstructTask
-
-    return InstructTask
-
-
-def _seq2seq() -> Any:
-    from llmctl.tasks.seq2seq.task import Seq2SeqTask
-
-    return Seq2SeqTask
-
-
-TASKS: dict[str, dict[str, Callable[[], Any]]] = {
-    "pretrain": {"masked_lm": _masked_lm, "causal_lm": _causal_lm, "ngram": _ngram},
-    "finetune": {"classify": _classify, "instruct": _instruct, "seq2seq": _seq2seq},
+TASKS: dict[str, TaskEntry] = {
+    entry.name: entry
+    for entry in (
+        ClassifyEntry(),
+        MaskedLMEntry(),
+        CausalLMEntry(),
+        NgramEntry(),
+        InstructEntry(),
+        Seq2SeqEntry(),
+    )
 }
-"""By the command that they go with and their names. Each is loaded when it is called for."""
-WITHOUT_NETWORK = ("ngram",)
+"""By their names."""
+WITHOUT_NETWORK = tuple(name for name, entry in TASKS.items() if not entry.has_network)
 """Tasks that are architectures of their own."""
+
+
+def tasks_of(command: str) -> dict[str, TaskEntry]:
+    """The tasks that go with a command, by their names."""
+    return {name: entry for name, entry in TASKS.items() if entry.command == command}
 
 
 def finetuning_task(name: object) -> Any:
     """A task of finetuning. Raises UsageError for one that is not known."""
-    known = TASKS["finetune"]
+    known = tasks_of("finetune")
     # A recipe may give any value: a list compares where a dictionary would want a hash.
     if name not in list(known):
         raise UsageError(
             f"--task {name!r} is not known{did_you_mean(str(name), known)}; choose one of "
             f"{', '.join(known)}"
         )
-    return known[str(name)]()
+    return known[str(name)].task()
 
 
 def task_of(arch: object) -> Any:
@@ -70,11 +51,11 @@ def task_of(arch: object) -> Any:
     from llmctl.models import ARCHITECTURES
 
     if arch in list(WITHOUT_NETWORK):
-        return TASKS["pretrain"][str(arch)]()
+        return TASKS[str(arch)].task()
     if arch not in list(ARCHITECTURES):
         known = [*ARCHITECTURES, *WITHOUT_NETWORK]
         raise UsageError(
             f"--arch {arch!r} is not known{did_you_mean(str(arch), known)}; choose one of "
             f"{', '.join(ARCHITECTURES)}, or {', '.join(WITHOUT_NETWORK)}, which counts"
         )
-    return TASKS["pretrain"][ARCHITECTURES[str(arch)].task]()
+    return TASKS[ARCHITECTURES[str(arch)].task].task()

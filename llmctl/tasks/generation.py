@@ -9,18 +9,17 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from llmctl.errors import UsageError
-from llmctl.inference.decoder import CausalDecoder, DecoderRunner, SourceDecoder
+from llmctl.errors import InputError, UsageError
+from llmctl.inference.decoder import DecoderRunner
 from llmctl.inference.decoding import CompiledSamplingParams, Completion, GenerationConfig
 from llmctl.inference.decoding import generate as write_texts
 from llmctl.inference.decoding.batches import block_size
 from llmctl.inference.decoding.config import DEFAULT_CANDIDATES
-from llmctl.inference.ngram_decoder import NgramDecoder
-from llmctl.inference.weights import WeightType, prepare
+from llmctl.inference.weights import WeightType
 from llmctl.reporting.reporter import Reporter
+from llmctl.tasks import TASKS
 from llmctl.tasks.opened import OpenedModel
 from llmctl.training.distributed.processes import get_world
-from llmctl.training.precision import choose_device
 
 TEXTS = 8
 """Texts that are written together by default."""
@@ -80,11 +79,11 @@ class TextGenerator(ABC):
             config = config.replace(batch_size=self.default_batch(config))
         self.config = config
         rows = rows_at_once(config, prompts, drafted=draft is not None)
-        self._decoder = _decoder(model, config, rows)
+        self._decoder = self.decoder(model, config, rows)
         digests = [model.record.digest]
         self._draft: DecoderRunner | None = None
         if draft is not None:
-            self._draft = _decoder(draft, config, rows=1)
+            self._draft = generator_of(draft).decoder(draft, config, rows=1)
             digests.append(draft.record.digest)
             if draft.folder.tokenizer.digest() != self.tokenizer.digest():
                 raise UsageError(
@@ -100,6 +99,14 @@ class TextGenerator(ABC):
     def default_batch(cls, config: GenerateConfig) -> int:
         """Texts that are written together where that is not given, each beam counted."""
         return TEXTS
+
+    @staticmethod
+    @abstractmethod
+    def decoder(model: OpenedModel, config: GenerateConfig, rows: int) -> DecoderRunner:
+        """A model that is ready to write so many rows at once.
+
+        Raises InputError if it writes no text, UsageError for options that don't go with it.
+        """
 
     @abstractmethod
     def encode(self, prompt: Prompt) -> list[int]:
@@ -183,22 +190,12 @@ def rows_at_once(config: GenerateConfig, prompts: int | None, *, drafted: bool) 
     return config.rows_each * (batch if prompts is None else min(batch, prompts))
 
 
-def _decoder(model: OpenedModel, config: GenerateConfig, rows: int) -> DecoderRunner:
-    """A model that is ready to write so many rows at once."""
-    device, folder = choose_device(config.device, "--device"), model.folder
-    if folder.kind == "ngram":
-        if config.dtype != "fp32":
-            raise UsageError(
-                f"--dtype {config.dtype}: {model.name} is an n-gram model, without weights"
-            )
-        return NgramDecoder(folder.ngram())
-    if folder.kind == "seq2seq":
-        pair = folder.seq2seq().to(device)
-        head = prepare(pair.decoder, config.dtype, rows=rows, reader=pair.reader)
-        start, _ = folder.boundaries
-        return SourceDecoder(
-            pair, start=start, longest=folder.max_length, head=head, tokenizer=folder.tokenizer
+def generator_of(model: OpenedModel) -> type[TextGenerator]:
+    """How a model writes. Raises InputError if it writes no text."""
+    generator = TASKS[model.kind].generator()
+    if generator is None:
+        raise InputError(
+            f"{model.folder.path} is {model.described}, and doesn't write text; give a GPT, a "
+            "Llama or a nanochat model"
         )
-    lm = folder.causal_lm().to(device)
-    head = prepare(lm, config.dtype, rows=rows)
-    return CausalDecoder(lm, longest=folder.max_length, head=head, tokenizer=folder.tokenizer)
+    return generator

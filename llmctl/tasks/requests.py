@@ -14,7 +14,7 @@ from llmctl.errors import InputError, UsageError
 from llmctl.formats.open import open_model
 from llmctl.models import ARCHITECTURES
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks import TASKS, WITHOUT_NETWORK, finetuning_task, task_of
+from llmctl.tasks import WITHOUT_NETWORK, finetuning_task, task_of, tasks_of
 from llmctl.tasks.base import (
     Request,
     Sources,
@@ -157,7 +157,7 @@ def _refuse_shapes(
 def _open_base(workspace: Workspace, start: str) -> OpenedModel:
     """The model that pretraining goes on with. Raises InputError if it is no language model."""
     base = OpenedModel.open(workspace, start)
-    if base.kind not in TASKS["pretrain"] or base.kind in WITHOUT_NETWORK:
+    if base.kind not in tasks_of("pretrain") or base.kind in WITHOUT_NETWORK:
         raise InputError(
             f"--from {start} is {base.described}; pretraining goes on with a language model or a "
             "masked one"
@@ -200,7 +200,9 @@ class FinetuneRequest(Request):
 
         def refusal(name: str) -> str:
             owners = [
-                n for n, t in TASKS["finetune"].items() if key_of_field(t().config_type, name)
+                n
+                for n, t in tasks_of("finetune").items()
+                if key_of_field(t.task().config_type, name)
             ]
             return (
                 f"--{name.replace('_', '-')} goes with --task {' or '.join(owners)}; leave it out"

@@ -19,7 +19,7 @@ from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.classify import Classifier
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.spec import Backbone, ModelConfig, backbones, layers_of, roles_of
-from llmctl.tasks import TASKS
+from llmctl.tasks import tasks_of
 
 PACKAGE = Path(__file__).parents[2] / "llmctl"
 NAMES = {
@@ -90,7 +90,7 @@ def test_a_smaller_one_starts_as_evenly_chosen_layers(arch: str):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_an_entry_is_whole(arch: str):
     spec = ARCHITECTURES[arch]
-    assert spec.task in TASKS["pretrain"]
+    assert spec.task in tasks_of("pretrain")
     assert "mini" in spec.presets
     assert "nano" in spec.presets
     assert issubclass(spec.config, ModelConfig)

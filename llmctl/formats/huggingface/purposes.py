@@ -12,14 +12,8 @@ from typing import Any
 
 from llmctl.formats.description import TASK, Purpose, PurposeError
 from llmctl.models.config_json import shown
+from llmctl.models.heads import HEADS
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
-
-_ENDINGS = {
-    "forsequenceclassification": "classify",
-    "formaskedlm": "masked_lm",
-    "forpretraining": "masked_lm",
-    "forcausallm": "causal_lm",
-}
 
 
 def purpose_of(
@@ -70,8 +64,9 @@ def _of_class(
         return Purpose(spec.task)
     if spec.kind == "decoder" and ending == spec.lm_class.lower():
         return Purpose("causal_lm")
-    kind = _ENDINGS.get(ending)
-    if kind not in ("classify", spec.task):
+    kinds = [kind for kind in spec.weights[HUGGING_FACE].heads if kind in HEADS]
+    kind = next((k for k in kinds if ending in map(str.lower, HEADS[k].endings)), None)
+    if kind is None:
         return Purpose(None, f"it is a {name}, and what that answers is not supported")
     if kind == "classify":
         problem, labels = fields.get("problem_type"), fields.get("id2label")

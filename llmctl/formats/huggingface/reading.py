@@ -12,7 +12,7 @@ from typing import Any
 
 from llmctl import tokenizers
 from llmctl.errors import InputError, did_you_mean
-from llmctl.formats.base import CLASSES, Pretrained, check_tokenizer, not_the_model
+from llmctl.formats.base import Pretrained, check_tokenizer, not_the_model
 from llmctl.formats.description import (
     MAX_LENGTH,
     MAX_SOURCE,
@@ -27,6 +27,7 @@ from llmctl.formats.huggingface.tensors import import_model
 from llmctl.formats.huggingface.weights import AGAIN, check_body, check_sizes, weights_of
 from llmctl.models import BY_MODEL_TYPE
 from llmctl.models.config_json import FieldError, shown
+from llmctl.models.heads.classify import CLASSES
 from llmctl.models.heads.seq2seq import Seq2SeqShape
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.parsing import read_json_object

@@ -16,9 +16,7 @@ from llmctl.formats.huggingface.reading import DECODER_FIELD, ENCODER_FIELD, SEQ
 from llmctl.formats.huggingface.tensors import export_model
 from llmctl.formats.huggingface.weights import WEIGHTS_FILE
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
-from llmctl.models.heads.causal_lm import CausalLM
-from llmctl.models.heads.classify import Classifier
-from llmctl.models.heads.masked_lm import MaskedLM
+from llmctl.models.heads import HEADS
 from llmctl.models.heads.seq2seq import Seq2Seq
 from llmctl.models.spec import ModelSpec
 from llmctl.tokenizers import Tokenizer
@@ -26,8 +24,9 @@ from llmctl.workspace.files import to_json
 from llmctl.workspace.tensors import write_tensors
 
 KINDS_OF_MODELS: Mapping[type[nn.Module], str] = {
-    Classifier: "classify", CausalLM: "causal_lm", MaskedLM: "masked_lm", Seq2Seq: "seq2seq",
-}  # fmt: skip
+    **{head.network: kind for kind, head in HEADS.items()},
+    Seq2Seq: "seq2seq",
+}
 """What each of our networks does."""
 
 
@@ -75,10 +74,7 @@ def write_model_folder(
 
 def _class_name(model: Any, kind: str, beginning: str, spec: ModelSpec) -> str:
     """What Hugging Face calls the class of a model; "LlmctlSeq2Seq" where there is none."""
-    if kind == "masked_lm":
-        return beginning + ("ForMaskedLM" if model.next_sentence is None else "ForPreTraining")
-    endings = {"classify": "ForSequenceClassification", "causal_lm": spec.lm_class}
-    return "LlmctlSeq2Seq" if kind == "seq2seq" else beginning + endings[kind]
+    return beginning + HEADS[kind].ending(model, spec) if kind in HEADS else "LlmctlSeq2Seq"
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

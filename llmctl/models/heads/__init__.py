@@ -1,2 +1,18 @@
-"""Networks that stand on a backbone, one file each, with what others call their tensors; and the
-kernel of their losses. They know no batches and no tokenizers."""
+"""Networks that stand on a backbone, one file each, and the kernel of their losses. They know no
+batches and no tokenizers.
+
+An entry of ``HEADS`` is all that a new one needs outside its own file, but for the names of its
+tensors, which are each architecture's (``ModelSpec.weights``).
+"""
+
+from __future__ import annotations
+
+from llmctl.models.heads.base import Head
+from llmctl.models.heads.causal_lm import CausalLMHead
+from llmctl.models.heads.classify import ClassifierHead
+from llmctl.models.heads.masked_lm import MaskedLMHead
+
+HEADS: dict[str, Head] = {
+    head.kind: head for head in (ClassifierHead(), MaskedLMHead(), CausalLMHead())
+}
+"""By what models with them do."""

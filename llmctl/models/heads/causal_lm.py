@@ -5,12 +5,17 @@ D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llmctl.errors import InputError
+from llmctl.models.heads.base import Head
 from llmctl.models.layers.initialisation import initialise
-from llmctl.models.spec import Backbone
+from llmctl.models.spec import Backbone, ModelSpec
 
 
 class CausalLM(nn.Module):
@@ -39,3 +44,22 @@ class CausalLM(nn.Module):
         logits_MV = product_MV.float()
         cap = self.body.config.output_cap()
         return logits_MV if cap is None else cap * torch.tanh(logits_MV / cap)
+
+
+class CausalLMHead(Head):
+    """A language model's."""
+
+    kind, described = "causal_lm", "a language model"
+    network = CausalLM
+    endings = ("ForCausalLM",)
+
+    def build(self, body: Backbone, tensors: Mapping[str, Tensor]) -> CausalLM:
+        model = CausalLM(body)
+        if model.output is not None and "output.weight" not in tensors:
+            raise InputError(
+                "the model has no output layer for the next token; give --from a pretrained run"
+            )
+        return model
+
+    def ending(self, model: Any, spec: ModelSpec) -> str:
+        return spec.lm_class

@@ -9,16 +9,20 @@ B examples, T tokens, D width, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llmctl.models.heads.base import Head
 from llmctl.models.heads.padding import rounded_up
 from llmctl.models.layers.initialisation import initialise
 from llmctl.models.spec import Backbone
 
+CLASSES = "output.weight"
+"""The matrix of the last layer, a row for each class."""
 EXAMPLE_LENGTH_STEP = 8
 """The longest example of a batch is padded too, to a multiple of this: see ``rounded_up``."""
 
@@ -63,3 +67,14 @@ class Classifier(nn.Module):
             hidden_BTD = self.body(ids_BT, segments_BT, mask)
             summary_BD = torch.tanh(self.pooler(hidden_BTD[:, 0]))
         return self.output(self.dropout(summary_BD))
+
+
+class ClassifierHead(Head):
+    """A classifier's."""
+
+    kind, described = "classify", "a classifier"
+    network = Classifier
+    endings = ("ForSequenceClassification",)
+
+    def build(self, body: Backbone, tensors: Mapping[str, Tensor]) -> Classifier:
+        return Classifier(body, len(tensors[CLASSES]))

@@ -6,13 +6,18 @@ D width, M masked tokens, S texts (pairs) in the batch, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llmctl.errors import InputError
+from llmctl.models.heads.base import Head
 from llmctl.models.layers.feed_forward import ACTIVATIONS
 from llmctl.models.layers.initialisation import initialise
-from llmctl.models.spec import Backbone
+from llmctl.models.spec import Backbone, ModelSpec
 
 
 class MaskedLM(nn.Module):
@@ -53,3 +58,21 @@ class MaskedLM(nn.Module):
         assert self.pooler is not None
         assert self.next_sentence is not None
         return self.next_sentence(torch.tanh(self.pooler(cls_SD)))
+
+
+class MaskedLMHead(Head):
+    """A masked language model's, with next-sentence prediction or without."""
+
+    kind, described = "masked_lm", "a masked language model"
+    network = MaskedLM
+    endings = ("ForMaskedLM", "ForPreTraining")
+
+    def build(self, body: Backbone, tensors: Mapping[str, Tensor]) -> MaskedLM:
+        if "output_bias" not in tensors:
+            raise InputError(
+                "the model has no masked-language-model head; give --from a pretrained run"
+            )
+        return MaskedLM(body, next_sentence="next_sentence.weight" in tensors)
+
+    def ending(self, model: Any, spec: ModelSpec) -> str:
+        return self.endings[model.next_sentence is not None]

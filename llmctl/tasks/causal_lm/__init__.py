@@ -1,1 +1,31 @@
-"""Causal language modelling."""
+"""Causal language modelling: the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmctl.tasks.entry import TaskEntry
+
+
+class CausalLMEntry(TaskEntry):
+    """Causal language modelling: the next token."""
+
+    name, command = "causal_lm", "pretrain"
+
+    def task(self) -> Any:
+        from llmctl.tasks.causal_lm.task import CausalPretraining
+
+        return CausalPretraining
+
+    def evaluators(self) -> Sequence[Any]:
+        from llmctl.tasks.causal_lm.benchmarks import BenchmarkEvaluator
+        from llmctl.tasks.causal_lm.evaluate import PerplexityEvaluator
+        from llmctl.tasks.causal_lm.prompted import PromptEvaluator
+
+        return (PromptEvaluator, BenchmarkEvaluator, PerplexityEvaluator)
+
+    def generator(self) -> Any:
+        from llmctl.tasks.causal_lm.generate import Continuation
+
+        return Continuation

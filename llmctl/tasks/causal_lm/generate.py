@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from llmctl.errors import InputError
-from llmctl.tasks.generation import Prompt, TextGenerator
+from llmctl.inference.decoder import CausalDecoder, DecoderRunner
+from llmctl.inference.weights import prepare
+from llmctl.tasks.generation import GenerateConfig, Prompt, TextGenerator
+from llmctl.tasks.opened import OpenedModel
+from llmctl.training.precision import choose_device
 
 
 class Continuation(TextGenerator):
     """A model that writes on behind prompts."""
+
+    @staticmethod
+    def decoder(model: OpenedModel, config: GenerateConfig, rows: int) -> DecoderRunner:
+        folder = model.folder
+        lm = folder.causal_lm().to(choose_device(config.device, "--device"))
+        head = prepare(lm, config.dtype, rows=rows)
+        return CausalDecoder(lm, longest=folder.max_length, head=head, tokenizer=folder.tokenizer)
 
     def encode(self, prompt: Prompt) -> list[int]:
         ids = [*self.tokenizer.layout.before, *self.tokenizer.encode(prompt.text)]

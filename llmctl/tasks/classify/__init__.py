@@ -1,1 +1,29 @@
-"""Classification of texts."""
+"""Classification of texts and of pairs of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmctl.tasks.entry import TaskEntry
+
+
+class ClassifyEntry(TaskEntry):
+    """Classification of texts and of pairs of texts."""
+
+    name, command = "classify", "finetune"
+
+    def task(self) -> Any:
+        from llmctl.tasks.classify.task import ClassifyTask
+
+        return ClassifyTask
+
+    def evaluators(self) -> Sequence[Any]:
+        from llmctl.tasks.classify.evaluate import ClassifierEvaluator
+
+        return (ClassifierEvaluator,)
+
+    def predictor(self) -> Any:
+        from llmctl.tasks.classify.predict import ClassPredictor
+
+        return ClassPredictor

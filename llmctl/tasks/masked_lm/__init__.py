@@ -1,1 +1,29 @@
-"""Masked language modelling."""
+"""Masked language modelling: hidden tokens, and whether B follows A."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmctl.tasks.entry import TaskEntry
+
+
+class MaskedLMEntry(TaskEntry):
+    """Masked language modelling: hidden tokens, and whether B follows A."""
+
+    name, command = "masked_lm", "pretrain"
+
+    def task(self) -> Any:
+        from llmctl.tasks.masked_lm.task import MaskedPretraining
+
+        return MaskedPretraining
+
+    def evaluators(self) -> Sequence[Any]:
+        from llmctl.tasks.masked_lm.evaluate import MaskedEvaluator
+
+        return (MaskedEvaluator,)
+
+    def predictor(self) -> Any:
+        from llmctl.tasks.masked_lm.predict import MaskPredictor
+
+        return MaskPredictor

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from llmctl.inference.decoder import DecoderRunner, SourceDecoder
+from llmctl.inference.weights import prepare
+from llmctl.tasks.causal_lm.generate import Continuation
 from llmctl.tasks.generation import GenerateConfig, Prompt, TextGenerator
+from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.seq2seq.batches import append_eos
+from llmctl.training.precision import choose_device
 
 SOURCES = 64
 """Sources that are read together by default: they are short, as is what is written from them."""
@@ -17,6 +22,18 @@ class FromSources(TextGenerator):
     @classmethod
     def default_batch(cls, config: GenerateConfig) -> int:
         return SOURCES * config.rows_each
+
+    @staticmethod
+    def decoder(model: OpenedModel, config: GenerateConfig, rows: int) -> DecoderRunner:
+        folder = model.folder
+        if folder.writes_from_source == "prefix":  # both texts in one sequence
+            return Continuation.decoder(model, config, rows)
+        pair = folder.seq2seq().to(choose_device(config.device, "--device"))
+        head = prepare(pair.decoder, config.dtype, rows=rows, reader=pair.reader)
+        start, _ = folder.boundaries
+        return SourceDecoder(
+            pair, start=start, longest=folder.max_length, head=head, tokenizer=folder.tokenizer
+        )
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A source's ids as in finetuning: cut to what the model was trained on, with the text's
