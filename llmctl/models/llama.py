@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
-from llmctl.models.decoder import HEADS, Block, DecoderConfig, RotaryDecoder, start_decoder
+from llmctl.models.decoder import HEAD_NAMES, Block, DecoderConfig, RotaryDecoder, start_decoder
 from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.context import Context
 from llmctl.models.layers.cross_attention import CrossAttention
@@ -380,7 +380,7 @@ def _spec(
         build=Llama,
         presets=presets,
         tasks=("causal_lm",),
-        weights={HUGGING_FACE: WeightMap(FIELDS[kind].what, "model.", _RULES, HEADS)},
+        weights={HUGGING_FACE: WeightMap(FIELDS[kind].what, "model.", _RULES, HEAD_NAMES)},
         model_type=kind,
         class_prefix=class_prefix,
         to_hugging_face=to_hugging_face,

@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from llmctl.models import llama
-from llmctl.models.decoder import HEADS, RotaryDecoder, start_decoder
+from llmctl.models.decoder import HEAD_NAMES, RotaryDecoder, start_decoder
 from llmctl.models.layers.context import Context
 from llmctl.models.layers.feed_forward import SwiGLU
 from llmctl.models.layers.norms import RMSNorm
@@ -68,7 +68,7 @@ WEIGHTS = WeightMap(
         Rename("blocks.{}.feed_forward.gate_up", "transformer.h.{}.mlp.gate_up"),
         Rename("blocks.{}.feed_forward.contract", "transformer.h.{}.mlp.down"),
     ),
-    HEADS,
+    HEAD_NAMES,
 )
 SPEC = ModelSpec(
     name="parallel",
