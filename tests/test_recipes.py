@@ -35,7 +35,8 @@ def test_every_recipe_is_understood(path: Path):
     tables = tomllib.loads(path.read_text())
     pretrain = dict(tables.pop("pretrain"))
     arch, preset = pretrain.pop("arch", "bert"), pretrain.pop("preset", None)
-    assert isinstance(resolve(arch, preset, pretrain), Config)
+    task = pretrain.pop("task", None)
+    assert isinstance(resolve(arch, preset, pretrain, task=task), Config)
     if "finetune" in tables:
         finetune = dict(tables.pop("finetune"))
         assert isinstance(resolve_finetune(finetune.get("task"), finetune), Config)

@@ -23,6 +23,10 @@ def command(
     arch: str | None = option(
         "The architecture, as llmctl pretrain takes it.", show_default="the recipe's, or bert"
     ),
+    task: str | None = option(
+        "What to learn, as llmctl pretrain and llmctl finetune take it.",
+        show_default="the recipe's, or the first",
+    ),
     preset: str | None = option(
         "The model's size, as llmctl pretrain takes it.", show_default="the recipe's, or mini"
     ),
@@ -75,7 +79,7 @@ def command(
 
 
 OPTIONS = {
-    "pretrain": {"arch", "preset", "budget", "shards", "start"},
-    "finetune": {"start", "data"},
+    "pretrain": {"arch", "task", "preset", "budget", "shards", "start"},
+    "finetune": {"start", "data", "task"},
 }
 """Options by the stage that they go with."""

@@ -23,6 +23,10 @@ def command(
         "are gpt small (12 layers × 768) and medium (24 × 1024).",
         show_default="mini",
     ),
+    task: str | None = option(
+        "What to learn, where the architecture leaves a choice (see the reference).",
+        show_default="the architecture's first",
+    ),
     order: int | None = option(
         "With --arch ngram: tokens in the longest n-gram.", show_default="5"
     ),
@@ -55,5 +59,5 @@ def command(
     from llmctl.cli import training
 
     training.run(
-        "pretrain", asked, "arch", "preset", "shards", "start", begun=start_time, timed=True
+        "pretrain", asked, "arch", "task", "preset", "shards", "start", begun=start_time, timed=True
     )

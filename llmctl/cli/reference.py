@@ -53,14 +53,22 @@ def _keys() -> list[str]:
     from llmctl.models import ARCHITECTURES
     from llmctl.stages.chat import ChatConfig
     from llmctl.stages.tokenize.stage import TokenizeConfig
-    from llmctl.tasks import WITHOUT_NETWORK, finetuning, pretraining, tasks_of
+    from llmctl.tasks import WITHOUT_NETWORK, finetuning, pretraining, pretraining_tasks, tasks_of
     from llmctl.tasks.evaluation import EvaluateConfig
     from llmctl.tasks.generation import GenerateConfig
 
     archs = [*ARCHITECTURES, *WITHOUT_NETWORK]
     stages: dict[str, Config] = {
         "tokenize": TokenizeConfig(),
-        **{f"pretrain --arch {arch}": pretraining.resolve(arch, None) for arch in archs},
+        **{
+            f"pretrain --arch {arch}"
+            + (f" --task {task}" if task != tasks[0] else ""): pretraining.resolve(
+                arch, None, task=task
+            )
+            for arch in archs
+            for tasks in [pretraining_tasks(arch)]
+            for task in tasks
+        },
         **{f"finetune --task {task}": finetuning.resolve(task) for task in tasks_of("finetune")},
         "eval": EvaluateConfig(),
         "generate": GenerateConfig(),

@@ -64,7 +64,7 @@ def command(
         "With finetune, and --from scratch: the run whose network it is.",
         autocompletion=artefact_names.RUNS,
     ),
-    task: str | None = option("With finetune: what to learn.", show_default="the recipe's"),
+    task: str | None = option("What to learn.", show_default="the recipe's"),
     name: str | None = option(
         "What the runs' names begin with.", "--name", show_default="the recipe's name and the stage"
     ),
@@ -100,7 +100,7 @@ def command(
     stage, chosen = (stage, False) if stage else (_stage_of(recipe), True)
     asked = _given(
         stage,
-        pretrain={"shards": shards},
+        pretrain={"shards": shards, "task": task},
         finetune={"from": start, "like": like, "task": task, "data": str(data) if data else None},
     )
     table = read_recipe(recipe, stage)
@@ -166,7 +166,7 @@ def _given(stage: str, **options: dict[str, str | None]) -> dict[str, Any]:
         )
     for owner, values in options.items():
         for name, value in values.items():
-            if value is not None and owner != stage:
+            if value is not None and name not in options[stage]:
                 raise UsageError(f"--{name} goes with --stage {owner}; leave it out")
     return {key: value for key, value in options[stage].items() if value is not None}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llmctl.errors import UsageError, did_you_mean
@@ -46,16 +47,35 @@ def finetuning_task(name: object) -> Any:
     return known[str(name)].task()
 
 
-def task_of(arch: object) -> Any:
-    """What an architecture is pretrained on. Raises UsageError for one that is not known."""
+def task_of(arch: object, task: object = None) -> Any:
+    """What an architecture is pretrained on: a task of its own, by default the first.
+
+    Raises UsageError for an architecture or a task that is not known, or that don't go together.
+    """
+    suited = pretraining_tasks(arch)
+    if task is None:
+        return TASKS[suited[0]].task()
+    if task in list(suited):
+        return TASKS[str(task)].task()
+    choice = f"--arch {arch} is pretrained on {' or '.join(suited)}"
+    if task in list(tasks_of("pretrain")):
+        raise UsageError(f"--task {task} is not for --arch {arch}: {choice}; leave --task out")
+    raise UsageError(f"--task {task!r} is not known{did_you_mean(str(task), suited)}; {choice}")
+
+
+def pretraining_tasks(arch: object) -> Sequence[str]:
+    """What an architecture can be pretrained on, the first by default.
+
+    Raises UsageError for one that is not known.
+    """
     from llmctl.models import ARCHITECTURES
 
     if arch in list(WITHOUT_NETWORK):
-        return TASKS[str(arch)].task()
+        return [str(arch)]
     if arch not in list(ARCHITECTURES):
         known = [*ARCHITECTURES, *WITHOUT_NETWORK]
         raise UsageError(
             f"--arch {arch!r} is not known{did_you_mean(str(arch), known)}; choose one of "
             f"{', '.join(ARCHITECTURES)}, or {', '.join(WITHOUT_NETWORK)}, which counts"
         )
-    return TASKS[ARCHITECTURES[str(arch)].task].task()
+    return ARCHITECTURES[str(arch)].tasks

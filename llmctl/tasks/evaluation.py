@@ -237,7 +237,8 @@ def trained_config(manifest: Manifest) -> PretrainConfig[Any, Any, Any]:
     config = manifest.config
     # The vocabulary's size follows from the shards.
     model = {**config["model"], "vocab_size": 0}
-    return config_for(config["arch"]).model_validate({**config, "model": model})
+    kind = config_for(config["arch"], config.get("task"))
+    return kind.model_validate({**config, "model": model})
 
 
 def validation_losses(

@@ -23,7 +23,7 @@ from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.models.flops import flops_per_token
 from llmctl.models.spec import Backbone, ModelSpec
-from llmctl.tasks import task_of
+from llmctl.tasks import pretraining_tasks, task_of
 from llmctl.tasks.base import NetworkTask
 from llmctl.tasks.learned import describe_learning
 from llmctl.tokenizers import Tokenizer
@@ -69,6 +69,8 @@ class PretrainConfig(Config, Generic[M, L, D]):
 
     arch: str
     """The architecture."""
+    task: str | None = None
+    """What it is pretrained on. Unset: the first of its architecture's tasks."""
     model: M
     objective: L
     data: D
@@ -144,10 +146,13 @@ class Pretraining(NetworkTask, Generic[L, D]):
         arch: str,
         preset: str | None,
         *layers: Mapping[str, Any],
+        task: str | None = None,
         base: Pretrained | None = None,
     ) -> PretrainConfig[Any, Any, Any]:
         """The configuration of an architecture from a preset, or of a model, and what is laid over
-        it. Raises UsageError for an unknown preset, ConfigError for what does not go together."""
+        it. task: this one's name, where it isn't the architecture's first.
+
+        Raises UsageError for an unknown preset, ConfigError for what does not go together."""
         spec = ARCHITECTURES[arch]
         if base is None:
             start = cls._preset(spec, preset)
@@ -160,7 +165,7 @@ class Pretraining(NetworkTask, Generic[L, D]):
             }
         config = build(
             cls.config_type(arch),
-            {"arch": arch, "objective": {}, "data": {}, **start},
+            {"arch": arch, "task": task, "objective": {}, "data": {}, **start},
             cls.defaults,
             {"training": spec.training},
             *layers,
@@ -301,19 +306,21 @@ def _with_budget(
                 f"training.{key} {value:g} and --budget {config.budget:g}s both say how long; "
                 "leave one of them out"
             )
-    if ARCHITECTURES[config.arch].scaling is None:
+    if config.task is not None or ARCHITECTURES[config.arch].scaling is None:
         known = [name for name, spec in ARCHITECTURES.items() if spec.scaling]
+        what = f"--arch {config.arch}" + (f" --task {config.task}" if config.task else "")
         raise UsageError(
-            f"--budget: --arch {config.arch} has no scaling law yet to choose a model by; give "
+            f"--budget: {what} has no scaling law yet to choose a model by; give "
             f"--preset and --set training.time_limit={config.budget:g}s in its place, or take "
-            f"--arch {', '.join(known)}"
+            f"--arch {', '.join(known)}{' without --task' if config.task else ''}"
         )
     return config.replace(chosen=free_fields(config.arch, preset, *layers))
 
 
-def config_for(arch: str) -> type[PretrainConfig[Any, Any, Any]]:
-    """The class of an architecture's configuration. Raises UsageError for an unknown one."""
-    kind: type[PretrainConfig[Any, Any, Any]] = task_of(arch).config_type(arch)
+def config_for(arch: str, task: str | None = None) -> type[PretrainConfig[Any, Any, Any]]:
+    """The class of the configuration of an architecture's pretraining on a task. Raises UsageError
+    for what is unknown."""
+    kind: type[PretrainConfig[Any, Any, Any]] = task_of(arch, task).config_type(arch)
     return kind
 
 
@@ -321,14 +328,22 @@ def open_pretraining(
     shards: Artefact, config: PretrainConfig[Any, Any, Any]
 ) -> Pretraining[Any, Any]:
     """A network's pretraining with its data, and in its configuration what follows from them."""
-    task: Any = task_of(config.arch)
+    task: Any = task_of(config.arch, config.task)
     opened: Pretraining[Any, Any] = task(shards, config)
     return opened
 
 
-def resolve(arch: str, preset: str | None, *layers: Mapping[str, Any]) -> Any:
+def resolve(
+    arch: str, preset: str | None, *layers: Mapping[str, Any], task: str | None = None
+) -> Any:
     """The configuration of an architecture's pretraining from a preset and what is laid over it.
 
-    Raises UsageError for an unknown architecture or preset.
+    Raises UsageError for an unknown architecture, task or preset.
     """
-    return task_of(arch).resolve(arch, preset, *layers)
+    return task_of(arch, task).resolve(arch, preset, *layers, **task_field(arch, task))
+
+
+def task_field(arch: str, task: str | None) -> dict[str, str]:
+    """A task as a configuration keeps it: the one that an architecture has by default isn't said,
+    so that it is the same training whether it was asked for by name or not."""
+    return {} if task in (None, pretraining_tasks(arch)[0]) else {"task": str(task)}

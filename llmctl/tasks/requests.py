@@ -25,6 +25,7 @@ from llmctl.tasks.base import (
 )
 from llmctl.tasks.finetuning import DEFAULT_TASK, SCRATCH, FinetuneConfig, check_layers
 from llmctl.tasks.opened import OpenedModel
+from llmctl.tasks.pretraining import task_field
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.identity import Identity
 from llmctl.workspace.names import slug
@@ -37,7 +38,7 @@ class PretrainRequest(Request):
     """A pretraining that is asked for."""
 
     stage = "pretrain"
-    keys = ("arch", "preset", "shards", "from")
+    keys = ("arch", "task", "preset", "shards", "from")
     config: Any
     preset: str | None = None
     shards: str | Artefact | None = None
@@ -56,14 +57,14 @@ class PretrainRequest(Request):
         *layers: Mapping[str, Any],
     ) -> Self:
         chosen, (recipe, *above) = taken(cls.keys, named, layers)
-        start, preset, arch = (chosen.get(key) for key in ("from", "preset", "arch"))
+        start, preset, arch, name = (chosen.get(k) for k in ("from", "preset", "arch", "task"))
         base = None
         if start is not None:
             _refuse_shapes(start, chosen, [recipe, options, *above])
             base = _open_base(workspace, start)
             arch = base.folder.spec.name
         arch = arch or DEFAULT_ARCH
-        task = task_of(arch)
+        task = task_of(arch, name)
         if preset is not None and arch in WITHOUT_NETWORK:
             raise UsageError(_not_for("preset", arch))
         layer = options_layer(task.config_type(arch), options, lambda name: _not_for(name, arch))
@@ -71,13 +72,19 @@ class PretrainRequest(Request):
             # Over the recipe's length, as any option is; --set still has the last word.
             length = {"time_limit": None, "max_steps": None}
             layer["training"] = {**layer.get("training", {}), **length}
-        more = {} if base is None else {"base": base.folder}
+        more: dict[str, Any] = task_field(arch, name)
+        more |= {} if base is None else {"base": base.folder}
         config = task.resolve(arch, preset, recipe, layer, *above, **more)
         return cls(config, preset, chosen.get("shards"), start, base)
 
     @property
     def task(self) -> Any:
-        return task_of(self.config.arch)
+        return task_of(self.config.arch, self._task_name)
+
+    @property
+    def _task_name(self) -> str | None:
+        # What counts has one task and no such field.
+        return getattr(self.config, "task", None)
 
     def open(self, workspace: Workspace, reporter: Reporter) -> Sources:
         shards = self._shards(workspace, reporter)
@@ -91,6 +98,8 @@ class PretrainRequest(Request):
                 )
             inputs.append(self.base.record)
             beginning = slug(Path(self.base.record.name).name, "model")
+        if self._task_name is not None:
+            beginning += f"-{slug(self._task_name, 'task')}"
         more = {} if self.base is None else {"base": self.base.folder}
         return Sources(
             Identity.of(self.stage, self.config, inputs),
@@ -115,7 +124,7 @@ class PretrainRequest(Request):
         reporter: Reporter,
         known: dict[tuple[str | None, ...], Artefact],
     ) -> Self:
-        asked = (self.config.arch, self.start, self.words["--shards"])
+        asked = (self.config.arch, self._task_name, self.start, self.words["--shards"])
         if asked not in known:
             known[asked] = self._shards(workspace, reporter)
         return replace(self, shards=known[asked])
@@ -125,7 +134,10 @@ class PretrainRequest(Request):
         arch = None if self.start is not None else self.config.arch
         shards = self.shards
         name = shards.manifest.name if isinstance(shards, Artefact) else shards
-        return {"--from": self.start, "--arch": arch, "--preset": self.preset, "--shards": name}
+        return {
+            "--from": self.start, "--arch": arch, "--task": self._task_name,
+            "--preset": self.preset, "--shards": name,
+        }  # fmt: skip
 
 
 def _not_for(name: str, arch: str) -> str:
@@ -287,10 +299,13 @@ class FinetuneRequest(Request):
 
     def _could_learn(self, run: Artefact) -> bool:
         """Whether it is a finished pretraining of a network that can learn the task."""
-        spec = ARCHITECTURES.get(run.manifest.config.get("arch", ""))
+        config = run.manifest.config
+        spec = ARCHITECTURES.get(config.get("arch", ""))
         kinds = self.task.kinds(self.config)
         done = run.finished and run.manifest.stage == PretrainRequest.stage
-        return done and spec is not None and (not kinds or spec.task in kinds)
+        return (
+            done and spec is not None and (not kinds or (config.get("task") or spec.task) in kinds)
+        )
 
 
 REQUESTS: dict[str, type[Request]] = {
