@@ -262,6 +262,14 @@ class Pretrained:
             fill(kept, self.tensors)
             return model
 
+    def backbone(self, *, dropout: float | None = None, scratch: bool = False) -> Backbone:
+        """The backbone alone, for a new head; with random weights from ``scratch``."""
+        with self._fitting():
+            body = self._body(dropout)
+            if not scratch:
+                fill({f"body.{name}": own for name, own in body.state_dict().items()}, self.tensors)
+            return body
+
     def config_with(self, dropout: float) -> Any:
         """The backbone's configuration with another dropout, where it has any."""
         has_dropout = "dropout" in type(self.config).model_fields
