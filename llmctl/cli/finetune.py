@@ -7,6 +7,7 @@ from pathlib import Path
 from llmctl.cli import artefact_names, launch, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.options import flag, option
+from llmctl.tasks import DEFAULT_TASK, tasks_of
 
 EXAMPLE = "Example: llmctl finetune --from bert-docs --task classify --data reviews.csv"
 
@@ -26,9 +27,10 @@ def command(
         show_default="the recipe's data",
     ),
     task: str | None = option(
-        "What to learn: classify; instruct, to answer in a chat; or seq2seq, to translate or "
-        "summarise.",
-        show_default="classify",
+        "What to learn: "
+        + "; ".join(f"{name}, to {task.purpose}" for name, task in tasks_of("finetune").items())
+        + ".",
+        show_default=DEFAULT_TASK,
     ),
     method: str | None = option(
         "What trains: full, lora (a small addition, kept in the run's folder adapter too) or "

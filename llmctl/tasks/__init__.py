@@ -28,6 +28,8 @@ TASKS: dict[str, TaskEntry] = {
 """By their names."""
 WITHOUT_NETWORK = tuple(name for name, entry in TASKS.items() if not entry.has_network)
 """Tasks that are architectures of their own."""
+DEFAULT_TASK = "classify"
+"""What finetuning teaches where nothing is said."""
 
 
 def tasks_of(command: str) -> dict[str, TaskEntry]:

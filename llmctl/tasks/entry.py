@@ -24,6 +24,8 @@ class TaskEntry(ABC):
     """What ``--task`` takes, and a model's ``llmctl_task`` says."""
     command: ClassVar[Literal["pretrain", "finetune"]]
     """The command that it goes with."""
+    purpose: ClassVar[str]
+    """What its models are for, behind "to": ``give texts labels``."""
     has_network: ClassVar[bool] = True
     """False: it is an architecture of its own, which counts."""
 

@@ -14,7 +14,7 @@ from llmctl.config import Config, build
 from llmctl.errors import ConfigError
 from llmctl.formats.base import Pretrained
 from llmctl.formats.peft.folder import Adapter, Peft
-from llmctl.tasks import finetuning_task
+from llmctl.tasks import DEFAULT_TASK, finetuning_task
 from llmctl.tasks.base import NetworkTask
 from llmctl.training.adapters.freezing import freeze_layers
 from llmctl.training.adapters.lora import LoraConfig, add_lora, additions, merge
@@ -25,7 +25,7 @@ from llmctl.training.run import ADAPTER
 from llmctl.workspace.files import published_folder
 from llmctl.workspace.manifests import InputRecord
 
-SCRATCH, DEFAULT_TASK = "scratch", "classify"
+SCRATCH = "scratch"
 LAST_LAYERS = 2
 
 Method = Literal["full", "lora", "last-layers"]

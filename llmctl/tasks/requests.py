@@ -14,7 +14,7 @@ from llmctl.errors import InputError, UsageError
 from llmctl.formats.open import open_model
 from llmctl.models import ARCHITECTURES
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks import WITHOUT_NETWORK, finetuning_task, task_of, tasks_of
+from llmctl.tasks import DEFAULT_TASK, WITHOUT_NETWORK, finetuning_task, task_of, tasks_of
 from llmctl.tasks.base import (
     Request,
     Sources,
@@ -23,7 +23,7 @@ from llmctl.tasks.base import (
     options_layer,
     taken,
 )
-from llmctl.tasks.finetuning import DEFAULT_TASK, SCRATCH, FinetuneConfig, check_layers
+from llmctl.tasks.finetuning import SCRATCH, FinetuneConfig, check_layers
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.pretraining import task_field
 from llmctl.workspace.artefacts import Artefact, Workspace

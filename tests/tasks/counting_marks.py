@@ -189,6 +189,7 @@ class CountEvaluator(Evaluator):
 
 class CountEntry(TaskEntry):
     name, command = "count", "finetune"
+    purpose = "count marks"
 
     def task(self) -> Any:
         return CountTask

@@ -12,6 +12,7 @@ class CausalLMEntry(TaskEntry):
     """Causal language modelling: the next token."""
 
     name, command = "causal_lm", "pretrain"
+    purpose = "go on with texts"
 
     def task(self) -> Any:
         from llmctl.tasks.causal_lm.task import CausalPretraining

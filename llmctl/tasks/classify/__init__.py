@@ -12,6 +12,7 @@ class ClassifyEntry(TaskEntry):
     """Classification of texts and of pairs of texts."""
 
     name, command = "classify", "finetune"
+    purpose = "give texts labels"
 
     def task(self) -> Any:
         from llmctl.tasks.classify.task import ClassifyTask

@@ -11,6 +11,7 @@ class InstructEntry(TaskEntry):
     """Instructions and conversations, for a model that answers in a chat."""
 
     name, command = "instruct", "finetune"
+    purpose = "answer in a chat"
 
     def task(self) -> Any:
         from llmctl.tasks.instruct.task import InstructTask

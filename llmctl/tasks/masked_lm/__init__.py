@@ -12,6 +12,7 @@ class MaskedLMEntry(TaskEntry):
     """Masked language modelling: hidden tokens, and whether B follows A."""
 
     name, command = "masked_lm", "pretrain"
+    purpose = "fill in hidden tokens"
 
     def task(self) -> Any:
         from llmctl.tasks.masked_lm.task import MaskedPretraining

@@ -11,6 +11,7 @@ class NgramEntry(CausalLMEntry):
     """Counting n-grams: measured as networks are that predict the next token."""
 
     name = "ngram"
+    purpose = "be a baseline"
     has_network = False
 
     def task(self) -> Any:

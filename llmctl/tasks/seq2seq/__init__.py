@@ -12,6 +12,7 @@ class Seq2SeqEntry(TaskEntry):
     """Texts that are written from sources: translations, summaries."""
 
     name, command = "seq2seq", "finetune"
+    purpose = "translate or summarise"
 
     def task(self) -> Any:
         from llmctl.tasks.seq2seq.task import Seq2SeqTask
