@@ -59,6 +59,13 @@ IGNORED_FIELDS = frozenset(
 """What changes no output of any network here."""
 
 
+ACTIVATION_NAMES = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "relu2": "relu2"}
+"""What others call each activation of a feed-forward network."""
+ACTIVATIONS_BY_NAME = {theirs: ours for ours, theirs in ACTIVATION_NAMES.items()} | {
+    "gelu_pytorch_tanh": "gelu_tanh"
+}
+
+
 class FieldError(InputError):
     """A field of a config.json that can't be used; the message does not name the file."""
 

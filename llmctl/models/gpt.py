@@ -21,7 +21,12 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from llmctl.models.config_json import FieldTable, Read
+from llmctl.models.config_json import (
+    ACTIVATION_NAMES,
+    ACTIVATIONS_BY_NAME,
+    FieldTable,
+    Read,
+)
 from llmctl.models.decoder import HEAD_NAMES, Block, Decoder, DecoderConfig, start_decoder
 from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.context import Context
@@ -141,9 +146,6 @@ WEIGHTS = WeightMap(
 """The names of Hugging Face's."""
 
 
-_ACTIVATION_NAMES = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "relu2": "relu2"}
-
-
 def to_hugging_face(config: GptConfig) -> dict[str, Any]:
     """The fields of Hugging Face's config.json."""
     return {
@@ -154,7 +156,7 @@ def to_hugging_face(config: GptConfig) -> dict[str, Any]:
         "n_layer": config.num_layers,
         "n_head": config.num_heads,
         "n_inner": config.intermediate_size,
-        "activation_function": _ACTIVATION_NAMES[config.activation],
+        "activation_function": ACTIVATION_NAMES[config.activation],
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
@@ -179,8 +181,7 @@ FIELDS = FieldTable(
             "activation",
             str,
             "gelu_new",
-            names={theirs: ours for ours, theirs in _ACTIVATION_NAMES.items()}
-            | {"gelu_pytorch_tanh": "gelu_tanh"},
+            names=ACTIVATIONS_BY_NAME,
         ),
         "resid_pdrop": Read("dropout", float, 0.1),
         "layer_norm_epsilon": Read("norm_epsilon", float, 1e-5),

@@ -41,6 +41,8 @@ class Rule(ABC):
     where: str = ""
     """A field of the configuration that is true where there is such a module, or "not " and one
     that is false; "": always."""
+    layers: str = "num_layers"
+    """The field of the configuration with the number of such layers."""
 
     def holds(self, config: Any) -> bool:
         """Whether there is such a module in networks of a configuration."""
@@ -79,6 +81,16 @@ class Copy(Rename):
 
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
         return [tensor.clone()]
+
+
+class Row(Rename):
+    """A rule by which a vector is the one row of a matrix elsewhere."""
+
+    def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
+        return [tensor[None]]
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0].squeeze(0)
 
 
 class Transpose(Rule):
@@ -189,5 +201,5 @@ def _tensors(rules: Iterable[Rule], config: Any) -> Iterator[tuple[Rule, str, li
     """Each tensor of ours with its rule and its names elsewhere."""
     for rule in rules:
         if rule.holds(config):
-            for ours, theirs in rule.tensors(config.num_layers):
+            for ours, theirs in rule.tensors(getattr(config, rule.layers)):
                 yield rule, ours, theirs

@@ -43,7 +43,7 @@ def tables(draw: st.DrawFn) -> tuple[WeightMap, SimpleNamespace, dict[str, Tenso
             )
             equal = draw(st.booleans())
             names = tuple(f"{theirs}.{share}" for share in range(len(shares)))
-            rules.append(Fuse(ours, names, parts, where, () if equal else shares))
+            rules.append(Fuse(ours, names, parts, where, shares=() if equal else shares))
             rows *= len(shares) if equal else sum(getattr(config, share) for share in shares)
         else:
             rules.append(kind(ours, theirs, parts, where))

@@ -36,30 +36,39 @@ def attention(
     causal: bool = False,
     packed: PackedSequences | None = None,
     dropout: float = 0.0,
+    bias: Tensor | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Scaled dot-product attention softmax(Q Kᵀ / √d_k + mask) V, (B, N, T, H).
 
-    mask: see ``additive_mask``. causal: token t attends up to itself, where T = S and there is no
-    mask. packed: attention stays inside each, without a mask or dropout; see
-    ``PackedSequences.supports_varlen``. With fewer key/value heads than heads, consecutive heads
-    share one (Ainslie et al. 2023).
+    mask: see ``additive_mask``. bias: added to the scores too, (1, N, T, S), and learned: see
+    relative_bias.py. scale: of the scores, in the place of 1 / √d_k. causal: token t attends up to
+    itself, where T = S and there is neither mask nor bias. packed: attention stays inside each,
+    without a mask or dropout; see ``PackedSequences.supports_varlen``. With fewer key/value heads
+    than heads, consecutive heads share one (Ainslie et al. 2023).
     """
     groups = q_BNTH.shape[1] // k_BKSH.shape[1]
     if packed is not None:
+        assert bias is None
+        assert scale is None
         return _varlen_attention(q_BNTH, k_BKSH, v_BKSH, packed, causal)
-    if mask is None and not dropout and suits_cudnn(q_BNTH):
+    if mask is None and bias is None and not dropout and suits_cudnn(q_BNTH):
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             return F.scaled_dot_product_attention(
-                q_BNTH, k_BKSH, v_BKSH, is_causal=causal, enable_gqa=groups > 1
+                q_BNTH, k_BKSH, v_BKSH, is_causal=causal, scale=scale, enable_gqa=groups > 1
             )
-    if not _better_written_out(q_BNTH, k_BKSH):
+    learned = bias is not None and bias.requires_grad
+    if not _better_written_out(q_BNTH, k_BKSH, learned):
+        if bias is not None:
+            mask = bias if mask is None else bias + mask
         return F.scaled_dot_product_attention(
             q_BNTH,
             k_BKSH,
             v_BKSH,
-            attn_mask=mask,
+            attn_mask=mask if mask is None else mask.to(q_BNTH.dtype),
             dropout_p=dropout,
             is_causal=causal,
+            scale=scale,
             enable_gqa=groups > 1,
         )
     if causal:
@@ -73,20 +82,28 @@ def attention(
         q_MGH = q_BNTH.reshape(-1, groups * T, H)
         nothing = q_MGH.new_empty(())
         scores_MGS = torch.baddbmm(
-            nothing, q_MGH, k_BKSH.transpose(-1, -2).flatten(0, 1), beta=0, alpha=H**-0.5
+            nothing,
+            q_MGH,
+            k_BKSH.transpose(-1, -2).flatten(0, 1),
+            beta=0,
+            alpha=H**-0.5 if scale is None else scale,
         )
         scores_BNTS = scores_MGS.view(B, N, T, -1)
-        if mask is not None:
-            scores_BNTS = scores_BNTS + mask.to(scores_BNTS.dtype)
+        for added in (bias, mask):
+            if added is not None:
+                scores_BNTS = scores_BNTS + added.to(scores_BNTS.dtype)
         weights_BNTS = F.dropout(scores_BNTS.softmax(-1), dropout, training=dropout > 0)
         weights_MGS = weights_BNTS.view(scores_MGS.shape)
         return torch.bmm(weights_MGS, v_BKSH.flatten(0, 1)).view(B, N, T, H)
 
 
-def _better_written_out(q_BNTH: Tensor, k_BKSH: Tensor) -> bool:
-    """Whether the formula's own products are faster than a fused kernel."""
+def _better_written_out(q_BNTH: Tensor, k_BKSH: Tensor, learned_bias: bool) -> bool:
+    """Whether the formula's own products are faster than a fused kernel, of which a processor has
+    none that gives a bias's gradient."""
     if q_BNTH.device.type != "cpu":
         return False
+    if learned_bias:
+        return True
     short = q_BNTH.dtype == torch.bfloat16 and k_BKSH.shape[2] <= SHORT_ATTENTION
     return short or k_BKSH.stride(-1) != 1
 
@@ -162,11 +179,13 @@ class CausalSelfAttention(nn.Module):
         bias: bool,
         dropout: float,
         qkv_bias: bool = False,
+        scale: float | None = None,
     ) -> None:
-        """bias: of both projections. qkv_bias: of queries, keys and values alone."""
+        """bias: of both projections. qkv_bias: of queries, keys and values alone. scale: of the
+        scores, in the place of 1 / √d_k."""
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
-        self.dropout = dropout
+        self.dropout, self.scale = dropout, scale
         heads = num_heads + 2 * num_kv_heads
         self.query_key_value = nn.Linear(width, heads * head_size, bias=bias or qkv_bias)
         sizes = [n * head_size for n in (num_heads, num_kv_heads, num_kv_heads)]
@@ -195,5 +214,7 @@ class CausalSelfAttention(nn.Module):
             causal=context.causal,
             packed=context.packed,
             dropout=self.dropout if self.training else 0.0,
+            bias=context.bias,
+            scale=self.scale,
         )
         return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, -1))

@@ -35,6 +35,8 @@ class Context:
     cos: Tensor | None = None
     sin: Tensor | None = None
     """Sines of the rotary angles, broadcastable to (B, N, T, H / 2), as the cosines are."""
+    bias: Tensor | None = None
+    """Added to the scores beside the mask, broadcastable to (B, N, T, S); see relative_bias.py."""
 
     def add_initial_state(self, x_BTD: Tensor) -> Tensor:
         """The embeddings, with the source's state where a text begins."""

@@ -9,13 +9,14 @@ the same number of consecutive rows write from.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from llmctl.models.layers.attention import additive_mask, attention, to_column_major
+from llmctl.models.layers.packing import PackedSequences
 
 
 @dataclass
@@ -25,7 +26,7 @@ class EncoderOutput:
     states_GSD: Tensor
     """Hidden states of the source's tokens; without them the start is all there is."""
     mask_G11S: Tensor | None = None
-    """Additive: −∞ where a source is padded; None: nowhere."""
+    """Additive: −∞ where a source is padded; None: nowhere. For packed rows (G, 1, T, S)."""
     initial_state_GD: Tensor | None = None
     """Added to the first token's embedding: the decoder's initial state."""
     _made: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -36,6 +37,18 @@ class EncoderOutput:
     """Their numbers; None: all, a row each."""
     beams_per_source: int = 1
     """Rows that write from each."""
+    packed: PackedSequences | None = None
+    """Where rows hold several sources end to end: which."""
+
+    def apart(self, targets: PackedSequences) -> EncoderOutput:
+        """For packed targets: each attends to the source of its number in the row, and what is of
+        none to all of the row's, as a mask without any place would give no numbers."""
+        if self.packed is None:
+            return self
+        numbers_BS, numbers_BT = self.packed.sequence_ids_BT, targets.sequence_ids_BT
+        same_BTS = numbers_BT[:, :, None] == numbers_BS[:, None, :]
+        same_BTS |= ~same_BTS.any(-1, keepdim=True)
+        return replace(self, mask_G11S=additive_mask(same_BTS)[:, None])
 
     def add_initial_state(self, x_BTD: Tensor, position_ids: Tensor) -> Tensor:
         """The embeddings, with the initial state at position 0."""
@@ -101,22 +114,27 @@ class CrossAttention(nn.Module):
         bias: bool,
         dropout: float = 0.0,
         head_norm: Callable[[Tensor], Tensor] | None = None,
+        head_size: int | None = None,
+        scale: float | None = None,
     ) -> None:
-        """head_norm: of each query's and key's head, where the architecture has one."""
+        """head_norm: of each query's and key's head, where the architecture has one. head_size:
+        where the heads together are not as wide as the states. scale: of the scores, in the place
+        of 1 / √d_k."""
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
+        self.num_heads, self.dropout, self.scale = num_heads, dropout, scale
         self.norm, self.head_norm = norm, head_norm
-        self.query = nn.Linear(width, width, bias=bias)
-        self.key_value = nn.Linear(width, 2 * width, bias=bias)
-        self.fused_rows = {"key_value": [width, width]}
-        self.output = nn.Linear(width, width, bias=bias)
+        inner = num_heads * (head_size or width // num_heads)
+        self.query = nn.Linear(width, inner, bias=bias)
+        self.key_value = nn.Linear(width, 2 * inner, bias=bias)
+        self.fused_rows = {"key_value": [inner, inner]}
+        self.output = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x_BTD: Tensor, source: EncoderOutput, layer: int) -> Tensor:
-        B, T, D = x_BTD.shape
+        B, T, _ = x_BTD.shape
         N, beams = self.num_heads, source.beams_per_source
         k_GNSH, v_GNSH = source.keys_values(layer, self._keys_values)
         # Rows of one source are read together, as if they were one text without an order.
-        q_GNTH = self.query(self.norm(x_BTD)).view(B // beams, beams * T, N, D // N).transpose(1, 2)
+        q_GNTH = self.query(self.norm(x_BTD)).view(B // beams, beams * T, N, -1).transpose(1, 2)
         if self.head_norm is not None:
             q_GNTH = self.head_norm(q_GNTH)
         mixed_GNTH = attention(
@@ -125,15 +143,14 @@ class CrossAttention(nn.Module):
             v_GNSH,
             mask=source.mask,
             dropout=self.dropout if self.training else 0.0,
+            scale=self.scale,
         )
-        return self.output(mixed_GNTH.transpose(1, 2).reshape(B, T, D))
+        return self.output(mixed_GNTH.transpose(1, 2).reshape(B, T, -1))
 
     def _keys_values(self, states_GSD: Tensor) -> tuple[Tensor, Tensor]:
-        G, S, D = states_GSD.shape
-        N = self.num_heads
-        k_GSD, v_GSD = self.key_value(states_GSD).chunk(2, dim=-1)
-        k_GNSH = k_GSD.reshape(G, S, N, D // N).transpose(1, 2)
-        v_GNSH = v_GSD.reshape(G, S, N, D // N).transpose(1, 2)
+        G, S, _ = states_GSD.shape
+        heads_2GNSH = self.key_value(states_GSD).view(G, S, 2, self.num_heads, -1)
+        k_GNSH, v_GNSH = heads_2GNSH.permute(2, 0, 3, 1, 4).unbind(0)
         return (k_GNSH if self.head_norm is None else self.head_norm(k_GNSH)), v_GNSH
 
 

@@ -1,6 +1,7 @@
 """Feed-forward networks, applied to each token alone, and their activations.
 
     FFN(x)    = activation(x W₁ + b₁) W₂ + b₂                     (Vaswani et al. 2017, eq. 2)
+    GLU(x)    = W₃(activation(x W₁) ⊙ x W₂)                       (Shazeer 2020, eq. 6)
     SwiGLU(x) = W₃(silu(x W₁) ⊙ x W₂)                             (Shazeer 2020, eq. 6)
     ReLU²(x)  = max(x, 0)²                                        (So et al. 2021)
 
@@ -55,15 +56,42 @@ class FeedForward(nn.Module):
     """Two linear layers with an activation between, applied to each token alone."""
 
     def __init__(
-        self, width: int, inner_width: int, activation: Activation, *, bias: bool = True
+        self,
+        width: int,
+        inner_width: int,
+        activation: Activation,
+        *,
+        bias: bool = True,
+        dropout: float = 0.0,
     ) -> None:
+        """dropout: of what is between the layers."""
         super().__init__()
         self.activation = ACTIVATIONS[activation]
         self.expand = nn.Linear(width, inner_width, bias=bias)
+        self.dropout = nn.Dropout(dropout)
         self.contract = nn.Linear(inner_width, width, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.contract(self.activation(self.expand(x_BTD)))
+        return self.contract(self.dropout(self.activation(self.expand(x_BTD))))
+
+
+class GatedFeedForward(nn.Module):
+    """W₃(activation(x W₁) ⊙ x W₂) (Shazeer 2020, eq. 6); W₁ and W₂ are one matrix."""
+
+    def __init__(
+        self, width: int, inner_width: int, activation: Activation, *, dropout: float = 0.0
+    ) -> None:
+        """dropout: of what is between the layers."""
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.gate_up = nn.Linear(width, 2 * inner_width, bias=False)
+        self.fused_rows = {"gate_up": [inner_width] * 2}
+        self.dropout = nn.Dropout(dropout)
+        self.contract = nn.Linear(inner_width, width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
+        return self.contract(self.dropout(self.activation(gate_BTF) * up_BTF))
 
 
 class SwiGLU(nn.Module):
