@@ -174,12 +174,18 @@ def test_no_torch_on_import(room: str):
         "tasks",
     }
     for path in MODULES:
-        if room_of(name_of(path)) != room:
+        if room_of(name_of(path)) != room and (room != "cli" or not is_table_of_tasks(path)):
             continue
         names = set(imports(path, top_level=True))
         assert not {name for name in names if name.partition(".")[0] == "torch"}, path
         own = {name.removeprefix("llmctl.") for name in names if name.startswith("llmctl.")}
-        assert not {room_of(name) for name in own} & torch_rooms, path
+        tables = {name_of(path) for path in MODULES if is_table_of_tasks(path)}
+        assert not {room_of(name) for name in own - tables} & torch_rooms, path
+
+
+def is_table_of_tasks(path: Path) -> bool:
+    """What lists the tasks, which the help does too, and loads none."""
+    return room_of(name_of(path)) == "tasks" and path.name in ("__init__.py", "entry.py")
 
 
 def test_no_pickle():

@@ -80,9 +80,11 @@ def command(
 ) -> None:
     """Train a pretrained model on labelled texts, on instructions to answer in a chat, or on pairs
     to translate or summarise. The same command goes on after a stop."""
-    asked, begun = dict(locals()), launch.start_time()
+    asked, start_time = dict(locals()), launch.start_time()
     if not dry_run:
         launch.launch_processes(nproc, max_restarts)
     from llmctl.cli import training
 
-    training.run("finetune", asked, "start", "data", "task", "like", begun=begun, timed=False)
+    training.run(
+        "finetune", asked, "start", "data", "task", "like", start_time=start_time, timed=False
+    )

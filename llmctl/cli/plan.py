@@ -71,7 +71,9 @@ def command(
     request = request_of(stage, place, named, fields, option_value)
     with TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter)
-        document = stages.plan(place, request, reporter, begun=start_time, price=price_per_hour)
+        document = stages.plan(
+            place, request, reporter, start_time=start_time, price=price_per_hour
+        )
     if json:
         print_json(document)
         return

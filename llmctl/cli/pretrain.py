@@ -59,5 +59,13 @@ def command(
     from llmctl.cli import training
 
     training.run(
-        "pretrain", asked, "arch", "task", "preset", "shards", "start", begun=start_time, timed=True
+        "pretrain",
+        asked,
+        "arch",
+        "task",
+        "preset",
+        "shards",
+        "start",
+        start_time=start_time,
+        timed=True,
     )

@@ -21,7 +21,9 @@ BESIDES = frozenset(
 """Parameters of a training's command that are no fields of its configuration."""
 
 
-def run(stage: str, parameters: Mapping[str, Any], *named: str, begun: float, timed: bool) -> None:
+def run(
+    stage: str, parameters: Mapping[str, Any], *named: str, start_time: float, timed: bool
+) -> None:
     """Train what a command asks for, or print what a dry run finds.
 
     parameters: of the command, by name. named: those that say what is trained on and from; the
@@ -51,14 +53,19 @@ def run(stage: str, parameters: Mapping[str, Any], *named: str, begun: float, ti
         note_others(reporter)
         if given["dry_run"]:
             document = (
-                plan(place, request, reporter, begun=begun)
+                plan(place, request, reporter, start_time=start_time)
                 if timed
                 else train.outline(place, request, reporter=reporter, **how)
             )
             print_dry_run(document, config, json=given["json"])
             return
         artefact, up_to_date = train.train(
-            place, request, begun=begun, profile=given["profile"], reporter=reporter, **how
+            place,
+            request,
+            start_time=start_time,
+            profile=given["profile"],
+            reporter=reporter,
+            **how,
         )
         if up_to_date:
             reporter.note(f"run {artefact.manifest.name}: up to date")

@@ -42,18 +42,18 @@ def plan(
     request: Request,
     reporter: Reporter,
     *,
-    begun: float | None = None,
+    start_time: float | None = None,
     price: float | None = None,
 ) -> dict[str, Any]:
     """The resolved configuration, and what it will take on this machine, at most where it may stop
     early; where several processes will train, all must call it.
 
-    begun: when the command began, by time.perf_counter; default now. price: of an hour.
+    start_time: when the command began, by time.perf_counter; default now. price: of an hour.
     """
     world = get_world()
-    begun = time.perf_counter() if begun is None else begun
+    start_time = time.perf_counter() if start_time is None else start_time
     sources = request.open(workspace, reporter)
-    config, choice = within_budget(workspace, sources, request.config, begun, reporter)
+    config, choice = within_budget(workspace, sources, request.config, start_time, reporter)
     task = sources.open(config, reporter)
     described = {"config": task.config.model_dump(mode="json")}
     if isinstance(task, InstantTask):
@@ -62,7 +62,7 @@ def plan(
     # As the run will choose it, with what that takes it.
     with torch.random.fork_rng(devices=[]):
         machine = choose_machine(task.config.training, world, partial(expected_seconds, task))
-    start = time.perf_counter() - begun
+    start = time.perf_counter() - start_time
     if machine.compiled:
         reporter.note("compiling the model, as the run will: up to a minute")
     rehearsal = _measure(workspace, task, machine)

@@ -86,19 +86,19 @@ def train(
     *,
     name: str | None = None,
     force: bool = False,
-    begun: float | None = None,
+    start_time: float | None = None,
     profile: bool = False,
     reporter: Reporter | None = None,
     command: Sequence[str] | None = None,
 ) -> tuple[Artefact, bool]:
     """Train what is asked for; returns the run, and whether it was finished already.
 
-    begun: when the command began, by time.perf_counter: a budget counts from then; default now.
-    profile: trace some steps. command: that goes on with this run, where the one being run does
+    start_time: when the command began, by time.perf_counter: a budget counts from then; default
+    now. profile: trace some steps. command: that goes on with this run, where the one being run does
     more than that.
     """
     reporter = LoggedReporter(reporter or Reporter())
-    begun = time.perf_counter() if begun is None else begun
+    start_time = time.perf_counter() if start_time is None else start_time
     sources = request.open(workspace, reporter)
     run_name, existing, before = find_run(
         workspace, name, sources.default_name, sources.identity, force=force, note=reporter.note
@@ -110,7 +110,7 @@ def train(
         # What was chosen at the start is kept: only the rest of the time is left.
         config = config.replace(**existing.manifest.config)
     else:
-        config, choice = within_budget(workspace, sources, config, begun, reporter)
+        config, choice = within_budget(workspace, sources, config, start_time, reporter)
     task = sources.open(config, reporter)
     for sentence in (task.introduction, weak_start(workspace, sources.parent)):
         if sentence is not None:
@@ -188,7 +188,7 @@ def _fit(
 
 
 def within_budget(
-    workspace: Workspace, sources: Sources, config: Any, begun: float, reporter: Reporter
+    workspace: Workspace, sources: Sources, config: Any, start_time: float, reporter: Reporter
 ) -> tuple[Any, Choice | None]:
     """The configuration that a budget comes to on this machine, where there is one; all processes
     must call it."""
@@ -199,7 +199,7 @@ def within_budget(
         return choose_shape(
             config,
             folder,
-            start_time=begun,
+            start_time=start_time,
             open_pretraining=lambda config: sources.open(config, Reporter()),
             make_trainer=make_trainer,
             reporter=reporter,

@@ -36,7 +36,7 @@ from llmctl.workspace.artefacts import Artefact
 DEFAULT_PRESET = "mini"
 VALIDATION_SEED = 0
 """Validation draws from this, whatever the run's seed: losses stay comparable."""
-LOOKS = 10
+EVALS_PER_RUN = 10
 """Validations in a run where ``training.eval_every`` does not say."""
 SELDOM = 20
 """Steps between validations at the least, so that a short run does more training than looking."""
@@ -250,7 +250,9 @@ class Pretraining(NetworkTask, Generic[L, D]):
 
     @property
     def eval_every(self) -> int:
-        return self.config.training.eval_every or max(SELDOM, (self.total_steps or 1000) // LOOKS)
+        return self.config.training.eval_every or max(
+            SELDOM, (self.total_steps or 1000) // EVALS_PER_RUN
+        )
 
     @property
     def plan_facts(self) -> dict[str, Any]:

@@ -236,7 +236,7 @@ class _Run:
                 f"run {manifest.name} ended with a validation loss that is not finite, so no model "
                 "is written; train again with --force and a lower training.learning_rate"
             )
-        model = trainer.whole_model()
+        model = trainer.unsharded_model()
         if model is None:
             self.world.barrier()
             return

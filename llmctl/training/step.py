@@ -112,7 +112,7 @@ class Stepper:
         self._loss = self.objective
         gc.collect()
 
-    def whole_model(self) -> nn.Module | None:
+    def unsharded_model(self) -> nn.Module | None:
         """The model as it is, in one piece, for the main process; the others get None. All must
         call it."""
         weights = self._weights()

@@ -207,7 +207,7 @@ def measure_training(
         timings.others_cores = watch.others(trainer.world.local_size)
     memory = _memory(trainer, before, counted)
     start_time = time.perf_counter()
-    model = trainer.whole_model()
+    model = trainer.unsharded_model()
     if model is not None:
         with published_folder(folder / "model") as hidden:
             export(model, trainer.progress, hidden)

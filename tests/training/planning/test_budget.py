@@ -56,7 +56,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 def test_a_budget_is_kept_and_the_rate_decays(decoder_workspace: Path):
     place, config, notes = Workspace(decoder_workspace), resolve("nanochat", None, QUICK), Notes()
     begun = time.perf_counter()
-    run, there = pretrain(place, config, name="on-time", begun=begun, reporter=notes)
+    run, there = pretrain(place, config, name="on-time", start_time=begun, reporter=notes)
     seconds = time.perf_counter() - begun
     assert not there
     # The promise is 5 % of a whole process on a quiet machine (tests/benchmarks/plan.py); here
