@@ -94,8 +94,8 @@ def train(
     """Train what is asked for; returns the run, and whether it was finished already.
 
     start_time: when the command began, by time.perf_counter: a budget counts from then; default
-    now. profile: trace some steps. command: that goes on with this run, where the one being run does
-    more than that.
+    now. profile: trace some steps. command: that goes on with this run, where the one being run
+    does more than that.
     """
     reporter = LoggedReporter(reporter or Reporter())
     start_time = time.perf_counter() if start_time is None else start_time
