@@ -64,6 +64,11 @@ class BertConfig(ModelConfig):
     tie_embeddings: bool = True
     """Whether the output layer of masked language modelling is the token embedding."""
 
+    @property
+    def head_activation(self) -> Activation:
+        """Activation of the transform in the head of masked language modelling."""
+        return self.activation
+
 
 class BertBlock(nn.Module):
     """One encoder layer: attention and feed-forward, each added to its input and normalised."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -250,18 +250,47 @@ def _rope_theta(named: dict[str, Any]) -> Any:
             raise FieldError(f"{name} is {shown(value)}, not an object; copy the file again")
     theta = named.pop("rope_theta", None)
     name, rope = next(((n, dict(v)) for n, v in rope_fields.items() if v), ("rope_parameters", {}))
-    for key in _TYPES:
-        kind = rope.pop(key, None)
-        if kind not in (None, "default"):
-            raise FieldError(f"{name}: rotary positions of type {kind!r} are not supported")
-    inner = rope.pop("rope_theta", None)
-    if rope.get("partial_rotary_factor") in (None, 1):
-        rope.pop("partial_rotary_factor", None)
-    for key, value in rope.items():
-        raise FieldError(f"{name}.{key} is {shown(value)}: only plain rotary positions are known")
+    inner = _plain_theta(name, rope)
     for theta_of, value in ((f"{name}.rope_theta", inner), ("rope_theta", theta)):
         if value is not None:
             if not _is_a(float, value):
                 raise FieldError(f"{theta_of} is {shown(value)}, not a number; copy the file again")
             return value
     return DEFAULT_THETA
+
+
+def _plain_theta(name: str, rope: Mapping[str, Any]) -> Any:
+    """The base that an object of rotary angles says, or None. Raises FieldError where they are
+    made otherwise."""
+    rest = dict(rope)
+    for key in _TYPES:
+        kind = rest.pop(key, None)
+        if kind not in (None, "default"):
+            raise FieldError(f"{name}: rotary positions of type {kind!r} are not supported")
+    theta = rest.pop("rope_theta", None)
+    if rest.get("partial_rotary_factor") in (None, 1):
+        rest.pop("partial_rotary_factor", None)
+    for key, value in rest.items():
+        raise FieldError(f"{name}.{key} is {shown(value)}: only plain rotary positions are known")
+    return theta
+
+
+def thetas_by_layer_type(rope: Any, kinds: Sequence[str]) -> dict[str, Any]:
+    """The bases of the rotary angles from ``rope_parameters`` that differ by kind of layer, as far
+    as they say it.
+
+    Raises FieldError for angles that are made otherwise.
+    """
+    if not isinstance(rope, dict) or not rope.keys() <= set(kinds):
+        raise FieldError(
+            f"rope_parameters is {shown(rope)}, not an object by {' and '.join(kinds)}"
+        )
+    thetas = {}
+    for kind, angles in rope.items():
+        name = f"rope_parameters.{kind}"
+        if not isinstance(angles, dict | None):
+            raise FieldError(f"{name} is {shown(angles)}, not an object; copy the file again")
+        theta = _plain_theta(name, angles or {})
+        if theta is not None:
+            thetas[kind] = theta
+    return thetas

@@ -7,12 +7,10 @@ B batch, T tokens, D width, H head width.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -20,7 +18,7 @@ from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.cache import KeyValueCache
 from llmctl.models.layers.context import Context, make_context
 from llmctl.models.layers.cross_attention import CrossAttention, EncoderOutput
-from llmctl.models.layers.initialisation import initialise
+from llmctl.models.layers.initialisation import start_pre_norm
 from llmctl.models.layers.packing import PackedSequences
 from llmctl.models.spec import Backbone, ModelConfig
 from llmctl.models.weight_map import Rename
@@ -162,12 +160,6 @@ class RotaryDecoder(Decoder):
         return x_BTD
 
 
-@torch.no_grad()
 def start_decoder(body: nn.Module, config: DecoderConfig) -> None:
-    """Fresh weights as GPT-2's: normal, and smaller by √(2 · layers) where a block's result is
-    added to its input, so that the sum does not grow with the depth (Radford et al. 2019, §2.3)."""
-    body.apply(lambda module: initialise(module, config.initializer_range))
-    for name, module in body.named_modules():
-        if name.endswith(("attention.output", "feed_forward.contract")):
-            assert isinstance(module, nn.Linear)
-            module.weight.div_(math.sqrt(2 * config.num_layers))
+    """Fresh weights, as every pre-norm network starts."""
+    start_pre_norm(body, config.initializer_range, config.num_layers)

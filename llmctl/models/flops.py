@@ -35,6 +35,6 @@ def flops_per_token(backbone: Backbone, length: int, head_weights: float) -> flo
     """
     config = backbone.config
     # A causal row needs half of the scores.
-    seen = length if backbone.kind == "decoder" else 2 * length
-    attention = config.num_layers * seen * config.attention_width
+    seen = config.attended(length) * (1 if backbone.kind == "decoder" else 2)
+    attention = seen * config.attention_width
     return OPERATIONS * (matrix_weights(backbone) + attention + head_weights)

@@ -36,6 +36,13 @@ HUGGING_FACE = "huggingface"
 class ModelConfig(Config):
     """The shape that every network has."""
 
+    biases: ClassVar[bool] = True
+    """Whether heads that stand on an encoder have biases in their transform and its
+    normalisation."""
+    pooled_by: ClassVar[Literal["pooler", "transform"]] = "pooler"
+    """What a classifier puts between an encoder and its classes: BERT's pooler on [CLS], or the
+    transform of masked language modelling on what ``classifier_pooling`` says."""
+
     vocab_size: int = Field(0, ge=0)
     """Pieces of the vocabulary; filled in from the tokenizer."""
     num_layers: int = Field(6, ge=1, le=MOST_LAYERS, strict=True)
@@ -80,6 +87,11 @@ class ModelConfig(Config):
     def attention_width(self) -> int:
         """Width of all heads' queries together."""
         return self.hidden_size
+
+    def attended(self, length: int) -> float:
+        """Tokens of a row of ``length`` that a token is compared with where each sees all of
+        them, over all layers."""
+        return self.num_layers * length
 
 
 Part = Literal["embeddings", "attention", "feed-forward", "norms", "heads"]
@@ -211,6 +223,8 @@ class ModelSpec:
     from_hugging_face: Callable[[Mapping[str, Any]], Any]
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of llmctl/training/config.py that its fresh weights ask for."""
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of its tasks' objectives, as it was published."""
     scaling: ScalingLaw | None = None
     """How its loss falls with weights and tokens; None: that has not been measured."""
 
@@ -224,6 +238,11 @@ class ModelSpec:
         """What Hugging Face calls the matrix that gives classes."""
         names = self.head_names("classify")
         return next(name for name, ours in names.items() if ours == "output.weight")
+
+    @property
+    def judges_pairs(self) -> bool:
+        """Whether there is a head for it in masked pretraining: does B follow A?"""
+        return "next_sentence.weight" in self.head_names("masked_lm").values()
 
     @property
     def task(self) -> str:

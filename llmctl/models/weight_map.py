@@ -43,6 +43,8 @@ class Rule(ABC):
     that is false; "": always."""
     layers: str = "num_layers"
     """The field of the configuration with the number of such layers."""
+    first: int = field(default=0, kw_only=True)
+    """The lowest layer that has such a module."""
 
     def holds(self, config: Any) -> bool:
         """Whether there is such a module in networks of a configuration."""
@@ -52,7 +54,7 @@ class Rule(ABC):
     def tensors(self, num_layers: int) -> Iterator[tuple[str, list[str]]]:
         """The name of each tensor of ours, and its names elsewhere."""
         theirs = (self.theirs,) if isinstance(self.theirs, str) else self.theirs
-        for layer in range(num_layers) if "{}" in self.ours else (0,):
+        for layer in range(self.first, num_layers) if "{}" in self.ours else (0,):
             for part in [f".{part}" for part in self.parts] or [""]:
                 names = [name.format(layer) + part for name in theirs]
                 yield self.ours.format(layer) + part, names

@@ -163,11 +163,13 @@ class Pretraining(NetworkTask, Generic[L, D]):
                 "data": {"sequence_length": cls._length_for(base)},
                 "training": {"muon_learning_rate": REWARMED * _MUON_RATE},
             }
+        known = cls.objective_config.model_fields
+        published = {name: value for name, value in spec.objective.items() if name in known}
         config = build(
             cls.config_type(arch),
             {"arch": arch, "task": task, "objective": {}, "data": {}, **start},
             cls.defaults,
-            {"training": spec.training},
+            {"training": spec.training, "objective": published},
             *layers,
         )
         if base is None and config.model.vocab_size:

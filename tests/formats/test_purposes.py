@@ -107,7 +107,7 @@ def test_each_class_of_transformers_is_what_it_is_or_refused_by_its_name(tmp_pat
         hasattr(transformers, name) and name.startswith(BY_MODEL_TYPE[model_type].class_prefix)
     ):
         return  # or one that takes such a network for a part
-    like = {"bert": "bert", "gpt2": "gpt2"}.get(model_type, "llama")
+    like = {"bert": "bert", "modernbert": "bert", "gpt2": "gpt2"}.get(model_type, "llama")
     save_model(tmp_path, name, like=like)
     if kind is not None:
         assert open_folder(tmp_path).kind == kind

@@ -104,9 +104,13 @@ def test_what_stands_on_a_backbone_leads_back(arch: str):
     """Of each task that it has names for, with an output layer of its own."""
     spec = ARCHITECTURES[arch]
     config = small(arch).config.replace(tie_embeddings=False)
-    models: dict[str, Callable[[], nn.Module]] = {
+    language_models: dict[str, Callable[[], nn.Module]] = {
+        "encoder": lambda: MaskedLM(spec.build(config), next_sentence=spec.judges_pairs),
+        "decoder": lambda: CausalLM(spec.build(config)),
+    }
+    models = {
         "classify": lambda: Classifier(spec.build(config), 3),
-        spec.task: lambda: (MaskedLM if spec.kind == "encoder" else CausalLM)(spec.build(config)),
+        spec.task: language_models[spec.kind],
     }
     assert models.keys() == spec.weights["huggingface"].heads.keys()
     for task, make in models.items():

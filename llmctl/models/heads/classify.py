@@ -1,8 +1,9 @@
 """Classification: dropout and a linear layer with softmax on what a body says of a text.
 
 A BERT says it at [CLS], whose hidden state goes through the pooler first (a tanh layer, pretrained
-by next-sentence prediction; Devlin et al. 2018, §4.1); a causal body at the last token, the only
-one that has seen all of them (Radford et al. 2018, §3.2).
+by next-sentence prediction; Devlin et al. 2018, §4.1); a ModernBERT there or at all tokens, whose
+mean goes through the transform of masked language modelling (Warner et al. 2024); a causal body at
+the last token, the only one that has seen all of them (Radford et al. 2018, §3.2).
 
 B examples, T tokens, D width, C classes.
 """
@@ -18,8 +19,9 @@ from torch.nn import functional as F
 
 from llmctl.models.heads.base import Head
 from llmctl.models.heads.padding import rounded_up
+from llmctl.models.layers.feed_forward import ACTIVATIONS
 from llmctl.models.layers.initialisation import initialise
-from llmctl.models.spec import Backbone
+from llmctl.models.spec import Backbone, ModelConfig
 
 CLASSES = "output.weight"
 """The matrix of the last layer, a row for each class."""
@@ -28,7 +30,8 @@ EXAMPLE_LENGTH_STEP = 8
 
 
 class Classifier(nn.Module):
-    """A body with a linear layer to the classes, and a BERT's pooler between."""
+    """A body with a linear layer to the classes, and between them an encoder's pooler or
+    transform."""
 
     def __init__(
         self,
@@ -42,11 +45,18 @@ class Classifier(nn.Module):
         config: Any = body.config
         width = config.hidden_size
         self.causal = self.body.kind == "decoder"
-        self.pooler = None if self.causal else nn.Linear(width, width)
+        self.pooler: nn.Linear | None = None
+        self.transform: nn.Linear | None = None
+        self.transform_norm: nn.LayerNorm | None = None
+        if not self.causal and config.pooled_by == "pooler":
+            self.pooler = nn.Linear(width, width)
+        elif not self.causal:
+            self.transform = nn.Linear(width, width, bias=config.biases)
+            self.transform_norm = nn.LayerNorm(width, eps=config.norm_epsilon, bias=config.biases)
         self.dropout = nn.Dropout(dropout)
         # Without a bias: so Hugging Face has it for every decoder.
         self.output = nn.Linear(width, num_classes, bias=not self.causal)
-        for head in (self.pooler, self.output):
+        for head in (self.pooler, self.transform, self.output):
             if head is not None:
                 initialise(head, config.initializer_range)
 
@@ -57,16 +67,30 @@ class Classifier(nn.Module):
         ids_BT, segments_BT, mask_BT = (
             F.pad(part, (0, length - T)) for part in (input_ids_BT, segment_ids_BT, mask_BT)
         )
-        if self.pooler is None:
+        if self.causal:
             # A causal token can't see the padding behind it.
             hidden_BTD = self.body(ids_BT)
             last_B = mask_BT.sum(1) - 1
             summary_BD = hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
         else:
-            mask = None if bool(mask_BT.all()) else mask_BT
-            hidden_BTD = self.body(ids_BT, segments_BT, mask)
-            summary_BD = torch.tanh(self.pooler(hidden_BTD[:, 0]))
+            whole = bool(mask_BT.all())
+            hidden_BTD = self.body(ids_BT, segments_BT, None if whole else mask_BT)
+            summary_BD = self._pooled(hidden_BTD, mask_BT)
         return self.output(self.dropout(summary_BD))
+
+    def _pooled(self, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """What an encoder says of each text, (B, D)."""
+        if self.pooler is not None:
+            return torch.tanh(self.pooler(hidden_BTD[:, 0]))
+        assert self.transform is not None
+        assert self.transform_norm is not None
+        config: Any = self.body.config
+        summary_BD = hidden_BTD[:, 0]
+        if config.classifier_pooling == "mean":
+            share_BT = mask_BT / mask_BT.sum(1, keepdim=True)
+            summary_BD = torch.einsum("bt,btd->bd", share_BT.to(hidden_BTD.dtype), hidden_BTD)
+        activation = ACTIVATIONS[config.head_activation]
+        return self.transform_norm(activation(self.transform(summary_BD)))
 
 
 class ClassifierHead(Head):
@@ -78,3 +102,11 @@ class ClassifierHead(Head):
 
     def build(self, body: Backbone, tensors: Mapping[str, Tensor]) -> Classifier:
         return Classifier(body, len(tensors[CLASSES]))
+
+
+def parts_on(body: Backbone | type[Backbone], config: ModelConfig) -> tuple[str, ...]:
+    """The names of a classifier's parts that stand on a body of a configuration."""
+    if body.kind == "decoder":
+        return ("output",)
+    between = {"pooler": ("pooler",), "transform": ("transform", "transform_norm")}
+    return (*between[config.pooled_by], "output")

@@ -21,14 +21,14 @@ from llmctl.models.spec import Backbone, ModelSpec
 
 
 class MaskedLM(nn.Module):
-    """BERT's body with the two heads of its pretraining."""
+    """An encoder with the heads of its pretraining."""
 
     def __init__(self, body: Backbone, *, next_sentence: bool = True) -> None:
         super().__init__()
         self.body = body
         width, config = body.config.hidden_size, body.config
-        self.transform = nn.Linear(width, width)
-        self.transform_norm = nn.LayerNorm(width, eps=config.norm_epsilon)
+        self.transform = nn.Linear(width, width, bias=config.biases)
+        self.transform_norm = nn.LayerNorm(width, eps=config.norm_epsilon, bias=config.biases)
         self.output: nn.Linear | None = None
         if not config.tie_embeddings:
             self.output = nn.Linear(width, config.vocab_size, bias=False)
@@ -50,7 +50,7 @@ class MaskedLM(nn.Module):
 
     def transformed(self, hidden_MD: Tensor) -> Tensor:
         """The transform between the body and the output layer, (M, D)."""
-        activation = ACTIVATIONS[self.body.config.activation]
+        activation = ACTIVATIONS[self.body.config.head_activation]
         return self.transform_norm(activation(self.transform(hidden_MD)))
 
     def next_logits(self, cls_SD: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def attention(
     mask: Tensor | None = None,
     causal: bool = False,
     packed: PackedSequences | None = None,
+    radius: int | None = None,
     dropout: float = 0.0,
     bias: Tensor | None = None,
     scale: float | None = None,
@@ -44,14 +45,15 @@ def attention(
     mask: see ``additive_mask``. bias: added to the scores too, (1, N, T, S), and learned: see
     relative_bias.py. scale: of the scores, in the place of 1 / √d_k. causal: token t attends up to
     itself, where T = S and there is neither mask nor bias. packed: attention stays inside each,
-    without a mask or dropout; see ``PackedSequences.supports_varlen``. With fewer key/value heads
-    than heads, consecutive heads share one (Ainslie et al. 2023).
+    without a mask or dropout; see ``PackedSequences.supports_varlen``; radius: with them, how many
+    tokens on each side a token attends to. With fewer key/value heads than heads, consecutive heads
+    share one (Ainslie et al. 2023).
     """
     groups = q_BNTH.shape[1] // k_BKSH.shape[1]
     if packed is not None:
         assert bias is None
         assert scale is None
-        return _varlen_attention(q_BNTH, k_BKSH, v_BKSH, packed, causal)
+        return _varlen_attention(q_BNTH, k_BKSH, v_BKSH, packed, causal, radius)
     if mask is None and bias is None and not dropout and suits_cudnn(q_BNTH):
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             return F.scaled_dot_product_attention(
@@ -109,7 +111,12 @@ def _better_written_out(q_BNTH: Tensor, k_BKSH: Tensor, learned_bias: bool) -> b
 
 
 def _varlen_attention(
-    q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, packed: PackedSequences, causal: bool
+    q_BNTH: Tensor,
+    k_BKTH: Tensor,
+    v_BKTH: Tensor,
+    packed: PackedSequences,
+    causal: bool,
+    radius: int | None,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -118,7 +125,8 @@ def _varlen_attention(
         part.repeat_interleave(N // part.shape[1], 1).transpose(1, 2).flatten(0, 1)
         for part in (q_BNTH, k_BKTH, v_BKTH)
     )
-    window = (-1, 0) if causal else (-1, -1)
+    reach = -1 if radius is None else radius
+    window = (reach, 0 if causal else reach)
     cu_seqlens = packed.cu_seqlens
     mixed_MNH = varlen_attn(q_MNH, k_MNH, v_MNH, cu_seqlens, cu_seqlens, T, T, window_size=window)
     assert isinstance(mixed_MNH, Tensor)  # nothing else was asked for

@@ -3,6 +3,7 @@
     FFN(x)    = activation(x W₁ + b₁) W₂ + b₂                     (Vaswani et al. 2017, eq. 2)
     GLU(x)    = W₃(activation(x W₁) ⊙ x W₂)                       (Shazeer 2020, eq. 6)
     SwiGLU(x) = W₃(silu(x W₁) ⊙ x W₂)                             (Shazeer 2020, eq. 6)
+    GeGLU(x)  = W₃(gelu(x W₁) ⊙ x W₂)                             (Shazeer 2020, eq. 5)
     ReLU²(x)  = max(x, 0)²                                        (So et al. 2021)
 
 B batch, T tokens, D width, F feed-forward width.
@@ -42,11 +43,14 @@ class _SquaredReLU(torch.autograd.Function):
 
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2"]
+GateActivation = Literal["gelu", "silu", "relu"]
+"""Activations of a gate: those of GeGLU, SwiGLU and ReGLU."""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
     "relu2": squared_relu,
+    "silu": F.silu,
 }
 """GELU in its exact form (Hendrycks and Gimpel 2016), as BERT was published, and in GPT-2's
 approximation; ReLU as in Vaswani et al. 2017, and squared (So et al. 2021)."""
@@ -79,7 +83,12 @@ class GatedFeedForward(nn.Module):
     """W₃(activation(x W₁) ⊙ x W₂) (Shazeer 2020, eq. 6); W₁ and W₂ are one matrix."""
 
     def __init__(
-        self, width: int, inner_width: int, activation: Activation, *, dropout: float = 0.0
+        self,
+        width: int,
+        inner_width: int,
+        activation: Activation | GateActivation,
+        *,
+        dropout: float = 0.0,
     ) -> None:
         """dropout: of what is between the layers."""
         super().__init__()

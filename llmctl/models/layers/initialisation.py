@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -13,3 +15,15 @@ def initialise(module: nn.Module, std: float) -> None:
             module.weight.normal_(0.0, std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
+
+
+@torch.no_grad()
+def start_pre_norm(body: nn.Module, std: float, num_layers: int) -> None:
+    """Fresh weights of a pre-norm network as GPT-2's: normal, and smaller by √(2 · layers) where a
+    block's result is added to its input, so that the sum does not grow with the depth (Radford et
+    al. 2019, §2.3)."""
+    body.apply(lambda module: initialise(module, std))
+    for name, module in body.named_modules():
+        if name.endswith(("attention.output", "feed_forward.contract")):
+            assert isinstance(module, nn.Linear)
+            module.weight.div_(math.sqrt(2 * num_layers))

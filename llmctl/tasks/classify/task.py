@@ -29,7 +29,7 @@ from llmctl.formats.base import Pretrained
 from llmctl.formats.columns import labelled_record
 from llmctl.formats.description import COLUMNS, MAX_LENGTH
 from llmctl.formats.huggingface.writing import write_model_folder
-from llmctl.models.heads.classify import Classifier
+from llmctl.models.heads.classify import Classifier, parts_on
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.classify.batches import ExampleBatch, collate
 from llmctl.tasks.classify.loss import classification_loss
@@ -199,7 +199,7 @@ class ClassifyTask(FinetuningTask):
 
     @property
     def new_parts(self) -> tuple[str, ...]:
-        return ("output",) if self._causal else ("pooler", "output")
+        return parts_on(self.base.spec.build, self.base.config)
 
     def network(self) -> Classifier:
         return self.base.new_classifier(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llmctl.data.packing import PackedBatches
 from llmctl.data.shards.chunks import Chunks
 from llmctl.errors import ConfigError
 from llmctl.formats.base import Pretrained
+from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.spec import Backbone
 from llmctl.tasks.masked_lm.batches import MaskedBatch, MaskedBatches, masking_vocab
 from llmctl.tasks.masked_lm.config import MaskedLMConfig
 from llmctl.tasks.masked_lm.loss import masked_lm_loss
-from llmctl.tasks.pretraining import DataConfig, Pretraining
+from llmctl.tasks.pretraining import DataConfig, PretrainConfig, Pretraining
 from llmctl.training.batches import LossParts
 
 
@@ -33,6 +35,25 @@ class MaskedPretraining(Pretraining[MaskedLMConfig, DataConfig]):
         """2e-3 for a body up to 128 wide, then in inverse proportion to the width (Yang et al.
         2022, μP): a step changes each layer's output as much."""
         return 2e-3 * 128 / max(width, 128)
+
+    @classmethod
+    def resolve(
+        cls,
+        arch: str,
+        preset: str | None,
+        *layers: Mapping[str, Any],
+        task: str | None = None,
+        base: Pretrained | None = None,
+    ) -> PretrainConfig[Any, Any, Any]:
+        """Raises ConfigError where pairs are to be judged and the architecture has no head for
+        it."""
+        config = super().resolve(arch, preset, *layers, task=task, base=base)
+        if config.objective.next_sentence and not ARCHITECTURES[arch].judges_pairs:
+            raise ConfigError(
+                f"objective.next_sentence: --arch {arch} has no head that judges pairs; leave it "
+                "out, or take another architecture"
+            )
+        return config
 
     def batches(self, split: str, *, seed: int) -> MaskedBatches:
         length = self.config.data.sequence_length
