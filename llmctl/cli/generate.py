@@ -32,8 +32,13 @@ def command(
     prompt: list[str] = option(
         "A text to go on from; may be repeated, and may be empty.", default=[]
     ),
+    suffix: str | None = option(
+        "A text that comes behind: the model fills in the middle, if it has learned to "
+        "(objective.fim).",
+    ),
     prompt_file: Path | None = option(
-        "Prompts: a line each, or the field prompt of a JSONL file or table; - for standard input."
+        "Prompts: a line each, or the field prompt of a JSONL file or table, and its field suffix "
+        "where there is one; - for standard input."
     ),
     template: Path | None = option("A TOML file that writes a prompt for each row of --data."),
     data: Path | None = option("With --template: the table whose rows are asked."),
@@ -145,7 +150,7 @@ def command(
             asked = Templated(template, data, examples, shots, reading)
             prompts: Iterable[Prompt] = templated(generation, asked)
         else:
-            prompts = _prompts(prompt, prompt_file, reading)
+            prompts = _prompts(prompt, suffix, prompt_file, reading)
         if json or target:
             records = []
             for answer in generation.answers(prompts):
@@ -160,7 +165,7 @@ def command(
             return
         if len(prompt) == 1 and config.num_samples == 1:
             shown = "" if generation.from_sources else prompt[0]
-            _stream(shown, lambda tell: generation.answers(prompts, tell))
+            _stream(shown, suffix or "", lambda tell: generation.answers(prompts, tell))
             return
         for number, answer in enumerate(generation.answers(prompts)):
             _print(answer, first=number == 0, alone=generation.from_sources)
@@ -179,6 +184,11 @@ def _check(asked: Mapping[str, Any]) -> None:
             raise UsageError(f"--{name} goes with --template FILE, which makes prompts of it")
     if asked["source"] and asked["output"] is None:
         raise UsageError("--source needs --output FILE, which the texts are written into")
+    if asked["suffix"] is not None and not asked["prompt"]:
+        raise UsageError(
+            "--suffix goes with --prompt, the text before it, which may be empty; of a file of "
+            "prompts each row may have a suffix of its own"
+        )
     if asked["source_column"] and not asked["source"]:
         raise UsageError("--source-column goes with --source FILE, a table")
     if not chosen and sys.stdin.isatty():
@@ -188,19 +198,18 @@ def _check(asked: Mapping[str, Any]) -> None:
 
 
 def _prompts(
-    texts: list[str], path: Path | None, reading: ReadOptions
+    texts: list[str], suffix: str | None, path: Path | None, reading: ReadOptions
 ) -> list[Prompt] | Iterator[Prompt]:
     from llmctl.stages.generate import read_prompts
     from llmctl.tasks.generation import Prompt
 
-    for number, text in enumerate(texts, 1):
+    given = {f"--prompt {number}": text for number, text in enumerate(texts, 1)}
+    for name, text in {**given, "--suffix": suffix or ""}.items():
         # The shell hands over any bytes; what is not UTF-8 comes as lone surrogates.
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UsageError(
-                f"--prompt {number} is not UTF-8; convert it, or give it with --prompt-file"
-            )
+            raise UsageError(f"{name} is not UTF-8; convert it, or give it with --prompt-file")
     if texts:
-        return [Prompt(text, f"--prompt {number}") for number, text in enumerate(texts, 1)]
+        return [Prompt(text, name, suffix) for name, text in given.items()]
     return read_prompts(path or Path("-"), reading)
 
 
@@ -210,8 +219,10 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _stream(prompt: str, answers: Callable[[Callable[[str], None]], Iterator[Generated]]) -> None:
-    """The prompt, and what follows it as it comes."""
+def _stream(
+    prompt: str, suffix: str, answers: Callable[[Callable[[str], None]], Iterator[Generated]]
+) -> None:
+    """The prompt, what follows it as it comes, and what comes behind."""
     unwritten = prompt
 
     def tell(text: str) -> None:
@@ -220,7 +231,7 @@ def _stream(prompt: str, answers: Callable[[Callable[[str], None]], Iterator[Gen
         unwritten = ""
 
     for _ in answers(tell):
-        tell("\n")
+        tell(f"{suffix}\n")
 
 
 def _print(answer: Generated, *, first: bool, alone: bool) -> None:
@@ -228,4 +239,5 @@ def _print(answer: Generated, *, first: bool, alone: bool) -> None:
     for number, completion in enumerate(answer.completions):
         if not (first and number == 0):
             _write("\n")
-        _write(f"{'' if alone else answer.prompt.text}{completion.text}\n")
+        before = "" if alone else answer.prompt.text
+        _write(f"{before}{completion.text}{answer.prompt.suffix or ''}\n")

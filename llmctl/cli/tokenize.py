@@ -50,6 +50,13 @@ def command(
     ),
     vocab_size: int | None = option("Pieces to learn.", show_default="by corpus size"),
     cased: bool | None = option("Keep capitals and accents.", "--cased"),
+    sentinels: int | None = option(
+        "Sentinels (<extra_id_0>, …) beside the pieces, for --arch t5; T5 has 100.",
+        show_default="0",
+    ),
+    fim: bool | None = option(
+        "Add the tokens of fill-in-the-middle, for --set objective.fim=0.5.", "--fim"
+    ),
     text_column: str | None = options.TEXT_COLUMN,
     document: str | None = option("What a document is in plain text: auto, file, paragraph, line."),
     validation: float | None = option("Share held out to validate on.", show_default="0.02"),

@@ -18,6 +18,9 @@ TASK, TOKENIZER = "llmctl_task", "llmctl_tokenizer"
 """Fields that only llmctl writes: what the model does, and its tokenizer's digest."""
 MAX_LENGTH, CHAT = "llmctl_max_length", "llmctl_chat"
 """Tokens trained on, and whether the model has learned to answer."""
+FIM = "llmctl_fim"
+"""The share of its training text by which a language model learned to fill in the middle; the field
+of those whose tokenizer has the tokens for it."""
 STYLE, LEAD_WORDS = "llmctl_style", "llmctl_target_words"
 MAX_SOURCE, MAX_TARGET = "llmctl_max_source", "llmctl_max_target"
 """Fields of models finetuned on pairs: how they write from a source, words of a target on average,

@@ -22,7 +22,7 @@ from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import to_json
 from llmctl.workspace.outputs import Output
 
-PROMPT_FIELD = "prompt"
+PROMPT_FIELD, SUFFIX_FIELD = "prompt", "suffix"
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def templated(generation: TextGenerator, table: Templated) -> Iterator[Prompt]:
 
 
 def read_prompts(path: Path, reading: ReadOptions = DEFAULT) -> Iterator[Prompt]:
-    """The prompts of a file: a line each, or of a table (JSONL, CSV, …) the ``prompt`` of each row.
-    Of standard input (``-``) a line each, or JSON objects with a ``prompt`` if the first line is
-    one.
+    """The prompts of a file: a line each, or of a table (JSONL, CSV, …) the ``prompt`` of each row,
+    and its ``suffix`` where it has one. Of standard input (``-``) a line each, or JSON objects with
+    a ``prompt`` if the first line is one.
 
     Raises InputError if there are none, or a row has no prompt.
     """
@@ -102,7 +102,7 @@ def read_prompts(path: Path, reading: ReadOptions = DEFAULT) -> Iterator[Prompt]
     elif format_of(path) == ".txt":
         prompts = _of_lines(path, reading)
     else:
-        rows = RowReader(path, known=frozenset([PROMPT_FIELD]), reading=reading)
+        rows = RowReader(path, known=frozenset([PROMPT_FIELD, SUFFIX_FIELD]), reading=reading)
         prompts = (_prompt_of(row.values, row.source) for row in rows)
     for prompt in prompts:
         any_prompt = True
@@ -145,13 +145,17 @@ def _prompt_of(values: Mapping[str, Any], source: str) -> Prompt:
         raise InputError(
             f"{source} has no text {PROMPT_FIELD!r}; every row of a prompt file needs one"
         )
-    return Prompt(value, source)
+    suffix = values.get(SUFFIX_FIELD)
+    if suffix is not None and not isinstance(suffix, str):
+        raise InputError(f"{source}: {SUFFIX_FIELD!r} is no text; every row's is one, or null")
+    return Prompt(value, source, suffix)
 
 
 def as_record(answer: Generated, tokenizer: Tokenizer) -> dict[str, Any]:
     """An answer as JSON has it."""
     return {
         "prompt": answer.prompt.text,
+        **({} if answer.prompt.suffix is None else {"suffix": answer.prompt.suffix}),
         "source": answer.prompt.source,
         "completions": [
             {

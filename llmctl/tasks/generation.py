@@ -43,6 +43,8 @@ class Prompt:
 
     text: str
     source: str
+    suffix: str | None = None
+    """What comes behind what is to be written; None: nothing is said of it."""
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,13 @@ class Pretraining(NetworkTask, Generic[L, D]):
         length = self.config.data.sequence_length
         if self.base is not None:
             length = max(length, self.base.max_length)
-        write_model_folder(folder, model, self.exported_tokenizer, {MAX_LENGTH: length})
+        fields = {MAX_LENGTH: length, **self.learned_fields}
+        write_model_folder(folder, model, self.exported_tokenizer, fields)
+
+    @property
+    def learned_fields(self) -> dict[str, Any]:
+        """What the model's description says of what it has learned, beside its kind."""
+        return {}
 
     @property
     def exported_tokenizer(self) -> Tokenizer:

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,14 @@ SPECIAL_SPELLINGS: dict[str, tuple[str, ...]] = {
     "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>"),
     "turn_start": ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>"),
     "turn_end": ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|assistant_end|>"),
+    "fim_prefix": ("<|fim_prefix|>", "<fim_prefix>", "<fim-prefix>", "<｜fim▁begin｜>"),
+    "fim_suffix": ("<|fim_suffix|>", "<fim_suffix>", "<fim-suffix>", "<｜fim▁hole｜>"),
+    "fim_middle": ("<|fim_middle|>", "<fim_middle>", "<fim-middle>", "<｜fim▁end｜>"),
 }
 """The usual spellings of each special token, in BERT, RoBERTa, GPT-2, Llama, Qwen, Gemma and
 nanochat: where no file beside the tokenizer names them. A document begins with bos and ends with
-eos; turn_end ends what one side of a chat says."""
+eos; turn_end ends what one side of a chat says; the last three are those of fill-in-the-middle in
+Qwen's coders, StarCoder, SantaCoder and DeepSeek's coders."""
 
 TRANSFORMERS_ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 """Those that transformers has a name for."""
@@ -247,9 +252,15 @@ class Tokenizer(ABC):
                 return self.special[start], self.special[end]
         return None
 
+    @cached_property
+    def sentinels(self) -> tuple[int, ...]:
+        """The ids of T5's ``<extra_id_0>``, ``<extra_id_1>``, …: as many as there are."""
+        found = (self.token_to_id(f"<extra_id_{number}>") for number in count())
+        return tuple(takewhile(lambda number: number is not None, found))  # type: ignore[arg-type]
+
     @property
     def special_ids(self) -> frozenset[int]:
-        return frozenset(self.special.values())
+        return frozenset(self.special.values()).union(self.sentinels)
 
     @property
     def continuation(self) -> NDArray[np.bool_]:

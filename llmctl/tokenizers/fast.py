@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import processors
 
 from llmctl.errors import InputError
 from llmctl.tokenizers.base import Layout, Tokenizer, roles_in, write_transformers_config
@@ -123,6 +123,16 @@ class FastTokenizer(Tokenizer):
         wrapped._rust = RustTokenizer.from_str(self._rust.to_str())
         wrapped._rust.encode_special_tokens = True
         return wrapped
+
+    def extended(self, tokens: Sequence[str]) -> FastTokenizer:
+        """This tokenizer with further special tokens behind its vocabulary."""
+        grown = self._copied()
+        for name in ("_own_layout", "_pieces", "token_bytes", "holes", "sentinels"):  # computed
+            grown.__dict__.pop(name, None)
+        grown._rust.add_special_tokens([AddedToken(token, special=True) for token in tokens])
+        grown.vocab_size = max(grown._rust.get_vocab().values()) + 1
+        grown.special = {**roles_in(grown._rust.token_to_id), **self.special}
+        return grown
 
     @property
     def layout(self) -> Layout:

@@ -21,7 +21,12 @@ BYTES = np.array([0, 0, 1, 2, 3, 1, 1, 1, 1, 1])
 
 def rows(ids: list[list[int]], begins: list[list[int]], known: list[int] | None = None) -> Rows:
     table = np.array(ids)
-    return Rows(table, np.array(begins), np.array(known or [table.shape[1]] * len(table)))
+    return Rows(
+        table,
+        np.array(begins),
+        np.array(known or [table.shape[1]] * len(table)),
+        np.arange(len(table)),
+    )
 
 
 def test_every_next_token_is_scored_and_its_bytes_counted():

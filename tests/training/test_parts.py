@@ -50,7 +50,7 @@ def causal_batch(rows: int = 5) -> CausalBatch:
     begins = np.where(np.arange(T + 1) < 6, 0, 6) * np.ones((rows, 1), dtype=np.int64)
     known = generator.integers(7, T + 2, rows)
     return collate(
-        Rows(ids=ids, begins=begins, known=known), start=0, end=1,
+        Rows(ids=ids, begins=begins, known=known, positions=np.arange(rows)), start=0, end=1,
         token_bytes=np.arange(VOCABULARY), document_mask=True,
     )  # fmt: skip
 

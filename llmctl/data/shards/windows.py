@@ -71,6 +71,8 @@ class Rows:
     """The column at which each token's document begins; below 0 if before the row."""
     known: NDArray[np.int64]
     """(B,): how many tokens are there; what follows is not of the split."""
+    positions: NDArray[np.int64]
+    """(B,): places in the endless sequence of rows, which key what is drawn for them."""
 
 
 class WindowBatches:
@@ -111,7 +113,7 @@ class WindowBatches:
         known = np.full(len(positions), self._length + 1)
         if not self._repeat:
             known = np.minimum(known, self._predicted + 1 - firsts)
-        return Rows(ids, begins, known)
+        return Rows(ids, begins, known, positions)
 
     def _firsts(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         if not self._repeat:

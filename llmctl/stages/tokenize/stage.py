@@ -27,6 +27,7 @@ from llmctl.stages.tokenize.shards import (
     note_split,
     write_shards,
 )
+from llmctl.tokenizers.additional import MOST_SENTINELS, with_additional
 from llmctl.tokenizers.base import Tokenizer
 from llmctl.tokenizers.marks import marks_taken, takes_marks
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -58,6 +59,11 @@ class TokenizeConfig(ReadConfig):
     split_pattern: Literal["gpt2", "gpt4"] | None = None
     """What a bpe to learn cuts text by before it merges bytes. Unset: gpt4, with fewer tokens for
     code and dialogue; digits come in groups of up to three."""
+    sentinels: int = Field(0, ge=0, le=MOST_SENTINELS)
+    """Sentinels (<extra_id_0>, …) that the tokenizer gets beside its pieces, for the noise of a T5;
+    T5 has 100."""
+    fim: bool = False
+    """Whether the tokenizer gets the tokens of fill-in-the-middle beside its pieces."""
     validation: float = Field(0.02, ge=0, lt=1)
     """Share held out: of the documents, or with split = tail of the characters."""
     split: Literal["hash", "tail"] = "hash"
@@ -164,7 +170,8 @@ def tokenizer_for(
         tokenizer = tokenizers.load(artefact.folder)
         made_from = [*inputs, artefact.as_input("tokenizer")]
     else:
-        tokenizer, made_from = existing[0], list(inputs)
+        tokenizer = with_additional(existing[0], sentinels=config.sentinels, fim=config.fim)
+        made_from = list(inputs)
     for note in tokenizer.notes:
         reporter.note(note)
     if takes_marks(tokenizer) and (note := marks_taken(tokenizer, _common_characters(corpus))):
@@ -232,6 +239,8 @@ def _learn(
         "vocab_size": config.vocab_size,
         "cased": config.cased,
         "split_pattern": config.split_pattern,
+        "sentinels": config.sentinels,
+        "fim": config.fim,
         "document": config.document,
         "text_column": config.text_column,
         "keep_ends": config.split == "tail",
@@ -263,6 +272,7 @@ def _learn(
             split_pattern=config.split_pattern,
             exact=config.vocab_size is not None,
         )
+        learned = with_additional(learned, sentinels=config.sentinels, fim=config.fim)
         learned.save(folder)
         summary.update(
             kind=learned.kind,

@@ -18,6 +18,7 @@ from torch import Tensor
 from llmctl.data.shards.windows import Rows, WindowBatches
 from llmctl.models.heads.cross_entropy import IGNORED
 from llmctl.models.layers.packing import PackedSequences
+from llmctl.tasks.causal_lm.fim import FillInTheMiddle
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.batches import TensorBatch
 
@@ -60,9 +61,15 @@ class CausalBatches:
     """The batches of a split."""
 
     def __init__(
-        self, windows: WindowBatches, tokenizer: Tokenizer, *, document_mask: bool
+        self,
+        windows: WindowBatches,
+        tokenizer: Tokenizer,
+        *,
+        document_mask: bool,
+        fim: FillInTheMiddle | None = None,
     ) -> None:
-        self.windows = windows
+        """fim: what lays parts of rows out anew."""
+        self.windows, self._fim = windows, fim
         self._bytes, self._document_mask = tokenizer.token_bytes, document_mask
 
     @property
@@ -70,9 +77,9 @@ class CausalBatches:
         return self.windows.batches_per_epoch
 
     def __call__(self, number: int) -> CausalBatch:
-        stream = self.windows.stream
+        stream, rows = self.windows.stream, self.windows.batch(number)
         return collate(
-            self.windows.batch(number),
+            rows if self._fim is None else self._fim(rows),
             start=stream.start,
             end=stream.end,
             token_bytes=self._bytes,

@@ -14,6 +14,9 @@ class CausalLMConfig(Config):
     z_loss: float = Field(0.0, ge=0.0)
     """Weight of the squared logarithm of the softmax's normaliser, which keeps logits from
     drifting in long runs; PaLM has 1e-4. In the training loss only."""
+    fim: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of the parts of documents in rows that are laid out for fill-in-the-middle; Bavarian
+    et al. 2022 have 0.5 to 0.9, and find no loss for text from left to right up to there."""
 
 
 class CausalData(DataConfig):

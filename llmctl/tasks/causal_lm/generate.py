@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from llmctl.errors import InputError
+from llmctl.formats.description import FIM
 from llmctl.inference.decoder import CausalDecoder, DecoderRunner
 from llmctl.inference.weights import prepare
+from llmctl.tasks.causal_lm.fim import fim_tokens, infilling_prompt
 from llmctl.tasks.generation import GenerateConfig, Prompt, TextGenerator
 from llmctl.tasks.opened import OpenedModel
 from llmctl.training.precision import choose_device
@@ -21,7 +23,12 @@ class Continuation(TextGenerator):
         return CausalDecoder(lm, longest=folder.max_length, head=head, tokenizer=folder.tokenizer)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        ids = [*self.tokenizer.layout.before, *self.tokenizer.encode(prompt.text)]
+        before, ids = self.tokenizer.layout.before, self.tokenizer.encode(prompt.text)
+        if prompt.suffix is None:
+            ids = [*before, *ids]
+        else:
+            suffix = self.tokenizer.encode(prompt.suffix)
+            ids = infilling_prompt(self._fim_tokens(), before, ids, suffix)
         if not ids and (around := self.tokenizer.boundaries) is not None:
             ids = [around[0]]
         if not ids:
@@ -41,3 +48,26 @@ class Continuation(TextGenerator):
                 f"{most - len(ids)} more, not for {new}"
             )
         return ids
+
+    def _fim_tokens(self) -> tuple[int, int, int]:
+        """The tokens around a prefix and a suffix. Raises InputError where the model has not
+        learned what they mean, as far as its folder tells."""
+        tokens, share = fim_tokens(self.tokenizer), self.model.folder.fields.get(FIM)
+        if self.model.kind == "ngram":
+            raise InputError(
+                f"--suffix: {self.model.name} is an n-gram model, which knows what comes before "
+                "alone; leave --suffix out"
+            )
+        if tokens is None or share == 0:
+            lacks = "was pretrained without it" if tokens else "its tokenizer has no tokens for it"
+            raise InputError(
+                f"--suffix: {self.model.name} has not learned to fill in the middle ({lacks}); "
+                "leave --suffix out, or take a model that has: llmctl pretrain … --set "
+                "objective.fim=0.5"
+            )
+        if share is None:
+            self.note_once(
+                f"{self.model.name} has the tokens of fill-in-the-middle; nothing in its folder "
+                "says whether it has learned what they mean"
+            )
+        return tokens

@@ -8,14 +8,17 @@ from typing import Any, ClassVar
 
 from llmctl.data.shards.windows import TokenStream, WindowBatches
 from llmctl.formats.base import Pretrained
+from llmctl.formats.description import FIM
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.spec import Backbone
 from llmctl.tasks.causal_lm.batches import CausalBatch, CausalBatches
 from llmctl.tasks.causal_lm.config import CausalData, CausalLMConfig
+from llmctl.tasks.causal_lm.fim import FillInTheMiddle, fim_tokens
 from llmctl.tasks.causal_lm.loss import causal_lm_loss
-from llmctl.tasks.pretraining import Pretraining
+from llmctl.tasks.pretraining import PretrainConfig, Pretraining
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.batches import LossParts
+from llmctl.workspace.artefacts import Artefact
 
 
 class CausalPretraining(Pretraining[CausalLMConfig, CausalData]):
@@ -40,6 +43,16 @@ class CausalPretraining(Pretraining[CausalLMConfig, CausalData]):
         "which mark a document's start and end; learn one with `llmctl tokenize --tokenizer bpe`"
     )
 
+    def __init__(
+        self,
+        shards: Artefact,
+        config: PretrainConfig[Any, CausalLMConfig, CausalData],
+        base: Pretrained | None = None,
+    ) -> None:
+        super().__init__(shards, config, base)
+        if config.objective.fim:
+            self._fim(config.seed)  # raises where the tokenizer has no tokens for it
+
     @staticmethod
     def peak_rate(width: int) -> float:
         """AdamW's, for what Muon leaves it: 4e-3 for a body up to 128 wide, then falling with the
@@ -56,7 +69,21 @@ class CausalPretraining(Pretraining[CausalLMConfig, CausalData]):
             seed=seed,
             repeat=split == "train",
         )
-        return CausalBatches(windows, self.tokenizer, document_mask=self.config.data.document_mask)
+        # Validation is on text from left to right, whatever is learned beside it.
+        fim = self._fim(seed) if split == "train" and self.config.objective.fim else None
+        return CausalBatches(
+            windows, self.tokenizer, document_mask=self.config.data.document_mask, fim=fim
+        )
+
+    def _fim(self, seed: int) -> FillInTheMiddle:
+        return FillInTheMiddle(self.tokenizer, share=self.config.objective.fim, seed=seed)
+
+    @property
+    def learned_fields(self) -> dict[str, Any]:
+        if fim_tokens(self.exported_tokenizer) is None:
+            return {}
+        before = 0.0 if self.base is None else self.base.fields.get(FIM, 0.0)
+        return {FIM: max(self.config.objective.fim, before)}
 
     def model(self, body: Backbone) -> CausalLM:
         return CausalLM(body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmctl.errors import InputError
 from llmctl.inference.decoder import DecoderRunner, SourceDecoder
 from llmctl.inference.weights import prepare
 from llmctl.tasks.causal_lm.generate import Continuation
@@ -39,6 +40,11 @@ class FromSources(TextGenerator):
         """A source's ids as in finetuning: cut to what the model was trained on, with the text's
         end behind."""
         folder = self.model.folder
+        if prompt.suffix is not None:
+            raise InputError(
+                f"{prompt.source}: a suffix is for a language model that fills in the middle, and "
+                f"{self.model.name} writes from sources; leave it out"
+            )
         start, end = folder.boundaries
         most = folder.max_source
         ids = self.tokenizer.encode(prompt.text)

@@ -1,0 +1,94 @@
+"""Fill-in-the-middle from end to end: a decoder writes what the text behind asks for."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from llmctl.formats.open import open_folder
+from llmctl.stages.generate import open_generation
+from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
+from llmctl.stages.train import pretrain
+from llmctl.tasks.generation import GenerateConfig, Prompt
+from llmctl.tasks.pretraining import resolve
+from llmctl.workspace.artefacts import Workspace
+from tests.once import own_copy
+from tests.run import llmctl, one_sentence
+
+GIVEN = {"S": "s", "F": "f", "C": "c"}
+"""What is asked for by what."""
+SHAPE = {"num_layers": 2, "hidden_size": 64, "num_heads": 2, "num_kv_heads": 2, "max_positions": 64}
+TRAINING = {"max_steps": 100, "batch_size": 16, "precision": "fp32", "learning_rate": 1e-2}
+
+
+def make(root: Path) -> None:
+    generator = random.Random(0)
+    lines = []
+    for _ in range(600):
+        gift, name = generator.choice([*GIVEN.items()])
+        lines.append(f"({name})[{gift}]")
+    (root / "lines.txt").write_text("\n".join(lines) + "\n")
+    place = Workspace(root / "w")
+    for name, fim in (("plain", False), ("fim", True)):
+        config = TokenizeConfig(
+            tokenizer="characters", document="line", split="tail", fim=fim, workers=1
+        )
+        tokenize(place, [str(root / "lines.txt")], config, name=name)
+    for share in (0.0, 0.9):
+        layers = {
+            "model": SHAPE,
+            "objective": {"fim": share},
+            "data": {"sequence_length": 32, "eval_batches": 1, "document_mask": True},
+            "training": TRAINING if share else {**TRAINING, "max_steps": 2},
+        }
+        name = "filler" if share else "untaught"
+        pretrain(place, resolve("llama", "nano", layers), shards_name="fim", name=name)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return own_copy(tmp_path_factory, "fim", make)
+
+
+def test_the_middle_is_what_the_text_behind_asks_for(root: Path):
+    config = GenerateConfig(max_new_tokens=12, device="cpu")
+    generation = open_generation(Workspace(root / "w"), "filler", config)
+    prompts = [Prompt("(", gift, f")[{gift}]") for gift in GIVEN]
+    written = [answer.completions[0] for answer in generation.answers(prompts)]
+    assert [completion.text for completion in written] == [*GIVEN.values()]
+    assert {completion.finish for completion in written} == {"eos"}
+
+
+def test_the_command_prints_the_whole_text(root: Path):
+    words = ("generate", "--from", "filler", "--max-new-tokens", "12")
+    shown = llmctl(root / "w", *words, "--prompt", "(", "--suffix", ")[S]")
+    assert shown.stdout == "(s)[S]\n"
+    asked = [{"prompt": "(", "suffix": ")[F]"}, {"prompt": "(c"}]
+    path = root / "asked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    found = json.loads(llmctl(root / "w", *words, "--prompt-file", path, "--json").stdout)
+    filled, continued = found["answers"]
+    assert (filled["suffix"], filled["completions"][0]["text"]) == (")[F]", "f")
+    assert "suffix" not in continued
+
+
+def test_a_model_that_never_learned_it_is_refused_by_name(root: Path):
+    asked = ("--prompt", "(", "--suffix", ")[S]")
+    failed = llmctl(root / "w", "generate", "--from", "untaught", *asked, code=3)
+    assert "untaught has not learned to fill in the middle" in one_sentence(failed)
+    failed = llmctl(root / "w", "generate", "--from", "filler", "--suffix", "x", code=2)
+    assert "--suffix goes with --prompt" in one_sentence(failed)
+    failed = llmctl(
+        root / "w", "pretrain", "--arch", "gpt", "--preset", "nano", "--shards", "plain",
+        "--set", "objective.fim=0.5", code=3,
+    )  # fmt: skip
+    assert "no tokens for prefix, suffix and middle" in one_sentence(failed)
+
+
+def test_the_folder_says_what_was_learned(root: Path):
+    for name, share in (("filler", 0.9), ("untaught", 0.0)):
+        folder = open_folder(root / "w" / "runs" / name / "model")
+        assert folder.fields["llmctl_fim"] == share
