@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -25,6 +25,7 @@ from llmctl.models.flops import flops_per_token
 from llmctl.models.spec import Backbone, ModelSpec
 from llmctl.tasks import pretraining_tasks, task_of
 from llmctl.tasks.base import NetworkTask
+from llmctl.tasks.embeddings import start_from_company
 from llmctl.tasks.learned import describe_learning
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.batches import Batches, TensorBatch
@@ -75,6 +76,10 @@ class PretrainConfig(Config, Generic[M, L, D]):
     objective: L
     data: D
     training: TrainingConfig = TrainingConfig()
+    embeddings: Literal["random", "cooccurrence"] = "random"
+    """Where fresh token embeddings start: random, as published; cooccurrence: from which tokens
+    come near which in the shards, counted in seconds, and larger, so that training doesn't
+    overwrite them."""
     seed: int = 0
     """Seed of weights, order, dropout and, for BERT, pairs and masks."""
     budget: Seconds | None = Field(None, gt=0)
@@ -172,6 +177,11 @@ class Pretraining(NetworkTask, Generic[L, D]):
             {"training": spec.training, "objective": published},
             *layers,
         )
+        if base is not None and config.embeddings != "random":
+            raise ConfigError(
+                f"embeddings {config.embeddings} is how fresh weights start, and --from starts "
+                "from those of a model; leave it out"
+            )
         if base is None and config.model.vocab_size:
             raise ConfigError(
                 f"model.vocab_size {config.model.vocab_size}: the vocabulary is that of the "
@@ -233,7 +243,11 @@ class Pretraining(NetworkTask, Generic[L, D]):
     def network(self) -> nn.Module:
         if self.base is not None:
             return self.pretrained(self.base)
-        return self.model(self.architecture.build(self.config.model))
+        body = self.architecture.build(self.config.model)
+        if self.config.embeddings == "cooccurrence" and not body.embedding().weight.is_meta:
+            shards = self.shards
+            start_from_company(body, shards.folder, shards.manifest.fingerprint)
+        return self.model(body)
 
     @cached_property
     def _train(self) -> Batches:
