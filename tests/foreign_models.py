@@ -59,14 +59,24 @@ def save_model(folder: Path, kind: str, *, like: str, padding: int = 0, **fields
 
     tokenizers = {"bert": "wordpiece", "unigram": "unigram", "llama": "unigram"}
     tokenizer = learned(tokenizers.get(like, "bpe"))
-    kinds = ("Bert", "ModernBert", "GPT2", "Llama", "Mistral", "NanoChat", "Qwen2", "Qwen3")
+    kinds = (
+        "Bert",
+        "Electra",
+        "ModernBert",
+        "GPT2",
+        "Llama",
+        "Mistral",
+        "NanoChat",
+        "Qwen2",
+        "Qwen3",
+    )
     beginning = next(name for name in kinds if kind.startswith(name))
     shape: dict[str, Any] = {**SHAPE}
     if beginning == "GPT2":
         shape["n_inner"] = shape.pop("intermediate_size")
     if beginning == "NanoChat":
         shape |= {"num_key_value_heads": 2}
-    elif beginning not in ("Bert", "ModernBert", "GPT2"):
+    elif beginning not in ("Bert", "Electra", "ModernBert", "GPT2"):
         shape |= {"num_key_value_heads": 1, "head_dim": 8}
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.special.get("eos"), "pad_token_id": None}
     torch.manual_seed(0)

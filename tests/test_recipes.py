@@ -144,6 +144,21 @@ def test_agnews_runs_as_written(tmp_path: Path):
     assert "news-scratch" in out
 
 
+def test_electra_runs_as_written(tmp_path: Path):
+    pytest.importorskip("sklearn")
+    table = tmp_path / "subjects.csv"
+    rows = [f"{n % 3},{list(SUBJECTS.values())[n % 3]} {n}" for n in range(700)]
+    table.write_text("label,text\n" + "".join(f"{row}\n" for row in rows))
+    recipe = TINY_RECIPE.replace("vocab_size = 800", "vocab_size = 150")
+    out = run_recipe(tmp_path, recipe, ROOT / "recipes" / "electra.sh", table, "text", "label")
+    for row in ("every token original", "subjects-of-masked", "subjects-of-nothing"):
+        assert row in out
+    report = json.loads(
+        (tmp_path / "w/reports/subjects-electra-validation/report.json").read_text()
+    )
+    assert report["task"] == "detection"
+
+
 def test_agnews_says_what_it_needs(tmp_path: Path):
     result = subprocess.run(
         ["bash", str(ROOT / "recipes" / "agnews.sh"), str(tmp_path)], capture_output=True, text=True

@@ -14,8 +14,8 @@ EXAMPLE = "Example: llmctl pretrain --arch gpt --preset mini --set training.max_
 @guarded
 def command(
     arch: str | None = option(
-        "The architecture: bert, gpt (GPT-2), llama, qwen2, qwen3, mistral, nanochat, which learns "
-        "fastest, or ngram, the baseline without a network.",
+        "The architecture: bert, electra, gpt (GPT-2), llama, qwen2, qwen3, mistral, nanochat, "
+        "which learns fastest, or ngram, the baseline without a network.",
         show_default="bert",
     ),
     preset: str | None = option(
@@ -24,7 +24,8 @@ def command(
         show_default="mini",
     ),
     task: str | None = option(
-        "What to learn, where the architecture leaves a choice (see the reference).",
+        "What to learn, where the architecture leaves a choice: masked_lm or electra, which tells "
+        "replaced tokens (bert).",
         show_default="the architecture's first",
     ),
     order: int | None = option(

@@ -5,11 +5,11 @@ An entry of ``ARCHITECTURES`` is all that a new one needs outside its own file.
 
 from __future__ import annotations
 
-from llmctl.models import bert, gpt, llama, modernbert, nanochat
+from llmctl.models import bert, electra, gpt, llama, modernbert, nanochat
 
-ARCHITECTURES = {
-    spec.name: spec for spec in (bert.SPEC, modernbert.SPEC, gpt.SPEC, *llama.SPECS, nanochat.SPEC)
-}
+ENCODERS = (bert.SPEC, electra.SPEC, modernbert.SPEC)
+DECODERS = (gpt.SPEC, *llama.SPECS, nanochat.SPEC)
+ARCHITECTURES = {spec.name: spec for spec in (*ENCODERS, *DECODERS)}
 
 BY_MODEL_TYPE = {spec.model_type: spec for spec in ARCHITECTURES.values()}
 """Architectures by config.json's model_type."""

@@ -29,7 +29,7 @@ from llmctl.models.layers.kernels import cast_residual_stream
 from llmctl.models.layers.packing import PackedSequences
 from llmctl.models.scaling import CAUSAL
 from llmctl.models.spec import HUGGING_FACE, MOST_LAYERS, Backbone, ModelConfig, ModelSpec
-from llmctl.models.weight_map import BOTH, Copy, Fuse, Rename, WeightMap
+from llmctl.models.weight_map import BOTH, Copy, Fuse, Rename, Rule, WeightMap
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Sizes of Turc et al. 2019 (arXiv:1908.08962), table 1, and of BERT-base; heads are 64 wide.
@@ -97,12 +97,15 @@ class Bert(Backbone):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.hidden_size
+        width = config.embedding_width
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.position_embedding = nn.Embedding(config.max_positions, width)
         self.segment_embedding = nn.Embedding(2, width)
         self.norm = nn.LayerNorm(width, eps=config.norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
+        self.embedding_projection: nn.Linear | None = None
+        if width != config.hidden_size:
+            self.embedding_projection = nn.Linear(width, config.hidden_size)
         self.blocks = nn.ModuleList(BertBlock(config) for _ in range(config.num_layers))
         self.apply(lambda module: initialise(module, config.initializer_range))
         self._start_positions()
@@ -154,28 +157,30 @@ class Bert(Backbone):
             + self.position_embedding(position_ids_BT)
             + segment_BTD
         )
-        x_BTD = cast_residual_stream(self.dropout(self.norm(x_BTD)))
+        x_BTD = self.dropout(self.norm(x_BTD))
+        if self.embedding_projection is not None:
+            x_BTD = self.embedding_projection(x_BTD)
+        x_BTD = cast_residual_stream(x_BTD)
         for block in self.blocks:
             x_BTD = block(x_BTD, added, packed)
         return x_BTD
 
 
-_POOLER = Rename("pooler", "bert.pooler.dense", BOTH)
-WEIGHTS = WeightMap(
-    "a BERT",
-    "bert.",
-    (
-        Rename("token_embedding", "bert.embeddings.word_embeddings"),
-        Rename("position_embedding", "bert.embeddings.position_embeddings"),
-        Rename("segment_embedding", "bert.embeddings.token_type_embeddings"),
-        Rename("norm", "bert.embeddings.LayerNorm", BOTH),
+def encoder_rules(prefix: str) -> tuple[Rule, ...]:
+    """The names of an encoder like this in Hugging Face's classes. prefix: what they begin with."""
+    layer = f"{prefix}encoder.layer.{{}}."
+    return (
+        Rename("token_embedding", f"{prefix}embeddings.word_embeddings"),
+        Rename("position_embedding", f"{prefix}embeddings.position_embeddings"),
+        Rename("segment_embedding", f"{prefix}embeddings.token_type_embeddings"),
+        Rename("norm", f"{prefix}embeddings.LayerNorm", BOTH),
         Fuse(
             "blocks.{}.attention.query_key_value",
-            tuple(f"bert.encoder.layer.{{}}.attention.self.{p}" for p in ("query", "key", "value")),
+            tuple(f"{layer}attention.self.{part}" for part in ("query", "key", "value")),
             BOTH,
         ),
         *(
-            Rename(f"blocks.{{}}.{ours}", f"bert.encoder.layer.{{}}.{theirs}", BOTH)
+            Rename(f"blocks.{{}}.{ours}", f"{layer}{theirs}", BOTH)
             for ours, theirs in {
                 "attention.output": "attention.output.dense",
                 "norm_1": "attention.output.LayerNorm",
@@ -184,7 +189,14 @@ WEIGHTS = WeightMap(
                 "norm_2": "output.LayerNorm",
             }.items()
         ),
-    ),
+    )
+
+
+_POOLER = Rename("pooler", "bert.pooler.dense", BOTH)
+WEIGHTS = WeightMap(
+    "a BERT",
+    "bert.",
+    encoder_rules("bert."),
     {
         "masked_lm": (
             Rename("transform", "cls.predictions.transform.dense", BOTH),
@@ -275,7 +287,8 @@ SPEC = ModelSpec(
     config=BertConfig,
     build=Bert,
     presets=PRESETS,
-    tasks=("masked_lm",),
+    tasks=("masked_lm", "electra"),
+    detector="electra",
     weights={HUGGING_FACE: WEIGHTS},
     model_type="bert",
     class_prefix="Bert",

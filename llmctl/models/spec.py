@@ -42,6 +42,8 @@ class ModelConfig(Config):
     pooled_by: ClassVar[Literal["pooler", "transform"]] = "pooler"
     """What a classifier puts between an encoder and its classes: BERT's pooler on [CLS], or the
     transform of masked language modelling on what ``classifier_pooling`` says."""
+    pooler_activation: ClassVar[Literal["tanh", "gelu"]] = "tanh"
+    """The pooler's activation."""
 
     vocab_size: int = Field(0, ge=0)
     """Pieces of the vocabulary; filled in from the tokenizer."""
@@ -92,6 +94,11 @@ class ModelConfig(Config):
         """Tokens of a row of ``length`` that a token is compared with where each sees all of
         them, over all layers."""
         return self.num_layers * length
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embeddings, and of what an output layer that shares them takes."""
+        return self.hidden_size
 
 
 Part = Literal["embeddings", "attention", "feed-forward", "norms", "heads"]
@@ -225,6 +232,9 @@ class ModelSpec:
     """Fields of llmctl/training/config.py that its fresh weights ask for."""
     objective: Mapping[str, Any] = field(default_factory=dict)
     """Fields of its tasks' objectives, as it was published."""
+    detector: str | None = None
+    """The architecture that it becomes where it learns to tell replaced tokens: of the same blocks,
+    with embeddings of a width of their own (``embedding_size``). None: it can't."""
     scaling: ScalingLaw | None = None
     """How its loss falls with weights and tokens; None: that has not been measured."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from llmctl.errors import UsageError, did_you_mean
 from llmctl.tasks.causal_lm import CausalLMEntry
 from llmctl.tasks.classify import ClassifyEntry
+from llmctl.tasks.electra import ElectraEntry
 from llmctl.tasks.entry import TaskEntry
 from llmctl.tasks.instruct import InstructEntry
 from llmctl.tasks.masked_lm import MaskedLMEntry
@@ -20,6 +21,7 @@ TASKS: dict[str, TaskEntry] = {
         ClassifyEntry(),
         MaskedLMEntry(),
         CausalLMEntry(),
+        ElectraEntry(),
         NgramEntry(),
         InstructEntry(),
         Seq2SeqEntry(),

@@ -22,6 +22,8 @@ class SumAndCount:
 
     total: Tensor
     count: int
+    weight: float = 1.0
+    """What a loss's mean is multiplied with in what is minimised."""
 
     @property
     def mean(self) -> Tensor:
@@ -30,15 +32,15 @@ class SumAndCount:
 
 @dataclass(frozen=True)
 class LossParts:
-    """``losses`` are summed, each divided by its own count, and minimised; ``metrics`` are
-    reported."""
+    """``losses`` are summed, each divided by its own count, times its weight, and minimised;
+    ``metrics`` are reported."""
 
     losses: dict[str, SumAndCount]
     metrics: dict[str, SumAndCount] = field(default_factory=dict)
 
     @property
     def total(self) -> Tensor:
-        return torch.stack([part.mean for part in self.losses.values()]).sum()
+        return torch.stack([part.weight * part.mean for part in self.losses.values()]).sum()
 
 
 @dataclass(frozen=True)

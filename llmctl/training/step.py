@@ -246,7 +246,7 @@ class Stepper:
                     losses = self._loss(moved)
                 total = torch.stack(
                     [
-                        ratio.total.float() / max(micro_batches.counts[name], 1)
+                        ratio.weight * ratio.total.float() / max(micro_batches.counts[name], 1)
                         for name, ratio in losses.losses.items()
                     ]
                 ).sum()

@@ -29,13 +29,13 @@ def evaluate(
 ) -> dict[str, float]:
     """Losses and metrics over some batches, each a sum over all divided by its count.
 
-    ``loss`` is the sum of the losses. world: takes the batches in turn. Raises
+    ``loss`` is the weighted sum of the losses. world: takes the batches in turn. Raises
     ValidationInterrupted where ``should_stop`` says so before all batches are done; processes that
     do it together go through with it.
     """
     objective.eval()
     sums: Sums = {}
-    losses: set[str] = set()
+    losses: dict[str, float] = {}
     # Kernels for a few batches of other shapes would take longer to make than they save.
     with torch.compiler.set_stance("force_eager"):
         for number in range(world.rank, count + -count % world.size, world.size):
@@ -45,8 +45,9 @@ def evaluate(
             weight = float(number < count)
             with autocast(device, precision):
                 parts: LossParts = objective(batches(min(number, count - 1)).to(device))
-            losses.update(parts.losses)
+            losses |= {name: part.weight for name, part in parts.losses.items()}
             ratios = {**parts.losses, **parts.metrics}.items()
             accumulate(sums, {n: (float(r.total) * weight, r.count * weight) for n, r in ratios})
     figures = means(summed_over(world, sums)[0])
-    return {"loss": sum(figures[name] for name in losses if name in figures), **figures}
+    loss = sum(weight * figures[name] for name, weight in losses.items() if name in figures)
+    return {"loss": loss, **figures}

@@ -14,6 +14,7 @@ from llmctl.formats.description import PurposeError, names_of_labels
 from llmctl.formats.huggingface.purposes import purpose_of
 from llmctl.formats.open import open_folder
 from llmctl.models import BY_MODEL_TYPE
+from llmctl.models.spec import HUGGING_FACE
 from llmctl.stages.evaluate import prepare_evaluation
 from llmctl.stages.predict import predict
 from llmctl.tasks.evaluation import EvaluateConfig, Files
@@ -89,7 +90,8 @@ def classes_of_transformers() -> dict[str, tuple[str, str | None]]:
             kind = taught if kind == "pretraining" else kind
             if name := classes.get(model_type):
                 # A BERT that reads from left to right is another network.
-                found.setdefault(name, (model_type, kind if kind in (taught, "classify") else None))
+                heads = BY_MODEL_TYPE[model_type].weights[HUGGING_FACE].heads
+                found.setdefault(name, (model_type, kind if kind in heads else None))
     return found
 
 

@@ -11,8 +11,10 @@ from llmctl.models.heads.base import Head
 from llmctl.models.heads.causal_lm import CausalLMHead
 from llmctl.models.heads.classify import ClassifierHead
 from llmctl.models.heads.masked_lm import MaskedLMHead
+from llmctl.models.heads.replaced_tokens import ReplacedTokensHead
 
 HEADS: dict[str, Head] = {
-    head.kind: head for head in (ClassifierHead(), MaskedLMHead(), CausalLMHead())
+    head.kind: head
+    for head in (ClassifierHead(), MaskedLMHead(), CausalLMHead(), ReplacedTokensHead())
 }
 """By what models with them do."""

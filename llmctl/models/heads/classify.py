@@ -10,7 +10,7 @@ B examples, T tokens, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from llmctl.models.spec import Backbone, ModelConfig
 
 CLASSES = "output.weight"
 """The matrix of the last layer, a row for each class."""
+POOLER_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": F.gelu}
 EXAMPLE_LENGTH_STEP = 8
 """The longest example of a batch is padded too, to a multiple of this: see ``rounded_up``."""
 
@@ -81,7 +82,8 @@ class Classifier(nn.Module):
     def _pooled(self, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         """What an encoder says of each text, (B, D)."""
         if self.pooler is not None:
-            return torch.tanh(self.pooler(hidden_BTD[:, 0]))
+            activation = POOLER_ACTIVATIONS[self.body.config.pooler_activation]
+            return activation(self.pooler(hidden_BTD[:, 0]))
         assert self.transform is not None
         assert self.transform_norm is not None
         config: Any = self.body.config

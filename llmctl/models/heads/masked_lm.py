@@ -27,11 +27,12 @@ class MaskedLM(nn.Module):
         super().__init__()
         self.body = body
         width, config = body.config.hidden_size, body.config
-        self.transform = nn.Linear(width, width, bias=config.biases)
-        self.transform_norm = nn.LayerNorm(width, eps=config.norm_epsilon, bias=config.biases)
+        embedded = config.embedding_width
+        self.transform = nn.Linear(width, embedded, bias=config.biases)
+        self.transform_norm = nn.LayerNorm(embedded, eps=config.norm_epsilon, bias=config.biases)
         self.output: nn.Linear | None = None
         if not config.tie_embeddings:
-            self.output = nn.Linear(width, config.vocab_size, bias=False)
+            self.output = nn.Linear(embedded, config.vocab_size, bias=False)
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.pooler = nn.Linear(width, width) if next_sentence else None
         self.next_sentence = nn.Linear(width, 2) if next_sentence else None
@@ -49,7 +50,7 @@ class MaskedLM(nn.Module):
         return F.linear(self.transformed(hidden_MD), self.output_weight, self.output_bias)
 
     def transformed(self, hidden_MD: Tensor) -> Tensor:
-        """The transform between the body and the output layer, (M, D)."""
+        """The transform between the body and the output layer, (M, width of the embeddings)."""
         activation = ACTIVATIONS[self.body.config.head_activation]
         return self.transform_norm(activation(self.transform(hidden_MD)))
 

@@ -22,6 +22,7 @@ from llmctl.tasks.evaluation import (
 from llmctl.tasks.masked_lm.config import PUBLISHED_MASK_RATE
 from llmctl.training.distributed.processes import get_world
 from llmctl.training.precision import choose_device
+from llmctl.workspace.artefacts import Artefact
 
 MAX_TOKENS = 2000
 """Tokens scored for the pseudo-perplexity: each costs a forward pass."""
@@ -41,26 +42,9 @@ class MaskedEvaluator(Evaluator):
 
     def choose(self) -> None:
         """An encoder is measured on its own shards alone."""
-        name, run = self.model.name, self.model.run
         self.refuse(FOR_SOURCES, "target")
         self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task", "dtype")
-        if self.others:
-            raise UsageError(
-                f"--compare is for classifiers and language models, and {name} is a pretrained "
-                "encoder"
-            )
-        if run is None:
-            raise InputError(
-                f"{name} is the folder of a pretrained encoder, whose losses are measured on "
-                "the shards that llmctl trained it on, and these are not known; finetune it and "
-                "evaluate what comes of it, or give a run's name"
-            )
-        if self.files.data is not None:
-            raise UsageError(
-                f"{name} is a pretrained encoder: it is measured on the validation part of its "
-                "shards; leave out --data, or give --from a classifier"
-            )
-        self.shards = shards_of(self.workspace, run.manifest)
+        self.shards = choose_own_shards(self)
 
     def run(self, reporter: Reporter) -> Report:
         """Measure losses by the published way of masking, whatever the model was trained with, so
@@ -125,6 +109,30 @@ class MaskedEvaluator(Evaluator):
             [[entry.heading, entry.cell(report.results)] for entry in figures],
         )
         yield EXPLAINED
+
+
+def choose_own_shards(evaluator: Evaluator) -> Artefact:
+    """The shards of a pretrained encoder, on which alone it is measured.
+
+    Raises UsageError for other data or models to compare, InputError where they aren't known.
+    """
+    name, run = evaluator.model.name, evaluator.model.run
+    if evaluator.others:
+        raise UsageError(
+            f"--compare is for classifiers and language models, and {name} is a pretrained encoder"
+        )
+    if run is None:
+        raise InputError(
+            f"{name} is the folder of a pretrained encoder, whose losses are measured on "
+            "the shards that llmctl trained it on, and these are not known; finetune it and "
+            "evaluate what comes of it, or give a run's name"
+        )
+    if evaluator.files.data is not None:
+        raise UsageError(
+            f"{name} is a pretrained encoder: it is measured on the validation part of its "
+            "shards; leave out --data, or give --from a classifier"
+        )
+    return shards_of(evaluator.workspace, run.manifest)
 
 
 def _texts(reader: ShardReader, longest: int) -> Iterator[list[int]]:

@@ -28,7 +28,7 @@ def masked_lm_loss(model: MaskedLM, batch: MaskedBatch) -> LossParts:
         batch.input_ids_BT, batch.segment_ids_BT, batch.packed, batch.position_ids_BT
     )
     flat_D = hidden_BTD.flatten(0, 1)
-    places_M, labels_M = _in_steps(batch.masked_M, batch.labels_M, MASKED_STEP)
+    places_M, labels_M = in_steps(batch.masked_M, batch.labels_M, MASKED_STEP)
     nll, correct = linear_cross_entropy(
         model.transformed(flat_D.index_select(0, places_M)),
         model.output_weight,
@@ -40,7 +40,7 @@ def masked_lm_loss(model: MaskedLM, batch: MaskedBatch) -> LossParts:
     metrics = {"mlm_accuracy": SumAndCount(correct, count)}
     if model.next_sentence is not None:
         count = len(batch.next_labels_S)
-        places_S, labels_S = _in_steps(batch.cls_S, batch.next_labels_S, TEXTS_STEP)
+        places_S, labels_S = in_steps(batch.cls_S, batch.next_labels_S, TEXTS_STEP)
         logits_S2 = model.next_logits(flat_D.index_select(0, places_S)).float()
         losses["nsp_loss"] = SumAndCount(
             F.cross_entropy(logits_S2, labels_S, reduction="sum"), count
@@ -49,7 +49,7 @@ def masked_lm_loss(model: MaskedLM, batch: MaskedBatch) -> LossParts:
     return LossParts(losses, metrics)
 
 
-def _in_steps(places: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+def in_steps(places: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Filled up to a multiple of ``step`` with a place that is not scored."""
     missing = rounded_up(len(labels), step) - len(labels)
     return F.pad(places, (0, missing)), F.pad(labels, (0, missing), value=IGNORED)
