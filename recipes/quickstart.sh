@@ -13,16 +13,16 @@ cd "$(dirname "$0")/.."
 echo "== 1. learn WordPiece on Python's documentation, write shards"
 llmctl tokenize python:docs --recipe "$recipe" --name python-docs
 
-echo "== 2. pretrain a small BERT on it"
-llmctl pretrain --arch bert --shards python-docs --recipe "$recipe" --name bert-docs
+echo "== 2. pretrain a small ModernBERT on it"
+llmctl pretrain --arch modernbert --shards python-docs --recipe "$recipe" --name docs
 
 echo "== 3. a labelled task: which part of the standard library does a docstring belong to?"
 "$python" recipes/stdlib_task.py "$tasks"
 
 echo "== 4. finetune it, and the same network from random weights"
-llmctl finetune --from bert-docs --task classify --data "$tasks/stdlib-train.csv" \
+llmctl finetune --from docs --task classify --data "$tasks/stdlib-train.csv" \
   --recipe "$recipe" --name stdlib
-llmctl finetune --from scratch --like bert-docs --task classify --data "$tasks/stdlib-train.csv" \
+llmctl finetune --from scratch --like docs --task classify --data "$tasks/stdlib-train.csv" \
   --recipe "$recipe" --name stdlib-scratch
 
 echo "== 5. predict"
@@ -30,12 +30,12 @@ llmctl predict --from stdlib --top 3 \
   "Return the message payload decoded from base64, with its headers." \
   "Run the coroutine in the event loop and cancel the pending tasks." \
   "Fail the test unless the two objects are equal."
-llmctl predict --from bert-docs "return a [MASK] of the arguments" --top 5
+llmctl predict --from docs "return a [MASK] of the arguments" --top 5
 
 echo "== 6. the runs"
 llmctl status
 
 echo "== 7. does pretraining pay?"
-llmctl eval --from bert-docs
+llmctl eval --from docs
 llmctl eval --from stdlib --compare stdlib-scratch --data "$tasks/stdlib-test.csv"
 echo "done in $((SECONDS - begun)) s; artefacts in $LLMCTL_WORKSPACE"

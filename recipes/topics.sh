@@ -19,16 +19,16 @@ name=$(basename "$table" | sed 's/\..*//; s/[^A-Za-z0-9_-]/-/g')
 echo "== 1. learn WordPiece on the texts, write shards"
 llmctl tokenize "$table" --text-column "$text" --recipe "$recipe" --name "$name"
 
-echo "== 2. pretrain a small BERT on them"
-llmctl pretrain --arch bert --shards "$name" --recipe "$recipe" --name "bert-$name"
+echo "== 2. pretrain a small ModernBERT on them"
+llmctl pretrain --arch modernbert --shards "$name" --recipe "$recipe" --name "encoder-$name"
 
 echo "== 3. draw labelled texts to train on, and others to test on"
 "$python" recipes/split_labels.py "$table" "$tasks" --text-column "$text" --label-column "$label"
 
 echo "== 4. finetune it, and the same network from random weights"
-llmctl finetune --from "bert-$name" --task classify --data "$tasks/$name-train.csv" \
+llmctl finetune --from "encoder-$name" --task classify --data "$tasks/$name-train.csv" \
   --recipe "$recipe" --name "$name-pretrained"
-llmctl finetune --from scratch --like "bert-$name" --task classify \
+llmctl finetune --from scratch --like "encoder-$name" --task classify \
   --data "$tasks/$name-train.csv" --recipe "$recipe" --name "$name-scratch"
 
 echo "== 5. predict"
@@ -38,6 +38,6 @@ echo "== 6. the runs"
 llmctl status
 
 echo "== 7. does pretraining pay?"
-llmctl eval --from "bert-$name"
+llmctl eval --from "encoder-$name"
 llmctl eval --from "$name-pretrained" --compare "$name-scratch" --data "$tasks/$name-test.csv"
 echo "done in $((SECONDS - begun)) s; artefacts in $LLMCTL_WORKSPACE"

@@ -99,6 +99,8 @@ class Pretraining(NetworkTask, Generic[L, D]):
     data_config: type[D]
     defaults: ClassVar[Mapping[str, Any]] = {}
     """What differs from the general defaults of a pretraining, as a recipe would say it."""
+    fresh: ClassVar[Mapping[str, Any]] = {}
+    """What differs besides where the weights are fresh."""
     roles: ClassVar[tuple[str, ...]]
     """Special tokens that the task needs."""
     described: ClassVar[str]
@@ -160,7 +162,7 @@ class Pretraining(NetworkTask, Generic[L, D]):
         Raises UsageError for an unknown preset, ConfigError for what does not go together."""
         spec = ARCHITECTURES[arch]
         if base is None:
-            start = cls._preset(spec, preset)
+            start = {**cls._preset(spec, preset), **cls.fresh}
         else:
             start = {
                 "model": base.config.model_dump(),

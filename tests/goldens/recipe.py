@@ -21,7 +21,7 @@ VOLATILE = {"seconds", "megabytes_per_second"}
 """What of a printed value is of the machine and of the moment."""
 
 PRETRAINED: dict[str, tuple[str, ...]] = {
-    "bert": ("bert",),
+    "bert": ("bert", "embeddings=random"),
     "gpt": ("gpt", "training.max_steps=120", "training.learning_rate=1e-2"),
     "llama": ("llama",),
     "qwen3": ("llama", "model.qk_norm=true", "model.num_layers=2"),
