@@ -69,7 +69,7 @@ class Electra(Bert):
 
     def role(self, name: str) -> Role:
         if name == "embedding_projection.weight":
-            return Role("embedding", "embeddings")
+            return Role("matrix", "embeddings")
         return super().role(name)
 
 

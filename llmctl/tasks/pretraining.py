@@ -245,11 +245,15 @@ class Pretraining(NetworkTask, Generic[L, D]):
     def network(self) -> nn.Module:
         if self.base is not None:
             return self.pretrained(self.base)
-        body = self.architecture.build(self.config.model)
+        body = self.body()
         if self.config.embeddings == "cooccurrence" and not body.embedding().weight.is_meta:
             shards = self.shards
             start_from_company(body, shards.folder, shards.manifest.fingerprint)
         return self.model(body)
+
+    def body(self) -> Backbone:
+        """The backbone with random weights."""
+        return self.architecture.build(self.config.model)
 
     @cached_property
     def _train(self) -> Batches:

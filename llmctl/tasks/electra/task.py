@@ -88,10 +88,7 @@ class ElectraPretraining(Pretraining[ElectraObjective, DataConfig]):
             tie_embeddings=True,
         )
 
-    def network(self) -> DetectorWithGenerator:
-        return self.model(self._body()) if self.base is None else self.pretrained(self.base)
-
-    def _body(self) -> Backbone:
+    def body(self) -> Backbone:
         return self.detector_spec.build(self.detector_config)
 
     def model(self, body: Backbone) -> DetectorWithGenerator:
@@ -101,7 +98,7 @@ class ElectraPretraining(Pretraining[ElectraObjective, DataConfig]):
     def pretrained(self, base: Pretrained) -> DetectorWithGenerator:
         """The network with the weights of a model: of its encoder, of its head where it is a
         discriminator, and of the generator where there is one beside it."""
-        model = self.model(self._body())
+        model = self.model(self.body())
         own = {
             name: tensor
             for name, tensor in model.state_dict().items()
@@ -144,7 +141,7 @@ class ElectraPretraining(Pretraining[ElectraObjective, DataConfig]):
         # Logits are made once more to draw from, which is a third of a step's.
         generator_head = rate * wide * (narrow + config.vocab_size * 4 / 3)
         with torch.device("meta"):
-            discriminator = self._body()
+            discriminator = self.body()
             generator = self.detector_spec.build(config)
         return flops_per_token(discriminator, length, self.head_weights()) + flops_per_token(
             generator, length, generator_head + wide * narrow
