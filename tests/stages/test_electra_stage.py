@@ -15,6 +15,7 @@ from llmctl.stages import train
 from llmctl.stages.evaluate import prepare_evaluation
 from llmctl.tasks.electra.task import GENERATOR, open_with_generator
 from llmctl.tasks.evaluation import EvaluateConfig, Files
+from llmctl.tasks.pretraining import open_pretraining, resolve
 from llmctl.tasks.requests import PretrainRequest
 from llmctl.training.trainer import Trainer
 from llmctl.workspace.artefacts import Workspace
@@ -141,6 +142,20 @@ def test_the_same_command_goes_on_after_a_kill_to_the_same_bits(root: Path):
     parts, _ = train.train(place, asked, name="parts")
     assert parts.manifest.digest == whole.manifest.digest
     assert f"model/{GENERATOR}/model.safetensors" in parts.manifest.files
+
+
+def test_embeddings_start_from_co_occurrences_where_that_is_asked_for(root: Path):
+    shards = Workspace(root).get("shards", "stories")
+    layer = {"model": {"hidden_size": 32, "num_heads": 2}, "embeddings": "cooccurrence"}
+    own, masked = (
+        open_pretraining(shards, resolve("bert", "nano", layer, task=task)).build_model()
+        for task in ("electra", None)
+    )
+    table = masked.get_parameter("body.token_embedding.weight")
+    # Pieces without company are drawn, as in a network of random weights.
+    same_V = (own.get_parameter("body.token_embedding.weight") == table).all(1)
+    assert same_V.float().mean() > 0.5
+    assert own.generator.body.token_embedding is own.body.token_embedding
 
 
 def test_it_goes_on_from_its_own_model_with_its_generator(root: Path):
