@@ -42,6 +42,7 @@ TRAIN_FIGURES = (
     ("lm_accuracy", "next token {}", ".1%"),
     ("bits_per_byte", "{} bits/byte", ".4f"),
     ("accuracy", "accuracy {}", ".1%"),
+    ("entity_f1", "entity F1 {}", ".1%"),
     ("tokens_per_second", "{} tokens/s", ",.0f"),
     ("utilisation", "{} of the matrix rate", ".0%"),
     ("padding", "padding {}", ".1%"),

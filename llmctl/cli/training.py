@@ -115,9 +115,12 @@ def _told(summary: Mapping[str, Any], size: str) -> str:
         figures += f", predicted {figure(summary['budget']['predicted_loss'], '.2f')}"
     if "accuracy" in last:
         figures += f" and accuracy {last['accuracy']:.1%}"
+    if "entity_f1" in last:
+        figures += f", entity F1 {last['entity_f1']:.1%}"
     if summary.get("best_step"):
         # Another step may have had a lower loss.
         judged = "accuracy" if "accuracy" in last else "loss"
+        judged = "entity F1" if "entity_f1" in last else judged
         figures += f" at step {summary['best_step']}, the best by {judged}"
     steps, seconds = f"{summary['steps']:,} steps", f"in {summary['seconds']:.0f} s"
     if "train_examples" in summary:

@@ -138,11 +138,11 @@ class Pretrained:
 
     @property
     def labels(self) -> list[str] | None:
-        """Names of the classes by number, if this is a classifier.
+        """Names of the classes or tags by number, if it answers with some.
 
         Raises InputError if they are not those of the classes that its weights have.
         """
-        if self.kind != "classify":
+        if self.kind not in HEADS or not HEADS[self.kind].has_labels:
             return None
         try:
             return names_of_labels(self.fields, len(self.tensors[CLASSES]))
@@ -251,10 +251,18 @@ class Pretrained:
         return model
 
     def new_classifier(self, num_classes: int, *, dropout: float, scratch: bool) -> Classifier:
-        """The backbone, and a BERT's pooler, with a new layer for other classes; with random
-        weights from ``scratch``."""
+        """The model with a new layer for other classes."""
+        return self.with_new_layer(
+            lambda body: Classifier(body, num_classes, dropout=dropout), dropout, scratch=scratch
+        )
+
+    def with_new_layer(
+        self, build: Callable[[Backbone], Net], dropout: float, *, scratch: bool
+    ) -> Net:
+        """A network on the backbone, and on a pooler or a transform that there is, with a new
+        ``output``; with random weights from ``scratch``."""
         with self._fitting():
-            model = Classifier(self._body(dropout), num_classes, dropout=dropout)
+            model = build(self._body(dropout))
             kept = {} if scratch else model.state_dict()
             for name in [name for name in kept if not name.startswith("body.")]:
                 if name.startswith("output.") or name not in self.tensors:

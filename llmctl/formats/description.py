@@ -27,6 +27,8 @@ MAX_SOURCE, MAX_TARGET = "llmctl_max_source", "llmctl_max_target"
 and tokens of both at most."""
 COLUMNS = "llmctl_columns"
 """The field of finetuned models with the columns of the table that they were trained on."""
+SCHEME = "llmctl_scheme"
+"""How the tags of a tagger spell entities."""
 
 MODEL_KINDS = {
     **{kind: head.described for kind, head in HEADS.items()},

@@ -21,7 +21,7 @@ from llmctl.models.layers.cross_attention import CrossAttention, EncoderOutput
 from llmctl.models.layers.initialisation import start_pre_norm
 from llmctl.models.layers.packing import PackedSequences
 from llmctl.models.spec import Backbone, ModelConfig
-from llmctl.models.weight_map import Rename
+from llmctl.models.weight_map import BOTH, Rename
 
 
 class DecoderConfig(ModelConfig):
@@ -71,6 +71,7 @@ class DecoderConfig(ModelConfig):
 HEAD_NAMES = {
     "causal_lm": (Rename("output", "lm_head", where="not tie_embeddings"),),
     "classify": (Rename("output", "score"),),
+    "tag": (Rename("output", "score", BOTH),),
 }
 """Hugging Face's names of what stands on every decoder."""
 

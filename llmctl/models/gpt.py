@@ -141,7 +141,7 @@ WEIGHTS = WeightMap(
         Transpose("blocks.{}.feed_forward.expand", "transformer.h.{}.mlp.c_fc", BOTH),
         Transpose("blocks.{}.feed_forward.contract", "transformer.h.{}.mlp.c_proj", BOTH),
     ),
-    HEAD_NAMES,
+    {**HEAD_NAMES, "tag": (Rename("output", "classifier", BOTH),)},
 )
 """The names of Hugging Face's."""
 

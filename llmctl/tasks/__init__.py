@@ -14,11 +14,13 @@ from llmctl.tasks.instruct import InstructEntry
 from llmctl.tasks.masked_lm import MaskedLMEntry
 from llmctl.tasks.ngram import NgramEntry
 from llmctl.tasks.seq2seq import Seq2SeqEntry
+from llmctl.tasks.tag import TagEntry
 
 TASKS: dict[str, TaskEntry] = {
     entry.name: entry
     for entry in (
         ClassifyEntry(),
+        TagEntry(),
         MaskedLMEntry(),
         CausalLMEntry(),
         ElectraEntry(),

@@ -34,16 +34,10 @@ class TrainingExamples:
 
 def training_examples(model: Finetuned, notes: list[str]) -> TrainingExamples | None:
     """What a classifier was trained on; None, with a note, where that can't be told."""
-    run = model.run
-    record = _record(run)
-    if run is None or record is None:
-        notes.append("baselines left out: a model folder does not say what it was trained on")
+    path = training_file(model, notes)
+    if path is None:
         return None
-    path = Path(record.name)
-    if not path.is_file() or sha256_file(path) != record.digest:
-        notes.append(f"baselines left out: the training data {path} is gone or has changed")
-        return None
-    options = run.manifest.config["data"]
+    options = model.options
     columns: Columns | None = model.labelled
     reading = model.read_config.read_options()
     if columns is None or columns.label is None:
@@ -56,6 +50,19 @@ def training_examples(model: Finetuned, notes: list[str]) -> TrainingExamples | 
     for example in examples:
         parts[is_held_out(example, options["validation"])].append(example)
     return TrainingExamples(*parts)
+
+
+def training_file(model: Finetuned, notes: list[str]) -> Path | None:
+    """The file that a model was finetuned on; None, with a note, where that can't be told."""
+    record = _record(model.run)
+    if record is None:
+        notes.append("baselines left out: a model folder does not say what it was trained on")
+        return None
+    path = Path(record.name)
+    if not path.is_file() or sha256_file(path) != record.digest:
+        notes.append(f"baselines left out: the training data {path} is gone or has changed")
+        return None
+    return path
 
 
 def is_training_file(model: Finetuned, path: Path) -> bool:

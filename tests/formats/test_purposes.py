@@ -38,8 +38,6 @@ OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "choices": ("BertForMultipleChoice", {}, "BertForMultipleChoice"),
     "spans": ("BertForQuestionAnswering", {}, "BertForQuestionAnswering"),
-    "tokens": ("BertForTokenClassification", {}, "BertForTokenClassification"),
-    "tokens of a decoder": ("LlamaForTokenClassification", {}, "LlamaForTokenClassification"),
     "next sentence": ("BertForNextSentencePrediction", {}, "BertForNextSentencePrediction"),
     "spans of a decoder": ("LlamaForQuestionAnswering", {}, "LlamaForQuestionAnswering"),
 }
@@ -68,6 +66,7 @@ def test_a_head_that_is_no_classifier_is_refused_by_its_name(tmp_path: Path, nam
 
 ANSWERS = {
     "MODEL_FOR_SEQUENCE_CLASSIFICATION": "classify",
+    "MODEL_FOR_TOKEN_CLASSIFICATION": "tag",
     "MODEL_FOR_MASKED_LM": "masked_lm",
     "MODEL_FOR_CAUSAL_LM": "causal_lm",
     **dict.fromkeys(("MODEL", "MODEL_FOR_PRETRAINING", "MODEL_FOR_TEXT_ENCODING"), "pretraining"),

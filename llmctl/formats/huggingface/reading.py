@@ -27,6 +27,7 @@ from llmctl.formats.huggingface.tensors import import_model
 from llmctl.formats.huggingface.weights import AGAIN, check_body, check_sizes, weights_of
 from llmctl.models import BY_MODEL_TYPE
 from llmctl.models.config_json import FieldError, shown
+from llmctl.models.heads import HEADS
 from llmctl.models.heads.classify import CLASSES
 from llmctl.models.heads.seq2seq import Seq2SeqShape
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
@@ -64,7 +65,8 @@ def read_folder(path: Path) -> Pretrained:
             num_layers=decoder.decoder_layers or config.num_layers
         )
         tensors = import_model(weights, kind, spec, config, attached)
-        if purpose.kind == "classify" and CLASSES not in tensors:
+        labelled = purpose.kind in HEADS and HEADS[purpose.kind].has_labels
+        if labelled and CLASSES not in tensors:
             raise ValueError("it has no layer that gives classes")
     except (KeyError, ValueError) as error:
         raise not_the_model(weights.files[0], error) from None

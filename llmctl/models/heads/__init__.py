@@ -12,9 +12,16 @@ from llmctl.models.heads.causal_lm import CausalLMHead
 from llmctl.models.heads.classify import ClassifierHead
 from llmctl.models.heads.masked_lm import MaskedLMHead
 from llmctl.models.heads.replaced_tokens import ReplacedTokensHead
+from llmctl.models.heads.tag import TaggerHead
 
 HEADS: dict[str, Head] = {
     head.kind: head
-    for head in (ClassifierHead(), MaskedLMHead(), CausalLMHead(), ReplacedTokensHead())
+    for head in (
+        ClassifierHead(),
+        TaggerHead(),
+        MaskedLMHead(),
+        CausalLMHead(),
+        ReplacedTokensHead(),
+    )
 }
 """By what models with them do."""

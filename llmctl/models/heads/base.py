@@ -20,6 +20,8 @@ class Head(ABC):
     """That in words, with an article."""
     network: ClassVar[type[nn.Module]]
     """The network of backbone and head."""
+    has_labels: ClassVar[bool] = False
+    """Whether its last layer has a row for each of some labels, which the description names."""
     endings: ClassVar[tuple[str, ...]]
     """What the names of the classes in transformers end with that have such a head."""
 

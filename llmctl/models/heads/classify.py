@@ -100,6 +100,7 @@ class ClassifierHead(Head):
 
     kind, described = "classify", "a classifier"
     network = Classifier
+    has_labels = True
     endings = ("ForSequenceClassification",)
 
     def build(self, body: Backbone, tensors: Mapping[str, Tensor]) -> Classifier:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from llmctl.data.random import bits, key_of, permute
 from llmctl.data.tables.encoded import EncodedExample, encode_examples, pad_token
 from llmctl.data.tables.labelled import Example
 from llmctl.data.tables.labelled_files import (
@@ -31,6 +29,7 @@ from llmctl.formats.description import COLUMNS, MAX_LENGTH
 from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.models.heads.classify import Classifier, parts_on
 from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.buckets import bucketed
 from llmctl.tasks.classify.batches import ExampleBatch, collate
 from llmctl.tasks.classify.loss import classification_loss
 from llmctl.tasks.finetuning import (
@@ -45,8 +44,6 @@ from llmctl.training.config import TrainingConfig
 
 SHORTEST = 8
 """Tokens of an example, special ones included: with fewer next to nothing of a text is left."""
-BUCKET_BATCHES = 16
-"""Batches sorted by length together: little padding, and neighbours still at random."""
 EVAL_BATCH_SIZE = 64
 """Held-out examples in a batch."""
 
@@ -134,8 +131,9 @@ class ClassifyTask(FinetuningTask):
         if not self._train:
             raise InputError("every example fell to validation; give more examples")
         self.train_examples, self.held_out_examples = len(self._train), len(self._held_out)
-        self._lengths = np.asarray([len(example.ids) for example in self._train])
-        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+        lengths = np.asarray([len(example.ids) for example in self._train])
+        size, seed = config.training.batch_size, config.seed
+        self._epoch = lru_cache(maxsize=2)(partial(bucketed, lengths, size, seed))
 
     def _encoded(
         self, examples: Sequence[Example]
@@ -213,19 +211,6 @@ class ClassifyTask(FinetuningTask):
         """Batch ``number``: random examples of like length."""
         epoch, place = divmod(number, self.batches_per_epoch)
         return collate([self._train[i] for i in self._epoch(epoch)[place]], self._pad)
-
-    def _make_epoch(self, epoch: int) -> list[NDArray[np.int64]]:
-        size = self.config.training.batch_size
-        key = key_of(self.config.seed, "order", epoch)
-        order = permute(key, len(self._train), np.arange(len(self._train)))
-        batches = []
-        for start in range(0, len(order), BUCKET_BATCHES * size):
-            window = order[start : start + BUCKET_BATCHES * size]
-            window = window[np.argsort(self._lengths[window], kind="stable")]
-            batches += [window[i : i + size] for i in range(0, len(window), size)]
-        key = key_of(self.config.seed, "deal", epoch)
-        shuffled = np.argsort(bits(key, np.arange(len(batches))))
-        return [batches[i] for i in shuffled]
 
     def validation_batches(self) -> list[TensorBatch]:
         ordered = sorted(self._held_out, key=lambda example: len(example.ids))
