@@ -32,11 +32,15 @@ def learned(kind: str) -> Tokenizer:
 
 def save_tokenizer(folder: Path, like: str, **config: Any) -> None:
     """The files of a tokenizer. like: ``bert``, ``gpt2`` and ``qwen`` (nothing is put around a
-    text), ``llama`` (bos before it), ``ours`` and ``unigram`` as llmctl makes them.
+    text), ``llama`` (bos before it), ``t5`` and ``bart`` as transformers makes them, ``ours`` and
+    ``unigram`` as llmctl does.
 
     config: fields of tokenizer_config.json.
     """
     kinds = {"bert": "wordpiece", "unigram": "unigram", "llama": "unigram"}
+    if like in ("t5", "bart"):
+        encoder_decoders_tokenizer(like).save_pretrained(folder)
+        return
     tokenizer = learned(kinds.get(like, "bpe"))
     tokenizer.save(folder, max_length=64)
     path = folder / "tokenizer_config.json"
@@ -50,6 +54,60 @@ def save_tokenizer(folder: Path, like: str, **config: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
 
 
+def encoder_decoders_tokenizer(like: str) -> Any:
+    """A tokenizer of a T5 (unigram pieces, sentinels last, an end behind each text) or of a BART
+    (byte-level BPE, each text between <s> and </s>)."""
+    import transformers
+
+    settings = json.loads(learned("unigram" if like == "t5" else "bpe")._rust.to_str())["model"]  # type: ignore[attr-defined]
+    if like == "t5":
+        pieces = [(piece, score) for piece, score in settings["vocab"] if piece[0] != "<"]
+        first = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -99.0)]
+        return transformers.T5Tokenizer(vocab=[*first, *pieces], extra_ids=10)
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *(p for p in settings["vocab"] if p[0] != "<")]
+    return transformers.BartTokenizer(
+        vocab={piece: number for number, piece in enumerate([*pieces, "<mask>"])},
+        merges=[tuple(merge) for merge in settings["merges"]],
+    )
+
+
+ENCODER_DECODERS: dict[str, dict[str, Any]] = {
+    "T5": {
+        "d_model": 16, "d_kv": 12, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2,
+        "num_heads": 2, "n_positions": 64, "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 20, "decoder_start_token_id": 0,
+    },
+    "Bart": {
+        "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 24, "decoder_ffn_dim": 20,
+        "max_position_embeddings": 64, "init_std": 0.3,
+    },
+}  # fmt: skip
+
+
+def save_encoder_decoder(folder: Path, kind: str, *, padding: int = 0, **fields: Any) -> Any:
+    """A T5 or a BART of transformers' in a folder, as ``save_model`` does it."""
+    import transformers
+
+    beginning = "T5" if kind.startswith("T5") else "Bart"
+    like = beginning.lower()
+    tokenizer = encoder_decoders_tokenizer(like)
+    special = {
+        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "eos")
+    }
+    shape = {"vocab_size": len(tokenizer) + padding, **ENCODER_DECODERS[beginning], **special}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{beginning}Config")(**{**shape, **fields})
+    model = getattr(transformers, kind)(config).eval()
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.add_(torch.randn_like(tensor) * 0.1)
+    model.save_pretrained(folder)
+    save_tokenizer(folder, like)
+    return model
+
+
 def save_model(folder: Path, kind: str, *, like: str, padding: int = 0, **fields: Any) -> Any:
     """A model of transformers with random weights in a folder, with its tokenizer; returns it.
 
@@ -57,6 +115,8 @@ def save_model(folder: Path, kind: str, *, like: str, padding: int = 0, **fields
     """
     import transformers
 
+    if like in ("t5", "bart"):
+        return save_encoder_decoder(folder, kind, padding=padding, **fields)
     tokenizers = {"bert": "wordpiece", "unigram": "unigram", "llama": "unigram"}
     tokenizer = learned(tokenizers.get(like, "bpe"))
     kinds = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -28,14 +29,17 @@ from llmctl.formats.description import (
     PurposeError,
     names_of_labels,
 )
+from llmctl.formats.frames import frame_in
 from llmctl.models.heads import HEADS, seq2seq
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.classify import CLASSES, Classifier
+from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.ngram.arrays import model_of
 from llmctl.models.ngram.model import NgramModel
 from llmctl.models.spec import Backbone, ModelSpec
 from llmctl.tokenizers import Tokenizer
+from llmctl.tokenizers.frames import Frame
 from llmctl.workspace.files import sha256_file, sha256_json
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -173,6 +177,17 @@ class Pretrained:
         pad = self.fields.get("pad_token_id")
         return pad if self.spec.kind == "decoder" and type(pad) is int else None
 
+    @cached_property
+    def frame(self) -> Frame:
+        """What stands around sources and targets, of a model that writes from sources.
+
+        Raises InputError if the tokenizer has no tokens for it.
+        """
+        if self.spec.kind == "encoder-decoder":
+            return frame_in(self.path, self.fields, self.tokenizer)
+        start, end = self.boundaries
+        return Frame((), (end,), (start,), (end,))
+
     @property
     def boundaries(self) -> tuple[int, int]:
         """The tokens at a text's start and end. Raises InputError if the tokenizer has none."""
@@ -192,7 +207,7 @@ class Pretrained:
     def network(self) -> Any:
         """The model as it was trained, whatever it does: a network of llmctl/models/heads, or the
         tables of an n-gram model."""
-        if self.kind in HEADS:
+        if self.kind in HEADS and self.decoder is None:
             return self.with_head(self.kind)
         return self.ngram() if self.kind == "ngram" else self.seq2seq()
 
@@ -200,7 +215,10 @@ class Pretrained:
         """The backbone with a head of the table ``HEADS``, and with another dropout where it is
         given. Raises InputError where there are no tensors for the head."""
         with self._fitting():
-            return self._filled(HEADS[kind].build(self._body(dropout), self.tensors))
+            head = HEADS[kind]
+            model = head.build(self._body(dropout), self.tensors)
+            fresh = [name for name in head.optional if name not in self.tensors]
+            return self._filled(model, without=fresh)
 
     def ngram(self) -> NgramModel:
         """The tables of an n-gram model. Raises InputError if it is none."""
@@ -223,8 +241,11 @@ class Pretrained:
         model: CausalLM = self.with_head("causal_lm", dropout=dropout)
         return model
 
-    def seq2seq(self, *, dropout: float = 0.0) -> seq2seq.Seq2Seq:
-        """The GPT with its decoder. Raises InputError if it has none."""
+    def seq2seq(self, *, dropout: float = 0.0) -> seq2seq.Seq2Seq | EncoderDecoderLM:
+        """The encoder–decoder, or the GPT with its decoder. Raises InputError if it has none."""
+        if self.spec.kind == "encoder-decoder":
+            model: EncoderDecoderLM = self.with_head("seq2seq", dropout=dropout)
+            return model
         if self.decoder is None:
             raise InputError(
                 f"{self.path} is {self.described} without a decoder attached; finetune it: "
@@ -286,8 +307,9 @@ class Pretrained:
     def _body(self, dropout: float | None = None) -> Backbone:
         return self.spec.build(self.config if dropout is None else self.config_with(dropout))
 
-    def _filled(self, model: Net) -> Net:
-        fill(model.state_dict(), self.tensors)
+    def _filled(self, model: Net, without: Sequence[str] = ()) -> Net:
+        state = {name: own for name, own in model.state_dict().items() if name not in without}
+        fill(state, self.tensors)
         return model
 
     @contextlib.contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.heads.seq2seq import Seq2Seq
 from llmctl.models.layers.cache import KeyValueCache
 from llmctl.models.layers.cross_attention import EncoderOutput
@@ -64,7 +65,7 @@ class CausalDecoder:
 
     def __init__(
         self,
-        model: CausalLM,
+        model: CausalLM | EncoderDecoderLM,
         *,
         longest: int | None = None,
         head: Callable[[Tensor], Tensor] | None = None,
@@ -127,20 +128,20 @@ class CausalDecoder:
 
 
 class SourceDecoder(CausalDecoder):
-    """A decoder that is attached to a GPT, which reads the sources."""
+    """A model that reads sources and writes from them."""
 
     def __init__(
         self,
-        model: Seq2Seq,
+        model: Seq2Seq | EncoderDecoderLM,
         *,
-        start: int,
+        start: Sequence[int],
         longest: int | None = None,
         head: Callable[[Tensor], Tensor] | None = None,
         tokenizer: Tokenizer | None = None,
     ) -> None:
-        """start: the token that a target begins with; the others as ``CausalDecoder``'s."""
-        super().__init__(model.eval().decoder, longest=longest, head=head, tokenizer=tokenizer)
-        self.reader, self.start = model, start
+        """start: the tokens that a target begins with; the others as ``CausalDecoder``'s."""
+        super().__init__(model.eval().writer, longest=longest, head=head, tokenizer=tokenizer)
+        self.reader, self.start = model, list(start)
         self.source: EncoderOutput
 
     @torch.inference_mode()
@@ -150,7 +151,7 @@ class SourceDecoder(CausalDecoder):
         self.source = self.reader.read(
             torch.tensor(ids, device=self.device), torch.tensor(lengths, device=self.device)
         )
-        return [[self.start] for _ in sources]
+        return [self.start[:] for _ in sources]
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
         self.source.reset_beams()

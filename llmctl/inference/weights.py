@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from llmctl.errors import UsageError
 from llmctl.inference.quantised import Int8Linear, OneRowInt8Linear
 from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.layers.feed_forward import ACTIVATIONS, FeedForward
 
 WeightType = Literal["fp32", "bf16", "int8"]
@@ -90,7 +91,11 @@ class Bf16Linear(nn.Module):
 
 
 def prepare(
-    model: CausalLM, dtype: WeightType, *, rows: int, reader: nn.Module | None = None
+    model: CausalLM | EncoderDecoderLM,
+    dtype: WeightType,
+    *,
+    rows: int,
+    reader: nn.Module | None = None,
 ) -> Callable[[Tensor], Tensor] | None:
     """Put a model's linear layers into another form, in place, for writing alone; returns its
     output layer, or None where that stays.

@@ -5,11 +5,12 @@ An entry of ``ARCHITECTURES`` is all that a new one needs outside its own file.
 
 from __future__ import annotations
 
-from llmctl.models import bert, electra, gpt, llama, modernbert, nanochat
+from llmctl.models import bart, bert, electra, gpt, llama, modernbert, nanochat, t5
 
 ENCODERS = (bert.SPEC, electra.SPEC, modernbert.SPEC)
 DECODERS = (gpt.SPEC, *llama.SPECS, nanochat.SPEC)
-ARCHITECTURES = {spec.name: spec for spec in (*ENCODERS, *DECODERS)}
+ENCODER_DECODERS = (t5.SPEC, bart.SPEC)
+ARCHITECTURES = {spec.name: spec for spec in (*ENCODERS, *DECODERS, *ENCODER_DECODERS)}
 
 BY_MODEL_TYPE = {spec.model_type: spec for spec in ARCHITECTURES.values()}
 """Architectures by config.json's model_type."""

@@ -25,7 +25,13 @@ from llmctl.models.config_json import (
     Only,
     Read,
 )
-from llmctl.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, Stack, own_number
+from llmctl.models.encoder_decoder import (
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    Stack,
+    check_shared,
+    own_number,
+)
 from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.context import Context
 from llmctl.models.layers.cross_attention import CrossAttention
@@ -153,6 +159,8 @@ class Bart(EncoderDecoder):
     """The encoder and the decoder: token ids to hidden states."""
 
     config: BartConfig
+    target_start = ("eos",)
+    opens_texts = True
 
     def __init__(self, config: BartConfig) -> None:
         super().__init__()
@@ -210,6 +218,14 @@ WEIGHTS = WeightMap(
         *_names("decoder", "written_layers"),
     ),
     {"seq2seq": (Row("output_bias", "final_logits_bias", ()),)},
+    # The last two are fairseq's.
+    repeated=(
+        "lm_head.weight",
+        "model.encoder.embed_tokens.weight",
+        "model.decoder.embed_tokens.weight",
+        "model.encoder.version",
+        "model.decoder.version",
+    ),
 )
 """The names of Hugging Face's."""
 
@@ -303,6 +319,12 @@ def from_hugging_face(fields: Mapping[str, Any]) -> BartConfig:
     )
 
 
+def complete(config: BartConfig, tensors: Mapping[str, Tensor]) -> BartConfig:
+    """Raises ValueError where what repeats the token embedding is another."""
+    check_shared(tensors, "model.shared.weight", WEIGHTS.repeated[:3])
+    return config
+
+
 SPEC = ModelSpec(
     name="bart",
     config=BartConfig,
@@ -314,4 +336,5 @@ SPEC = ModelSpec(
     class_prefix="Bart",
     to_hugging_face=to_hugging_face,
     from_hugging_face=from_hugging_face,
+    complete=complete,
 )

@@ -12,11 +12,12 @@ B rows, S tokens of a source, T of a target, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Self
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -77,6 +78,21 @@ def own_number(decoder: int, encoder: int) -> int:
     return 0 if decoder == encoder else decoder
 
 
+def differs(name: str, other: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there is a tensor of a name, and it isn't the same as another."""
+    bare = other.removeprefix("model.")
+    there = next((known for known in (other, bare) if known in tensors), None)
+    return name in tensors and there is not None and not torch.equal(tensors[name], tensors[there])
+
+
+def check_shared(tensors: Mapping[str, Tensor], shared: str, names: Sequence[str]) -> None:
+    """Raises ValueError where what others' files repeat of a shared tensor is something else."""
+    for name in names:
+        for known in (name, name.removeprefix("model.")):
+            if differs(known, shared, tensors):
+                raise ValueError(f"{known} is not {shared}, and one embedding for all is supported")
+
+
 class Stack(nn.Module, ABC):
     """The blocks of an encoder or a decoder, and what stands before and behind them."""
 
@@ -116,6 +132,7 @@ class EncoderDecoder(Backbone):
     config: EncoderDecoderConfig
     encoder: Stack
     decoder: Stack
+    target_start: ClassVar[tuple[str, ...]] = ("pad", "eos")
 
     def embed(self, input_ids_BT: Tensor) -> Tensor:
         """The tokens' embeddings, (B, T, D)."""

@@ -29,6 +29,8 @@ HEAD_SIZE = 64
 """Width of a head where the number of heads isn't given: GPT-2's and Llama's smaller sizes'."""
 MOST_LAYERS = 10_000
 """Blocks of a model; more would take minutes to build before anything could be said of them."""
+LANGUAGE_MODELS = {"encoder": "masked_lm", "decoder": "causal_lm", "encoder-decoder": "seq2seq"}
+"""The head that predicts tokens, by the kind of the backbone."""
 HUGGING_FACE = "huggingface"
 """The format whose names every architecture has."""
 
@@ -57,6 +59,8 @@ class ModelConfig(Config):
     """Width inside the feed-forward network. 0: four times the hidden states'."""
     max_positions: int = Field(1024, ge=8)
     """Tokens that a text may have: the longest context."""
+    positions_have_weights: ClassVar[bool] = True
+    """Whether some tensor has a row for each position, where positions aren't rotary."""
 
     @model_validator(mode="before")
     @classmethod
@@ -124,6 +128,12 @@ class Backbone(nn.Module, ABC):
     kind: ClassVar[Literal["encoder", "decoder", "encoder-decoder"]]
     config: Any
     """A ModelConfig of its own class."""
+    target_start: ClassVar[tuple[str, ...]] = ()
+    """In an encoder–decoder, the role of the token that a target's writing starts with: the first
+    that a tokenizer has."""
+    opens_texts: ClassVar[bool] = False
+    """Whether its sources and targets begin with the start of a document, beside ending with its
+    end."""
     token_embedding: nn.Embedding
     blocks: nn.ModuleList
 
@@ -228,6 +238,9 @@ class ModelSpec:
     to_hugging_face: Callable[[Any], dict[str, Any]]
     """Our configuration as the fields of a config.json."""
     from_hugging_face: Callable[[Mapping[str, Any]], Any]
+    complete: Callable[[Any, Mapping[str, Tensor]], Any] = lambda config, tensors: config
+    """The configuration with what not its fields but the tensors say, in Hugging Face's names.
+    Raises ValueError for tensors that aren't of such a network."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of llmctl/training/config.py that its fresh weights ask for."""
     objective: Mapping[str, Any] = field(default_factory=dict)
@@ -240,14 +253,20 @@ class ModelSpec:
 
     @property
     def kind(self) -> str:
-        """``encoder`` or ``decoder``, as its backbone says."""
+        """``encoder``, ``decoder`` or ``encoder-decoder``, as its backbone says."""
         return self.build.kind
 
     @property
-    def class_layer(self) -> str:
-        """What Hugging Face calls the matrix that gives classes."""
+    def usual_head(self) -> str:
+        """The head that pretraining leaves: its task's own, or the one that predicts tokens."""
+        own = self.tasks[0] in self.weights[HUGGING_FACE].heads
+        return self.tasks[0] if own else LANGUAGE_MODELS[self.build.kind]
+
+    @property
+    def class_layer(self) -> str | None:
+        """What Hugging Face calls the matrix that gives classes; None: it has no classifiers."""
         names = self.head_names("classify")
-        return next(name for name, ours in names.items() if ours == "output.weight")
+        return next((name for name, ours in names.items() if ours == "output.weight"), None)
 
     @property
     def judges_pairs(self) -> bool:

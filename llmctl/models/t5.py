@@ -13,7 +13,7 @@ B rows, T tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Self
@@ -31,7 +31,14 @@ from llmctl.models.config_json import (
     shown,
 )
 from llmctl.models.decoder import Block
-from llmctl.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, Stack, own_number
+from llmctl.models.encoder_decoder import (
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    Stack,
+    check_shared,
+    differs,
+    own_number,
+)
 from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.context import Context
 from llmctl.models.layers.cross_attention import CrossAttention
@@ -75,9 +82,10 @@ class T5Config(EncoderDecoderConfig):
     """Width of a head; the heads together may be wider or narrower than the hidden states."""
     max_positions: int = Field(512, ge=8)
     """Tokens that a source or a target may have. No weight depends on it."""
+    positions_have_weights = False
     relative_buckets: int = Field(32, ge=4, strict=True)
     """Buckets that share a weight of attention's bias."""
-    relative_distance: int = Field(128, ge=2, strict=True)
+    relative_distance: int = Field(128, ge=2, le=1 << 20, strict=True)
     """The distance from which on all share the last bucket."""
     activation: T5Activation = "gated-gelu"
     """Activation of the feed-forward network: relu, as in version 1.0, or gated-gelu (GELU in its
@@ -118,31 +126,16 @@ class T5Config(EncoderDecoderConfig):
 
 def _block(config: T5Config, *, cross_attention: bool) -> Block:
     width, heads, dropout = config.hidden_size, config.num_heads, config.dropout
+    shape: dict[str, Any] = {
+        "head_size": config.head_size, "bias": False, "dropout": dropout, "scale": 1.0,
+    }  # fmt: skip
     norm = partial(RMSNorm, width, config.norm_epsilon)
     activation, gated = _FEED_FORWARD[config.activation]
     feed_forward = GatedFeedForward if gated else partial(FeedForward, bias=False)
     return Block(
         norm,
-        CausalSelfAttention(
-            width,
-            heads,
-            num_kv_heads=heads,
-            head_size=config.head_size,
-            bias=False,
-            dropout=dropout,
-            scale=1.0,
-        ),
-        CrossAttention(
-            width,
-            heads,
-            norm=norm(),
-            bias=False,
-            dropout=dropout,
-            head_size=config.head_size,
-            scale=1.0,
-        )
-        if cross_attention
-        else None,
+        CausalSelfAttention(width, heads, num_kv_heads=heads, **shape),
+        CrossAttention(width, heads, norm=norm(), **shape) if cross_attention else None,
         feed_forward(width, config.intermediate_size, activation, dropout=dropout),
         dropout,
     )
@@ -224,44 +217,39 @@ def _names(stack: str, layers: str) -> list[Rename | Fuse]:
     """The names of a stack, whose number of blocks stands in the field ``layers``."""
     ours, theirs = f"{stack}.blocks.{{}}", f"{stack}.block.{{}}.layer"
     last = 2 if stack == "decoder" else 1
-    attention, feed_forward = f"{theirs}.0.SelfAttention", f"{theirs}.{last}"
-    names: list[Rename | Fuse] = [
-        Rename(
-            f"{stack}.relative_bias",
-            f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias",
-        ),
-        Rename(f"{stack}.norm", f"{stack}.final_layer_norm"),
-        Rename(f"{ours}.norm_1", f"{theirs}.0.layer_norm", layers=layers),
-        Fuse(
-            f"{ours}.attention.query_key_value",
-            tuple(f"{attention}.{part}" for part in "qkv"),
-            layers=layers,
-        ),
-        Rename(f"{ours}.attention.output", f"{attention}.o", layers=layers),
-        Rename(f"{ours}.norm_2", f"{feed_forward}.layer_norm", layers=layers),
-        Rename(
-            f"{ours}.feed_forward.expand",
-            f"{feed_forward}.DenseReluDense.wi",
-            where="not gated",
-            layers=layers,
-        ),
-        Fuse(
-            f"{ours}.feed_forward.gate_up",
-            tuple(f"{feed_forward}.DenseReluDense.wi_{number}" for number in (0, 1)),
-            where="gated",
-            layers=layers,
-        ),
-        Rename(f"{ours}.feed_forward.contract", f"{feed_forward}.DenseReluDense.wo", layers=layers),
-    ]
+    attention, feed_forward = "0.SelfAttention", f"{last}.DenseReluDense"
+    renamed = {
+        "norm_1": "0.layer_norm",
+        "attention.output": f"{attention}.o",
+        "norm_2": f"{last}.layer_norm",
+        "feed_forward.contract": f"{feed_forward}.wo",
+    }
+    fused = {"attention.query_key_value": [f"{attention}.{part}" for part in "qkv"]}
     if stack == "decoder":
-        cross, attention = f"{ours}.cross_attention", f"{theirs}.1.EncDecAttention"
-        names += [
-            Rename(f"{cross}.norm", f"{theirs}.1.layer_norm", layers=layers),
-            Rename(f"{cross}.query", f"{attention}.q", layers=layers),
-            Fuse(f"{cross}.key_value", (f"{attention}.k", f"{attention}.v"), layers=layers),
-            Rename(f"{cross}.output", f"{attention}.o", layers=layers),
-        ]
-    return names
+        cross, attention = "cross_attention", "1.EncDecAttention"
+        renamed |= {
+            f"{cross}.norm": "1.layer_norm",
+            f"{cross}.query": f"{attention}.q",
+            f"{cross}.output": f"{attention}.o",
+        }
+        fused[f"{cross}.key_value"] = [f"{attention}.{part}" for part in "kv"]
+
+    def rename(own: str, name: str, where: str = "") -> Rename:
+        return Rename(f"{ours}.{own}", f"{theirs}.{name}", where=where, layers=layers)
+
+    def fuse(own: str, names: Sequence[str], where: str = "") -> Fuse:
+        together = tuple(f"{theirs}.{name}" for name in names)
+        return Fuse(f"{ours}.{own}", together, where=where, layers=layers)
+
+    bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"
+    return [
+        Rename(f"{stack}.relative_bias", bias),
+        Rename(f"{stack}.norm", f"{stack}.final_layer_norm"),
+        *(rename(own, name) for own, name in renamed.items()),
+        *(fuse(own, names) for own, names in fused.items()),
+        rename("feed_forward.expand", f"{feed_forward}.wi", "not gated"),
+        fuse("feed_forward.gate_up", [f"{feed_forward}.wi_{n}" for n in (0, 1)], "gated"),
+    ]
 
 
 WEIGHTS = WeightMap(
@@ -273,6 +261,12 @@ WEIGHTS = WeightMap(
         *_names("decoder", "written_layers"),
     ),
     {"seq2seq": (Rename("output", "lm_head", where="not tie_embeddings"),)},
+    # The third is of the first T5s' files, where nothing reads it.
+    repeated=(
+        "encoder.embed_tokens.weight",
+        "decoder.embed_tokens.weight",
+        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+    ),
 )
 """The names of Hugging Face's."""
 
@@ -366,6 +360,14 @@ def from_hugging_face(fields: Mapping[str, Any]) -> T5Config:
     return config.replace(decoder_layers=own_number(config.decoder_layers, config.num_layers))
 
 
+def complete(config: T5Config, tensors: Mapping[str, Tensor]) -> T5Config:
+    """The output layer is one of its own where the file has one that isn't the token embedding:
+    transformers goes by that, whatever tie_word_embeddings says."""
+    own = differs("lm_head.weight", "shared.weight", tensors)
+    check_shared(tensors, "shared.weight", WEIGHTS.repeated[:2])
+    return config.replace(tie_embeddings=not own)
+
+
 SPEC = ModelSpec(
     name="t5",
     config=T5Config,
@@ -377,4 +379,5 @@ SPEC = ModelSpec(
     class_prefix="T5",
     to_hugging_face=to_hugging_face,
     from_hugging_face=from_hugging_face,
+    complete=complete,
 )

@@ -133,6 +133,8 @@ class WeightMap:
     rules: tuple[Rule, ...]
     heads: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
     """By what a model does: the names of what stands on the network, as far as it has it."""
+    repeated: tuple[str, ...] = ()
+    """Names of tensors that others' files may have too, and that say nothing new."""
 
     def export_tensors(self, state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
         """A network's state dict, or a part of it, in the format's names."""

@@ -178,6 +178,23 @@ class Tokenizer(ABC):
         cls, sep = self.special["cls"], self.special["sep"]
         return self._with(Layout((cls,), (sep,), (cls,), (sep,), (sep,), 1))
 
+    def for_texts(self, *, opens: bool) -> Tokenizer:
+        """This tokenizer as an encoder–decoder's folder has it: the end of a document behind each
+        text, and with ``opens`` its start before.
+
+        The same object where it is so already. Raises InputError if there are no such tokens.
+        """
+        before, after = self._around_texts(opens=opens)
+        return self._with(Layout(before, after, before, after, after))
+
+    def _around_texts(self, *, opens: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if self.text_end is None or (opens and self.boundaries is None):
+            raise InputError(
+                f"the tokenizer has no token for a text's {'start and ' if opens else ''}end, "
+                "beside which sources and targets stand; use one of llmctl tokenize"
+            )
+        return (self.boundaries[:1] if opens and self.boundaries else ()), (self.text_end,)
+
     def _with(self, layout: Layout) -> Tokenizer:
         laid_out = copy.copy(self)
         laid_out._laid_out = layout
@@ -257,6 +274,11 @@ class Tokenizer(ABC):
         """The ids of T5's ``<extra_id_0>``, ``<extra_id_1>``, …: as many as there are."""
         found = (self.token_to_id(f"<extra_id_{number}>") for number in count())
         return tuple(takewhile(lambda number: number is not None, found))  # type: ignore[arg-type]
+
+    @property
+    def text_end(self) -> int | None:
+        """The token at a document's end, which a T5's tokenizer has without one at its start."""
+        return self.boundaries[1] if self.boundaries is not None else self.special.get("eos")
 
     @property
     def special_ids(self) -> frozenset[int]:

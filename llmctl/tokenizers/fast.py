@@ -116,6 +116,21 @@ class FastTokenizer(Tokenizer):
         )
         return wrapped
 
+    def for_texts(self, *, opens: bool) -> Tokenizer:
+        before, after = self._around_texts(opens=opens)
+        if self.adds is None and (self.layout.before, self.layout.after) == (before, after):
+            return self
+        first = [f"{self.id_to_token(number)}:0" for number in before]
+        last = [f"{self.id_to_token(number)}:0" for number in after]
+        wrapped = self._copied()
+        wrapped._rust.post_processor = processors.TemplateProcessing(
+            single=[*first, "$A:0", *last],
+            pair=[*first, "$A:0", *last, "$B:0", *last],
+            special_tokens=[(self.id_to_token(n), n) for n in dict.fromkeys((*before, *after))],
+        )
+        wrapped.adds = None
+        return wrapped
+
     def _copied(self) -> FastTokenizer:
         """This tokenizer, whose post-processor is to be another."""
         wrapped = copy.copy(self)

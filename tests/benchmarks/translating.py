@@ -42,7 +42,7 @@ def ours(dtype: WeightType) -> Write:
     config = architecture.config(vocab_size=PIECES, max_positions=128, **shape)
     model = build(config, Seq2SeqShape(), architecture).eval()
     head = prepare(model.decoder, dtype, rows=BEAMS * SENTENCES, reader=model.reader)
-    decoder = SourceDecoder(model, start=START, head=head)
+    decoder = SourceDecoder(model, start=[START], head=head)
     rules = CompiledSamplingParams(
         GenerationConfig(max_new_tokens=NEW, num_beams=BEAMS),
         NoText(),  # type: ignore[arg-type]

@@ -69,10 +69,11 @@ ANSWERS = {
     "MODEL_FOR_TOKEN_CLASSIFICATION": "tag",
     "MODEL_FOR_MASKED_LM": "masked_lm",
     "MODEL_FOR_CAUSAL_LM": "causal_lm",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM": "seq2seq",
     **dict.fromkeys(("MODEL", "MODEL_FOR_PRETRAINING", "MODEL_FOR_TEXT_ENCODING"), "pretraining"),
 }
 """What the classes of transformers' tables answer; nothing that is known here where it isn't said.
-``pretraining``: what the architecture's pretraining teaches."""
+``pretraining``: what predicts tokens."""
 
 
 def classes_of_transformers() -> dict[str, tuple[str, str | None]]:
@@ -84,13 +85,17 @@ def classes_of_transformers() -> dict[str, tuple[str, str | None]]:
     for table, classes in sorted(vars(modeling_auto).items()):
         what = re.fullmatch(r"(MODEL(_FOR_\w+)?)_MAPPING_NAMES", table)
         for model_type in BY_MODEL_TYPE if what else ():
-            taught = BY_MODEL_TYPE[model_type].task
+            spec = BY_MODEL_TYPE[model_type]
+            taught = spec.usual_head
             kind = ANSWERS.get(what[1]) if what else None
             kind = taught if kind == "pretraining" else kind
             if name := classes.get(model_type):
-                # A BERT that reads from left to right is another network.
-                heads = BY_MODEL_TYPE[model_type].weights[HUGGING_FACE].heads
-                found.setdefault(name, (model_type, kind if kind in heads else None))
+                # A BERT that reads from left to right is another network, and so is half a T5.
+                heads = spec.weights[HUGGING_FACE].heads
+                half = spec.kind == "encoder-decoder" and name.endswith("EncoderModel")
+                if kind in heads and not half:
+                    found[name] = (model_type, kind)
+                found.setdefault(name, (model_type, None))
     return found
 
 
@@ -108,12 +113,14 @@ def test_each_class_of_transformers_is_what_it_is_or_refused_by_its_name(tmp_pat
         hasattr(transformers, name) and name.startswith(BY_MODEL_TYPE[model_type].class_prefix)
     ):
         return  # or one that takes such a network for a part
-    like = {"bert": "bert", "modernbert": "bert", "gpt2": "gpt2"}.get(model_type, "llama")
+    likes = {"modernbert": "bert", **{name: name for name in ("bert", "gpt2", "t5", "bart")}}
+    like = likes.get(model_type, "llama")
     save_model(tmp_path, name, like=like)
     if kind is not None:
         assert open_folder(tmp_path).kind == kind
         return
-    with pytest.raises(InputError, match=f"can't be used as it is: .*{name}"):
+    refused = f"can't be used as it is: .*{name}|without its (encoder|decoder) is not supported"
+    with pytest.raises(InputError, match=refused):
         _ = open_folder(tmp_path).kind
 
 

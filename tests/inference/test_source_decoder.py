@@ -43,7 +43,7 @@ ARCHES = pytest.mark.parametrize("arch", ["gpt", "llama", "nanochat"])
 @pytest.mark.parametrize("cross_attention", [True, False])
 def test_greedy_writes_what_rereading_says(arch: str, cross_attention: bool):
     model = make(arch, cross_attention=cross_attention)
-    answers = write(SourceDecoder(model, start=START), max_new_tokens=8)
+    answers = write(SourceDecoder(model, start=[START]), max_new_tokens=8)
     assert len({tuple(found[0].ids) for found in answers}) > 1
     for source, (completion,) in zip(PROMPTS, answers, strict=True):
         target: list[int] = []
@@ -67,7 +67,7 @@ def test_greedy_writes_what_rereading_says(arch: str, cross_attention: bool):
     ids=str,
 )
 def test_a_batch_writes_as_each_source_alone(arch: str, fields: dict[str, object]):
-    decoder = SourceDecoder(make(arch), start=START)
+    decoder = SourceDecoder(make(arch), start=[START])
     together = ids(write(decoder, max_new_tokens=8, **fields))
     alone = ids(write(decoder, max_new_tokens=8, batch_size=1, **fields))
     assert together == alone
@@ -76,7 +76,7 @@ def test_a_batch_writes_as_each_source_alone(arch: str, fields: dict[str, object
 def test_beams_are_the_best_of_all_texts():
     """Width enough for every text of three tokens: the best is that of exhaustive scoring."""
     model = make("gpt")
-    decoder = SourceDecoder(model, start=START)
+    decoder = SourceDecoder(model, start=[START])
     (found,) = write(
         decoder, PROMPTS[:1], max_new_tokens=2, num_beams=V_SQUARED, length_penalty=0.0
     )
@@ -99,11 +99,11 @@ V_SQUARED = TOKENIZER.vocab_size**2
 @pytest.mark.parametrize("draft_seed", [0, 5])
 def test_speculative_decoding_is_greedy(draft_seed: int):
     model = make("llama")
-    plain = ids(write(SourceDecoder(model, start=START), max_new_tokens=10))
+    plain = ids(write(SourceDecoder(model, start=[START]), max_new_tokens=10))
     drafts = [
-        SourceDecoder(make("gpt", decoder_layers=1), start=START),
+        SourceDecoder(make("gpt", decoder_layers=1), start=[START]),
         CausalDecoder(make_model(seed=draft_seed)),
     ]
     for draft in drafts:
-        found = write(SourceDecoder(model, start=START), draft=draft, max_new_tokens=10)
+        found = write(SourceDecoder(model, start=[START]), draft=draft, max_new_tokens=10)
         assert ids(found) == plain

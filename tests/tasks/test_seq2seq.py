@@ -22,8 +22,10 @@ from llmctl.models.heads.seq2seq import (
 )
 from llmctl.tasks.seq2seq.batches import EncodedPair, collate, encode
 from llmctl.tasks.seq2seq.loss import seq2seq_loss
+from llmctl.tokenizers.frames import Frame
 
 V = 20
+FRAME = Frame(before=(), after=(1,), start=(0,), end=(1,))
 
 
 def gpt(arch: str = "gpt", layers: int = 2) -> CausalLM:
@@ -176,7 +178,7 @@ def test_batches_hold_every_token_once(
     texts: list[tuple[list[int], list[int]]], max_source: int, max_target: int
 ):
     pairs = [
-        encode(source, target, start=0, end=1, max_source=max_source, max_target=max_target)
+        encode(source, target, frame=FRAME, max_source=max_source, max_target=max_target)
         for source, target in texts
     ]
     batch = collate(pairs)

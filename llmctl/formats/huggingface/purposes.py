@@ -37,7 +37,7 @@ def purpose_of(
     if architectures is None or architectures == []:
         head = spec.class_layer
         if head not in shapes:
-            return Purpose(spec.task)
+            return Purpose(spec.usual_head)
         return Purpose(
             None,
             f"config.json does not say what the model does (it has no architectures), and there is "
@@ -61,7 +61,7 @@ def _of_class(
     beginning = spec.class_prefix
     ending = name.lower().removeprefix(beginning.lower())
     if ending == "model":  # the body alone
-        return Purpose(spec.task)
+        return Purpose(spec.usual_head)
     if spec.kind == "decoder" and ending == spec.lm_class.lower():
         return Purpose("causal_lm")
     kinds = [kind for kind in spec.weights[HUGGING_FACE].heads if kind in HEADS]
@@ -70,7 +70,7 @@ def _of_class(
         return Purpose(None, f"it is a {name}, and what that answers is not supported")
     if kind == "classify":
         problem, labels = fields.get("problem_type"), fields.get("id2label")
-        count = (shapes.get(spec.class_layer) or (0,))[0]
+        count = shapes.get(spec.class_layer or "", (0,))[0]
         if problem not in (None, "single_label_classification"):
             return Purpose(
                 None,

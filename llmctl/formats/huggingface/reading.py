@@ -54,9 +54,10 @@ def read_folder(path: Path) -> Pretrained:
     tokenizer = tokenizers.load(path)
     _check_vocabulary(path, tokenizer, config.vocab_size)
     check_tokenizer(path, tokenizer, fields.get(TOKENIZER, tokenizer.digest()))
-    kind = purpose.kind or spec.task
+    kind = purpose.kind or spec.usual_head
     try:
         check_sizes(config, weights.shapes)
+        config = spec.complete(config, weights)
         if not pair and purpose.kind is not None:
             heads = spec.weights[HUGGING_FACE].head_names(kind)
             check_body(spec, config, weights.shapes, heads)
@@ -120,6 +121,8 @@ def _as_trained(
         return tokenizer
     if spec.kind == "encoder":
         return tokenizer.for_encoder()
+    if spec.kind == "encoder-decoder":
+        return tokenizer.for_texts(opens=spec.build.opens_texts)
     if TOKENIZER not in fields or not {"bos", "eos"} <= tokenizer.special.keys():
         return tokenizer
     return tokenizer.for_decoder(pairs=purpose.kind == "classify")

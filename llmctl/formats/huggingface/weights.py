@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from llmctl.errors import InputError
 from llmctl.formats.base import sides
-from llmctl.models.spec import ModelSpec
+from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.parsing import read_json_object
 from llmctl.workspace.tensors import read_tensor, tensor_heads
 
@@ -200,13 +200,14 @@ def check_sizes(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises ValueError for a size that no tensor has, before a network of such a size is made."""
     sides = [side for shape in shapes.values() for side in shape]
     largest = max(sides, default=0)
-    if config.num_layers > len(shapes):
-        raise ValueError(f"{config.num_layers:,} blocks, and {len(shapes):,} tensors")
+    layers = max(config.num_layers, getattr(config, "decoder_layers", 0))
+    if layers > len(shapes):
+        raise ValueError(f"{layers:,} blocks, and {len(shapes):,} tensors")
     sizes = {name: getattr(config, name) for name in SIZES}
     head = getattr(config, "head_size", 0) or config.hidden_size // config.num_heads
     sizes["num_heads times head_size"] = config.num_heads * head
     rotary = hasattr(config, "rope_theta")
-    if not rotary:
+    if not rotary and config.positions_have_weights:
         sizes["max_positions"] = config.max_positions
     for name, size in sizes.items():
         if size > largest:
@@ -243,7 +244,8 @@ def check_body(
     with torch.device("meta"), _Undrawn():
         body = spec.build(config)
     expected = spec.export_tensors(body.state_dict(), config)
-    prefix = next(iter(expected)).partition(".")[0] + "."
+    names_there = spec.weights[HUGGING_FACE]
+    prefix = names_there.prefix
     names = {name if name in expected else prefix + name: name for name in shapes}
     for name, tensor in expected.items():
         if name not in names:
@@ -252,5 +254,5 @@ def check_body(
         if shape != tuple(tensor.shape):
             raise ValueError(f"{name} is {sides(shape)}, not {sides(tensor.shape)}")
     for canonical, name in names.items():
-        if canonical not in expected and not {name, canonical} & set(heads):
+        if canonical not in expected and not {name, canonical} & {*heads, *names_there.repeated}:
             raise ValueError(f"the tensor {name} has no place in it")

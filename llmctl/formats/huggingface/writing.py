@@ -12,13 +12,14 @@ from typing import Any
 from torch import nn
 
 from llmctl.formats.description import TASK, TOKENIZER
+from llmctl.formats.frames import FORCED_FIELD, START_FIELD, frame_of
 from llmctl.formats.huggingface.reading import DECODER_FIELD, ENCODER_FIELD, SEQ2SEQ
 from llmctl.formats.huggingface.tensors import export_model
 from llmctl.formats.huggingface.weights import WEIGHTS_FILE
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
 from llmctl.models.heads import HEADS
 from llmctl.models.heads.seq2seq import Seq2Seq
-from llmctl.models.spec import ModelSpec
+from llmctl.models.spec import Backbone, ModelSpec
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.files import to_json
 from llmctl.workspace.tensors import write_tensors
@@ -48,10 +49,19 @@ def write_model_folder(
         decoder = {"num_layers": attached.num_layers, "cross_attention": model.attends}
         fields = {"model_type": SEQ2SEQ, ENCODER_FIELD: fields, DECODER_FIELD: decoder}
     folder.mkdir(parents=True, exist_ok=True)
+    ids: dict[str, int | None] = {
+        f"{role}_token_id": tokenizer.special[role]
+        for role in ("pad", "bos", "eos")
+        if role in tokenizer.special
+    }
     if spec.kind == "encoder":
         tokenizer = tokenizer.for_encoder()
-    ids = {f"{role}_token_id": tokenizer.special[role] for role in ("pad", "bos", "eos")
-           if role in tokenizer.special}  # fmt: skip
+    elif spec.kind == "encoder-decoder":
+        tokenizer = tokenizer.for_texts(opens=model.body.opens_texts)
+        # What it was trained with goes before what a new one would have.
+        ids = _pair_ids(tokenizer, model.body) | {
+            name: extra[name] for name in (START_FIELD,) if name in extra
+        }
     fields = {
         "architectures": [class_name],
         "dtype": "float32",
@@ -65,11 +75,26 @@ def write_model_folder(
     if kind in ("causal_lm", "seq2seq"):
         ends = [tokenizer.special[r] for r in ("eos", "turn_end") if r in tokenizer.special]
         ends += sorted(tokenizer.further_ends.difference(ends))
-        _write_json(folder / "generation_config.json", {**ids, "eos_token_id": ends})
+        said = {name: number for name, number in ids.items() if number is not None}
+        _write_json(folder / "generation_config.json", {**said, "eos_token_id": ends})
     write_tensors(
         folder / WEIGHTS_FILE, export_model(model.state_dict(), kind, spec, config, attached)
     )
     tokenizer.save(folder, max_length=config.max_positions)
+
+
+def _pair_ids(tokenizer: Tokenizer, body: Backbone) -> dict[str, int | None]:
+    """The token ids that config.json says of an encoder–decoder. What the tokenizer lacks is null:
+    transformers has numbers of its own for what isn't said."""
+    start, _ = tokenizer.boundaries or (None, None)
+    first = frame_of(tokenizer, body).start
+    return {
+        "pad_token_id": tokenizer.special.get("pad"),
+        "bos_token_id": start,
+        "eos_token_id": tokenizer.text_end,
+        START_FIELD: first[0],
+        **({FORCED_FIELD: first[1]} if len(first) > 1 else {}),
+    }
 
 
 def _class_name(model: Any, kind: str, beginning: str, spec: ModelSpec) -> str:

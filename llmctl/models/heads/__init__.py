@@ -10,6 +10,7 @@ from __future__ import annotations
 from llmctl.models.heads.base import Head
 from llmctl.models.heads.causal_lm import CausalLMHead
 from llmctl.models.heads.classify import ClassifierHead
+from llmctl.models.heads.encoder_decoder import EncoderDecoderHead
 from llmctl.models.heads.masked_lm import MaskedLMHead
 from llmctl.models.heads.replaced_tokens import ReplacedTokensHead
 from llmctl.models.heads.tag import TaggerHead
@@ -22,6 +23,7 @@ HEADS: dict[str, Head] = {
         MaskedLMHead(),
         CausalLMHead(),
         ReplacedTokensHead(),
+        EncoderDecoderHead(),
     )
 }
 """By what models with them do."""

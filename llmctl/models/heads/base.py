@@ -25,6 +25,9 @@ class Head(ABC):
     endings: ClassVar[tuple[str, ...]]
     """What the names of the classes in transformers end with that have such a head."""
 
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Tensors that a folder may lack, and that are then as in a fresh network."""
+
     @abstractmethod
     def build(self, body: Backbone, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The network that tensors fit into, which are in our names; nothing is filled in yet.

@@ -42,6 +42,16 @@ class EncoderDecoderLM(nn.Module):
         self.register_buffer("output_bias", bias_V)
 
     @property
+    def writer(self) -> EncoderDecoderLM:
+        """What writes a target: the model itself."""
+        return self
+
+    @property
+    def output_cap(self) -> None:
+        """A cap of the logits: there is none."""
+        return None
+
+    @property
     def output_weight(self) -> Tensor:
         """The matrix from hidden states to logits."""
         return (self.output or self.body.embedding()).weight
@@ -92,7 +102,8 @@ class EncoderDecoderHead(Head):
 
     kind, described = "seq2seq", "a model that writes from a source"
     network = EncoderDecoderLM
-    endings = ("ForConditionalGeneration",)
+    optional = ("output_bias",)
+    endings = ("ForConditionalGeneration", "WithLMHeadModel")
 
     def build(self, body: Backbone, tensors: Mapping[str, Tensor]) -> EncoderDecoderLM:
         assert isinstance(body, EncoderDecoder)

@@ -62,6 +62,27 @@ class Seq2Seq(nn.Module):
         return self.body
 
     @property
+    def writer(self) -> CausalLM:
+        """What writes a target."""
+        return self.decoder
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix from hidden states to logits."""
+        return self.decoder.output_weight
+
+    @property
+    def output_bias(self) -> None:
+        """A bias of the logits: there is none."""
+        return None
+
+    @property
+    def output_cap(self) -> float | None:
+        """Logits z become cap · tanh(z / cap); None: they stay."""
+        cap: float | None = self.decoder.body.config.output_cap()
+        return cap
+
+    @property
     def attends(self) -> bool:
         """Whether the decoder attends to the source."""
         return any(block.cross_attention is not None for block in self.decoder.body.layers())
@@ -73,6 +94,11 @@ class Seq2Seq(nn.Module):
         last_BD = states_BSD[rows_B, lengths_B - 1]
         mask = source_mask(lengths_B, source_ids_BS.shape[1]) if self.attends else None
         return EncoderOutput(states_BSD, mask, self.start(last_BD))
+
+    def write(self, input_ids_BT: Tensor, source: EncoderOutput) -> Tensor:
+        """Hidden states (B, T, D) of the targets' tokens."""
+        hidden_BTD: Tensor = self.decoder.body(input_ids_BT, source=source)
+        return hidden_BTD
 
 
 _EMBEDDING = "token_embedding.weight"

@@ -19,6 +19,7 @@ from llmctl.models.heads.cross_entropy import IGNORED
 from llmctl.models.heads.padding import rounded_up
 from llmctl.tasks.instruct import batches as instruct
 from llmctl.tasks.instruct.batches import InstructExample
+from llmctl.tokenizers.frames import Frame
 from llmctl.training.batches import TensorBatch
 
 SEQ2SEQ_LENGTH_STEP = 4
@@ -30,9 +31,9 @@ class EncodedPair:
     """A source and its target as ids, each with the tokens around it."""
 
     source: NDArray[np.int64]
-    """Ends with the end of a document."""
+    """With what stands around it: see ``Frame``."""
     target: NDArray[np.int64]
-    """Begins with the start of a document and ends with its end."""
+    """With what its writing starts with, and its end."""
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -73,24 +74,14 @@ class Seq2SeqBatch(TensorBatch):
 
 
 def encode(
-    source: Sequence[int],
-    target: Sequence[int],
-    *,
-    start: int,
-    end: int,
-    max_source: int,
-    max_target: int,
+    source: Sequence[int], target: Sequence[int], *, frame: Frame, max_source: int, max_target: int
 ) -> EncodedPair:
-    """A pair of ids with the tokens around them, cut to so many with the end's."""
+    """A pair of ids with the tokens around them, cut to so many with these, but for the token that
+    the target's writing starts with."""
     return EncodedPair(
-        np.asarray(append_eos(source, end, max_source), dtype=np.int64),
-        np.asarray([start, *append_eos(target, end, max_target)], dtype=np.int64),
+        np.asarray(frame.source(source, max_source), dtype=np.int64),
+        np.asarray(frame.target(target, max_target), dtype=np.int64),
     )
-
-
-def append_eos(ids: Sequence[int], end: int, most: int) -> list[int]:
-    """A text with its end, cut to so many tokens with that."""
-    return [*ids[: most - 1], end]
 
 
 PREFIX_ROW = 256

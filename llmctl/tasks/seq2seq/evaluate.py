@@ -236,15 +236,16 @@ class Seq2SeqEvaluator(Evaluator):
         """Loss and accuracy of the references' tokens, each given the true ones before it; and
         notes of what was cut."""
         folder, size = opened.folder, self.config.batch_size
-        tokenizer, (start, end) = folder.tokenizer, folder.boundaries
+        tokenizer, frame = folder.tokenizer, folder.frame
         limits = {"source": folder.max_source, "target": folder.max_target}
         most: dict[str, Any] = {f"max_{part}": tokens for part, tokens in limits.items()}
         pairs, cut = [], Counter[str]()
         for texts in zip(sources, references, strict=True):
             ids = list(map(tokenizer.encode, texts))
             for (part, limit), own in zip(limits.items(), ids, strict=True):
-                cut[part] += len(own) >= limit
-            pairs.append(encode(*ids, start=start, end=end, **most))
+                is_cut = frame.source_cut if part == "source" else frame.target_cut
+                cut[part] += is_cut(len(own), limit)
+            pairs.append(encode(*ids, frame=frame, **most))
         notes = [
             f"{opened.name}: {cut[part]:,} of {len(pairs):,} {part}s are longer than the {limit} "
             f"tokens of its finetuning and were cut; finetune with a larger data.max_{part}"
@@ -253,7 +254,9 @@ class Seq2SeqEvaluator(Evaluator):
         ]
         pairs.sort(key=lambda pair: pair.lengths[::-1])
         batches = [
-            collated(pairs[n : n + size], folder.writes_from_source, tokenizer.token_bytes)
+            collated(
+                pairs[n : n + size], folder.writes_from_source or "decoder", tokenizer.token_bytes
+            )
             for n in range(0, len(pairs), size)
         ]
         device = choose_device(self.config.device, "--device")

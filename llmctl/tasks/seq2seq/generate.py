@@ -5,10 +5,10 @@ from __future__ import annotations
 from llmctl.errors import InputError
 from llmctl.inference.decoder import DecoderRunner, SourceDecoder
 from llmctl.inference.weights import prepare
+from llmctl.models.heads.seq2seq import Seq2Seq
 from llmctl.tasks.causal_lm.generate import Continuation
 from llmctl.tasks.generation import GenerateConfig, Prompt, TextGenerator
 from llmctl.tasks.opened import OpenedModel
-from llmctl.tasks.seq2seq.batches import append_eos
 from llmctl.training.precision import choose_device
 
 SOURCES = 64
@@ -30,10 +30,14 @@ class FromSources(TextGenerator):
         if folder.writes_from_source == "prefix":  # both texts in one sequence
             return Continuation.decoder(model, config, rows)
         pair = folder.seq2seq().to(choose_device(config.device, "--device"))
-        head = prepare(pair.decoder, config.dtype, rows=rows, reader=pair.reader)
-        start, _ = folder.boundaries
+        reader = pair.reader if isinstance(pair, Seq2Seq) else None
+        head = prepare(pair.writer, config.dtype, rows=rows, reader=reader)
         return SourceDecoder(
-            pair, start=start, longest=folder.max_length, head=head, tokenizer=folder.tokenizer
+            pair,
+            start=folder.frame.start,
+            longest=folder.max_length,
+            head=head,
+            tokenizer=folder.tokenizer,
         )
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -45,12 +49,12 @@ class FromSources(TextGenerator):
                 f"{prompt.source}: a suffix is for a language model that fills in the middle, and "
                 f"{self.model.name} writes from sources; leave it out"
             )
-        start, end = folder.boundaries
-        most = folder.max_source
-        ids = self.tokenizer.encode(prompt.text)
-        if len(ids) >= most:
+        frame, most = folder.frame, folder.max_source
+        ids = self.tokenizer.encode(prompt.text, allow_special=folder.writes_from_source is None)
+        if frame.source_cut(len(ids), most):
+            kept = most - len(frame.source([], most))
             self.note_once(
-                f"{prompt.source} has {len(ids)} tokens and is cut to {most - 1}, as in finetuning"
+                f"{prompt.source} has {len(ids)} tokens and is cut to {kept}, as in finetuning"
             )
         prefix = folder.writes_from_source == "prefix"
-        return [*([start] if prefix else []), *append_eos(ids, end, most)]
+        return [*(frame.start if prefix else ()), *frame.source(ids, most)]

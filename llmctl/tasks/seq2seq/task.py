@@ -30,10 +30,12 @@ from llmctl.formats.description import (
     MAX_TARGET,
     STYLE,
 )
+from llmctl.formats.frames import START_FIELD
 from llmctl.formats.huggingface.tensors import ENCODER, export_model
 from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.models.heads import seq2seq
 from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.heads.seq2seq import Seq2SeqShape
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.finetuning import (
@@ -131,7 +133,13 @@ class Seq2SeqTask(FinetuningTask):
         for name in ("max_source", "max_target"):
             if getattr(config.data, name) > most:
                 raise ConfigError(f"data.{name} is beyond the model's context; use at most {most}")
-        self._start, self._end = base.boundaries
+        self._whole = base.spec.kind == "encoder-decoder"
+        if self._whole and config.model != Seq2SeqShape():
+            raise ConfigError(
+                f"model.* is for a GPT that learns to write from sources, and a {base.spec.name} "
+                "has its own decoder; leave it out"
+            )
+        self._frame = base.frame
         self._max_source = config.data.max_source or base.max_length
         self._max_target = config.data.max_target or base.max_length
         if config.style == "prefix":
@@ -209,12 +217,12 @@ class Seq2SeqTask(FinetuningTask):
     def _encoded(self, source: str, target: str, what: Counter[str]) -> EncodedPair:
         """A pair as ids; what had to be cut is counted."""
         source_ids, target_ids = map(self.base.tokenizer.encode, (source, target))
-        what["source"] += len(source_ids) >= self._max_source
-        what["target"] += len(target_ids) >= self._max_target
+        what["source"] += self._frame.source_cut(len(source_ids), self._max_source)
+        what["target"] += self._frame.target_cut(len(target_ids), self._max_target)
         what["words"] += length_in_words(target)
         return encode(
             source_ids, target_ids,
-            start=self._start, end=self._end,
+            frame=self._frame,
             max_source=self._max_source, max_target=self._max_target,
         )  # fmt: skip
 
@@ -252,7 +260,8 @@ class Seq2SeqTask(FinetuningTask):
 
     @property
     def new_parts(self) -> tuple[str, ...]:
-        return ("decoder", "start") if self.config.style == "decoder" else ()
+        attached = self.config.style == "decoder" and not self._whole
+        return ("decoder", "start") if attached else ()
 
     @property
     def rate_scale(self) -> dict[str, float]:
@@ -260,6 +269,8 @@ class Seq2SeqTask(FinetuningTask):
 
     def network(self) -> nn.Module:
         options, base = self.config, self.base
+        if self._whole:
+            return self._encoder_decoder()
         if base.kind == "seq2seq":
             return base.seq2seq(dropout=options.dropout)
         config = base.config_with(options.dropout)
@@ -276,6 +287,19 @@ class Seq2SeqTask(FinetuningTask):
             model = seq2seq.attach(gpt, options.model, base.spec)
         if options.freeze_encoder:
             model.body.requires_grad_(False)
+        return model
+
+    def _encoder_decoder(self) -> EncoderDecoderLM:
+        """A network that reads and writes by itself."""
+        base, dropout = self.base, self.config.dropout
+        if self.scratch:
+            body: Any = base.backbone(dropout=dropout, scratch=True)
+            model = EncoderDecoderLM(body)
+        else:
+            model = base.with_head("seq2seq", dropout=dropout)
+        if self.config.freeze_encoder:
+            for part in (model.body.embedding(), model.body.encoder):
+                part.requires_grad_(False)
         return model
 
     def loss(self, model: Any, batch: Any) -> LossParts:
@@ -316,6 +340,8 @@ class Seq2SeqTask(FinetuningTask):
 
     def write(self, folder: Path, model: nn.Module) -> None:
         extra: dict[str, Any] = {STYLE: self.config.style, **self.facts}
+        if self._whole:
+            extra[START_FIELD] = self._frame.start[0]
         extra[MAX_LENGTH] = self.base.max_length
         write_model_folder(folder, model, self.base.tokenizer, extra)
 
