@@ -220,7 +220,7 @@ class ModernBert(Backbone):
         """Cosines and sines of the tokens' angles, for queries and keys and all of their heads."""
         places = slice(T) if position_ids_BT is None else position_ids_BT
         cos, sin = (getattr(self, f"{name}_{part}")[places] for part in ("cos", "sin"))
-        return cos[..., None, None, :], sin[..., None, None, :]
+        return cos.unsqueeze(-2), sin.unsqueeze(-2)
 
 
 _TRANSFORM = (Rename("transform", "head.dense"), Rename("transform_norm", "head.norm"))

@@ -15,13 +15,14 @@ from llmctl.formats.open import open_folder
 from llmctl.formats.peft.folder import Adapter, Peft
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
-from llmctl.models.heads.classify import Classifier
+from llmctl.models.heads.classify import Classifier, parts_on
 from llmctl.tokenizers.bpe import learn_bpe
 from llmctl.training.adapters.lora import LoraConfig, add_lora, additions, merge
 
 V, RANK, ALPHA = 261, 4, 6.0
 MORE = {"llama": {"num_kv_heads": 1}, "qwen3": {"qk_norm": True, "num_kv_heads": 1}}
-KINDS = {"bert": "BertForSequenceClassification", "gpt": "GPT2LMHeadModel",
+KINDS = {"bert": "BertForSequenceClassification",
+         "modernbert": "ModernBertForSequenceClassification", "gpt": "GPT2LMHeadModel",
          "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM",
          "nanochat": "NanoChatForCausalLM"}  # fmt: skip
 
@@ -35,10 +36,11 @@ def adapted(name: str, folder: Path, targets: tuple[str, ...]) -> None:
         initializer_range=0.2, **MORE.get(name, {}),
     )  # fmt: skip
     body = architecture.build(config)
-    model = Classifier(body, 2) if name == "bert" else CausalLM(body)
+    encoder = architecture.kind == "encoder"
+    model = Classifier(body, 2) if encoder else CausalLM(body)
     tokenizer = learn_bpe(["a"], V)
     write_model_folder(folder / "base", model, tokenizer, {})
-    new = ("pooler", "output") if name == "bert" else ()
+    new = parts_on(body, config) if encoder else ()
     add_lora(model, LoraConfig(rank=RANK, alpha=ALPHA, targets=targets), new=new)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -53,7 +55,7 @@ def adapted(name: str, folder: Path, targets: tuple[str, ...]) -> None:
         Adapter(open_folder(folder / "base"), added, heads),
         tokenizer,
         {
-            "task_type": "SEQ_CLS" if name == "bert" else "CAUSAL_LM",
+            "task_type": "SEQ_CLS" if encoder else "CAUSAL_LM",
             "r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0,
         },
     )  # fmt: skip

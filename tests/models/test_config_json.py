@@ -28,6 +28,7 @@ SHAPE = {
 }  # fmt: skip
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertForPreTraining", {"intermediate_size": 24}),
+    "modernbert": ("ModernBertForMaskedLM", {"intermediate_size": 24, "local_attention": 4}),
     "gpt2": ("GPT2LMHeadModel", {"n_inner": 24}),
     "llama": ("LlamaForCausalLM", {"intermediate_size": 24, "num_key_value_heads": 1}),
     "qwen2": ("Qwen2ForCausalLM", {"intermediate_size": 24, "num_key_value_heads": 1}),
@@ -139,7 +140,11 @@ def ids() -> torch.Tensor:
 def ours(fields: dict[str, Any], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     architecture = BY_MODEL_TYPE[fields["model_type"]]
     body = architecture.build(architecture.from_hugging_face(fields))
-    model = (MaskedLM if architecture.kind == "encoder" else CausalLM)(body)
+    model: MaskedLM | CausalLM = (
+        MaskedLM(body, next_sentence=architecture.judges_pairs)
+        if architecture.kind == "encoder"
+        else CausalLM(body)
+    )
     fill(model.state_dict(), import_model(tensors, architecture.task, architecture, body.config))
     hidden = model.eval().body(ids())
     return model.token_logits(hidden) if isinstance(model, MaskedLM) else model.logits(hidden)
@@ -185,6 +190,9 @@ def test_each_field_gives_the_same_logits_or_is_refused_by_name(kind: str):
 EXPECTED = {
     "bert": {"vocab_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
              "layer_norm_eps", "tie_word_embeddings"},
+    "modernbert": {"vocab_size", "num_hidden_layers", "num_attention_heads", "hidden_activation",
+                   "local_attention", "norm_eps", "classifier_activation",
+                   "tie_word_embeddings"},
     "gpt2": {"n_layer", "n_head", "activation_function", "layer_norm_epsilon",
              "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"},
     "llama": {"num_hidden_layers", "num_key_value_heads", "head_dim", "rms_norm_eps",

@@ -64,7 +64,7 @@ def tiny(*, num_layers: int = 2, dropout: float = 0.0) -> Classifier:
     return Classifier(body, CLASSES, dropout=dropout)
 
 
-def decoder_config(name: str) -> Any:
+def config_of(name: str) -> Any:
     """Weights ten times the usual, so that logits are far from zero."""
     more = {"gpt": {}, "llama": {"num_kv_heads": 1}, "nanochat": {}, "qwen3": {"qk_norm": True}}
     return ARCHITECTURES["llama" if name == "qwen3" else name].config(
@@ -74,13 +74,13 @@ def decoder_config(name: str) -> Any:
         num_heads=2,
         max_positions=64,
         initializer_range=0.2,
-        **more[name],
+        **more.get(name, {}),
     )
 
 
-def tiny_decoder(name: str) -> Classifier:
+def tiny_of(name: str) -> Classifier:
     torch.manual_seed(0)
-    config = decoder_config(name)
+    config = config_of(name)
     architecture = next(a for a in ARCHITECTURES.values() if a.config is type(config))
     model = Classifier(architecture.build(config), CLASSES, dropout=0.0)
     with torch.no_grad():  # nanochat's blocks begin as the identity
@@ -198,11 +198,11 @@ def test_collate_pads_to_the_longest_and_masks_the_rest():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["bert", "gpt", "llama", "nanochat"])
+@pytest.mark.parametrize("name", ["bert", "modernbert", "gpt", "llama", "nanochat"])
 def test_an_example_has_the_same_logits_alone_and_padded(name: str):
     """fp32 sums in another order: 1e-5."""
-    causal = name != "bert"
-    model = (tiny_decoder(name) if causal else tiny()).eval()
+    causal = ARCHITECTURES[name].kind == "decoder"
+    model = (tiny() if name == "bert" else tiny_of(name)).eval()
     made = examples(12, causal=causal)
     together = model(*collate(made, PAD).inputs)
     for row, example in enumerate(made):
@@ -244,7 +244,7 @@ def test_dropout_is_on_in_training_only():
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_every_parameter_gets_a_gradient(causal: bool):
-    model = tiny_decoder("llama") if causal else tiny()
+    model = tiny_of("llama") if causal else tiny()
     batch = collate(examples(16, causal=causal), PAD)
     classification_loss(model, batch).total.backward()
     for name, parameter in model.named_parameters():
@@ -252,10 +252,10 @@ def test_every_parameter_gets_a_gradient(causal: bool):
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt", "llama", "nanochat"])
+@pytest.mark.parametrize("name", ["bert", "modernbert", "gpt", "llama", "nanochat"])
 def test_a_classifier_survives_the_names_of_hugging_face(name: str):
-    causal = name != "bert"
-    model = tiny_decoder(name) if causal else tiny()
+    causal = ARCHITECTURES[name].kind == "decoder"
+    model = tiny() if name == "bert" else tiny_of(name)
     batch = collate(examples(8, causal=causal), PAD)
     copy = kept(model, "classify", ARCHITECTURES[name]).classifier()
     assert copy.output.out_features == CLASSES
@@ -278,7 +278,7 @@ def test_finetuning_starts_from_the_pretrained_body_and_pooler():
 @pytest.mark.parametrize("name", ["gpt", "llama", "nanochat"])
 def test_finetuning_starts_from_a_pretrained_decoder(name: str):
     torch.manual_seed(1)
-    architecture, config = ARCHITECTURES[name], decoder_config(name)
+    architecture, config = ARCHITECTURES[name], config_of(name)
     pretrained = CausalLM(architecture.build(config))
     base = kept(pretrained, "causal_lm", architecture)
     model = base.new_classifier(CLASSES, dropout=0.1, scratch=False)
@@ -357,7 +357,7 @@ def test_a_tokenizer_without_padding_pads_with_the_end_of_a_document():
 def test_transformers_has_the_same_logits(tmp_path: Path, name: str, kind: str):
     """fp32 sums in another order: 1e-5. Padding is the end of a document, as with GPT-2."""
     transformers = pytest.importorskip("transformers")
-    model = tiny_decoder(name).eval()
+    model = tiny_of(name).eval()
     tokenizer = learn_bpe(["a"], 261)
     tokenizer.special = {"bos": EOS, "eos": EOS}
     names = {str(number): f"class {number}" for number in range(CLASSES)}

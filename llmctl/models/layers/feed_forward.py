@@ -56,6 +56,45 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 approximation; ReLU as in Vaswani et al. 2017, and squared (So et al. 2021)."""
 
 
+_aten = torch.ops.aten
+_GATE_GRADIENTS: dict[str, Callable[..., Tensor]] = {
+    "gelu": _aten.gelu_backward.grad_input,
+    "gelu_tanh": partial(_aten.gelu_backward.grad_input, approximate="tanh"),
+    "silu": _aten.silu_backward.grad_input,
+}
+"""The gradient of an activation's input, written to ``grad_input``."""
+
+
+def gated(gate_up_F: Tensor, activation: Activation | GateActivation) -> Tensor:
+    """The product activation(gate) ⊙ up, (…, F), of the two halves of (…, 2 F)."""
+    if activation in _GATE_GRADIENTS and not torch.compiler.is_compiling():
+        return _Gated.apply(gate_up_F, activation)
+    gate_F, up_F = gate_up_F.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate_F) * up_F
+
+
+class _Gated(torch.autograd.Function):
+    """Keeps its input alone, and writes its gradient where the projection's lies."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up_F: Tensor, activation: str) -> Tensor:
+        ctx.save_for_backward(gate_up_F)
+        ctx.activation = activation
+        gate_F, up_F = gate_up_F.chunk(2, dim=-1)
+        return ACTIVATIONS[activation](gate_F).mul_(up_F)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_F: Tensor) -> tuple[Tensor, None]:
+        (gate_up_F,) = ctx.saved_tensors
+        gate_F, up_F = gate_up_F.chunk(2, dim=-1)
+        result_F = torch.empty_like(gate_up_F)
+        grad_gate_F, grad_up_F = result_F.chunk(2, dim=-1)
+        torch.mul(grad_F, ACTIVATIONS[ctx.activation](gate_F), out=grad_up_F)
+        _GATE_GRADIENTS[ctx.activation](grad_F * up_F, gate_F, grad_input=grad_gate_F)
+        return result_F, None
+
+
 class FeedForward(nn.Module):
     """Two linear layers with an activation between, applied to each token alone."""
 
@@ -92,15 +131,14 @@ class GatedFeedForward(nn.Module):
     ) -> None:
         """dropout: of what is between the layers."""
         super().__init__()
-        self.activation = ACTIVATIONS[activation]
+        self.activation: Activation | GateActivation = activation
         self.gate_up = nn.Linear(width, 2 * inner_width, bias=False)
         self.fused_rows = {"gate_up": [inner_width] * 2}
         self.dropout = nn.Dropout(dropout)
         self.contract = nn.Linear(inner_width, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.contract(self.dropout(self.activation(gate_BTF) * up_BTF))
+        return self.contract(self.dropout(gated(self.gate_up(x_BTD), self.activation)))
 
 
 class SwiGLU(nn.Module):

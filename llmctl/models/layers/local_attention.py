@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from llmctl.models.layers.attention import additive_mask, attention
 from llmctl.models.layers.packing import PackedSequences
-from llmctl.models.layers.rotary import rotate
+from llmctl.models.layers.rotary import rotate_fused
 
 SMALLEST_BLOCK = 32
 """Tokens of a block at the least: a product of fewer rows takes as long as one of so many."""
@@ -119,7 +119,7 @@ class Surroundings:
 
     cos: Tensor
     sin: Tensor
-    """Sines of the rotary angles, broadcastable to (B, T, 2, N, H / 2), as the cosines are."""
+    """Sines of the rotary angles, broadcastable to (B, T, N, H / 2), as the cosines are."""
     mask: Tensor | None = None
     """In a global layer: additive, broadcastable to (B, N, T, T); None: all may see all."""
     window: LocalWindow | None = None
@@ -144,8 +144,7 @@ class RotarySelfAttention(nn.Module):
     def forward(self, x_BTD: Tensor, around: Surroundings) -> Tensor:
         B, T, D = x_BTD.shape
         qkv_BT3NH = self.query_key_value(x_BTD).view(B, T, 3, self.num_heads, -1)
-        q_BTNH, k_BTNH = rotate(qkv_BT3NH[:, :, :2], around.cos, around.sin).unbind(2)
-        v_BTNH = qkv_BT3NH[:, :, 2]
+        q_BTNH, k_BTNH, v_BTNH = rotate_fused(qkv_BT3NH, around.cos, around.sin)
         dropout = self.dropout if self.training else 0.0
         if around.window is not None:
             mixed_BTNH = local_attention(q_BTNH, k_BTNH, v_BTNH, around.window, dropout)

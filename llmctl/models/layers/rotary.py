@@ -55,9 +55,51 @@ class _Rotation(torch.autograd.Function):
         return _turned(grad_H, cos, sin, -1), None, None  # turned back
 
 
-def _turned(x_H: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+def rotate_fused(qkv_BT3NH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys with their pairs turned, and values, (B, T, N, H) each, of what one
+    projection gives.
+
+    cos, sin: broadcastable to (B, T, N, H / 2).
+    """
+    cos, sin = cos.to(qkv_BT3NH.dtype), sin.to(qkv_BT3NH.dtype)
+    if torch.compiler.is_compiling():
+        q_BTNH, k_BTNH, v_BTNH = qkv_BT3NH.unbind(2)
+        return rotate(q_BTNH, cos, sin), rotate(k_BTNH, cos, sin), v_BTNH
+    parts: tuple[Tensor, Tensor, Tensor] = _FusedRotation.apply(qkv_BT3NH, cos, sin)
+    return parts
+
+
+class _FusedRotation(torch.autograd.Function):
+    """Its gradient is written where the projection's lies: cut apart by operations, three tensors
+    of zeros would be added up."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv_BT3NH: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        q_BTNH, k_BTNH, v_BTNH = qkv_BT3NH.unbind(2)
+        return _turned(q_BTNH, cos, sin, 1), _turned(k_BTNH, cos, sin, 1), v_BTNH.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads_BTNH: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        B, T, N, H = grads_BTNH[0].shape
+        grad_BT3NH = grads_BTNH[0].new_empty(B, T, 3, N, H)
+        for grad_BTNH, target_BTNH in zip(grads_BTNH[:2], grad_BT3NH.unbind(2), strict=False):
+            _turned(grad_BTNH, cos, sin, -1, target_BTNH)
+        grad_BT3NH[:, :, 2] = grads_BTNH[2]
+        return grad_BT3NH, None, None
+
+
+def _turned(
+    x_H: Tensor, cos: Tensor, sin: Tensor, direction: int, y_H: Tensor | None = None
+) -> Tensor:
+    """y_H: where the result goes, if there is such a place."""
     first, second = x_H.chunk(2, dim=-1)
-    y_H = torch.empty_like(x_H)
+    if y_H is None:
+        y_H = torch.empty_like(x_H)
     first_y, second_y = y_H.chunk(2, dim=-1)
     torch.mul(first, cos, out=first_y).addcmul_(second, sin, value=-direction)
     torch.mul(second, cos, out=second_y).addcmul_(first, sin, value=direction)

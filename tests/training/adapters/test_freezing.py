@@ -71,7 +71,11 @@ def train(model: nn.Module, *, classify: bool) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize(
     ("name", "classify"),
-    [("bert", True), *((name, task) for name in DECODERS for task in (True, False))],
+    [
+        ("bert", True),
+        ("modernbert", True),
+        *((name, task) for name in DECODERS for task in (True, False)),
+    ],
 )
 def test_frozen_layers_stay_bit_for_bit_and_get_no_gradient(name: str, classify: bool, count: int):
     model = tiny(name, classify=classify)
@@ -82,6 +86,7 @@ def test_frozen_layers_stay_bit_for_bit_and_get_no_gradient(name: str, classify:
         "body.token_embedding.",
         "body.position_embedding.",
         "body.segment_embedding.",
+        "body.embedding_norm.",
         *(f"body.blocks.{number}." for number in range(count)),
         # A BERT's is the embeddings', a decoder's follows the blocks.
         *(["body.norm."] if name == "bert" else []),

@@ -11,13 +11,19 @@ from llmctl.models.spec import roles_of
 from llmctl.training.adapters.lora import LoraConfig, LoraLinear, add_lora, additions, merge
 from tests.training.adapters.test_freezing import DECODERS, batch, loss_of, tiny, train
 
-NETWORKS = [("bert", True), *((name, task) for name in DECODERS for task in (True, False))]
+NETWORKS = [
+    ("bert", True),
+    ("modernbert", True),
+    *((name, task) for name in DECODERS for task in (True, False)),
+]
 
 
 def new_parts(name: str, classify: bool) -> tuple[str, ...]:
-    if not classify:
-        return ()
-    return ("pooler", "output") if name == "bert" else ("output",)
+    encoders = {
+        "bert": ("pooler", "output"),
+        "modernbert": ("transform", "transform_norm", "output"),
+    }
+    return encoders.get(name, ("output",)) if classify else ()
 
 
 @pytest.mark.parametrize(("name", "classify"), NETWORKS)
@@ -47,7 +53,7 @@ def test_the_addition_and_new_parts_alone_are_trained(name: str, classify: bool)
             assert parameter.grad is None, key
             assert torch.equal(parameter, before[key]), key
     blocks = 3
-    layers = {"bert": 4, "gpt": 4, "llama": 4, "nanochat": 4}[name]
+    layers = {"bert": 4, "modernbert": 4, "gpt": 4, "llama": 4, "nanochat": 4}[name]
     assert sum("lora_A" in key for key in trained) == blocks * layers
 
 
