@@ -298,6 +298,28 @@ def test_translate_runs_as_written(tmp_path: Path, corpus_file: Path):
     assert "train*.fr" in missing.stderr
 
 
+TINY_T5_RECIPE = TINY_PAIRS_RECIPE.replace(
+    'document = "line"', 'document = "line"\nsentinels = 20'
+).replace('arch = "nanochat"', 'arch = "t5"')
+
+
+def test_denoise_runs_as_written(tmp_path: Path, corpus_file: Path):
+    pytest.importorskip("rouge_score")
+    lines = corpus_file.read_text().splitlines()
+    for part, begin, count in (("train", 0, 80), ("test_few", 80, 6)):
+        for language in ("en", "de"):
+            text = "".join(f"{line}\n" for line in lines[begin : begin + count])
+            (tmp_path / f"{part}.{language}").write_text(text.upper() if language == "de" else text)
+    words = ROOT / "recipes" / "denoise.sh", "en", "de", tmp_path
+    out = run_recipe(tmp_path, TINY_T5_RECIPE, *words)
+    assert re.search(r"t5-en-de on the validation part of .*: spans, 15% hidden", out)
+    report = json.loads((tmp_path / "w/reports/t5-en-de-tuned-test_few/report.json").read_text())
+    assert {"model", "t5-en-de-scratch", "copy of the source"} < set(report["results"])
+    assert "BLEU over t5-en-de-scratch: " in out
+    summary = json.loads((tmp_path / "w/runs/t5-en-de/manifest.json").read_text())["summary"]
+    assert 0.1 < summary["noise"]["spans"]["share"] < 0.2
+
+
 def test_summarise_and_dialogue_run_as_written(
     tmp_path: Path, corpus_file: Path, sayings_file: Path
 ):

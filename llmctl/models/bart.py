@@ -336,5 +336,6 @@ SPEC = ModelSpec(
     class_prefix="Bart",
     to_hugging_face=to_hugging_face,
     from_hugging_face=from_hugging_face,
+    objective={"noise": "infilling+permutation"},
     complete=complete,
 )

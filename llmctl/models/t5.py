@@ -379,5 +379,9 @@ SPEC = ModelSpec(
     class_prefix="T5",
     to_hugging_face=to_hugging_face,
     from_hugging_face=from_hugging_face,
+    # Embeddings begin with a standard deviation of 1, to which a step of 0.004 is little: after 150
+    # steps of nano size on Multi30k hidden tokens cost 6.63 nats with that, 6.19 with this (as by
+    # frequency: 6.68), and AdamW with 0.002 everywhere needed four times the text for 6.45.
+    training={"optimiser": "muon", "muon_learning_rate": 0.02, "learning_rate": 0.02},
     complete=complete,
 )

@@ -8,6 +8,7 @@ from typing import Any
 from llmctl.errors import UsageError, did_you_mean
 from llmctl.tasks.causal_lm import CausalLMEntry
 from llmctl.tasks.classify import ClassifyEntry
+from llmctl.tasks.denoise import DenoiseEntry
 from llmctl.tasks.electra import ElectraEntry
 from llmctl.tasks.entry import TaskEntry
 from llmctl.tasks.instruct import InstructEntry
@@ -23,6 +24,7 @@ TASKS: dict[str, TaskEntry] = {
         TagEntry(),
         MaskedLMEntry(),
         CausalLMEntry(),
+        DenoiseEntry(),
         ElectraEntry(),
         NgramEntry(),
         InstructEntry(),

@@ -22,6 +22,8 @@ LEARNED = "learned"
 NOTHING, LITTLE, CONTEXT = "nothing", "little", "context"
 """No better than frequencies; no better than the token before; better than both."""
 
+PREDICTED = {"mlm": "a hidden token", "lm": "the next token", "hidden": "a hidden token"}
+"""What is asked for, by the figures of a validation that measure it."""
 MIN_NATS_GAINED = 0.1
 """By how much a loss must be below that of the frequencies to come of more than a good fit to
 them."""
@@ -36,20 +38,21 @@ def describe_learning(
 ) -> dict[str, Any]:
     """What to add to a pretraining's summary; nothing where there was no look at other text."""
     values = summary.get("validation", {})
-    masked = "mlm_loss" in values
-    loss, accuracy = (values.get(f"{'mlm' if masked else 'lm'}_{f}") for f in ("loss", "accuracy"))
+    kind = next(
+        (kind for kind in PREDICTED if {f"{kind}_loss", f"{kind}_accuracy"} <= values.keys()), ""
+    )
+    loss, accuracy = (values.get(f"{kind}_{figure}") for figure in ("loss", "accuracy"))
     if loss is None or accuracy is None:
         return {}
     baseline = guesses(
         pretraining.reader("train"),
         pretraining.reader("validation"),
         pretraining.tokenizer.vocab_size,
-        end=None if masked else pretraining.tokenizer.special["eos"],
+        end=pretraining.tokenizer.special["eos"] if kind == "lm" else None,
     )
     if baseline is None:
         return {}
-    task = "a hidden token" if masked else "the next token"
-    figures = f"for {task} a loss of {loss:.2f} nats and {accuracy:.1%} right"
+    figures = f"for {PREDICTED[kind]} a loss of {loss:.2f} nats and {accuracy:.1%} right"
     frequency = (
         f"{baseline.unigram_loss:.2f} and {baseline.unigram_accuracy:.1%} by frequency alone"
     )

@@ -138,14 +138,14 @@ class Pretraining(NetworkTask, Generic[L, D]):
         return PretrainConfig[spec.config, cls.objective_config, cls.data_config]  # type: ignore[name-defined]
 
     @classmethod
-    def suits(cls, tokenizer: Tokenizer) -> bool:
-        """Whether a tokenizer has the special tokens."""
+    def suits(cls, tokenizer: Tokenizer, config: PretrainConfig[Any, Any, Any]) -> bool:
+        """Whether a tokenizer has the special tokens that a configuration needs."""
         return set(cls.roles) <= tokenizer.special.keys()
 
     @classmethod
-    def wanted(cls, arch: str) -> str:
+    def wanted(cls, config: PretrainConfig[Any, Any, Any]) -> str:
         """What shards are to suit, and what that needs."""
-        return f"--arch {arch} (their tokenizer needs tokens for {', '.join(cls.roles)})"
+        return f"--arch {config.arch} (their tokenizer needs tokens for {', '.join(cls.roles)})"
 
     @classmethod
     def resolve(
@@ -283,7 +283,7 @@ class Pretraining(NetworkTask, Generic[L, D]):
     def compiles_on(self, device: torch.device) -> bool:
         return device.type != "cpu" or self.compile_on_cpu
 
-    def flops_per_token(self) -> float:
+    def flops_per_token(self) -> float | None:
         with torch.device("meta"):
             body = self.architecture.build(self.config.model)
         return flops_per_token(body, self.config.data.sequence_length, self.head_weights())

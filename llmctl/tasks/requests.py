@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -111,10 +112,11 @@ class PretrainRequest(Request):
     def _shards(self, workspace: Workspace, reporter: Reporter) -> Artefact:
         if isinstance(self.shards, Artefact):
             return self.shards
-        suits, wanted = self.task.suits, self.task.wanted(self.config.arch)
+        suits = partial(self.task.suits, config=self.config)
+        wanted = self.task.wanted(self.config)
         if self.base is not None:
-            digest = self.base.folder.tokenizer.digest()
-            suits = lambda tokenizer: tokenizer.digest() == digest  # noqa: E731
+            digest = self.base.folder.tokenizer.pieces_digest()
+            suits = lambda tokenizer: tokenizer.pieces_digest() == digest  # type: ignore[assignment]  # noqa: E731
             wanted = f"--from {self.start} (made with --tokenizer {self.base.folder.path})"
         return choose_shards(workspace, self.shards, reporter, suits=suits, wanted=wanted)
 
@@ -169,10 +171,12 @@ def _refuse_shapes(
 def _open_base(workspace: Workspace, start: str) -> OpenedModel:
     """The model that pretraining goes on with. Raises InputError if it is no language model."""
     base = OpenedModel.open(workspace, start)
-    if base.kind not in tasks_of("pretrain") or base.kind in WITHOUT_NETWORK:
+    spec = base.folder.architecture
+    whole = spec is not None and spec.kind == "encoder-decoder" and base.kind == "seq2seq"
+    if (base.kind not in tasks_of("pretrain") and not whole) or base.kind in WITHOUT_NETWORK:
         raise InputError(
-            f"--from {start} is {base.described}; pretraining goes on with a language model or a "
-            "masked one"
+            f"--from {start} is {base.described}; pretraining goes on with a language model, a "
+            "masked one or an encoder-decoder"
         )
     return base
 
@@ -180,7 +184,7 @@ def _open_base(workspace: Workspace, start: str) -> OpenedModel:
 def _made_with(shards: Artefact, base: OpenedModel) -> bool:
     """Whether shards have the ids of a model's own tokenizer."""
     own = tokenizers.load(shards.folder / "tokenizer")
-    return own.digest() == base.folder.tokenizer.digest()
+    return own.pieces_digest() == base.folder.tokenizer.pieces_digest()
 
 
 @dataclass(frozen=True)

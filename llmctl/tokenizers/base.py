@@ -168,6 +168,10 @@ class Tokenizer(ABC):
     def digest(self) -> str:
         """SHA-256 of what decides the ids: equal tokenizers have equal digests."""
 
+    def pieces_digest(self) -> str:
+        """SHA-256 of what decides the ids of a text itself, whatever is put around it."""
+        return self.digest()
+
     def for_encoder(self) -> Tokenizer:
         """This tokenizer as a BERT's folder has it: transformers puts cls and sep around a text.
 

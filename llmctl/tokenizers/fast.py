@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -220,6 +221,10 @@ class FastTokenizer(Tokenizer):
 
     def digest(self) -> str:
         return hashlib.sha256(self._rust.to_str(pretty=False).encode()).hexdigest()
+
+    def pieces_digest(self) -> str:
+        settings = {**json.loads(self._rust.to_str(pretty=False)), "post_processor": None}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def _transformers_fields(self) -> dict[str, Any]:
         return {"tokenizer_class": "PreTrainedTokenizerFast"}

@@ -47,6 +47,23 @@ class TokenStream:
                 document = (document + 1) % len(self._stops)
                 place %= self.length
 
+    def sentences(self, first: int, count: int) -> NDArray[np.bool_]:
+        """Which of ``count`` tokens from place ``first`` on, around the ring, begin a sentence; the
+        tokens around a document are in none."""
+        begins = np.zeros(count, dtype=bool)
+        done, place = 0, first % self.length
+        document = int(np.searchsorted(self._stops, place, side="right"))
+        while done < count:
+            stop = int(self._stops[document])
+            begin = int(self._stops[document - 1]) if document else 0
+            starts = np.asarray(self._reader.sentence_starts(document)) + 1 - (place - begin)
+            inside = starts[(starts >= 0) & (starts < min(stop - place, count - done))]
+            begins[done + inside] = True
+            done += min(stop - place, count - done)
+            document = (document + 1) % len(self._stops)
+            place = stop % self.length
+        return begins
+
     def _slice(self, document: int, first: int, count: int) -> NDArray[np.int64]:
         length = int(self._reader.document_lengths[document])
         ids = np.empty(count, dtype=np.int64)
@@ -102,9 +119,7 @@ class WindowBatches:
 
     def batch(self, number: int) -> Rows:
         """The rows of a batch."""
-        positions = np.arange(number * self._size, (number + 1) * self._size)
-        if not self._repeat:
-            positions = positions[positions < self.rows_per_epoch]
+        positions = self._positions(number)
         firsts = self._firsts(positions)
         shape = (len(positions), self._length + 1)
         ids, begins = np.empty(shape, np.int64), np.empty(shape, np.int64)
@@ -114,6 +129,16 @@ class WindowBatches:
         if not self._repeat:
             known = np.minimum(known, self._predicted + 1 - firsts)
         return Rows(ids, begins, known, positions)
+
+    def sentences(self, number: int) -> NDArray[np.int64]:
+        """The rows' sentences: numbers, for each token, which tell those of a row apart."""
+        firsts = self._firsts(self._positions(number)).tolist()
+        starts = [self.stream.sentences(first, self._length + 1) for first in firsts]
+        return np.cumsum(starts, axis=1)
+
+    def _positions(self, number: int) -> NDArray[np.int64]:
+        positions = np.arange(number * self._size, (number + 1) * self._size)
+        return positions if self._repeat else positions[positions < self.rows_per_epoch]
 
     def _firsts(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         if not self._repeat:

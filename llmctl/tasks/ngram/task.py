@@ -122,14 +122,14 @@ class NgramTask(InstantTask):
         return build(NgramRunConfig, *layers)
 
     @classmethod
-    def suits(cls, tokenizer: Tokenizer) -> bool:
+    def suits(cls, tokenizer: Tokenizer, config: NgramRunConfig) -> bool:
         """Whether a tokenizer marks where documents start and end."""
         return tokenizer.boundaries is not None
 
     @classmethod
-    def wanted(cls, arch: str) -> str:
+    def wanted(cls, config: NgramRunConfig) -> str:
         """What shards are to suit, and what that needs."""
-        return f"--arch {arch} (their tokenizer needs tokens for a document's start and end)"
+        return f"--arch {config.arch} (their tokenizer needs tokens for a document's start and end)"
 
     def fit(self, folder: Path, reporter: Reporter) -> dict[str, Any]:
         config, documents = self.config.model, self.documents

@@ -20,9 +20,10 @@ class Seq2SeqEntry(TaskEntry):
         return Seq2SeqTask
 
     def evaluators(self) -> Sequence[Any]:
+        from llmctl.tasks.denoise.evaluate import DenoisingEvaluator
         from llmctl.tasks.seq2seq.evaluate import Seq2SeqEvaluator
 
-        return (Seq2SeqEvaluator,)
+        return (DenoisingEvaluator, Seq2SeqEvaluator)
 
     def generator(self) -> Any:
         from llmctl.tasks.seq2seq.generate import FromSources

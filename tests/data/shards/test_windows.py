@@ -56,6 +56,26 @@ def test_a_stream_is_its_documents_end_to_end(
         assert column - begins[column] == back
 
 
+@given(
+    st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=1, max_size=5),
+    st.booleans(), st.integers(0, 100), st.integers(1, 60),
+)  # fmt: skip
+def test_sentences_begin_where_the_documents_say(
+    folder: Path, sizes: list[list[int]], same: bool, first: int, count: int
+):
+    writer = ShardWriter(folder, "validation", 1000, "digest")
+    expected: list[bool] = []
+    for sentences in sizes:
+        starts = np.cumsum([0, *sentences[:-1]]).astype(np.int32)
+        writer.add(np.full(sum(sentences), 10, dtype=np.uint32), starts)
+        inside = [place in starts for place in range(sum(sentences))]
+        expected += [False, *inside, *([] if same else [False])]
+    writer.close()
+    stream = TokenStream(ShardReader(folder, "validation"), 1, 1 if same else 2)
+    found = stream.sentences(first, count).tolist()
+    assert found == [expected[(first + place) % len(expected)] for place in range(count)]
+
+
 @given(documents_strategy, st.booleans(), st.integers(1, 9), st.integers(1, 4), st.integers(0, 3))
 def test_one_pass_of_validation_predicts_every_token_once(
     folder: Path, documents: list[list[int]], same: bool, length: int, size: int, seed: int
