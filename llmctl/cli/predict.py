@@ -33,7 +33,7 @@ def command(
     workspace: Path = options.WORKSPACE,
     json: bool = flag("Print one JSON object a line.", "--json"),
 ) -> None:
-    """Classify texts, or fill the [MASK]s of a text with a pretrained model."""
+    """Classify texts, or fill in the [MASK]s or sentinels of a text with a pretrained model."""
     asked_columns = locals()
     from llmctl.cli.console import TerminalReporter, print_json
     from llmctl.data.tables.labelled_files import LabelledColumns

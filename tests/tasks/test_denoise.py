@@ -11,15 +11,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from llmctl.data.tables.labelled import Example
 from llmctl.errors import ConfigError, InputError
 from llmctl.stages.evaluate import Files, prepare_evaluation
+from llmctl.stages.generate import open_generation
+from llmctl.stages.predict import predict
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
 from llmctl.stages.train import pretrain
 from llmctl.tasks.denoise.batches import lengths_of, text_length
 from llmctl.tasks.denoise.config import DenoiseConfig
-from llmctl.tasks.denoise.evaluate import spans_in
 from llmctl.tasks.denoise.loss import denoising_loss
+from llmctl.tasks.denoise.spans import spans_in
 from llmctl.tasks.evaluation import EvaluateConfig
+from llmctl.tasks.generation import GenerateConfig, Prompt
 from llmctl.tasks.pretraining import open_pretraining, resolve
 from llmctl.tokenizers.frames import Frame
 from llmctl.workspace.artefacts import Workspace
@@ -204,6 +208,30 @@ def test_eval_measures_beside_frequencies(workspace: Workspace):
 def test_a_span_is_what_stands_behind_its_sentinel():
     assert spans_in([9, 1, 2, 8, 3, 7, 0], [9, 8, 7], 0) == {9: (1, 2), 8: (3,), 7: ()}
     assert spans_in([5, 9, 1], [9, 8], 0) == {9: (1,)}
+
+
+def test_predict_fills_in_what_sentinels_stand_for(workspace: Workspace):
+    text = "The ship <extra_id_0> over the <extra_id_1> sea."
+    (answer,) = predict(workspace, "t5", [Example(text, None, None, "text 1")], device="cpu")
+    config = GenerateConfig(max_new_tokens=40, device="cpu")
+    generation = open_generation(workspace, "t5", config)
+    ((written),) = generation.answers([Prompt(text, "text 1")])
+    tokenizer = generation.tokenizer
+    ids = written.completions[0].ids
+    spans = spans_in(ids, tokenizer.sentinels, tokenizer.special["eos"])
+    expected = {
+        f"<extra_id_{n}>": tokenizer.decode(spans[s]).strip() if s in spans else None
+        for n, s in enumerate(tokenizer.sentinels[:2])
+    }
+    assert answer.record() == {"text": text, "spans": expected}
+    assert next(iter(answer.lines(5))) == text
+    for wrong, said in {
+        "The ship sails.": "has no <extra_id_0>",
+        "A <extra_id_0> and a <extra_id_0>": "has a sentinel twice",
+        "sea " * 60 + "<extra_id_0>": "shorten it",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            list(predict(workspace, "t5", [Example(wrong, None, None, "text 1")], device="cpu"))
 
 
 @pytest.mark.parametrize(

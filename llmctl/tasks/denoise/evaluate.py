@@ -18,6 +18,7 @@ from llmctl.reporting.report import ReportPart
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.denoise.batches import DenoisingBatch
 from llmctl.tasks.denoise.config import DenoiseConfig
+from llmctl.tasks.denoise.spans import FromIds, spans_in
 from llmctl.tasks.evaluation import (
     FOR_LANGUAGE_MODELS,
     EvaluateConfig,
@@ -29,7 +30,6 @@ from llmctl.tasks.evaluation import (
 )
 from llmctl.tasks.generation import GenerateConfig, Prompt
 from llmctl.tasks.pretraining import VALIDATION_SEED, open_pretraining
-from llmctl.tasks.seq2seq.generate import FromSources
 from llmctl.training.precision import choose_device
 
 MAX_ROWS = 256
@@ -167,7 +167,7 @@ class DenoisingEvaluator(Evaluator):
                 break
         if not sources:
             return [], []
-        generation = _FromIds(
+        generation = FromIds(
             self.model,
             GenerateConfig(
                 max_new_tokens=max(map(len, targets)), device=self.config.device,
@@ -189,28 +189,6 @@ class DenoisingEvaluator(Evaluator):
                     spans.append(span)
             reporter.progress("spans filled in", number + 1, len(sources[:most]))
         return hits, spans
-
-
-class _FromIds(FromSources):
-    """Writes from sources that are ids already; prompts are their numbers."""
-
-    sources: Sequence[list[int]] = ()
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        return self.sources[int(prompt.text)]
-
-
-def spans_in(ids: Sequence[int], sentinels: Sequence[int], end: int) -> dict[int, tuple[int, ...]]:
-    """What stands behind each sentinel of a target, until the next or the end; what is before the
-    first is left out."""
-    known, found = set(sentinels), dict[int, list[int]]()
-    current: list[int] = []
-    for token in ids:
-        if token in known:
-            current = found.setdefault(token, [])
-        elif token != end:
-            current.append(token)
-    return {sentinel: tuple(span) for sentinel, span in found.items()}
 
 
 def _by_frequency(spans: Sequence[tuple[int, ...]], train: ShardReader) -> list[bool]:

@@ -25,6 +25,11 @@ class Seq2SeqEntry(TaskEntry):
 
         return (DenoisingEvaluator, Seq2SeqEvaluator)
 
+    def predictor(self) -> Any:
+        from llmctl.tasks.denoise.predict import SpanPredictor
+
+        return SpanPredictor
+
     def generator(self) -> Any:
         from llmctl.tasks.seq2seq.generate import FromSources
 
