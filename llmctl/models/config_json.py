@@ -146,6 +146,8 @@ class FieldTable:
             first = error.errors(include_url=False)[0]
             theirs = {read.ours: name for name, read in self.read.items()}
             reason = first["msg"].removeprefix("Value error, ")
+            for own, name in theirs.items():  # of a rule over several fields
+                reason = reason.replace(f"model.{own} ", f"{name} ")
             where = [theirs.get(str(part), str(part)) for part in first["loc"]]
             raise FieldError(
                 f"{': '.join([*where, reason])}; copy the file again from where it was made"

@@ -106,8 +106,8 @@ class T5Config(EncoderDecoderConfig):
         # Of the buckets that a decoder has, half hold one distance each.
         if self.relative_distance <= self.relative_buckets // 2:
             raise ValueError(
-                f"model.relative_distance {self.relative_distance} is within the "
-                f"{self.relative_buckets // 2} distances that have a bucket each; use more"
+                f"model.relative_distance {self.relative_distance} is within the distances that "
+                f"have a bucket each of model.relative_buckets {self.relative_buckets}; use more"
             )
         return self
 

@@ -84,6 +84,8 @@ class FinetuningTask(NetworkTask):
     base: Pretrained
     config: FinetuneConfig
     config_type: ClassVar[type[FinetuneConfig]]
+    backbones: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+    """Kinds of backbones that it can be learned with."""
     peft_task: ClassVar[str]
     """The task's name in PEFT."""
     keeps_best = True

@@ -244,6 +244,11 @@ class FinetuneRequest(Request):
                 f"--from {self.start} is {base.described} and doesn't write text; --task "
                 f"{config.task} needs a GPT, a Llama or a nanochat model"
             )
+        if base.spec.kind not in self.task.backbones:
+            raise InputError(
+                f"--task {config.task} is not for --from {self.start}, whose network is an "
+                f"{base.spec.kind}: a {base.spec.name}"
+            )
         check_layers(config, base)
         inputs = [record, data_record(self.data), *self.task.further_inputs(config)]
         suffix = SCRATCH if scratch else Path(record.name).name

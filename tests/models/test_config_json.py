@@ -17,7 +17,9 @@ from llmctl.formats.base import fill
 from llmctl.formats.huggingface.tensors import import_model
 from llmctl.models import BY_MODEL_TYPE
 from llmctl.models.config_json import FieldError
+from llmctl.models.encoder_decoder import EncoderDecoder
 from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.heads.masked_lm import MaskedLM
 
 V, T = 24, 8
@@ -42,6 +44,22 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "nanochat": ("NanoChatForCausalLM", {"intermediate_size": 24, "num_key_value_heads": 2}),
 }
+PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": (
+        "T5ForConditionalGeneration",
+        {"vocab_size": V, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2,
+         "relative_attention_num_buckets": 8, "relative_attention_max_distance": 6,
+         "decoder_start_token_id": 0, "initializer_factor": 0.5},
+    ),
+    "bart": (
+        "BartForConditionalGeneration",
+        {"vocab_size": V, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2,
+         "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24,
+         "decoder_ffn_dim": 24, "max_position_embeddings": 16, "init_std": 0.2},
+    ),
+}  # fmt: skip
+"""Encoder–decoders, with their shape."""
+KINDS |= PAIRS
 ACTIVATIONS = [
     "gelu",
     "gelu_new",
@@ -64,6 +82,8 @@ def config_class(kind: str) -> Any:
 
 def shape_of(kind: str) -> dict[str, Any]:
     """The fields of a small model, each by the name that the class itself has for it."""
+    if kind in PAIRS:
+        return dict(PAIRS[kind][1])
     own = config_class(kind).attribute_map
     return {own.get(name, name): value for name, value in {**SHAPE, **KINDS[kind][1]}.items()}
 
@@ -86,6 +106,8 @@ def other_values(name: str, value: Any, annotation: Any) -> Iterator[Any]:
         yield from (value * 1.5 + 0.01, value / 2, 0.0)
     elif "act" in name and (value is None or isinstance(value, str)):
         yield from (choice for choice in ACTIVATIONS if choice != value)
+    elif name == "feed_forward_proj":
+        yield from ("gelu", "gelu_new", "gated-gelu", "gated-relu", "gated-silu", "silu")
     elif isinstance(value, str):
         yield f"another {value}"
     elif isinstance(value, list):
@@ -125,7 +147,8 @@ def theirs(kind: str, changes: dict[str, Any]) -> tuple[dict[str, Any], Any] | N
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-            logits = model(ids()).logits if kind != "bert" else model(ids()).prediction_logits
+            answer = model(ids(), **({"decoder_input_ids": ids()} if kind in PAIRS else {}))
+            logits = answer.logits if kind != "bert" else answer.prediction_logits
     except Exception:  # whatever such a value leads to
         return None
     fields = json.loads(model.config.to_json_string(use_diff=False))
@@ -139,7 +162,12 @@ def ids() -> torch.Tensor:
 @torch.no_grad()
 def ours(fields: dict[str, Any], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     architecture = BY_MODEL_TYPE[fields["model_type"]]
-    body = architecture.build(architecture.from_hugging_face(fields))
+    config = architecture.complete(architecture.from_hugging_face(fields), tensors)
+    body = architecture.build(config)
+    if isinstance(body, EncoderDecoder):
+        pair = EncoderDecoderLM(body)
+        fill(pair.state_dict(), import_model(tensors, "seq2seq", architecture, config))
+        return pair.logits(pair.eval()(ids(), None, ids()))
     model: MaskedLM | CausalLM = (
         MaskedLM(body, next_sentence=architecture.judges_pairs)
         if architecture.kind == "encoder"
@@ -188,6 +216,12 @@ def test_each_field_gives_the_same_logits_or_is_refused_by_name(kind: str):
 
 
 EXPECTED = {
+    "t5": {"vocab_size", "num_layers", "num_decoder_layers", "num_heads", "d_kv",
+           "feed_forward_proj", "relative_attention_num_buckets", "layer_norm_epsilon",
+           "relative_attention_max_distance", "tie_word_embeddings", "scale_decoder_outputs"},
+    "bart": {"vocab_size", "encoder_layers", "decoder_layers", "encoder_attention_heads",
+             "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim",
+             "activation_function", "scale_embedding"},
     "bert": {"vocab_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
              "layer_norm_eps", "tie_word_embeddings"},
     "modernbert": {"vocab_size", "num_hidden_layers", "num_attention_heads", "hidden_activation",

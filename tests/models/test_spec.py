@@ -21,6 +21,7 @@ from llmctl.models.heads.classify import Classifier
 from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.heads.replaced_tokens import ReplacedTokenDetector
+from llmctl.models.heads.tag import Tagger
 from llmctl.models.spec import Backbone, ModelConfig, backbones, layers_of, roles_of
 from llmctl.tasks import tasks_of
 
@@ -89,7 +90,7 @@ def test_a_smaller_one_starts_as_evenly_chosen_layers(arch: str):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_an_entry_is_whole(arch: str):
     spec = ARCHITECTURES[arch]
-    assert spec.task in tasks_of("pretrain") or spec.kind == "encoder-decoder"
+    assert spec.task in tasks_of("pretrain")
     assert "mini" in spec.presets
     assert "nano" in spec.presets
     assert issubclass(spec.config, ModelConfig)
@@ -110,6 +111,7 @@ def test_what_stands_on_a_backbone_leads_back(arch: str):
         "masked_lm": lambda: MaskedLM(spec.build(config), next_sentence=spec.judges_pairs),
         "causal_lm": lambda: CausalLM(spec.build(config)),
         "electra": lambda: ReplacedTokenDetector(spec.build(config)),
+        "tag": lambda: Tagger(spec.build(config), 3),
         "seq2seq": lambda: EncoderDecoderLM(spec.build(config)),  # type: ignore[arg-type]
     }
     models = {kind: makers[kind] for kind in spec.weights["huggingface"].heads}

@@ -154,6 +154,16 @@ def test_what_is_for_a_gpt_is_refused(tmp_path: Path):
             finetune(Workspace(tmp_path / "w"), str(tmp_path / "m"), data, config, name="f")
 
 
+def test_a_classifier_of_an_encoder_decoder_is_refused(tmp_path: Path):
+    save(tmp_path / "m", "t5")
+    data = tmp_path / "x.csv"
+    data.write_text("label,text\na,b\n")
+    with pytest.raises(InputError, match=r"--task classify is not for .* an encoder-decoder: a t5"):
+        finetune(
+            Workspace(tmp_path / "w"), str(tmp_path / "m"), data, finetuning.resolve("classify")
+        )
+
+
 def test_what_makes_a_folder_another_model_is_said(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 

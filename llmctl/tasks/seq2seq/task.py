@@ -117,6 +117,7 @@ class Seq2SeqTask(FinetuningTask):
 
     config: Seq2SeqConfig
     config_type = Seq2SeqConfig
+    backbones = ("decoder", "encoder-decoder")
     peft_task: ClassVar[str] = "SEQ_2_SEQ_LM"
 
     def __init__(
