@@ -15,6 +15,8 @@ from llmctl.stages.train import pretrain
 from llmctl.tasks.generation import GenerateConfig, Prompt
 from llmctl.tasks.pretraining import resolve
 from llmctl.workspace.artefacts import Workspace
+from tests.foreign_models import learned
+from tests.language_models import Notes
 from tests.once import own_copy
 from tests.run import llmctl, one_sentence
 
@@ -92,3 +94,24 @@ def test_the_folder_says_what_was_learned(root: Path):
     for name, share in (("filler", 0.9), ("untaught", 0.0)):
         folder = open_folder(root / "w" / "runs" / name / "model")
         assert folder.fields["llmctl_fim"] == share
+
+
+@pytest.mark.reference
+def test_a_coder_of_others_is_asked_as_transformers_would(tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = learned("bpe").extended(["<fim_prefix>", "<fim_middle>", "<fim_suffix>"])
+    tokenizer.save(tmp_path)
+    config = transformers.GPT2Config(
+        vocab_size=tokenizer.vocab_size, n_embd=16, n_layer=1, n_head=2, n_positions=64,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    reporter = Notes()
+    generation = open_generation(
+        Workspace(tmp_path / "w"), str(tmp_path), GenerateConfig(device="cpu"), reporter=reporter
+    )
+    ids = generation.encode(Prompt("def add(", "row 1", "return a + b"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ids == theirs("<fim_prefix>def add(<fim_suffix>return a + b<fim_middle>")["input_ids"]
+    (note,) = reporter.notes
+    assert "nothing in its folder says whether" in note

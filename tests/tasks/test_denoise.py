@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from llmctl.data.tables.labelled import Example
 from llmctl.errors import ConfigError, InputError
+from llmctl.formats.open import open_folder
 from llmctl.stages.evaluate import Files, prepare_evaluation
 from llmctl.stages.generate import open_generation
 from llmctl.stages.predict import predict
@@ -22,11 +23,13 @@ from llmctl.tasks.denoise.batches import lengths_of, text_length
 from llmctl.tasks.denoise.config import DenoiseConfig
 from llmctl.tasks.denoise.loss import denoising_loss
 from llmctl.tasks.denoise.spans import spans_in
+from llmctl.tasks.denoise.task import DenoisingPretraining
 from llmctl.tasks.evaluation import EvaluateConfig
 from llmctl.tasks.generation import GenerateConfig, Prompt
 from llmctl.tasks.pretraining import open_pretraining, resolve
 from llmctl.tokenizers.frames import Frame
 from llmctl.workspace.artefacts import Workspace
+from tests.foreign_models import save_model
 from tests.once import own_copy
 from tests.run import llmctl, one_sentence
 
@@ -265,6 +268,42 @@ def test_what_does_not_fit_the_text_is_refused(workspace: Workspace):
     )
     assert "sentinels" in one_sentence(failed)
     assert DenoiseConfig(noise="permutation+infilling").noise == "infilling+permutation"
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    ("like", "kind", "noise"),
+    [
+        ("t5", "T5ForConditionalGeneration", "spans"),
+        ("bart", "BartForConditionalGeneration", "infilling+permutation"),
+    ],
+)
+def test_the_loss_of_a_model_of_others_is_that_of_transformers(
+    tmp_path: Path, corpus_file: Path, like: str, kind: str, noise: str
+):
+    pytest.importorskip("transformers")
+    theirs = save_model(tmp_path / "theirs", kind, like=like)
+    place = Workspace(tmp_path / "w")
+    config = TokenizeConfig(
+        tokenizer=str(tmp_path / "theirs"), document="line", validation=0.1, workers=1
+    )
+    shards, _ = tokenize(place, [str(corpus_file)], config)
+    base = open_folder(tmp_path / "theirs")
+    more = {"data": {"sequence_length": 40}, "training": {"batch_size": 4}}
+    task = DenoisingPretraining(
+        shards, DenoisingPretraining.resolve(like, None, more, base=base), base
+    )
+    assert task.config.objective.noise == noise
+    batch, model = task.batch(0), task.build_model().eval()
+    sources = batch.source_ids_BS
+    lengths = batch.source_lengths_B
+    mask = torch.ones_like(sources)
+    if lengths is not None:
+        mask = (torch.arange(sources.shape[1]) < lengths[:, None]).long()
+    with torch.no_grad():
+        expected = theirs(input_ids=sources, attention_mask=mask, labels=batch.labels_BT).loss
+        ours = denoising_loss(model, batch).losses["denoising_loss"].mean
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_pretraining_goes_on_with_what_was_pretrained(workspace: Workspace):

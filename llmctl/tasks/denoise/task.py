@@ -59,14 +59,14 @@ class DenoisingPretraining(Pretraining[DenoiseConfig, DataConfig]):
     def suits(cls, tokenizer: Tokenizer, config: Any) -> bool:
         objective: DenoiseConfig = config.objective
         return (
-            tokenizer.boundaries is not None
+            tokenizer.text_end is not None
             and (objective.noise != "spans" or bool(tokenizer.sentinels))
             and (objective.hiding not in MASKS or "mask" in tokenizer.special)
         )
 
     @classmethod
     def wanted(cls, config: Any) -> str:
-        needs = "tokens for a text's start and end"
+        needs = "a token for a text's end"
         if config.objective.noise == "spans":
             needs = "sentinels: llmctl tokenize … --sentinels 100"
         elif config.objective.hiding in MASKS:
