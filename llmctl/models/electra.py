@@ -97,6 +97,7 @@ WEIGHTS = WeightMap(
             Rename("pooler", "classifier.dense", BOTH),
             Rename("output", "classifier.out_proj", BOTH),
         ),
+        "tag": (Rename("output", "classifier", BOTH),),
     },
 )
 """The names of Hugging Face's."""

@@ -16,6 +16,7 @@ from llmctl.models.electra import Electra, ElectraConfig
 from llmctl.models.heads.classify import Classifier
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.heads.replaced_tokens import ReplacedTokenDetector
+from llmctl.models.heads.tag import Tagger
 from tests.foreign_models import learned, save_model
 
 WIDTHS = pytest.mark.parametrize("embedding_size", [16, 8, 24])
@@ -26,9 +27,11 @@ REAL = IDS != 0
 
 
 def theirs(model: Any) -> torch.Tensor:
+    alone = "TokenClassification" in type(model).__name__
+    segments = torch.zeros_like(IDS) if alone else SEGMENTS
     with torch.no_grad():
         logits: torch.Tensor = model(
-            input_ids=IDS, token_type_ids=SEGMENTS, attention_mask=REAL.long()
+            input_ids=IDS, token_type_ids=segments, attention_mask=REAL.long()
         ).logits
     return logits
 
@@ -37,6 +40,8 @@ def theirs(model: Any) -> torch.Tensor:
 def ours(model: Any) -> torch.Tensor:
     if isinstance(model, Classifier):
         return model.eval()(IDS, SEGMENTS, REAL)
+    if isinstance(model, Tagger):
+        return model.eval()(IDS, REAL)
     hidden_BTD = model.eval().body(IDS, SEGMENTS, REAL)
     if isinstance(model, MaskedLM):
         return model.token_logits(hidden_BTD)
@@ -47,6 +52,7 @@ CLASSES = {
     "electra": "ElectraForPreTraining",
     "masked_lm": "ElectraForMaskedLM",
     "classify": "ElectraForSequenceClassification",
+    "tag": "ElectraForTokenClassification",
 }
 
 
@@ -54,7 +60,7 @@ CLASSES = {
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_folder_of_transformers_gives_its_logits(tmp_path: Path, kind: str, embedding_size: int):
     pytest.importorskip("transformers")
-    labels = {"num_labels": 3} if kind == "classify" else {}
+    labels = {"num_labels": 3} if kind in ("classify", "tag") else {}
     model = save_model(
         tmp_path, CLASSES[kind], like="bert", embedding_size=embedding_size, **labels
     )
@@ -84,10 +90,11 @@ def test_transformers_opens_our_folder_with_the_same_logits(
         "electra": lambda: ReplacedTokenDetector(body),
         "masked_lm": lambda: MaskedLM(body, next_sentence=False),
         "classify": lambda: Classifier(body, 3),
+        "tag": lambda: Tagger(body, 3),
     }[kind]()
     names = ["a", "b", "c"]
     extra = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
-    write_model_folder(tmp_path, model, tokenizer, extra if kind == "classify" else {})
+    write_model_folder(tmp_path, model, tokenizer, extra if kind in ("classify", "tag") else {})
     opened = getattr(transformers, CLASSES[kind]).from_pretrained(tmp_path).eval()
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [CLASSES[kind]]
     found = ours(model)
