@@ -1,12 +1,14 @@
 """Training speed of replaced-token detection beside transformers' two classes; run by hand.
 
-    python tests/benchmarks/electra.py [--precision bf16] [--width 256] [--vocabulary 8000]
+    python tests/benchmarks/electra.py [--precision bf16] [--vocabulary 30522] [--padding 0.41]
 
 A discriminator of 4 layers × 256 and a generator of a quarter of the width over the same embeddings
 train on rows of 128 packed tokens, of which 15 % are hidden, with AdamW and clipping: llmctl's
 network and loss, and ElectraForMaskedLM with ElectraForPreTraining in a plain loop as it is
-written with them (logits of every token, the replacements drawn by torch.multinomial). Both see the
-same ids. They take turns in one process, and medians are compared.
+written with them (logits of every token, the replacements drawn by torch.multinomial). They take
+turns in one process, and medians are compared. Both get full rows, or, with --padding, theirs as
+many rows of one text each, padded to that share on average as a plain loop's are, where llmctl
+packs; tokens that are no padding are counted.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ from llmctl.training.precision import autocast
 LAYERS, SEQUENCE, BATCH, MASK = 4, 128, 32, 4
 RATE, WEIGHT = 0.15, 50.0
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""From ids (B, T) and which of them are hidden to the loss."""
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From ids (B, T), which of them are hidden and which are no padding to the loss."""
 
 
 def ours(width: int, vocabulary: int) -> tuple[torch.nn.Module, Loss]:
@@ -51,7 +53,7 @@ def ours(width: int, vocabulary: int) -> tuple[torch.nn.Module, Loss]:
     model = DetectorWithGenerator(Electra(config), MaskedLM(Electra(narrow), next_sentence=False))
     positions_BT = torch.arange(SEQUENCE).expand(BATCH, -1)
 
-    def loss(ids_BT: Tensor, hidden_BT: Tensor) -> Tensor:
+    def loss(ids_BT: Tensor, hidden_BT: Tensor, real_BT: Tensor) -> Tensor:
         places_M = hidden_BT.flatten().nonzero()[:, 0]
         batch = ReplacedBatch(
             tokens_B=np.full(BATCH, SEQUENCE),
@@ -93,14 +95,20 @@ def transformers_loop(width: int, vocabulary: int) -> tuple[torch.nn.Module, Los
     generator.tie_weights()
     model = torch.nn.ModuleList([discriminator, generator]).train()
 
-    def loss(ids_BT: Tensor, hidden_BT: Tensor) -> Tensor:
+    def loss(ids_BT: Tensor, hidden_BT: Tensor, real_BT: Tensor) -> Tensor:
+        hidden_BT = hidden_BT & real_BT
         labels_BT = ids_BT.masked_fill(~hidden_BT, -100)
-        out = generator(ids_BT.masked_fill(hidden_BT, MASK), labels=labels_BT)
+        seen_BT = None if bool(real_BT.all()) else real_BT.long()
+        out = generator(
+            ids_BT.masked_fill(hidden_BT, MASK), attention_mask=seen_BT, labels=labels_BT
+        )
         with torch.no_grad():
             p_MV = F.softmax(out.logits[hidden_BT].float(), -1)
             replaced_BT = ids_BT.clone()
             replaced_BT[hidden_BT] = torch.multinomial(p_MV, 1)[:, 0]
-        judged = discriminator(replaced_BT, labels=(replaced_BT != ids_BT).long())
+        judged = discriminator(
+            replaced_BT, attention_mask=seen_BT, labels=(replaced_BT != ids_BT).long()
+        )
         total: Tensor = out.loss + WEIGHT * judged.loss
         return total
 
@@ -114,6 +122,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=8000)
+    parser.add_argument("--padding", type=float, default=0.0, help="share of their rows")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="of each in a round")
     options = parser.parse_args()
@@ -128,19 +137,23 @@ def main() -> None:
     speeds: dict[str, list[float]] = {name: [] for name in trainers}
     for round_number in range(options.rounds + 1):
         for name, (model, loss, optimiser) in trainers.items():
-            begun = time.perf_counter()
+            begun, tokens = time.perf_counter(), 0
             for _ in range(options.steps):
                 ids_BT = torch.randint(5, options.vocabulary, (BATCH, SEQUENCE))
                 hidden_BT = torch.rand(BATCH, SEQUENCE) < RATE
+                missing = 0.0 if name == "llmctl" else 2 * options.padding
+                lengths_B1 = SEQUENCE * (1 - missing * torch.rand(BATCH, 1))
+                real_BT = torch.arange(SEQUENCE) < lengths_B1
+                tokens += int(real_BT.sum())
                 with autocast(device, options.precision):
-                    value = loss(ids_BT, hidden_BT)
+                    value = loss(ids_BT, hidden_BT, real_BT)
                 optimiser.zero_grad(set_to_none=True)
                 value.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimiser.step()
             seconds = time.perf_counter() - begun
             if round_number:  # in the first one kernels are chosen
-                speeds[name].append(options.steps * BATCH * SEQUENCE / seconds)
+                speeds[name].append(tokens / seconds)
     for name, values in speeds.items():
         parameters = sum(p.numel() for p in trainers[name][0].parameters())
         print(f"{name:14} {median(values):9,.0f} tokens/s  ({min(values):,.0f} to "
