@@ -43,6 +43,15 @@ def test_tokens_start_where_their_company_says(models: Workspace):
     assert grown == 1
 
 
+@pytest.mark.parametrize(
+    ("arch", "start"),
+    [("bert", "cooccurrence"), ("modernbert", "cooccurrence"), ("gpt", "random")],
+)
+def test_masked_models_start_so_by_themselves(arch: str, start: str):
+    assert resolve(arch, "nano").embeddings == start
+    assert resolve(arch, "nano", {"embeddings": "random"}).embeddings == "random"
+
+
 def test_nothing_is_counted_for_a_network_without_weights(models: Workspace):
     with torch.device("meta"):
         network = opened(models, embeddings="cooccurrence").build_model()
