@@ -334,3 +334,54 @@ def test_summarise_and_dialogue_run_as_written(
         out = run_recipe(tmp_path, TINY_PAIRS_RECIPE, ROOT / "recipes" / script, file)
         for row in (f"BLEU over {name}-prefix: ", "BLEU over copy of the source: ", "written "):
             assert row in out
+
+
+TINY_EMBED_RECIPE = """
+[tokenize]
+vocab_size = 200
+[pretrain]
+arch = "bert"
+preset = "nano"
+[pretrain.model]
+hidden_size = 32
+num_heads = 2
+[pretrain.training]
+max_steps = 8
+batch_size = 4
+[pretrain.data]
+eval_batches = 2
+sequence_length = 32
+[finetune.training]
+max_steps = 4
+batch_size = 16
+"""
+
+
+def test_embed_runs_as_written(tmp_path: Path):
+    pytest.importorskip("sklearn")
+    words = [subject.split() for subject in SUBJECTS.values()]
+
+    def sentence(number: int, shift: int) -> str:
+        row = words[number % 3]
+        return " ".join(row[(number + shift + k) % len(row)] for k in range(5))
+
+    for part in ("train", "dev", "test"):
+        rows = [
+            f'genre\tfile\t2012\t{n}\t{n % 6}\t{sentence(n, 0)}\t{sentence(n, n % 6)} "\tmore'
+            for n in range(90)
+        ]
+        (tmp_path / f"sts-{part}.csv").write_text("\n".join(rows) + "\n")
+    labels = ("entailment", "neutral", "contradiction")
+    pairs = [
+        {"premise": sentence(n // 3, 0), "hypothesis": sentence(n, 2), "label": labels[n % 3]}
+        for n in range(180)
+    ]
+    (tmp_path / "nli.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    script = ROOT / "recipes" / "embed.sh"
+    out = run_recipe(tmp_path, TINY_EMBED_RECIPE, script, tmp_path, tmp_path / "nli.jsonl")
+    for row in ("scores", "pairs", "simcse", "encoder", "scores-scratch", "TF-IDF cosine"):
+        assert row in out
+    report = json.loads((tmp_path / "w/reports/sts/report.json").read_text())
+    assert report["examples"] == 90
+    last = out.strip().splitlines()[-4:-1]
+    assert [len(line.split("\t")) for line in last] == [3, 3, 3]  # score, row, text

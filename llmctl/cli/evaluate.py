@@ -19,9 +19,10 @@ def command(
         "A run, or a model folder.", "--from", default=..., autocompletion=artefact_names.RUNS
     ),
     data: Path | None = option(
-        "Labelled texts for a classifier; pairs for a model that writes from sources; text, a "
-        "task's questions or, with --template, labelled rows for a language model. By default the "
-        "validation part of the run's shards.",
+        "Labelled texts for a classifier; pairs for a model that writes from sources; scored "
+        "pairs, or queries and what belongs to them, for an embedder; text, a task's questions or, "
+        "with --template, labelled rows for a language model. By default the validation part of "
+        "the run's shards.",
     ),
     compare: list[str] = option(
         "Another model for the same table: a classifier or a language model; may be repeated.",
@@ -66,6 +67,8 @@ def command(
     text_column: str | None = options.TEXT_COLUMN,
     text_pair_column: str | None = options.TEXT_PAIR_COLUMN,
     label_column: str | None = options.LABEL_COLUMN,
+    negative_column: str | None = options.NEGATIVE_COLUMN,
+    score_column: str | None = options.SCORE_COLUMN,
     encoding: str | None = options.ENCODING,
     encoding_errors: str | None = options.ENCODING_ERRORS,
     header: str | None = options.HEADER,

@@ -22,8 +22,9 @@ def command(
     ),
     data: Path | None = option(
         "What to learn from: labelled texts (CSV, TSV, JSONL, Parquet); instructions and "
-        "conversations in Alpaca's, messages' or ShareGPT's layout (JSON, JSONL, Parquet); or "
-        "pairs of source and target (a table, or plain text with --target).",
+        "conversations in Alpaca's, messages' or ShareGPT's layout (JSON, JSONL, Parquet); "
+        "pairs of source and target (a table, or plain text with --target); or a table of texts "
+        "that belong together.",
         show_default="the recipe's data",
     ),
     task: str | None = option(
@@ -48,6 +49,12 @@ def command(
     target: Path | None = option("With plain text as --data: the targets, line by line."),
     source_column: str | None = options.SOURCE_COLUMN,
     target_column: str | None = options.TARGET_COLUMN,
+    negative_column: str | None = options.NEGATIVE_COLUMN,
+    score_column: str | None = options.SCORE_COLUMN,
+    pooling: str | None = option(
+        "With --task embed: what a text's vector is, mean, cls, max or last of its tokens'.",
+        show_default="as the model has it, else mean",
+    ),
     style: str | None = option(
         "With --task seq2seq: decoder, a Transformer decoder attached to the GPT, or prefix, both "
         "texts in one sequence.",

@@ -117,6 +117,14 @@ TEXT_COLUMN = option("The text's column; several (a,b) are joined.")
 TEXT_PAIR_COLUMN = option("The second text's column.")
 SOURCE_COLUMN = option("The source's column in a table of pairs.")
 TARGET_COLUMN = option("The target's column in a table of pairs.")
+NEGATIVE_COLUMN = option(
+    "Columns of texts that don't belong to the text, though they look so (a,b), for embedders.",
+    show_default="those called negative, neg_1, …",
+)
+SCORE_COLUMN = option(
+    "The column of a number that says how alike two texts are, for embedders.",
+    show_default="score, similarity, …",
+)
 LABEL_COLUMN = option("The label's column.")
 
 

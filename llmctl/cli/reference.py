@@ -69,6 +69,11 @@ def _keys() -> list[str]:
             for tasks in [pretraining_tasks(arch)]
             for task in tasks
         },
+        **{
+            f"pretrain --task {task}": pretraining.resolve(archs[0], None, task=task)
+            for task, entry in tasks_of("pretrain").items()
+            if entry.backbones
+        },
         **{f"finetune --task {task}": finetuning.resolve(task) for task in tasks_of("finetune")},
         "eval": EvaluateConfig(),
         "generate": GenerateConfig(),

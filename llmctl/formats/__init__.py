@@ -6,8 +6,9 @@ from llmctl.formats.base import Format
 from llmctl.formats.huggingface import HuggingFace
 from llmctl.formats.ngram.folder import NgramFormat
 from llmctl.formats.peft.folder import Peft
+from llmctl.formats.sentence_transformers.folder import SentenceTransformers
 
 FORMATS: dict[str, Format] = {
-    format.name: format for format in (NgramFormat(), Peft(), HuggingFace())
+    format.name: format for format in (NgramFormat(), Peft(), SentenceTransformers(), HuggingFace())
 }
 """By name. The first that recognises a folder opens it: n-grams have a config.json, too."""

@@ -33,6 +33,7 @@ from llmctl.formats.frames import frame_in
 from llmctl.models.heads import HEADS, seq2seq
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.classify import CLASSES, Classifier
+from llmctl.models.heads.embed import Embedder
 from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.ngram.arrays import model_of
@@ -215,8 +216,8 @@ class Pretrained:
         """The backbone with a head of the table ``HEADS``, and with another dropout where it is
         given. Raises InputError where there are no tensors for the head."""
         with self._fitting():
-            head = HEADS[kind]
-            model = head.build(self._body(dropout), self.tensors)
+            head, body = HEADS[kind], self._body(dropout)
+            model = head.build_described(body, self.tensors, self.fields)
             fresh = [name for name in head.optional if name not in self.tensors]
             return self._filled(model, without=fresh)
 
@@ -298,6 +299,16 @@ class Pretrained:
             if not scratch:
                 fill({f"body.{name}": own for name, own in body.state_dict().items()}, self.tensors)
             return body
+
+    def embedder(self) -> Embedder:
+        """The model that makes vectors of texts. Raises InputError if it makes none."""
+        if self.kind != "embed":
+            raise InputError(
+                f"{self.path} is {self.described}, and makes no vectors of texts; finetune it: "
+                "llmctl finetune --task embed"
+            )
+        model: Embedder = self.with_head("embed")
+        return model
 
     def config_with(self, dropout: float) -> Any:
         """The backbone's configuration with another dropout, where it has any."""

@@ -164,7 +164,7 @@ class WeightMap:
         """What a model's state dict has beside the network, in the format's names."""
         return {
             name: tensor
-            for rule, ours, theirs in _tensors(self.heads[task], config)
+            for rule, ours, theirs in _tensors(self.heads.get(task, ()), config)
             if ours in state
             for name, tensor in zip(theirs, rule.split(state[ours], config), strict=True)
         }
@@ -176,7 +176,7 @@ class WeightMap:
         of ``export_head``."""
         return {
             ours: partial(self._join, rule, tensors, theirs)
-            for rule, ours, theirs in _tensors(self.heads[task], config)
+            for rule, ours, theirs in _tensors(self.heads.get(task, ()), config)
             if all(name in tensors for name in theirs)
         }
 

@@ -10,11 +10,13 @@ from llmctl.tasks.causal_lm import CausalLMEntry
 from llmctl.tasks.classify import ClassifyEntry
 from llmctl.tasks.denoise import DenoiseEntry
 from llmctl.tasks.electra import ElectraEntry
+from llmctl.tasks.embed import EmbedEntry
 from llmctl.tasks.entry import TaskEntry
 from llmctl.tasks.instruct import InstructEntry
 from llmctl.tasks.masked_lm import MaskedLMEntry
 from llmctl.tasks.ngram import NgramEntry
 from llmctl.tasks.seq2seq import Seq2SeqEntry
+from llmctl.tasks.simcse import SimcseEntry
 from llmctl.tasks.tag import TagEntry
 
 TASKS: dict[str, TaskEntry] = {
@@ -29,6 +31,8 @@ TASKS: dict[str, TaskEntry] = {
         NgramEntry(),
         InstructEntry(),
         Seq2SeqEntry(),
+        EmbedEntry(),
+        SimcseEntry(),
     )
 }
 """By their names."""
@@ -63,12 +67,20 @@ def task_of(arch: object, task: object = None) -> Any:
     suited = pretraining_tasks(arch)
     if task is None:
         return TASKS[suited[0]].task()
-    if task in list(suited):
+    if task in [*suited, *_for_any(arch)]:
         return TASKS[str(task)].task()
     choice = f"--arch {arch} is pretrained on {' or '.join(suited)}"
     if task in list(tasks_of("pretrain")):
         raise UsageError(f"--task {task} is not for --arch {arch}: {choice}; leave --task out")
     raise UsageError(f"--task {task!r} is not known{did_you_mean(str(task), suited)}; {choice}")
+
+
+def _for_any(arch: object) -> list[str]:
+    """What an architecture can be pretrained on by its kind, whether it names it or not."""
+    from llmctl.models import ARCHITECTURES
+
+    kind = ARCHITECTURES[str(arch)].kind if arch in list(ARCHITECTURES) else None
+    return [name for name, entry in TASKS.items() if kind in entry.backbones]
 
 
 def pretraining_tasks(arch: object) -> Sequence[str]:

@@ -22,10 +22,15 @@ class TaskEntry(ABC):
 
     name: ClassVar[str]
     """What ``--task`` takes, and a model's ``llmctl_task`` says."""
+    makes: ClassVar[str] = ""
+    """What its models' ``llmctl_task`` says, where that is another task's name."""
     command: ClassVar[Literal["pretrain", "finetune"]]
     """The command that it goes with."""
     purpose: ClassVar[str]
     """What its models are for, behind "to": ``give texts labels``."""
+    backbones: ClassVar[tuple[str, ...]] = ()
+    """Kinds of backbone that it pretrains, whatever the architecture; (): of those architectures
+    that name it."""
     has_network: ClassVar[bool] = True
     """False: it is an architecture of its own, which counts."""
 

@@ -60,6 +60,14 @@ class EvaluateConfig(Config):
     """The source's column, for a model that writes from sources. Unset: as in finetuning."""
     target_column: ColumnName | None = None
     """The target's column, for a model that writes from sources. Unset: as in finetuning."""
+    negative_column: ColumnName | None = None
+    """Columns of texts that don't belong to the text, for an embedder. Unset: those called negative
+    or the like."""
+    score_column: ColumnName | None = None
+    """The column of a number that says how alike two texts are, for an embedder. Unset: one called
+    score, similarity or the like."""
+    widths: ShotCounts = ()
+    """Widths at which an embedder is measured too, by the first coordinates of its vectors."""
     encoding: Encoding | None = None
     """Encoding of text files. Unset: as in training."""
     encoding_errors: Literal["strict", "replace"] | None = None

@@ -15,7 +15,7 @@ from llmctl.errors import InputError, UsageError
 from llmctl.formats.open import open_model
 from llmctl.models import ARCHITECTURES
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks import DEFAULT_TASK, WITHOUT_NETWORK, finetuning_task, task_of, tasks_of
+from llmctl.tasks import DEFAULT_TASK, TASKS, WITHOUT_NETWORK, finetuning_task, task_of, tasks_of
 from llmctl.tasks.base import (
     Request,
     Sources,
@@ -62,7 +62,7 @@ class PretrainRequest(Request):
         base = None
         if start is not None:
             _refuse_shapes(start, chosen, [recipe, options, *above])
-            base = _open_base(workspace, start)
+            base = _open_base(workspace, start, name)
             arch = base.folder.spec.name
         arch = arch or DEFAULT_ARCH
         task = task_of(arch, name)
@@ -168,9 +168,12 @@ def _refuse_shapes(
         )
 
 
-def _open_base(workspace: Workspace, start: str) -> OpenedModel:
-    """The model that pretraining goes on with. Raises InputError if it is no language model."""
+def _open_base(workspace: Workspace, start: str, task: str | None) -> OpenedModel:
+    """The model that pretraining goes on with. Raises InputError if it is no language model, nor
+    what the task makes."""
     base = OpenedModel.open(workspace, start)
+    if task in tasks_of("pretrain") and base.kind == TASKS[str(task)].makes:
+        return base
     spec = base.folder.architecture
     whole = spec is not None and spec.kind == "encoder-decoder" and base.kind == "seq2seq"
     if (base.kind not in tasks_of("pretrain") and not whole) or base.kind in WITHOUT_NETWORK:

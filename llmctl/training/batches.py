@@ -49,7 +49,8 @@ class TensorBatch(ABC):
 
     separable: ClassVar[bool] = True
     """Whether its loss is the sum of its rows', so that it may be taken in parts, one after another
-    or by several processes. One whose rows are compared with each other is taken whole."""
+    or by several processes. One whose rows are compared with each other is taken whole, but for a
+    ``ComparedLoss``, of which the part before the comparison is divided."""
     tokens_B: NDArray[np.int64]
     """Tokens of each row that are not padding."""
 
@@ -108,6 +109,22 @@ class Batches(Protocol):
     def __call__(self, number: int) -> TensorBatch: ...
 
 
+class ComparedLoss(ABC):
+    """A loss that compares what the rows of a batch come to: the network takes the rows in any
+    parts and by however many processes, the comparison takes all of them at once."""
+
+    @abstractmethod
+    def encode(self, model: Any, batch: Any) -> Tensor:
+        """What some rows come to, one or several entries (S, …) for each, in the rows' order."""
+
+    @abstractmethod
+    def compare(self, encoded: Tensor, batch: Any) -> LossParts:
+        """The loss of the whole batch, from the entries (S, …) of all its rows."""
+
+    def __call__(self, model: Any, batch: Any) -> LossParts:
+        return self.compare(self.encode(model, batch), batch)
+
+
 class Objective(nn.Module):
     """A model and its loss, as a forward pass from a batch: what a trainer trains, and what is
     wrapped where several processes do."""
@@ -116,6 +133,10 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: TensorBatch) -> LossParts:
-        """The loss of a batch, as sums and counts."""
+    def forward(self, batch: TensorBatch, *, encode: bool = False) -> Any:
+        """The loss of a batch, as sums and counts. encode: of a ``ComparedLoss``, what its rows
+        come to."""
+        if encode:
+            assert isinstance(self.loss, ComparedLoss)
+            return self.loss.encode(self.model, batch)
         return self.loss(self.model, batch)

@@ -11,9 +11,10 @@ import contextlib
 import copy
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from llmctl.data.random import key_of
 from llmctl.errors import ResourceError, UsageError
 from llmctl.models.heads.cross_entropy import compiled_cross_entropy
 from llmctl.models.layers.kernels import set_device_capability
-from llmctl.training.batches import Objective, TensorBatch
+from llmctl.training.batches import ComparedLoss, LossParts, Objective, TensorBatch
 from llmctl.training.config import TrainingConfig
 from llmctl.training.distributed.processes import (
     World,
@@ -61,6 +62,8 @@ class MicroBatches:
     """What the losses of the whole batch are divided by."""
     real_tokens: int
     slots: int
+    whole: TensorBatch | None = None
+    """The batch, where its rows are compared with one another."""
 
 
 class Stepper:
@@ -92,6 +95,7 @@ class Stepper:
         # What was trained in shares ends as one model.
         self._plain = copy.deepcopy(self.model) if self._shared and world.is_main else None
         self._loss = distribute(objective, config, world, device)
+        self._compared = objective.loss if isinstance(objective.loss, ComparedLoss) else None
         self._micro_batch = config.micro_batch if isinstance(config.micro_batch, int) else 0
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimiser = build_optimiser(
@@ -138,7 +142,7 @@ class Stepper:
         if self.config.micro_batch != "auto" and not count_flops:
             return None
         batch = self._batches(self.progress.step)
-        if not batch.separable:
+        if not self._divisible(batch):
             self._refuse_parts()
         if self.config.micro_batch == "auto":
             own = max(1, -(-len(batch) // self.world.size))
@@ -150,7 +154,7 @@ class Stepper:
                 )
         if not count_flops:
             return None
-        part = batch.rows(0, 1) if batch.separable else batch
+        part = batch.rows(0, 1) if self._divisible(batch) else batch
         with FlopCounterMode(display=False) as counter:
             self._dry_step(part, len(part))
         return counter.get_total_flops() / part.num_positions
@@ -165,8 +169,15 @@ class Stepper:
         part = (batch if rows == len(batch) else batch.rows(0, rows)).to(self._device)
         # Kernels for this shape would be made for nothing.
         with torch.compiler.set_stance("force_eager"), autocast(self._device, self._precision):
-            total = self.objective(part).total
+            if self._compared is not None:
+                total = self.objective(part, encode=True).sum()
+            else:
+                total = self.objective(part).total
         torch.autograd.grad(total, self._parameters, allow_unused=True)
+
+    def _divisible(self, batch: TensorBatch) -> bool:
+        """Whether the network may take a batch in parts."""
+        return batch.separable or self._compared is not None
 
     def _local_micro_batches(self, step: int) -> MicroBatches:
         """This process's part of a batch; made in the background."""
@@ -174,7 +185,7 @@ class Stepper:
         rows, world = len(batch), self.world
         begin, stop = (rows * n // world.size for n in (world.rank, world.rank + 1))
         weight = 1.0
-        if not batch.separable:  # all compute it, and the main process's counts
+        if not self._divisible(batch):  # all compute it, and the main process's counts
             self._refuse_parts()
             begin, stop, weight = 0, rows, float(world.is_main)
         elif begin == stop:  # too few rows for all
@@ -187,8 +198,9 @@ class Stepper:
         ]
         if self._device.type == "cuda":
             parts = [(first, part.pin_memory()) for first, part in parts]
+        whole = batch if self._compared is not None else None
         return MicroBatches(
-            parts, weight, batch.loss_denominators, batch.real_tokens, batch.num_positions
+            parts, weight, batch.loss_denominators, batch.real_tokens, batch.num_positions, whole
         )
 
     def _refuse_parts(self) -> None:
@@ -207,7 +219,11 @@ class Stepper:
         set_learning_rate(self.optimiser, self.config, multiplier)
         self.optimiser.zero_grad(set_to_none=True)
         try:
-            measured = self._gradient(micro_batches)
+            measured = (
+                self._gradient(micro_batches)
+                if micro_batches.whole is None
+                else self._compared_gradient(micro_batches, micro_batches.whole)
+            )
         except RuntimeError as error:
             if out_of_memory(error):
                 raise self._oom_error(micro_batches) from error
@@ -233,39 +249,70 @@ class Stepper:
         measured: dict[str, tuple[Tensor, int]] = {}
         weight = micro_batches.weight
         for number, (first, part) in enumerate(micro_batches.parts, 1):
-            # Dropout draws from the global generator: tie it to the place, so that there is no
-            # state.
-            torch.manual_seed(key_of(self._seed, "step", self.progress.step, first))
-            moved = part.to(self._device)
             with self._summing(number == len(micro_batches.parts)):
-                with (
-                    record_function("forward"),
-                    autocast(self._device, self._precision),
-                    compiled_cross_entropy(self._compiled),
-                ):
-                    losses = self._loss(moved)
-                total = torch.stack(
-                    [
-                        ratio.weight * ratio.total.float() / max(micro_batches.counts[name], 1)
-                        for name, ratio in losses.losses.items()
-                    ]
-                ).sum()
+                losses = self._forward(self._loss, first, part)
+                total = _total(losses, micro_batches.counts)
                 # A wrapper takes the mean over the processes.
                 with record_function("backward"):
                     (total * (weight * self.world.size)).backward()
-            figures = {
-                name: (
-                    ratio.total.detach().float() * weight,
-                    int(ratio.count * weight),
-                )
-                for name, ratio in {**losses.losses, **losses.metrics}.items()
-            }
-            figures["loss"] = (total.detach() * weight, 0)
-            for name, (value, count) in figures.items():
+            for name, (value, count) in _figures(losses, total, weight).items():
                 before, counted = measured.get(name, (0.0, 0))
                 measured[name] = (before + value, counted + count)
         measured["loss"] = (measured["loss"][0], int(self.world.is_main))
         return measured
+
+    def _forward(self, wrapped: nn.Module, first: int, part: TensorBatch, **how: bool) -> Any:
+        """The forward pass of a part of a batch whose first row has this number."""
+        # Dropout draws from the global generator: tie it to the place, so that there is no state.
+        torch.manual_seed(key_of(self._seed, "step", self.progress.step, first))
+        moved = part.to(self._device)
+        with (
+            record_function("forward"),
+            autocast(self._device, self._precision),
+            compiled_cross_entropy(self._compiled),
+        ):
+            return wrapped(moved, **how)
+
+    def _compared_gradient(
+        self, micro_batches: MicroBatches, whole: TensorBatch
+    ) -> dict[str, tuple[Tensor, int]]:
+        """The same of a batch whose rows are compared, all with all.
+
+        The gradient by what each row comes to needs no network, and the network's needs that
+        gradient alone: so rows are taken in parts, by however many processes, and a batch may be
+        larger than memory (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under
+        Memory Limited Setup": GradCache).
+        """
+        assert self._compared is not None
+        parts, weight = micro_batches.parts, micro_batches.weight
+        alone = len(parts) == 1
+        # 1. What this process's rows come to. Of several parts the graph is thrown away; it is made
+        #    all the same, as without one kernels and compiled code may draw another dropout.
+        encoded = []
+        for first, part in parts:
+            if alone:
+                encoded.append(self._forward(self._loss, first, part, encode=True))
+            else:
+                encoded.append(self._forward(self.objective, first, part, encode=True).detach())
+        sizes = [len(entries) for entries in encoded]
+        own = torch.cat([entries.detach() for entries in encoded])
+        # 2. Those of all processes, compared by each of them; a row that counts nothing stays home.
+        entries, begin = self.world.all_gather_rows(own if weight else own[:0])
+        entries.requires_grad_()
+        losses = self._compared.compare(entries, whole.to(self._device))
+        total = _total(losses, micro_batches.counts)
+        (gradient,) = torch.autograd.grad(total, entries)
+        own_gradient = gradient[begin : begin + len(own)] if weight else torch.zeros_like(own)
+        # 3. Back through the network; a wrapper takes the mean over the processes.
+        gradients = (own_gradient * self.world.size).split(sizes)
+        for number, ((first, part), by_entries) in enumerate(zip(parts, gradients, strict=True), 1):
+            with self._summing(number == len(parts)):
+                again = encoded[0] if alone else self._forward(self._loss, first, part, encode=True)
+                with record_function("backward"):
+                    again.backward(by_entries)
+        counted = float(self.world.is_main)  # all have found the same
+        measured = _figures(losses, total, counted)
+        return {**measured, "loss": (measured["loss"][0], int(counted))}
 
     def _summing(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Processes add up their gradients once for a batch, after its last part."""
@@ -279,7 +326,7 @@ class Stepper:
         """What to say when memory ran out, after looking what would fit."""
         self.optimiser.zero_grad(set_to_none=True)
         tried = max(len(part) for _, part in micro_batches.parts)
-        if not micro_batches.parts[0][1].separable:
+        if not self._divisible(micro_batches.parts[0][1]):
             return ResourceError(
                 f"step {self.progress.step + 1}: out of memory with {tried} rows, which this task "
                 "can't take in parts; begin again with --force and a lower training.batch_size"
@@ -311,3 +358,21 @@ class Stepper:
         weight = max(1 - GRAD_NORM_EMA_DECAY, 1 / (progress.step + 1))
         progress.grad_norm_ema += weight * (min(norm, most) - progress.grad_norm_ema)
         return norm >= most and progress.step >= STEPS_BEFORE_SPIKES
+
+
+def _total(losses: LossParts, counts: Mapping[str, int]) -> Tensor:
+    """The sum of a part's losses, each divided by the count of the whole batch."""
+    shares = [
+        part.weight * part.total.float() / max(counts[name], 1)
+        for name, part in losses.losses.items()
+    ]
+    return torch.stack(shares).sum()
+
+
+def _figures(losses: LossParts, total: Tensor, weight: float) -> dict[str, tuple[Tensor, int]]:
+    """Sums and counts of what was measured, and the loss as a sum that has no count yet."""
+    figures = {
+        name: (part.total.detach().float() * weight, int(part.count * weight))
+        for name, part in {**losses.losses, **losses.metrics}.items()
+    }
+    return {**figures, "loss": (total.detach() * weight, 0)}

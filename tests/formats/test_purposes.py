@@ -153,7 +153,7 @@ def test_what_says_what_a_model_does(
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"llmctl_task": "embed"}, 'llmctl_task is "embed", which is not known here'),
+        ({"llmctl_task": "juggle"}, 'llmctl_task is "juggle", which is not known here'),
         ({"llmctl_task": ["classify"]}, "llmctl_task is"),
         ({"architectures": "BertModel"}, 'architectures is "BertModel", not a list'),
         ({"architectures": [3]}, r"architectures is \[3\]"),

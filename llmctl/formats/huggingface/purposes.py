@@ -27,7 +27,8 @@ def purpose_of(
     """
     if TASK in fields:
         task = fields[TASK]
-        if task not in list(spec.weights[HUGGING_FACE].heads):  # a list has no hash
+        anywhere = [kind for kind, head in HEADS.items() if not head.has_tensors]
+        if task not in [*spec.weights[HUGGING_FACE].heads, *anywhere]:  # a list has no hash
             raise PurposeError(
                 f"{TASK} is {shown(task)}, which is not known here; it is of another version of "
                 "llmctl"

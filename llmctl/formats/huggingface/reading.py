@@ -59,8 +59,7 @@ def read_folder(path: Path) -> Pretrained:
         check_sizes(config, weights.shapes)
         config = spec.complete(config, weights)
         if not pair and purpose.kind is not None:
-            heads = spec.weights[HUGGING_FACE].head_names(kind)
-            check_body(spec, config, weights.shapes, heads)
+            check_body(spec, config, weights.shapes, _beside(spec, kind))
         decoder = _decoder(fields[DECODER_FIELD], len(weights)) if pair else None
         attached = decoder and config.replace(
             num_layers=decoder.decoder_layers or config.num_layers
@@ -82,6 +81,14 @@ def read_folder(path: Path) -> Pretrained:
         architecture=spec,
         decoder=decoder,
     )
+
+
+def _beside(spec: ModelSpec, kind: str) -> set[str]:
+    """Names of the tensors that may stand beside a network's body: those of its head, and beside a
+    body that none stands on whatever transformers keeps there, as it does BERT's pooler."""
+    names = spec.weights[HUGGING_FACE]
+    bare = kind in HEADS and not HEADS[kind].has_tensors
+    return {name for each in (names.heads if bare else [kind]) for name in names.head_names(each)}
 
 
 def _described(path: Path, fields: Mapping[str, Any]) -> tuple[Mapping[str, Any], ModelSpec]:

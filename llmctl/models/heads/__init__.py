@@ -10,6 +10,7 @@ from __future__ import annotations
 from llmctl.models.heads.base import Head
 from llmctl.models.heads.causal_lm import CausalLMHead
 from llmctl.models.heads.classify import ClassifierHead
+from llmctl.models.heads.embed import EmbedderHead
 from llmctl.models.heads.encoder_decoder import EncoderDecoderHead
 from llmctl.models.heads.masked_lm import MaskedLMHead
 from llmctl.models.heads.replaced_tokens import ReplacedTokensHead
@@ -24,6 +25,7 @@ HEADS: dict[str, Head] = {
         CausalLMHead(),
         ReplacedTokensHead(),
         EncoderDecoderHead(),
+        EmbedderHead(),
     )
 }
 """By what models with them do."""

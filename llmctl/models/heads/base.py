@@ -27,6 +27,8 @@ class Head(ABC):
 
     optional: ClassVar[tuple[str, ...]] = ()
     """Tensors that a folder may lack, and that are then as in a fresh network."""
+    has_tensors: ClassVar[bool] = True
+    """Whether it has weights, which each architecture has names for; one without suits all."""
 
     @abstractmethod
     def build(self, body: Backbone, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -34,6 +36,12 @@ class Head(ABC):
 
         Raises InputError if the head has no tensors there.
         """
+
+    def build_described(
+        self, body: Backbone, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
+    ) -> nn.Module:
+        """The network by the fields of a model's description, too, where tensors don't tell all."""
+        return self.build(body, tensors)
 
     def ending(self, model: Any, spec: ModelSpec) -> str:
         """What the name of a model's class in transformers ends with."""

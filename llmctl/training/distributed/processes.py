@@ -98,6 +98,22 @@ class World:
             return [value]
         return all_gather_json(value, self.size)
 
+    def all_gather_rows(self, rows: Tensor) -> tuple[Tensor, int]:
+        """Each process's rows (n, …), of which there may be none, one behind another by rank; and
+        the place of this one's first. No gradient goes through."""
+        if self.size == 1:
+            return rows.detach(), 0
+        counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(counts, torch.tensor([len(rows)]))
+        sizes = [int(count) for count in counts]
+        most = max(sizes)
+        own = rows.new_zeros(most, *rows.shape[1:])
+        own[: len(rows)] = rows.detach()
+        buffers = [torch.empty_like(own) for _ in sizes]
+        dist.all_gather(buffers, own)
+        parts = [buffer[:size] for buffer, size in zip(buffers, sizes, strict=True)]
+        return torch.cat(parts), sum(sizes[: self.rank])
+
     def map_sharded(
         self,
         items: Iterable[T],

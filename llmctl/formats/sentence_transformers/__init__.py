@@ -1,0 +1,1 @@
+"""Folders of embedders, as sentence-transformers has them."""
