@@ -23,7 +23,7 @@ class SearchResult:
     """``row`` (from 0), ``score`` (the cosine) and ``text``, where the file has texts."""
 
     def record(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The result in JSON values."""
         return {"query": self.query, "hits": self.hits}
 
 

@@ -276,7 +276,8 @@ class Stepper:
     def _compared_gradient(
         self, micro_batches: MicroBatches, whole: TensorBatch
     ) -> dict[str, tuple[Tensor, int]]:
-        """The same of a batch whose rows are compared, all with all.
+        """Add up the gradient of this process's part of a batch whose rows are compared; returns
+        sums and counts.
 
         The gradient by what each row comes to needs no network, and the network's needs that
         gradient alone: so rows are taken in parts, by however many processes, and a batch may be

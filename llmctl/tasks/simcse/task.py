@@ -28,7 +28,6 @@ from llmctl.tasks.embed.loss import EmbedLoss
 from llmctl.tasks.embed.texts import new_embedder
 from llmctl.tasks.pretraining import DataConfig, Pretraining
 from llmctl.tasks.simcse.batches import Sentences, SimcseBatches, layout_of
-from llmctl.tokenizers import Tokenizer
 from llmctl.training.batches import LossParts
 
 SENTENCE_LENGTH = 64
@@ -163,7 +162,3 @@ class SimcsePretraining(Pretraining[SimcseObjective, SimcseData]):
         assert isinstance(model, Embedder)
         length = max(self.config.data.sequence_length, self._base.max_length)
         SentenceTransformers().save(folder, model, self.exported_tokenizer, {MAX_LENGTH: length})
-
-    @classmethod
-    def suits(cls, tokenizer: Tokenizer) -> bool:
-        return True
