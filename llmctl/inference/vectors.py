@@ -182,7 +182,7 @@ def open_vectors(path: Path) -> VectorFile:
         made = _made_from(path, described)
         if array.shape != (described.get("rows"), made.width) or array.dtype != np.float32:
             raise _damaged(path, f"it holds {array.shape} of {array.dtype}")
-        return VectorFile(path, made, int(array.shape[0]))
+        return VectorFile(path, made, len(array))
     try:
         with pa.memory_map(str(path)) as source:
             reader = pa.ipc.open_file(source)
