@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from llmctl.formats.open import open_folder
+from llmctl.stages.evaluate import Files, prepare_evaluation
 from llmctl.stages.generate import open_generation
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
 from llmctl.stages.train import pretrain
+from llmctl.tasks.evaluation import EvaluateConfig
 from llmctl.tasks.generation import GenerateConfig, Prompt
 from llmctl.tasks.pretraining import resolve
 from llmctl.workspace.artefacts import Workspace
@@ -94,6 +96,23 @@ def test_the_folder_says_what_was_learned(root: Path):
     for name, share in (("filler", 0.9), ("untaught", 0.0)):
         folder = open_folder(root / "w" / "runs" / name / "model")
         assert folder.fields["llmctl_fim"] == share
+
+
+def test_eval_measures_middles_beside_what_comes_before(root: Path):
+    config = EvaluateConfig(device="cpu", baselines=False)
+    report, _, _ = prepare_evaluation(Workspace(root / "w"), "filler", Files(), config).run()
+    found = report.facts["middles"]
+    # In "(s)[S]" the middle is told by what is behind it.
+    assert 0 < found["both_sides"] < found["before_alone"]
+    difference = found["difference"]
+    assert difference["difference"] == pytest.approx(found["both_sides"] - found["before_alone"])
+    assert difference["low"] <= difference["difference"] <= difference["high"]
+    shown = llmctl(
+        root / "w", "eval", "--from", "filler", "--device", "cpu", "--set", "baselines=false"
+    ).stdout
+    assert f"{found['both_sides']:.4f} with both sides known" in shown
+    report, _, _ = prepare_evaluation(Workspace(root / "w"), "untaught", Files(), config).run()
+    assert "middles" not in report.facts
 
 
 @pytest.mark.reference

@@ -24,10 +24,12 @@ from llmctl.evaluation.perplexity import (
     perplexity,
 )
 from llmctl.evaluation.report import MODEL, Figure, Gap, Report
+from llmctl.formats.description import FIM
 from llmctl.inference.scoring import Query, Scorer
 from llmctl.inference.weights import WeightType
 from llmctl.reporting.report import ReportPart, ReportTable
 from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.causal_lm.middles import measure_middles
 from llmctl.tasks.causal_lm.scoring import LanguageEvaluator
 from llmctl.tasks.causal_lm.texts import (
     Read,
@@ -133,11 +135,14 @@ class PerplexityEvaluator(LanguageEvaluator):
                 f"{unknown:,} tokens of the text are unknown to the tokenizer: what they "
                 "stand for is not predicted, so figures are better than they should be"
             )
+        middles = self._middles(read())
         facts: dict[str, Any] = {"split": "validation" if self.files.data is None else None}
         if self.files.data is not None:
             known = pretrained_on(self.workspace, self.model, self.path)
             facts["training_file"] = bool(known)
             notes += known
+        if middles is not None:
+            facts["middles"] = middles
         main = tallies[MODEL]
         return Report(
             task="perplexity",
@@ -173,6 +178,27 @@ class PerplexityEvaluator(LanguageEvaluator):
         if len({row["tokens"] for row in report.results.values()}) > 1:
             yield "tokens differ: perplexities don't compare, bits per byte do"
         yield from report.gaps(BITS_GAP)
+        if (middles := report.facts.get("middles")) is not None:
+            yield (
+                f"middles of {middles['documents']:,} documents: bits per byte "
+                f"{middles['both_sides']:.4f} with both sides known, "
+                f"{middles['before_alone']:.4f} from what comes before alone: "
+                f"{BITS_GAP.cell(middles['difference'])}"
+            )
+
+    def _middles(self, documents: Iterable[ScoredDocument]) -> dict[str, Any] | None:
+        """How the model fills in the middle, if it has learned to."""
+        folder = self.model.folder
+        if not folder.fields.get(FIM) or self.model.kind != "causal_lm":
+            return None
+        return measure_middles(
+            documents,
+            folder.tokenizer,
+            self.scorer(self.model),
+            longest=folder.max_length,
+            resamples=self.config.resamples,
+            seed=self.config.seed,
+        )
 
     def _variants(self) -> Iterator[tuple[str, OpenedModel, WeightType]]:
         """The models in the weights' type that is asked for, and the first in fp32 beside it."""
