@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from llmctl.errors import InputError
+from llmctl.errors import ConfigError, InputError
 from llmctl.formats.open import open_folder
 from llmctl.formats.sentence_transformers.folder import SentenceTransformers
-from llmctl.models.heads.embed import POOLINGS, Pooling
+from llmctl.models import ARCHITECTURES
+from llmctl.models.heads.embed import POOLINGS, Embedder, Pooling
 from llmctl.tasks.embed.texts import TextEmbedder, new_embedder, single
 from llmctl.tasks.opened import OpenedModel
 from llmctl.workspace.artefacts import Workspace
@@ -80,6 +82,34 @@ def test_a_decoder_opens_there(decoder_workspace: Path, tmp_path: Path):
     np.testing.assert_allclose(vectors(path, TEXTS), theirs.encode(TEXTS), atol=1e-5)
 
 
+SINGLE = [name for name, spec in ARCHITECTURES.items() if spec.kind != "encoder-decoder"]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("arch", SINGLE)
+def test_every_architecture_opens_there(
+    arch: str, tiny_workspace: Path, decoder_workspace: Path, tmp_path: Path
+):
+    st = pytest.importorskip("sentence_transformers", reason="no sentence-transformers here")
+    spec = ARCHITECTURES[arch]
+    run = (
+        tiny_workspace / "runs/tiny"
+        if spec.kind == "encoder"
+        else decoder_workspace / "runs/tiny-gpt"
+    )
+    tokenizer = open_folder(run / "model").tokenizer
+    torch.manual_seed(0)
+    shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "max_positions": 128}
+    body = spec.build(spec.config(vocab_size=tokenizer.vocab_size, **shape))
+    for parameter in body.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    path = tmp_path / "embedder"
+    SentenceTransformers().save(path, Embedder(body), tokenizer, {"llmctl_max_length": 64})
+    theirs = st.SentenceTransformer(str(path), device="cpu")
+    np.testing.assert_allclose(vectors(path, TEXTS), theirs.encode(TEXTS), atol=1e-5)
+
+
 @pytest.mark.reference
 def test_the_real_minilm_gives_its_vectors():
     """Cosines within 1e-5 of sentence-transformers' own, text by text."""
@@ -89,6 +119,12 @@ def test_the_real_minilm_gives_its_vectors():
     theirs = st.SentenceTransformer(str(path), device="cpu").encode(TEXTS)
     assert np.all(1 - (vectors(path, TEXTS) * theirs).sum(1) < 1e-5)
     assert open_folder(path).max_length == 256
+
+
+def test_a_decoders_first_token_is_refused(decoder_workspace: Path):
+    base = open_folder(decoder_workspace / "runs" / "tiny-gpt" / "model")
+    with pytest.raises(ConfigError, match="every text would have the same vector"):
+        new_embedder(base, "cls")
 
 
 def test_both_dialects_say_the_same(folder: Path):

@@ -87,12 +87,18 @@ def new_embedder(
 ) -> Embedder:
     """A model's backbone, or from ``scratch`` a random one, with a pooling: see ``Embedder``.
 
-    Raises InputError where the backbone takes no texts end to end in a row.
+    Raises InputError where the backbone takes no texts end to end in a row, ConfigError for a
+    pooling by which all texts of a decoder would have one vector.
     """
     if base.spec.kind == "encoder-decoder":
         raise InputError(
             f"{base.path} has an encoder and a decoder, and vectors are made by one network; take "
             "a BERT, or a decoder"
+        )
+    if base.spec.kind == "decoder" and pooling == "cls":
+        raise ConfigError(
+            f"pooling cls: the first token of a {base.spec.name} has seen no other, so every text "
+            "would have the same vector; take mean or last"
         )
     body = base.backbone(dropout=dropout, scratch=scratch)
     return Embedder(body, pooling, projection=projection)
