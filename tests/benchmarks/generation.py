@@ -70,6 +70,7 @@ class NoText:
     """A tokenizer whose tokens are a letter each, and none of them an end."""
 
     special: dict[str, int] = {}  # noqa: RUF012
+    further_ends: frozenset[int] = frozenset()
 
     def decode_bytes(self, ids: list[int]) -> bytes:
         return b"x" * len(ids)
