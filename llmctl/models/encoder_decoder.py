@@ -204,11 +204,11 @@ class EncoderDecoder(Backbone):
         before them."""
         parts: list[nn.Module] = [self.token_embedding]
         for stack in (self.encoder, self.decoder):
-            before = [part for name, part in stack.named_children() if name in stack.before]
-            parts += [*before, *list(stack.blocks)[:count]]
+            if count < len(stack.blocks):
+                before = [part for name, part in stack.named_children() if name in stack.before]
+                return [*parts, *before, *list(stack.blocks)[:count]]
+            parts.append(stack)
             count -= len(stack.blocks)
-            if count <= 0:
-                break
         return parts
 
     def start_as(self, other: Self) -> None:

@@ -170,7 +170,8 @@ class FinetuningTask(NetworkTask):
         if config.method == "lora":
             add_lora(model, config.lora, new=self.new_parts)
         elif config.method == "last-layers":
-            freeze_layers(model, self.base.config.num_layers - config.last_layers)
+            body: Any = model.body
+            freeze_layers(model, len(body.layers()) - config.last_layers)
         elif config.freeze_layers:
             freeze_layers(model, config.freeze_layers)
         return model

@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": ("BartForConditionalGeneration", {"scale_embedding": True}),
 }
 ALIKE = pytest.mark.parametrize("kind", KINDS)
+QUICK = {"batch_size": 8, "precision": "fp32", "learning_rate": 1e-2}
 SOURCES = [*TEXTS[:6], "a"]
 
 
@@ -123,7 +124,7 @@ def test_finetuned_on_pairs_it_writes_evaluates_and_opens_elsewhere(tmp_path: Pa
     data = tmp_path / "pairs.jsonl"
     rows = [{"source": text, "target": text.split()[-1]} for text in TEXTS]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows * 4))
-    quick = {"max_steps": 30, "batch_size": 8, "precision": "fp32", "learning_rate": 1e-2}
+    quick = {**QUICK, "max_steps": 30}
     config = finetuning.resolve("seq2seq", {"training": quick, "dropout": 0.0})
     finetune(workspace, str(tmp_path / "m"), data, config, name="f")
     folder = workspace.path("run", "f") / "model"
@@ -139,6 +140,69 @@ def test_finetuned_on_pairs_it_writes_evaluates_and_opens_elsewhere(tmp_path: Pa
     again = finetuning.resolve("seq2seq", {"training": {**quick, "max_steps": 1}})
     finetune(workspace, "f", data, again, name="more")
     assert open_folder(workspace.path("run", "more") / "model").frame == open_folder(folder).frame
+
+
+@ALIKE
+def test_lora_trains_all_attention_and_peft_opens_it(tmp_path: Path, kind: str):
+    """The merged model's logits from base and adapter: fp32 sums in another order."""
+    peft = pytest.importorskip("peft")
+    save(tmp_path / "m", kind)
+    workspace = Workspace(tmp_path / "w")
+    data = tmp_path / "pairs.jsonl"
+    rows = [{"source": text, "target": text.split()[-1]} for text in TEXTS]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = finetuning.resolve(
+        "seq2seq", {"training": {**QUICK, "max_steps": 4}, "method": "lora", "lora": {"rank": 4}}
+    )
+    finetune(workspace, str(tmp_path / "m"), data, config, name="f")
+    run = workspace.path("run", "f")
+    fields = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    cross = ("EncDecAttention", "encoder_attn")
+    assert sum(any(part in name for part in cross) for name in fields["target_modules"]) == 8
+    base = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "m")
+    theirs = peft.PeftModel.from_pretrained(base, run / "adapter").eval()
+    merged = transformers.AutoModelForSeq2SeqLM.from_pretrained(run / "model").eval()
+    source, target = torch.randint(40, (2, 9)), torch.randint(40, (2, 7))
+    with torch.no_grad():
+        expected = merged(source, decoder_input_ids=target).logits
+        found = theirs(input_ids=source, decoder_input_ids=target).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # PEFT has put its layers into the base.
+    plain = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "m").eval()
+    with torch.no_grad():
+        assert not torch.allclose(plain(source, decoder_input_ids=target).logits, found, atol=1e-2)
+
+
+@ALIKE
+@pytest.mark.parametrize("options", [{"freeze_encoder": True}, {"method": "last-layers"}], ids=str)
+def test_what_is_frozen_stays(tmp_path: Path, kind: str, options: dict[str, Any]):
+    save(tmp_path / "m", kind)
+    workspace = Workspace(tmp_path / "w")
+    data = tmp_path / "pairs.jsonl"
+    rows = [{"source": text, "target": text.split()[-1]} for text in TEXTS]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = finetuning.resolve("seq2seq", {"training": {**QUICK, "max_steps": 2}, **options})
+    finetune(workspace, str(tmp_path / "m"), data, config, name="f")
+    before = open_folder(tmp_path / "m").seq2seq().state_dict()
+    after = open_folder(workspace.path("run", "f") / "model").seq2seq().state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert not {n for n in changed if "encoder." in n.removeprefix("body.")[:8] or "token" in n}
+    assert any("decoder.blocks.1" in name for name in changed)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+@ALIKE
+def test_smaller_weights_write_nearly_the_same(tmp_path: Path, kind: str, dtype: str):
+    """The probabilities of what fp32 writes change by a few per cent."""
+    save(tmp_path / "m", kind)
+    texts = {}
+    for name in ("fp32", dtype):
+        config = GenerateConfig(max_new_tokens=1, dtype=name)  # type: ignore[arg-type]
+        generation = open_generation(Workspace(tmp_path / "w"), str(tmp_path / "m"), config)
+        answers = generation.answers(Prompt(text, "x:1") for text in SOURCES)
+        texts[name] = [answer.completions[0].log_probs[0] for answer in answers]
+    assert texts[dtype] == pytest.approx(texts["fp32"], abs=0.5)
+    assert texts[dtype] != texts["fp32"]
 
 
 def test_what_is_for_a_gpt_is_refused(tmp_path: Path):

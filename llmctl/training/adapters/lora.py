@@ -34,7 +34,8 @@ class LoraConfig(Config):
     """Dropout of the addition's inputs."""
     targets: tuple[str, ...] = ("attention", "feed_forward")
     """The linear layers that get an addition, by their names in a block or by a part of it:
-    attention, attention.query_key_value, feed_forward, …; several are written a,b."""
+    attention (in an encoder–decoder to the source too), attention.query_key_value, feed_forward,
+    …; several are written a,b."""
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -84,9 +85,10 @@ def add_lora(model: nn.Module, config: LoraConfig, *, new: tuple[str, ...] = ())
     """
     body: Any = model.body
     blocks = body.layers()
-    chosen = _chosen(blocks[0], config.targets)
+    # The last block has what the first has, and in an encoder–decoder attention to the source.
+    chosen = _chosen(blocks[-1], config.targets)
     for path in chosen:
-        layer = blocks[0].get_submodule(path)
+        layer = blocks[-1].get_submodule(path)
         most = min(layer.in_features, layer.out_features)
         if config.rank > most:
             raise ConfigError(
@@ -97,7 +99,8 @@ def add_lora(model: nn.Module, config: LoraConfig, *, new: tuple[str, ...] = ())
     for name in new:
         model.get_submodule(name).requires_grad_(True)
     for block in blocks:
-        for path in chosen:
+        layers = {path for path, _ in block.named_modules()}
+        for path in filter(layers.__contains__, chosen):
             parent, _, leaf = path.rpartition(".")
             module = block.get_submodule(parent)
             setattr(module, leaf, LoraLinear(getattr(module, leaf), config))
@@ -113,7 +116,11 @@ def _chosen(block: nn.Module, targets: tuple[str, ...]) -> list[str]:
                 f"lora.targets: the model's blocks have no linear layer {target!r}"
                 f"{did_you_mean(target, known)}; choose from {', '.join(known)}"
             )
-    return [path for path in paths if path in targets or path.partition(".")[0] in targets]
+    return [
+        path
+        for path in paths
+        if path in targets or path.partition(".")[0].removeprefix("cross_") in targets
+    ]
 
 
 def additions(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
