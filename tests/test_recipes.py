@@ -159,6 +159,21 @@ def test_electra_runs_as_written(tmp_path: Path):
     assert report["task"] == "detection"
 
 
+def test_modernbert_runs_as_written(tmp_path: Path):
+    pytest.importorskip("sklearn")
+    table = tmp_path / "subjects.csv"
+    rows = [f"{n % 3},{list(SUBJECTS.values())[n % 3]} {n}" for n in range(700)]
+    table.write_text("label,text\n" + "".join(f"{row}\n" for row in rows))
+    recipe = TINY_RECIPE.replace("vocab_size = 800", "vocab_size = 150")
+    script = ROOT / "recipes" / "modernbert.sh"
+    out = run_recipe(tmp_path, recipe, script, table, "text", "label")
+    assert "MLM loss (at 15%), nats" in out
+    assert "accuracy over subjects-of-bert: " in out
+    for arch, kind in (("bert", "Bert"), ("modernbert", "ModernBert")):
+        fields = json.loads((tmp_path / f"w/runs/subjects-of-{arch}/model/config.json").read_text())
+        assert fields["architectures"] == [f"{kind}ForSequenceClassification"]
+
+
 def test_agnews_says_what_it_needs(tmp_path: Path):
     result = subprocess.run(
         ["bash", str(ROOT / "recipes" / "agnews.sh"), str(tmp_path)], capture_output=True, text=True
