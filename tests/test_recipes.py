@@ -174,6 +174,22 @@ def test_modernbert_runs_as_written(tmp_path: Path):
         assert fields["architectures"] == [f"{kind}ForSequenceClassification"]
 
 
+def test_tag_runs_as_written(tmp_path: Path):
+    pytest.importorskip("sklearn")
+    words = [word for subject in SUBJECTS.values() for word in subject.split()]
+    for name, count in (("train", 300), ("test", 60)):
+        lines = [
+            f"the O\n{words[n % 20]} B-X\nand O\n{words[n % 17]} O\n{n} O\n" for n in range(count)
+        ]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    (tmp_path / "more.txt").write_text("\n".join(SUBJECTS.values()) * 20)
+    recipe = TINY_RECIPE.replace("vocab_size = 800", "vocab_size = 120")
+    files = [tmp_path / f"{name}.txt" for name in ("train", "test", "more")]
+    out = run_recipe(tmp_path, recipe, ROOT / "recipes" / "tag.sh", *files)
+    for row in ("tags-pretrained", "tags-scratch", "most frequent", "linear on word", "by type"):
+        assert row in out
+
+
 def test_agnews_says_what_it_needs(tmp_path: Path):
     result = subprocess.run(
         ["bash", str(ROOT / "recipes" / "agnews.sh"), str(tmp_path)], capture_output=True, text=True
