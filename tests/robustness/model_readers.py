@@ -183,8 +183,9 @@ TOKENIZERS = [
 
 def _model(folder: Path, arch: str, kind: str, **options: Any) -> None:
     """A model folder with random weights."""
-    tokenizer = learned("wordpiece" if arch == "bert" else "bpe")
     architecture = ARCHITECTURES[arch]
+    encoder = architecture.kind == "encoder"
+    tokenizer = learned("wordpiece" if encoder else "bpe")
     shape = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "max_positions": 64}
     if arch == "bert":
         shape["intermediate_size"] = 32
@@ -200,7 +201,8 @@ def _model(folder: Path, arch: str, kind: str, **options: Any) -> None:
         model = attach(CausalLM(body), Seq2SeqShape(), architecture)
         extra = {"llmctl_style": "decoder", "llmctl_max_source": 20, "llmctl_max_target": 20}
     else:
-        model = MaskedLM(body) if arch == "bert" else CausalLM(body)
+        pairs = architecture.judges_pairs
+        model = MaskedLM(body, next_sentence=pairs) if encoder else CausalLM(body)
     write_model_folder(folder / "model", model.eval(), tokenizer, extra)
     if kind == "shares":
         _in_shares(folder / "model")
@@ -276,6 +278,8 @@ FILES = {"config.json": "json", "model.safetensors": "safetensors"}
 MODELS = [
     *_model_readers("BERT", _made("bert"), FILES),
     *_model_readers("classifier", _made("bert", "classify"), FILES),
+    *_model_readers("ModernBERT", _made("modernbert"), FILES),
+    *_model_readers("ModernBERT's classifier", _made("modernbert", "classify"), FILES),
     *_model_readers("GPT", _made("gpt"), {**FILES, "tokenizer.json": "json"}),
     *_model_readers("Llama", _made("llama", num_kv_heads=1), FILES),
     *_model_readers("nanochat", _made("nanochat"), {"config.json": "json"}),
