@@ -15,10 +15,11 @@ from llmctl.tokenizers.checking import check_settings
 from llmctl.tokenizers.fast import FastTokenizer, panics_told
 from llmctl.tokenizers.gpt2 import MERGES_OF, load_merges
 from llmctl.tokenizers.hf_config import CONFIG, read_companions, read_object, read_text
-from llmctl.tokenizers.sentencepiece_model import SentencePieceTokenizer
+from llmctl.tokenizers.sentencepiece_model import T5_CLASSES, T5_EXTRA, SentencePieceTokenizer
 from llmctl.tokenizers.tiktoken import holds_ranks, load_ranks
 from llmctl.tokenizers.wordpiece import WordPieceTokenizer, build_wordpiece, looks_cased
 
+MOST_EXTRA = 100_000
 IN_A_FOLDER = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt", *MERGES_OF)
 """What is looked for in a folder, in this order, before a rank file."""
 
@@ -123,13 +124,26 @@ def _load_model(path: Path) -> Tokenizer:
             raise InputError(f"{path} is empty; give a sentencepiece .model")
         if holds_ranks(model):
             return load_ranks(path)
-        return SentencePieceTokenizer(model)
+        return SentencePieceTokenizer(model, _sentinels_beside(path.with_name(CONFIG)))
     except (RuntimeError, OSError) as error:
         raise InputError(f"{path} is not a sentencepiece model: {error}") from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: a piece is not UTF-8 ({error.object!r}); take the tokenizer's own file"
         ) from None
+
+
+def _sentinels_beside(path: Path) -> int:
+    """The sentinels that a T5's tokenizer_config.json says of its sentencepiece model."""
+    fields = read_object(path)
+    if fields.get("tokenizer_class") not in list(T5_CLASSES):
+        return 0
+    extra = fields.get("extra_ids", T5_EXTRA)
+    if type(extra) is not int or not 0 <= extra <= MOST_EXTRA:
+        raise InputError(
+            f"{path}: extra_ids is {extra!r}, not a number of sentinels; mend the file"
+        )
+    return extra
 
 
 def _load_vocabulary(path: Path, cased: bool | None) -> Tokenizer:

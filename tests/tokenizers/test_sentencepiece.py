@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.errors import InputError
-from llmctl.tokenizers import Tokenizer, learn
+from llmctl.tokenizers import Tokenizer, learn, load
 from llmctl.tokenizers.sentencepiece_training import (
     BYTES,
     LONGEST_PART,
@@ -301,3 +302,47 @@ def test_auto_tokenizer_opens_the_folder(tokenizer: Tokenizer, tmp_path: Path) -
         assert theirs(text)["input_ids"] == [2, *inner]
         assert theirs.decode(inner, skip_special_tokens=True) == tokenizer.decode(inner)
     assert (theirs.pad_token_id, theirs.mask_token_id, theirs.eos_token_id) == (0, 4, 3)
+
+
+@pytest.mark.reference
+def test_a_t5_s_model_has_its_sentinels_behind_its_pieces(tmp_path: Path):
+    """The ids of transformers for a folder without a tokenizer.json, as T5 1.1's is; and back."""
+    transformers = pytest.importorskip("transformers")
+    text = tmp_path / "text.txt"
+    text.write_text("the ship sails over the wide sea\nwaves rise and fall\n" * 20)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "spiece"), vocab_size=40, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    fields = {"tokenizer_class": "T5Tokenizer", "extra_ids": 10, "eos_token": "</s>",
+              "pad_token": "<pad>", "unk_token": "<unk>"}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    tokenizer = load(folder)
+    tokenizer.save(tmp_path / "again")
+    (tmp_path / "again" / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    for opened in (folder, tmp_path / "again"):
+        theirs = transformers.AutoTokenizer.from_pretrained(opened)
+        assert len(theirs) == tokenizer.vocab_size
+        for said in ("the ship <extra_id_0> the sea", "<extra_id_9> waves", "fall <extra_id_10>"):
+            ids = tokenizer.encode(said, allow_special=True)
+            assert [*ids, tokenizer.text_end] == theirs(said).input_ids
+            if "10" not in said:  # whose characters the model lacks
+                assert tokenizer.decode(ids, skip_special=False).split() == said.split()
+        assert [tokenizer.id_to_token(n) for n in tokenizer.sentinels] == [
+            f"<extra_id_{n}>" for n in range(10)
+        ]
+        assert list(tokenizer.sentinels) == theirs.convert_tokens_to_ids(
+            [f"<extra_id_{n}>" for n in range(10)]
+        )
+    assert load(tmp_path / "again").digest() == tokenizer.digest()
+    plain = tokenizer.encode("the <extra_id_0> ship")
+    assert not set(plain) & set(tokenizer.sentinels)
+    assert not tokenizer.token_bytes[list(tokenizer.sentinels)].any()
+    assert tokenizer.decode([tokenizer.sentinels[0], *tokenizer.encode("waves")]) == "waves"
+    fields["extra_ids"] = -1
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    with pytest.raises(InputError, match="extra_ids is -1, not a number of sentinels"):
+        load(folder)
