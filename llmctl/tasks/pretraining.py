@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
@@ -41,6 +42,8 @@ EVALS_PER_RUN = 10
 """Validations in a run where ``training.eval_every`` does not say."""
 SELDOM = 20
 """Steps between validations at the least, so that a short run does more training than looking."""
+SAMPLED_BATCHES = 64
+"""Batches on which is counted what was done to the text."""
 REWARMED = 0.3
 """Share of the learning rates of fresh weights to which they rise again where training starts from
 a model: the whole of them learns the new text fastest and forgets most of what was learned (Ibrahim
@@ -345,6 +348,13 @@ def _with_budget(
             f"--arch {', '.join(known)}{' without --task' if config.task else ''}"
         )
     return config.replace(chosen=free_fields(config.arch, preset, *layers))
+
+
+def sampled_batches(steps: int) -> list[int]:
+    """Numbers of batches that were trained on, evenly chosen: what is said of them all is counted
+    on these, made again."""
+    numbers = np.linspace(0, max(steps - 1, 0), SAMPLED_BATCHES).astype(int)
+    return list(np.unique(numbers).tolist())
 
 
 def config_for(arch: str, task: str | None = None) -> type[PretrainConfig[Any, Any, Any]]:

@@ -96,6 +96,12 @@ def test_the_folder_says_what_was_learned(root: Path):
     for name, share in (("filler", 0.9), ("untaught", 0.0)):
         folder = open_folder(root / "w" / "runs" / name / "model")
         assert folder.fields["llmctl_fim"] == share
+    summary = Workspace(root / "w").get("run", "filler").manifest.summary["fim"]
+    # Those that rows cut may be too short; a PSM without a prefix looks like an SPM.
+    assert 0.6 < summary["share"] < 0.95
+    assert 0.45 < summary["spm_share"] < 0.75
+    assert summary["batches"] == 64
+    assert "fim" not in Workspace(root / "w").get("run", "untaught").manifest.summary
 
 
 def test_eval_measures_middles_beside_what_comes_before(root: Path):

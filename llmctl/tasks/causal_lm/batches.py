@@ -86,6 +86,12 @@ class CausalBatches:
             document_mask=self._document_mask,
         )
 
+    def fim_counts(self, number: int) -> NDArray[np.int64]:
+        """Parts of documents in the rows of a batch, how many of these are laid out for
+        fill-in-the-middle, and how many with the suffix first."""
+        assert self._fim is not None
+        return self._fim.counts(self.windows.batch(number))
+
 
 def collate(
     rows: Rows, *, start: int, end: int, token_bytes: NDArray[np.int64], document_mask: bool

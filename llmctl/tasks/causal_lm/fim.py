@@ -138,6 +138,16 @@ class FillInTheMiddle:
             known[row] = self._lay_out(parts, draws[row], ids[row], begins[row])
         return Rows(ids, begins, known, rows.positions)
 
+    def counts(self, rows: Rows) -> NDArray[np.int64]:
+        """Parts of documents in rows when they are made, how many of these are laid out anew, and
+        how many with the suffix first."""
+        made = self(rows)
+        marked = made.ids == self._prefix[0]
+        suffix_first = marked[:, :-1] & (made.ids[:, 1:] == self._suffix[0])
+        begins = made.begins[:, 1:] != made.begins[:, :-1]
+        begins &= np.arange(1, made.ids.shape[1]) < made.known[:, None]
+        return np.array([len(made.ids) + begins.sum(), marked.sum(), suffix_first.sum()])
+
     def _part(self, ids: Ids, begin: int) -> _Part:
         first = int(begin >= 0)
         ended = self._start != self._end and ids[-1] == self._end and len(ids) > first

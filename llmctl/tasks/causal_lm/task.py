@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from llmctl.data.shards.windows import TokenStream, WindowBatches
 from llmctl.formats.base import Pretrained
 from llmctl.formats.description import FIM
@@ -15,7 +17,7 @@ from llmctl.tasks.causal_lm.batches import CausalBatch, CausalBatches
 from llmctl.tasks.causal_lm.config import CausalData, CausalLMConfig
 from llmctl.tasks.causal_lm.fim import FillInTheMiddle, fim_tokens
 from llmctl.tasks.causal_lm.loss import causal_lm_loss
-from llmctl.tasks.pretraining import PretrainConfig, Pretraining
+from llmctl.tasks.pretraining import PretrainConfig, Pretraining, sampled_batches
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.batches import LossParts
 from llmctl.workspace.artefacts import Artefact
@@ -80,10 +82,27 @@ class CausalPretraining(Pretraining[CausalLMConfig, CausalData]):
 
     @property
     def learned_fields(self) -> dict[str, Any]:
+        share = self.config.objective.fim
         if fim_tokens(self.exported_tokenizer) is None:
             return {}
-        before = 0.0 if self.base is None else self.base.fields.get(FIM, 0.0)
-        return {FIM: max(self.config.objective.fim, before)}
+        if self.base is None:
+            return {FIM: share}
+        if FIM in self.base.fields:
+            return {FIM: max(share, self.base.fields[FIM])}
+        return {FIM: share} if share else {}  # of a model of others nothing is known
+
+    def conclude(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """What was learned, and what share of the parts of documents were laid out for
+        fill-in-the-middle, over some of the batches that were trained on."""
+        learned = super().conclude(summary)
+        if not self.config.objective.fim:
+            return learned
+        numbers = sampled_batches(int(summary["steps"]))
+        batches = self.batches("train", seed=self.config.seed)
+        counts = np.sum([batches.fim_counts(number) for number in numbers], axis=0)
+        parts, laid_out, suffix_first = counts.tolist()
+        found = {"share": laid_out / parts, "spm_share": suffix_first / max(laid_out, 1)}
+        return {**learned, "fim": {**found, "batches": len(numbers)}}
 
     def model(self, body: Backbone) -> CausalLM:
         return CausalLM(body)

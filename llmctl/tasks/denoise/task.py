@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from llmctl.data.shards.windows import TokenStream, WindowBatches
 from llmctl.errors import ConfigError
 from llmctl.formats.base import Pretrained
@@ -24,14 +22,17 @@ from llmctl.tasks.denoise.batches import (
 )
 from llmctl.tasks.denoise.config import MASKS, DenoiseConfig
 from llmctl.tasks.denoise.loss import denoising_loss
-from llmctl.tasks.pretraining import DataConfig, PretrainConfig, Pretraining
+from llmctl.tasks.pretraining import (
+    DataConfig,
+    PretrainConfig,
+    Pretraining,
+    sampled_batches,
+)
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.frames import Frame
 from llmctl.training.batches import LossParts
 from llmctl.workspace.artefacts import Artefact
 
-COUNTED_BATCHES = 64
-"""Batches that are made again to say what noise came to, evenly chosen of those trained on."""
 NOISE = "noise"
 """The key of a run's summary."""
 
@@ -135,9 +136,8 @@ class DenoisingPretraining(Pretraining[DenoiseConfig, DataConfig]):
     def conclude(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """What was learned, and what noise came to: for each kind its share and mean span, over
         some of the batches that were trained on."""
-        steps = int(summary["steps"])
-        numbers = np.unique(np.linspace(0, max(steps - 1, 0), COUNTED_BATCHES).astype(int))
+        numbers = sampled_batches(int(summary["steps"]))
         batches = self.batches("train", seed=self.config.seed)
-        counts = sum((batches(number).counts for number in numbers.tolist()), NoiseCounts())
+        counts = sum((batches(number).counts for number in numbers), NoiseCounts())
         found = counts.document(self.config.objective)
         return {**super().conclude(summary), NOISE: {**found, "batches": len(numbers)}}
