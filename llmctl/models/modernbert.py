@@ -295,6 +295,8 @@ def to_hugging_face(config: ModernBertConfig) -> dict[str, Any]:
         "classifier_activation": config.head_activation,
         "classifier_pooling": config.classifier_pooling,
         "tie_word_embeddings": config.tie_embeddings,
+        # Which transformers takes for those of the published vocabulary where they are left out.
+        **dict.fromkeys(f"{role}_token_id" for role in ("bos", "cls", "eos", "pad", "sep")),
     }
 
 

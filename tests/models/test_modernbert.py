@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmctl.config import build
+from llmctl.data.tables.labelled import Example
 from llmctl.errors import ConfigError, InputError
 from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.formats.open import open_folder
@@ -28,8 +29,11 @@ from llmctl.models.modernbert import (
     to_hugging_face,
 )
 from llmctl.models.spec import roles_of
-from llmctl.tasks import pretraining
+from llmctl.stages.predict import predict
+from llmctl.stages.train import finetune, pretrain
+from llmctl.tasks import finetuning, pretraining
 from llmctl.tokenizers.wordpiece import WORDPIECE_SPECIAL, WordPieceTokenizer, build_wordpiece
+from llmctl.workspace.artefacts import Workspace
 
 V = 60
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -475,3 +479,55 @@ def test_a_model_folder_is_read_as_it_was_written(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({**fields, "vocab_size": V - 1}))
     with pytest.raises(InputError, match="don't belong together"):
         open_folder(tmp_path)
+
+
+# The whole way.
+
+TRAINING = {"max_steps": 6, "batch_size": 4, "precision": "fp32", "log_every": 1}
+LAYERS = {
+    "model": {"hidden_size": 32, "num_heads": 2, "num_layers": 4, "local_attention": 16},
+    "data": {"sequence_length": 128, "eval_batches": 1},
+    "training": {**TRAINING, "optimiser": "muon"},
+}
+
+
+@pytest.mark.parametrize("method", ["lora", "last-layers"])
+def test_it_goes_the_whole_way(tiny_workspace: Path, labelled_file: Path, method: str):
+    """Muon in pretraining, a classifier by another method, its answers, and transformers'."""
+    workspace = Workspace(tiny_workspace)
+    name = f"modern-{method}"
+    run, _ = pretrain(workspace, pretraining.resolve("modernbert", "nano", LAYERS), name=name)
+    filled = next(iter(predict(workspace, name, [example("the ship [MASK] over the sea")])))
+    assert len(filled.masks[0]) == 5
+    chosen = {"training": TRAINING, "method": method}
+    config = finetuning.resolve("classify", chosen)
+    tuned, _ = finetune(workspace, name, labelled_file, config, name=f"{name}-tuned")
+    before = open_folder(run.folder / "model").masked_lm().body.state_dict()
+    classifier = open_folder(tuned.folder / "model").classifier().eval()
+    kept = {key for key, value in classifier.body.state_dict().items()
+            if torch.equal(value, before[key])}  # fmt: skip
+    assert "token_embedding.weight" in kept
+    assert "blocks.3.attention.query_key_value.weight" not in kept
+    lowest = "blocks.0.attention.query_key_value.weight"
+    assert (lowest in kept) == (method == "last-layers")
+    answer = next(iter(predict(workspace, f"{name}-tuned", [example("hens lay eggs")])))
+    assert sum(answer.probabilities.values()) == pytest.approx(1)
+
+
+@pytest.mark.reference
+def test_a_pipeline_of_transformers_answers_as_predict_does(
+    tiny_workspace: Path, labelled_file: Path
+):
+    transformers = pytest.importorskip("transformers")
+    workspace = Workspace(tiny_workspace)
+    pretrain(workspace, pretraining.resolve("modernbert", "nano", LAYERS), name="modern-piped")
+    config = finetuning.resolve("classify", {"training": TRAINING})
+    tuned, _ = finetune(workspace, "modern-piped", labelled_file, config, name="modern-sorted")
+    pipeline = transformers.pipeline("text-classification", str(tuned.folder / "model"), top_k=None)
+    theirs = {entry["label"]: entry["score"] for entry in pipeline(["hens lay eggs"])[0]}
+    ours = next(iter(predict(workspace, "modern-sorted", [example("hens lay eggs")])))
+    assert ours.probabilities == pytest.approx(theirs, abs=1e-5)
+
+
+def example(text: str) -> Example:
+    return Example(text, None, None, "a text")
