@@ -70,7 +70,11 @@ class _Part:
     """What stands behind the middle."""
 
     def __len__(self) -> int:
-        return sum(map(len, self.parts(*[self.body[:1]] * 3)))
+        if self.pieces is None:
+            return len(self.start) + len(self.body) + len(self.end)
+        assert self.middle_end is not None
+        marks = len(FIM_ROLES)
+        return len(self.start) + marks + sum(map(len, self.pieces)) + len(self.middle_end)
 
     def parts(self, before_prefix: Ids, before_suffix: Ids, before_middle: Ids) -> list[Ids]:
         """The tokens as they are laid out."""
@@ -167,6 +171,7 @@ class FillInTheMiddle:
                 # Where a document's end is the next one's start, that stands there already.
                 part.middle_end = end[: int(not shared or number == len(parts) - 1)]
         while (overflow := sum(map(len, parts)) - len(ids)) > 0:
+            # The next document's start stays, where it ends the part before.
             parts[-1].shorten(overflow, int(shared and len(parts) > 1))
             if sum(map(len, parts)) > len(ids):
                 parts.pop()
