@@ -190,6 +190,20 @@ def test_tag_runs_as_written(tmp_path: Path):
         assert row in out
 
 
+def test_gpt_bert_runs_as_written(tmp_path: Path):
+    pytest.importorskip("sklearn")
+    table = tmp_path / "subjects.csv"
+    rows = [f"{n % 3},{list(SUBJECTS.values())[n % 3]} {n}" for n in range(700)]
+    table.write_text("label,text\n" + "".join(f"{row}\n" for row in rows))
+    recipe = TINY_GPT_RECIPE.replace("vocab_size = 800", "vocab_size = 280")
+    recipe = recipe.replace('arch = "nanochat"\n', "").replace(
+        "num_heads = 2", "num_heads = 2\nnum_kv_heads = 1"
+    )
+    out = run_recipe(tmp_path, recipe, ROOT / "recipes" / "gpt_bert.sh", table, "text", "label")
+    for row in ("bits per byte over subjects-causal", "subjects-of-causal", "subjects-of-nothing"):
+        assert row in out
+
+
 def test_agnews_says_what_it_needs(tmp_path: Path):
     result = subprocess.run(
         ["bash", str(ROOT / "recipes" / "agnews.sh"), str(tmp_path)], capture_output=True, text=True

@@ -7,6 +7,7 @@ from pathlib import Path
 from llmctl.cli import artefact_names, launch, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.options import option
+from llmctl.tasks import tasks_of
 
 EXAMPLE = "Example: llmctl pretrain --arch gpt --preset mini --set training.max_steps=2000"
 
@@ -24,8 +25,9 @@ def command(
         show_default="mini",
     ),
     task: str | None = option(
-        "What to learn, where the architecture leaves a choice: masked_lm or electra, which tells "
-        "replaced tokens (bert).",
+        "What to learn, where the architecture leaves a choice: "
+        + "; ".join(f"{name}, to {task.purpose}" for name, task in tasks_of("pretrain").items())
+        + ".",
         show_default="the architecture's first",
     ),
     order: int | None = option(

@@ -24,6 +24,7 @@ from llmctl.formats.description import (
     MAX_SOURCE,
     MAX_TARGET,
     MODEL_KINDS,
+    NEXT_TOKEN_KINDS,
     STYLE,
     Purpose,
     PurposeError,
@@ -35,6 +36,7 @@ from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.classify import CLASSES, Classifier
 from llmctl.models.heads.embed import Embedder
 from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
+from llmctl.models.heads.gpt_bert import GptBertHead
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.ngram.arrays import model_of
 from llmctl.models.ngram.model import NgramModel
@@ -234,12 +236,12 @@ class Pretrained:
 
         Raises InputError if it doesn't predict next tokens.
         """
-        if self.kind != "causal_lm":
+        if self.kind not in NEXT_TOKEN_KINDS:
             raise InputError(
                 f"{self.path} is {self.described}, and doesn't write text; give a GPT, a "
                 "Llama or a nanochat model"
             )
-        model: CausalLM = self.with_head("causal_lm", dropout=dropout)
+        model: CausalLM = self.with_head(self.kind, dropout=dropout)
         return model
 
     def seq2seq(self, *, dropout: float = 0.0) -> seq2seq.Seq2Seq | EncoderDecoderLM:
@@ -284,7 +286,7 @@ class Pretrained:
         """A network on the backbone, and on a pooler or a transform that there is, with a new
         ``output``; with random weights from ``scratch``."""
         with self._fitting():
-            model = build(self._body(dropout))
+            model = build(self._reader(dropout))
             kept = {} if scratch else model.state_dict()
             for name in [name for name in kept if not name.startswith("body.")]:
                 if name.startswith("output.") or name not in self.tensors:
@@ -295,7 +297,7 @@ class Pretrained:
     def backbone(self, *, dropout: float | None = None, scratch: bool = False) -> Backbone:
         """The backbone alone, for a new head; with random weights from ``scratch``."""
         with self._fitting():
-            body = self._body(dropout)
+            body = self._reader(dropout)
             if not scratch:
                 fill({f"body.{name}": own for name, own in body.state_dict().items()}, self.tensors)
             return body
@@ -309,6 +311,13 @@ class Pretrained:
             )
         model: Embedder = self.with_head("embed")
         return model
+
+    def _reader(self, dropout: float | None) -> Backbone:
+        """The backbone as it reads whole texts: both ways, where it has learned to."""
+        config = self.config if dropout is None else self.config_with(dropout)
+        if self.purpose.kind == GptBertHead.kind:
+            config = config.replace(bidirectional=True)
+        return self.spec.build(config)
 
     def config_with(self, dropout: float) -> Any:
         """The backbone's configuration with another dropout, where it has any."""

@@ -38,6 +38,10 @@ MODEL_KINDS = {
 """What a model does, as ``llmctl_task`` has it, and in words."""
 
 
+NEXT_TOKEN_KINDS = ("causal_lm", "gpt_bert")
+"""Those of networks that go on with a text."""
+
+
 class PurposeError(InputError):
     """What is said of a model's purpose can't be used; the message does not name the file."""
 

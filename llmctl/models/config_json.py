@@ -117,7 +117,7 @@ class Read:
     """What transformers takes where the file doesn't have it; REQUIRED: it must be there."""
     null: Any = REQUIRED
     """What our configuration takes for null; REQUIRED: it can't be."""
-    names: Mapping[str, Any] | None = None
+    names: Mapping[Any, Any] | None = None
     """Our value by theirs."""
 
 

@@ -36,6 +36,10 @@ class DecoderConfig(ModelConfig):
         """Heads of keys and values, and the width of each."""
         return self.num_heads, self.hidden_size // self.num_heads
 
+    def sees_both_sides(self) -> bool:
+        """Whether each token sees those behind it too, as an encoder's do."""
+        return False
+
     def output_cap(self) -> float | None:
         """Logits z become cap · tanh(z / cap); None: they stay."""
         return None
@@ -68,12 +72,25 @@ class DecoderConfig(ModelConfig):
         )
 
 
+class TwoWayConfig(DecoderConfig):
+    """The shape of a decoder that may read both ways."""
+
+    bidirectional: bool = False
+    """Whether each token sees those behind it too, as in a classifier made of a model that was
+    pretrained both ways. A language model reads from left to right."""
+
+    def sees_both_sides(self) -> bool:
+        return self.bidirectional
+
+
 HEAD_NAMES = {
     "causal_lm": (Rename("output", "lm_head", where="not tie_embeddings"),),
     "classify": (Rename("output", "score"),),
     "tag": (Rename("output", "score", BOTH),),
 }
 """Hugging Face's names of what stands on every decoder."""
+TWO_WAY_HEADS = {**HEAD_NAMES, "gpt_bert": HEAD_NAMES["causal_lm"]}
+"""Those of what stands on one that may read both ways."""
 
 
 class Block(nn.Module):
@@ -103,7 +120,7 @@ class Block(nn.Module):
 
 
 class Decoder(Backbone):
-    """A network in which a token sees those before it."""
+    """A network in which a token sees those before it; all, where it is asked to."""
 
     kind = "decoder"
     config: DecoderConfig
@@ -116,17 +133,22 @@ class Decoder(Backbone):
         position_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         source: EncoderOutput | None = None,
+        bidirectional: bool | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer, normalised.
 
         input_ids_BT: int64. mask: where attention is narrower than causal, the texts of packed
         rows, or bool, (B, T, T) True where token i may attend to token j. position_ids_BT: default
         0 … T-1, or behind the cache's. cache: of the tokens before, which these are added to.
-        source: what is written from.
+        source: what is written from. bidirectional: whether each token sees those behind it too;
+        default what the configuration says.
         """
         dropout = self.config.attention_dropout() if self.training else 0.0
         window = self.config.window()
-        here = make_context(input_ids_BT, mask, position_ids_BT, cache, source, dropout, window)
+        both = self.config.sees_both_sides() if bidirectional is None else bidirectional
+        here = make_context(
+            input_ids_BT, mask, position_ids_BT, cache, source, dropout, window, both
+        )
         x_BTD, here = self.embed(input_ids_BT, here)
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, here, layer)

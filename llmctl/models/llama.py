@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
-from llmctl.models.decoder import HEAD_NAMES, Block, DecoderConfig, RotaryDecoder, start_decoder
+from llmctl.models.decoder import TWO_WAY_HEADS, Block, RotaryDecoder, TwoWayConfig, start_decoder
 from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.context import Context
 from llmctl.models.layers.cross_attention import CrossAttention
@@ -36,12 +36,9 @@ from llmctl.models.weight_map import Fuse, Rename, WeightMap
 
 def _shape(layers: int, width: int, heads: int, kv_heads: int, inner: int) -> dict[str, Any]:
     return {
-        "num_layers": layers,
-        "hidden_size": width,
-        "num_heads": heads,
-        "num_kv_heads": kv_heads,
+        "num_layers": layers, "hidden_size": width, "num_heads": heads, "num_kv_heads": kv_heads,
         "intermediate_size": inner,
-    }
+    }  # fmt: skip
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -70,7 +67,7 @@ INNER_STEP = 32
 """The feed-forward width is rounded up to a multiple of this, which kernels like."""
 
 
-class LlamaConfig(DecoderConfig):
+class LlamaConfig(TwoWayConfig):
     """The shape of a Llama or, with ``qk_norm``, of a Qwen3."""
 
     model_type: ClassVar[str] = "llama"
@@ -173,6 +170,8 @@ class MistralConfig(LlamaConfig):
     model_type = "mistral"
     qk_norm: Literal[False] = False
     """Normalise each head's queries and keys, which a Mistral does not."""
+    bidirectional: Literal[False] = False
+    """Whether each token sees those behind it too, which a Mistral's, with its window, don't."""
     sliding_window: int = Field(0, ge=0)
     """Tokens that a token attends to, itself the last of them. 0: all before it."""
 
@@ -286,6 +285,7 @@ def to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
         "rope_theta": config.rope_theta,  # where transformers looked before version 5
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tie_embeddings,
+        **({"is_causal": False} if config.bidirectional else {}),
         **config.own_fields(),
     }
 
@@ -302,6 +302,7 @@ _COMMON = {
     "rms_norm_eps": Read("norm_epsilon", float, 1e-6),
     "initializer_range": Read("initializer_range", float, 0.02),
     "tie_word_embeddings": Read("tie_embeddings", bool, False),
+    "is_causal": Read("bidirectional", bool, True, names={True: False, False: True}),
 }
 _ONLY = {
     "hidden_act": Only(("silu",)),
@@ -379,8 +380,8 @@ def _spec(
         config=config,
         build=Llama,
         presets=presets,
-        tasks=("causal_lm",),
-        weights={HUGGING_FACE: WeightMap(FIELDS[kind].what, "model.", _RULES, HEAD_NAMES)},
+        tasks=("causal_lm",) if config is MistralConfig else ("causal_lm", "gpt_bert"),
+        weights={HUGGING_FACE: WeightMap(FIELDS[kind].what, "model.", _RULES, TWO_WAY_HEADS)},
         model_type=kind,
         class_prefix=class_prefix,
         to_hugging_face=to_hugging_face,

@@ -12,6 +12,7 @@ from llmctl.tasks.denoise import DenoiseEntry
 from llmctl.tasks.electra import ElectraEntry
 from llmctl.tasks.embed import EmbedEntry
 from llmctl.tasks.entry import TaskEntry
+from llmctl.tasks.gpt_bert import GptBertEntry
 from llmctl.tasks.instruct import InstructEntry
 from llmctl.tasks.masked_lm import MaskedLMEntry
 from llmctl.tasks.ngram import NgramEntry
@@ -28,6 +29,7 @@ TASKS: dict[str, TaskEntry] = {
         CausalLMEntry(),
         DenoiseEntry(),
         ElectraEntry(),
+        GptBertEntry(),
         NgramEntry(),
         InstructEntry(),
         Seq2SeqEntry(),

@@ -198,6 +198,11 @@ class Pretraining(NetworkTask, Generic[L, D]):
                 f"model.max_positions {config.model.max_positions}; raise the one or lower the "
                 "other"
             )
+        if getattr(config.model, "bidirectional", False):
+            raise ConfigError(
+                "model.bidirectional: a pretraining says itself which rows are read both ways; "
+                "leave it out"
+            )
         if config.chosen:
             raise ConfigError("chosen is filled in by --budget; leave it out")
         return config if config.budget is None else _with_budget(config, preset, *layers)

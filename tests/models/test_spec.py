@@ -19,6 +19,7 @@ from llmctl.models.decoder import Decoder, DecoderConfig
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.classify import Classifier
 from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
+from llmctl.models.heads.gpt_bert import MaskedNextTokenLM
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.heads.replaced_tokens import ReplacedTokenDetector
 from llmctl.models.heads.tag import Tagger
@@ -113,6 +114,7 @@ def test_what_stands_on_a_backbone_leads_back(arch: str):
         "electra": lambda: ReplacedTokenDetector(spec.build(config)),
         "tag": lambda: Tagger(spec.build(config), 3),
         "seq2seq": lambda: EncoderDecoderLM(spec.build(config)),  # type: ignore[arg-type]
+        "gpt_bert": lambda: MaskedNextTokenLM(spec.build(config)),
     }
     models = {kind: makers[kind] for kind in spec.weights["huggingface"].heads}
     assert spec.usual_head in models

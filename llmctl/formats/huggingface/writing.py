@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from llmctl.formats.description import TASK, TOKENIZER
+from llmctl.formats.description import NEXT_TOKEN_KINDS, TASK, TOKENIZER
 from llmctl.formats.frames import FORCED_FIELD, START_FIELD, frame_of
 from llmctl.formats.huggingface.reading import DECODER_FIELD, ENCODER_FIELD, SEQ2SEQ
 from llmctl.formats.huggingface.tensors import export_model
@@ -72,7 +72,7 @@ def write_model_folder(
         **extra,
     }
     _write_json(folder / "config.json", fields)
-    if kind in ("causal_lm", "seq2seq"):
+    if kind in (*NEXT_TOKEN_KINDS, "seq2seq"):
         ends = [tokenizer.special[r] for r in ("eos", "turn_end") if r in tokenizer.special]
         ends += sorted(tokenizer.further_ends.difference(ends))
         said = {name: number for name, number in ids.items() if number is not None}

@@ -12,6 +12,7 @@ from llmctl.models.heads.causal_lm import CausalLMHead
 from llmctl.models.heads.classify import ClassifierHead
 from llmctl.models.heads.embed import EmbedderHead
 from llmctl.models.heads.encoder_decoder import EncoderDecoderHead
+from llmctl.models.heads.gpt_bert import GptBertHead
 from llmctl.models.heads.masked_lm import MaskedLMHead
 from llmctl.models.heads.replaced_tokens import ReplacedTokensHead
 from llmctl.models.heads.tag import TaggerHead
@@ -24,6 +25,7 @@ HEADS: dict[str, Head] = {
         MaskedLMHead(),
         CausalLMHead(),
         ReplacedTokensHead(),
+        GptBertHead(),
         EncoderDecoderHead(),
         EmbedderHead(),
     )

@@ -6,7 +6,7 @@ D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,11 +50,11 @@ class CausalLMHead(Head):
     """A language model's."""
 
     kind, described = "causal_lm", "a language model"
-    network = CausalLM
-    endings = ("ForCausalLM",)
+    network: ClassVar[type[CausalLM]] = CausalLM
+    endings: ClassVar[tuple[str, ...]] = ("ForCausalLM",)
 
     def build(self, body: Backbone, tensors: Mapping[str, Tensor]) -> CausalLM:
-        model = CausalLM(body)
+        model = self.network(body)
         if model.output is not None and "output.weight" not in tensors:
             raise InputError(
                 "the model has no output layer for the next token; give --from a pretrained run"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmctl.models.heads.base import Head
-from llmctl.models.heads.padding import rounded_up
+from llmctl.models.heads.padding import read_padded, rounded_up
 from llmctl.models.layers.feed_forward import ACTIVATIONS
 from llmctl.models.layers.initialisation import initialise
 from llmctl.models.spec import Backbone, ModelConfig
@@ -69,8 +69,7 @@ class Classifier(nn.Module):
             F.pad(part, (0, length - T)) for part in (input_ids_BT, segment_ids_BT, mask_BT)
         )
         if self.causal:
-            # A causal token can't see the padding behind it.
-            hidden_BTD = self.body(ids_BT)
+            hidden_BTD = read_padded(self.body, ids_BT, mask_BT)
             last_B = mask_BT.sum(1) - 1
             summary_BD = hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
         else:

@@ -49,6 +49,10 @@ class MaskedLM(nn.Module):
         """Logits (M, V): a transform, then the output layer and a bias."""
         return F.linear(self.transformed(hidden_MD), self.output_weight, self.output_bias)
 
+    def mask_logits(self, ids_T: Tensor, places_M: Tensor) -> Tensor:
+        """Logits (M, V) at masks of a text."""
+        return self.token_logits(self.body(ids_T[None])[0].index_select(0, places_M))
+
     def transformed(self, hidden_MD: Tensor) -> Tensor:
         """The transform between the body and the output layer, (M, width of the embeddings)."""
         activation = ACTIVATIONS[self.body.config.head_activation]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from llmctl.models.heads.base import Head
 from llmctl.models.heads.classify import CLASSES, EXAMPLE_LENGTH_STEP
-from llmctl.models.heads.padding import rounded_up
+from llmctl.models.heads.padding import read_padded, rounded_up
 from llmctl.models.layers.feed_forward import ACTIVATIONS
 from llmctl.models.layers.initialisation import initialise
 from llmctl.models.spec import Backbone
@@ -43,8 +43,8 @@ class Tagger(nn.Module):
         T = input_ids_BT.shape[1]
         length = min(rounded_up(T, EXAMPLE_LENGTH_STEP), self.body.config.max_positions)
         ids_BT, mask_BT = (F.pad(part, (0, length - T)) for part in (input_ids_BT, mask_BT))
-        if self.body.kind == "decoder":  # no token sees the padding behind it
-            hidden_BTD = self.body(ids_BT)
+        if self.body.kind == "decoder":
+            hidden_BTD = read_padded(self.body, ids_BT, mask_BT)
         else:
             hidden_BTD = self.body(ids_BT, None, None if bool(mask_BT.all()) else mask_BT)
         hidden_BTD = hidden_BTD[:, :T]

@@ -53,13 +53,16 @@ def make_context(
     source: EncoderOutput | None,
     dropout: float = 0.0,
     window: int = 0,
+    bidirectional: bool = False,
 ) -> Context:
     """The context of a decoder's tokens: causal, behind those of the cache.
 
     mask: where attention is narrower than causal: the texts of packed rows, or bool, (B, T, T);
     without a cache only. dropout: of attention's weights. window: tokens that each may attend to,
-    itself the last of them; 0: all before it.
+    itself the last of them; 0: all before it. bidirectional: each sees those behind it too, as far
+    as the mask lets it; without a cache or a window.
     """
+    assert not bidirectional or (cache is None and not window)
     T = input_ids_BT.shape[1]
     past = 0 if cache is None else cache.length
     near_TS = _window(past, T, window, input_ids_BT.device) if 0 < window < past + T else None
@@ -72,11 +75,14 @@ def make_context(
         packed = None
         if isinstance(mask, PackedSequences):
             varlen = near_TS is None and mask.supports_varlen(dropout)
-            packed, mask = (mask, None) if varlen else (None, mask.attention_mask(causal=True))
+            packed, mask = (
+                (mask, None) if varlen else (None, mask.attention_mask(causal=not bidirectional))
+            )
         if near_TS is not None:
             mask = near_TS[None] if mask is None else mask & near_TS
         added = None if mask is None else additive_mask(mask)[:, None]
-        return Context(positions, added, added is None, packed, None, source)
+        causal = added is None and not bidirectional
+        return Context(positions, added, causal, packed, None, source)
     if cache.length == 0 and cache.starts_B is None and near_TS is None:
         return Context(cache.positions(T), None, T > 1, None, cache, source)  # the kernels know it
     added = cache.mask(T)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from llmctl.errors import UsageError
 from llmctl.evaluation.choices import ChoiceScores, Question
+from llmctl.formats.description import NEXT_TOKEN_KINDS
 from llmctl.inference.ngram_decoder import NgramScorer
 from llmctl.inference.scoring import (
     QUERIES_AHEAD,
@@ -32,7 +33,7 @@ SCORING_ROWS = 256
 class LanguageEvaluator(Evaluator):
     """A way of measuring models that predict next tokens."""
 
-    kinds = ("causal_lm", "ngram")
+    kinds = (*NEXT_TOKEN_KINDS, "ngram")
 
     def choose(self) -> None:
         """Check what every language model is given, but for a template."""

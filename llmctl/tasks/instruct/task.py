@@ -20,7 +20,7 @@ from llmctl.data.text.decoding import ReadConfig
 from llmctl.data.text.hashing import is_held_out
 from llmctl.errors import ConfigError, InputError
 from llmctl.formats.base import Pretrained
-from llmctl.formats.description import CHAT, MAX_LENGTH
+from llmctl.formats.description import CHAT, MAX_LENGTH, NEXT_TOKEN_KINDS
 from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.reporting.reporter import Reporter
@@ -151,7 +151,7 @@ class InstructTask(FinetuningTask):
 
     @classmethod
     def kinds(cls, config: InstructConfig) -> tuple[str, ...]:
-        return ("causal_lm",)
+        return NEXT_TOKEN_KINDS
 
     @staticmethod
     def peak_rate(base: Pretrained, method: Method, *, scratch: bool) -> float:

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from llmctl.data.tables.labelled import Columns, Example, column_names, resolve_columns
 from llmctl.data.tables.labelled_files import LabelledColumns
 from llmctl.data.text.decoding import ReadOptions
 from llmctl.errors import InputError
-from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.visible import visible
 from llmctl.tasks.prediction import Predictor, softmax
@@ -61,10 +61,22 @@ class Filling:
             yield f"{prefix}{words}"
 
 
+class MaskFiller(Protocol):
+    """A network that finds what masks stand for."""
+
+    def mask_logits(self, ids_T: Tensor, places_M: Tensor) -> Tensor:
+        """Logits (M, V) at masks of a text."""
+        ...
+
+
 class MaskPredictor(Predictor):
     """A masked language model that is ready to fill masks."""
 
     kinds = ("masked_lm",)
+
+    def network(self) -> Any:
+        """The network that finds what masks stand for, a ``MaskFiller``."""
+        return self.folder.masked_lm()
 
     def columns(
         self, path: Path, requested: LabelledColumns, reading: ReadOptions, reporter: Reporter
@@ -86,7 +98,7 @@ class MaskPredictor(Predictor):
     ) -> Iterator[Filling]:
         """The likeliest words at each mask of each text."""
         folder = self.folder
-        model = folder.masked_lm().to(self.device)
+        model = self.network().to(self.device)
 
         def filled(part: Iterable[Example], first: int) -> Iterator[Filling]:
             for example in part:
@@ -106,7 +118,7 @@ class MaskPredictor(Predictor):
 
 @torch.inference_mode()
 def fill_masks(
-    model: MaskedLM, tokenizer: Tokenizer, example: Example, *, max_length: int, top: int
+    model: MaskFiller, tokenizer: Tokenizer, example: Example, *, max_length: int, top: int
 ) -> list[list[MaskCandidate]]:
     """For each mask of a text, the likeliest tokens with their probabilities.
 
@@ -130,10 +142,11 @@ def fill_masks(
         raise InputError(
             f"{example.source} has {len(ids)} tokens and the model takes {max_length}; shorten it"
         )
+    assert isinstance(model, nn.Module)
     model.eval()
     device = next(model.parameters()).device
-    hidden_1TD = model.body(torch.tensor([ids], device=device))
-    probabilities_MV = softmax(model.token_logits(hidden_1TD[0, places]))
+    logits_MV = model.mask_logits(*(torch.tensor(part, device=device) for part in (ids, places)))
+    probabilities_MV = softmax(logits_MV)
     # A special token is never the word that is missing, nor is a row that no piece has.
     probabilities_MV = probabilities_MV[:, : tokenizer.vocab_size]
     probabilities_MV[:, [*tokenizer.special_ids, *tokenizer.holes]] = 0.0

@@ -28,6 +28,7 @@ from llmctl.formats.description import (
     MAX_LENGTH,
     MAX_SOURCE,
     MAX_TARGET,
+    NEXT_TOKEN_KINDS,
     STYLE,
 )
 from llmctl.formats.frames import START_FIELD
@@ -230,7 +231,7 @@ class Seq2SeqTask(FinetuningTask):
     @classmethod
     def kinds(cls, config: Seq2SeqConfig) -> tuple[str, ...]:
         # One with a decoder attached can learn more pairs.
-        return ("causal_lm", "seq2seq") if config.style == "decoder" else ("causal_lm",)
+        return (*NEXT_TOKEN_KINDS, "seq2seq") if config.style == "decoder" else NEXT_TOKEN_KINDS
 
     @classmethod
     def further_inputs(cls, config: Seq2SeqConfig) -> list[InputRecord]:
