@@ -21,6 +21,7 @@ from llmctl.formats.open import open_any_model
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.classify import Classifier
+from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.heads.seq2seq import Seq2SeqShape, attach
 from llmctl.models.ngram.counts import TokenBlock
@@ -200,6 +201,8 @@ def _model(folder: Path, arch: str, kind: str, **options: Any) -> None:
     elif kind == "seq2seq":
         model = attach(CausalLM(body), Seq2SeqShape(), architecture)
         extra = {"llmctl_style": "decoder", "llmctl_max_source": 20, "llmctl_max_target": 20}
+    elif architecture.kind == "encoder-decoder":
+        model = EncoderDecoderLM(body)
     else:
         pairs = architecture.judges_pairs
         model = MaskedLM(body, next_sentence=pairs) if encoder else CausalLM(body)
@@ -283,6 +286,8 @@ MODELS = [
     *_model_readers("GPT", _made("gpt"), {**FILES, "tokenizer.json": "json"}),
     *_model_readers("Llama", _made("llama", num_kv_heads=1), FILES),
     *_model_readers("nanochat", _made("nanochat"), {"config.json": "json"}),
+    *_model_readers("T5", _made("t5"), {**FILES, "generation_config.json": "json"}),
+    *_model_readers("BART", _made("bart"), FILES),
     *_model_readers("model with a decoder", _made("gpt", "seq2seq"), {"config.json": "json"}),
     *_model_readers(
         "model in shares", _made("gpt", "shares"), {"model.safetensors.index.json": "json"}
