@@ -119,7 +119,7 @@ def _told(summary: Mapping[str, Any], size: str) -> str:
         figures += f", entity F1 {last['entity_f1']:.1%}"
     if summary.get("best_step"):
         # Another step may have had a lower loss.
-        judged = "accuracy" if "accuracy" in last else "loss"
+        judged = next((name for name in ("accuracy", "pearson") if name in last), "loss")
         judged = "entity F1" if "entity_f1" in last else judged
         figures += f" at step {summary['best_step']}, the best by {judged}"
     steps, seconds = f"{summary['steps']:,} steps", f"in {summary['seconds']:.0f} s"

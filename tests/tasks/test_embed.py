@@ -313,3 +313,22 @@ def test_cosine_similarity_is_of_vectors_of_any_length():
     torch.testing.assert_close(
         cosines(a, 7 * a).diagonal(), F.cosine_similarity(a, a), rtol=1e-5, atol=1e-6
     )
+
+
+def test_the_weights_of_scored_pairs_are_chosen_by_their_correlation():
+    """From sums over batches of other sizes, as NumPy has it of all pairs at once."""
+    from llmctl.tasks.embed.loss import MOMENTS, correlation, moments
+
+    cosines, scores = GENERATOR.normal(size=30), GENERATOR.normal(size=30)
+    parts = [slice(0, 7), slice(7, 30)]
+    found = [moments(torch.tensor(cosines[p]), torch.tensor(scores[p])) for p in parts]
+    means = {
+        name: sum(float(part[name].total) for part in found) / sum(p[name].count for p in found)
+        for name in MOMENTS
+    }
+    assert correlation(means) == pytest.approx(np.corrcoef(cosines, scores)[0, 1])
+    assert correlation(dict.fromkeys(MOMENTS, 0.0)) == 0.0
+    with torch.no_grad():
+        parts_of_loss = loss_of("cosent")(model(), collate(examples(5, scored=True), 0))
+    assert set(parts_of_loss.metrics) == set(MOMENTS)
+    assert not loss_of("cosent")(model(), collate(examples(5, scored=True), 0)).metrics

@@ -14,7 +14,7 @@ E examples, C candidates, N hard negatives, S texts, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,28 @@ def cosines(a_ND: Tensor, b_MD: Tensor) -> Tensor:
     return F.normalize(a_ND, dim=-1) @ F.normalize(b_MD, dim=-1).T
 
 
+MOMENTS = ("cosine", "score", "cosine_squared", "score_squared", "cosine_score")
+"""Names of the means that a correlation follows from."""
+
+
+def moments(cosines_E: Tensor, scores_E: Tensor) -> dict[str, SumAndCount]:
+    """Sums and counts of ``MOMENTS``, which are added up over batches."""
+    x_E, y_E = cosines_E.double(), scores_E.double()
+    products = (x_E, y_E, x_E * x_E, y_E * y_E, x_E * y_E)
+    return {
+        name: SumAndCount(product_E.sum(), len(x_E))
+        for name, product_E in zip(MOMENTS, products, strict=True)
+    }
+
+
+def correlation(means: Mapping[str, float]) -> float:
+    """Pearson's correlation of cosines and scores, from the means of ``MOMENTS``; 0 where either
+    has one value only."""
+    x, y, xx, yy, xy = (means[name] for name in MOMENTS)
+    spread = max(xx - x * x, 0.0) * max(yy - y * y, 0.0)
+    return (xy - x * y) / math.sqrt(spread) if spread > 0 else 0.0
+
+
 @dataclass(frozen=True)
 class EmbedLoss(ComparedLoss):
     """What an embedder is trained by."""
@@ -95,14 +117,19 @@ class EmbedLoss(ComparedLoss):
         total = torch.stack(losses).mean()
         return LossParts(
             {"embedding_loss": SumAndCount(total, E)},
-            self._metrics(anchors_ED, candidates_CD, batch),
+            self._metrics(anchors_ED, candidates_CD, batch, in_training=torch.is_grad_enabled()),
         )
 
     @torch.no_grad()
     def _metrics(
-        self, anchors_ED: Tensor, candidates_CD: Tensor, batch: EmbedBatch
+        self, anchors_ED: Tensor, candidates_CD: Tensor, batch: EmbedBatch, *, in_training: bool
     ) -> dict[str, SumAndCount]:
-        """The share of anchors whose own positive is the nearest of the batch."""
+        """The share of anchors whose own positive is the nearest of the batch; of scored pairs
+        that are not trained on, what their correlation follows from: see ``correlation``."""
+        if self.kind in ("cosent", "mse"):
+            scores_E = batch.scores_E
+            near_E = F.cosine_similarity(anchors_ED, candidates_CD[: len(scores_E)])
+            return {} if in_training else moments(near_E, scores_E)
         if self.kind != "infonce":
             return {}
         found_EC = cosines(anchors_ED, candidates_CD).masked_fill(batch.false_EC, -math.inf)

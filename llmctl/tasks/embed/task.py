@@ -31,7 +31,7 @@ from llmctl.models.heads.embed import POOLING, Embedder, Pooling
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.embed.batches import EncodedTexts, collate
 from llmctl.tasks.embed.config import EmbedConfig, Loss
-from llmctl.tasks.embed.loss import EmbedLoss
+from llmctl.tasks.embed.loss import MOMENTS, EmbedLoss, correlation
 from llmctl.tasks.embed.texts import new_embedder
 from llmctl.tasks.finetuning import METHOD_FACTOR, FinetuningTask, Method, scale_lr_by_width
 from llmctl.training.batches import TensorBatch
@@ -222,6 +222,14 @@ class EmbedTask(FinetuningTask):
             return []
         parts = np.array_split(np.arange(count), max(1, round(count / EVAL_BATCH_SIZE)))
         return [self._collated([self._held_out[row] for row in part]) for part in parts]
+
+    def add_selection_metric(self, values: dict[str, float]) -> dict[str, float]:
+        # CoSENT's loss rises again with few large errors while the order still gets better.
+        if MOMENTS[0] not in values:
+            return values
+        kept = {name: value for name, value in values.items() if name not in MOMENTS}
+        pearson = correlation(values)
+        return {**kept, "pearson": pearson, "criterion": 1.0 - pearson}
 
     def write(self, folder: Path, model: nn.Module) -> None:
         assert isinstance(model, Embedder)
