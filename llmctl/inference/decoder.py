@@ -45,6 +45,9 @@ class DecoderRunner(Protocol):
 class EncoderDecoderRunner(DecoderRunner, Protocol):
     """A language model that reads sources first; its prompts are the beginnings of targets."""
 
+    forced: int
+    """Tokens behind the first of a target's beginning, which others count as written."""
+
     def begin(self, sources: Sequence[Sequence[int]]) -> list[list[int]]:
         """Read a source for each row of every ``prefill`` from now on; returns how each target
         begins."""
@@ -141,7 +144,7 @@ class SourceDecoder(CausalDecoder):
     ) -> None:
         """start: the tokens that a target begins with; the others as ``CausalDecoder``'s."""
         super().__init__(model.eval().writer, longest=longest, head=head, tokenizer=tokenizer)
-        self.reader, self.start = model, list(start)
+        self.reader, self.start, self.forced = model, list(start), len(start) - 1
         self.source: EncoderOutput
 
     @torch.inference_mode()

@@ -51,8 +51,9 @@ def save(folder: Path, kind: str, padding: int = 5) -> Any:
     return model
 
 
-def theirs(folder: Path, source: str, **options: Any) -> list[int]:
-    """The ids that transformers writes from a source, without what a target starts with."""
+def theirs(folder: Path, source: str, **options: Any) -> tuple[list[int], float | None]:
+    """The ids that transformers writes from a source, without what a target starts with, and a
+    beam's score."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
     ids = tokenizer(source, return_tensors="pt").input_ids
@@ -62,12 +63,13 @@ def theirs(folder: Path, source: str, **options: Any) -> list[int]:
     with torch.no_grad():
         written = model.generate(
             ids, do_sample=False, suppress_tokens=beyond, forced_eos_token_id=None, **forced,
-            **options,
+            return_dict_in_generate=True, output_scores=True, **options,
         )  # fmt: skip
     start = 2 if forced else 1
-    found = written[0, start:].tolist()
+    found = written.sequences[0, start:].tolist()
+    score = float(written.sequences_scores[0]) if "sequences_scores" in written else None
     end = tokenizer.eos_token_id
-    return found[: found.index(end) + 1] if end in found else found
+    return (found[: found.index(end) + 1] if end in found else found), score
 
 
 @ALIKE
@@ -75,11 +77,11 @@ def theirs(folder: Path, source: str, **options: Any) -> list[int]:
 def test_what_is_written_is_what_transformers_writes(tmp_path: Path, kind: str, beams: int):
     """Sources of all lengths in one batch, each as alone in transformers.
 
-    Which counts the <s> that a BART's targets start with as written, and where rows have no piece
-    the beams' probabilities that these would have.
+    Which counts the <s> that a BART's targets start with as written, as the length penalty here
+    does, and where rows have no piece the beams' probabilities that these would have.
     """
     save(tmp_path / "m", kind, padding=5 if beams == 1 else 0)
-    more, penalty = (1, 0.0) if kind == "bart" else (0, 1.0)
+    more, penalty = 1 if kind == "bart" else 0, 2.0
     config = GenerateConfig(
         max_new_tokens=12, num_beams=beams, **({"length_penalty": penalty} if beams > 1 else {})
     )
@@ -88,8 +90,10 @@ def test_what_is_written_is_what_transformers_writes(tmp_path: Path, kind: str, 
     found = list(generation.answers(Prompt(text, "x:1") for text in SOURCES))
     options = {"num_beams": beams, "max_new_tokens": 12 + more, "length_penalty": penalty}
     expected = [theirs(tmp_path / "m", text, **options) for text in SOURCES]
-    assert [list(answer.completions[0].ids) for answer in found] == expected
-    assert len({tuple(ids) for ids in expected}) > 1
+    assert [list(answer.completions[0].ids) for answer in found] == [ids for ids, _ in expected]
+    assert len({tuple(ids) for ids, _ in expected}) > 1
+    for answer, (_, score) in zip(found, expected, strict=True):
+        assert answer.completions[0].score == (score and pytest.approx(score, abs=1e-4))
 
 
 @ALIKE
@@ -131,7 +135,7 @@ def test_finetuned_on_pairs_it_writes_evaluates_and_opens_elsewhere(tmp_path: Pa
     generation = open_generation(workspace, "f", GenerateConfig(max_new_tokens=8))
     found = [a.completions[0] for a in generation.answers(Prompt(t, "x:1") for t in SOURCES)]
     more = 1 if kind == "bart" else 0
-    expected = [theirs(folder, text, max_new_tokens=8 + more) for text in SOURCES]
+    expected = [theirs(folder, text, max_new_tokens=8 + more)[0] for text in SOURCES]
     assert [list(completion.ids) for completion in found] == expected
     report, _, _ = prepare_evaluation(
         workspace, "f", Files(data), EvaluateConfig(baselines=False)

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from llmctl.inference.decoder import DecoderRunner
+from llmctl.inference.decoder import DecoderRunner, EncoderDecoderRunner
 from llmctl.inference.decoding.rows import (
     CompiledSamplingParams,
     Completion,
@@ -65,8 +65,15 @@ class Search:
     """What one prompt's search has found."""
 
     def __init__(
-        self, rules: CompiledSamplingParams, number: int, prompt: Sequence[int], limit: int
+        self,
+        rules: CompiledSamplingParams,
+        number: int,
+        prompt: Sequence[int],
+        limit: int,
+        forced: int = 0,
     ) -> None:
+        """forced: tokens of the prompt that the length penalty counts as written."""
+        self.forced = forced
         self.rules, self.number, self.prompt, self.limit = rules, number, prompt, limit
         config = rules.config
         self.width = config.num_beams
@@ -77,7 +84,7 @@ class Search:
 
     def keep(self, ids: list[int], log_probs: list[float], score: float) -> None:
         """A text has ended with this sum of log-probabilities."""
-        self.finished.append(Finished(ids, log_probs, score / len(ids) ** self.penalty))
+        self.finished.append(Finished(ids, log_probs, score / self._norm(len(ids))))
         self.finished.sort(key=lambda finished: -finished.score)
         del self.finished[self.width :]
 
@@ -92,7 +99,11 @@ class Search:
             return True
         if self.early == "never" and self.penalty > 0:
             length = self.limit
-        return best / length**self.penalty <= self.finished[-1].score
+        return best / self._norm(length) <= self.finished[-1].score
+
+    def _norm(self, length: int) -> float:
+        """What the score of so many new tokens is divided by."""
+        return float((length + self.forced) ** self.penalty)
 
     def row(self, ids: Sequence[int], log_probs: Sequence[float]) -> SequenceState:
         """The text of new tokens."""
@@ -273,7 +284,9 @@ def search(
     logits_RV = decoder.prefill(
         [ids for _, ids, _ in prompts], max(limit for _, _, limit in prompts)
     )
-    beams = Beams(rules, [Search(rules, *prompt) for prompt in prompts], logits_RV.device)
+    forced = decoder.forced if isinstance(decoder, EncoderDecoderRunner) else 0
+    searches = [Search(rules, *prompt, forced) for prompt in prompts]
+    beams = Beams(rules, searches, logits_RV.device)
     # As many as can end, and enough besides to go on with.
     count = max(2, 1 + len(rules.ends)) * rules.config.num_beams
     while True:
