@@ -64,7 +64,7 @@ def tfidf_logistic_regression(
 
     # Fitted once on all the training texts: the folds then share document frequencies, which
     # know no labels and hardly move the choice of C.
-    vectoriser = TfidfVectorizer(sublinear_tf=True, **_features(train_texts))
+    vectoriser = TfidfVectorizer(sublinear_tf=True, **tfidf_features(train_texts))
     try:
         train = vectoriser.fit_transform(train_texts)
     except ValueError:  # not one word in the training texts, so nothing to learn from
@@ -82,7 +82,7 @@ def tfidf_logistic_regression(
     return probabilities
 
 
-def _features(texts: Sequence[str]) -> dict[str, object]:
+def tfidf_features(texts: Sequence[str]) -> dict[str, object]:
     """What a feature is in such texts, as arguments of TfidfVectorizer."""
     if is_unspaced(texts):
         return {"analyzer": "char", "ngram_range": (1, 3)}

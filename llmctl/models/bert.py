@@ -209,6 +209,7 @@ WEIGHTS = WeightMap(
             Copy("output_bias", "cls.predictions.decoder.bias", (), "not tie_embeddings"),
         ),
         "classify": (_POOLER, Rename("output", "classifier", BOTH)),
+        "regress": (_POOLER, Rename("output", "classifier", BOTH)),
         "tag": (Rename("output", "classifier", BOTH),),
     },
 )

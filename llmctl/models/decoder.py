@@ -86,6 +86,7 @@ class TwoWayConfig(DecoderConfig):
 HEAD_NAMES = {
     "causal_lm": (Rename("output", "lm_head", where="not tie_embeddings"),),
     "classify": (Rename("output", "score"),),
+    "regress": (Rename("output", "score"),),
     "tag": (Rename("output", "score", BOTH),),
 }
 """Hugging Face's names of what stands on every decoder."""

@@ -73,6 +73,11 @@ class Electra(Bert):
         return super().role(name)
 
 
+_CLASSIFIER = (
+    Rename("pooler", "classifier.dense", BOTH),
+    Rename("output", "classifier.out_proj", BOTH),
+)
+
 WEIGHTS = WeightMap(
     "an ELECTRA",
     "electra.",
@@ -93,10 +98,8 @@ WEIGHTS = WeightMap(
             Rename("output_bias", "generator_lm_head.bias", ()),
             Rename("output", "generator_lm_head", where="not tie_embeddings"),
         ),
-        "classify": (
-            Rename("pooler", "classifier.dense", BOTH),
-            Rename("output", "classifier.out_proj", BOTH),
-        ),
+        "classify": _CLASSIFIER,
+        "regress": _CLASSIFIER,
         "tag": (Rename("output", "classifier", BOTH),),
     },
 )

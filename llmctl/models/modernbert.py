@@ -250,6 +250,7 @@ WEIGHTS = WeightMap(
             Rename("output", "decoder", where="not tie_embeddings"),
         ),
         "classify": (*_TRANSFORM, Rename("output", "classifier", BOTH)),
+        "regress": (*_TRANSFORM, Rename("output", "classifier", BOTH)),
         "tag": (*_TRANSFORM, Rename("output", "classifier", BOTH)),
     },
 )

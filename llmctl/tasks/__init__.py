@@ -16,6 +16,7 @@ from llmctl.tasks.gpt_bert import GptBertEntry
 from llmctl.tasks.instruct import InstructEntry
 from llmctl.tasks.masked_lm import MaskedLMEntry
 from llmctl.tasks.ngram import NgramEntry
+from llmctl.tasks.regress import RegressEntry
 from llmctl.tasks.seq2seq import Seq2SeqEntry
 from llmctl.tasks.simcse import SimcseEntry
 from llmctl.tasks.tag import TagEntry
@@ -25,6 +26,7 @@ TASKS: dict[str, TaskEntry] = {
     for entry in (
         ClassifyEntry(),
         TagEntry(),
+        RegressEntry(),
         MaskedLMEntry(),
         CausalLMEntry(),
         DenoiseEntry(),

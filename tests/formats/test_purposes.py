@@ -24,13 +24,6 @@ from tests.foreign_models import save_model
 pytest.importorskip("transformers")
 
 OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "regression": (
-        "BertForSequenceClassification",
-        {"num_labels": 1, "problem_type": "regression"},
-        'problem_type is "regression"',
-    ),
-    "one label": ("BertForSequenceClassification", {"num_labels": 1}, "one label.*regression"),
-    "reward": ("LlamaForSequenceClassification", {"num_labels": 1}, "one label.*regression"),
     "several labels": (
         "BertForSequenceClassification",
         {"num_labels": 3, "problem_type": "multi_label_classification"},

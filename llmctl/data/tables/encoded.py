@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,8 @@ class EncodedExample:
 
     ids: NDArray[np.int64]
     second: int
-    label: int
+    label: float
+    """The number of its class, or what a regression is to give."""
     cut: bool = False
     """Whether it was longer."""
 
@@ -30,7 +31,7 @@ def add_special_tokens(
     layout: Layout,
     *,
     max_length: int,
-    label: int = 0,
+    label: float = 0,
     pad: int | None = None,
     cuts_left: bool = False,
 ) -> EncodedExample:
@@ -83,7 +84,7 @@ def encode_examples(
     tokenizer: Tokenizer,
     examples: Sequence[Example],
     max_length: int,
-    number_of: dict[str, int] | None = None,
+    number_of: Mapping[str, float] | None = None,
     *,
     pad: int | None = None,
 ) -> list[EncodedExample]:

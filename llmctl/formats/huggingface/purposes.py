@@ -72,14 +72,15 @@ def _of_class(
     if kind == "classify":
         problem, labels = fields.get("problem_type"), fields.get("id2label")
         count = shapes.get(spec.class_layer or "", (0,))[0]
+        single = count == 1 or (isinstance(labels, dict) and len(labels) == 1)
+        if single and problem in (None, "regression"):  # as transformers takes one label
+            return Purpose("regress")
         if problem not in (None, "single_label_classification"):
             return Purpose(
                 None,
-                f"problem_type is {shown(problem)}; a classifier that gives each text one label "
-                "is supported",
+                f"problem_type is {shown(problem)} of {count} labels; a classifier that gives each "
+                "text one label, and a regression of one number, are supported",
             )
-        if count == 1 or (isinstance(labels, dict) and len(labels) == 1):
-            return Purpose(
-                None, "it has one label, which makes it a regression; two or more are supported"
-            )
+        if single:
+            return Purpose(None, "it has one class, so it says the same of every text")
     return Purpose(kind)

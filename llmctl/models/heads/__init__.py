@@ -14,6 +14,7 @@ from llmctl.models.heads.embed import EmbedderHead
 from llmctl.models.heads.encoder_decoder import EncoderDecoderHead
 from llmctl.models.heads.gpt_bert import GptBertHead
 from llmctl.models.heads.masked_lm import MaskedLMHead
+from llmctl.models.heads.regress import RegressorHead
 from llmctl.models.heads.replaced_tokens import ReplacedTokensHead
 from llmctl.models.heads.tag import TaggerHead
 
@@ -21,6 +22,7 @@ HEADS: dict[str, Head] = {
     head.kind: head
     for head in (
         ClassifierHead(),
+        RegressorHead(),
         TaggerHead(),
         MaskedLMHead(),
         CausalLMHead(),

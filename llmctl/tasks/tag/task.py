@@ -23,7 +23,7 @@ from llmctl.models.heads.classify import parts_on
 from llmctl.models.heads.tag import Tagger
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.buckets import bucketed
-from llmctl.tasks.classify.task import ClassifyTask
+from llmctl.tasks.examples import ExamplesTask
 from llmctl.tasks.finetuning import FinetuneConfig, FinetuningTask
 from llmctl.tasks.tag.batches import TagBatch, collate
 from llmctl.tasks.tag.loss import tagging_loss
@@ -63,7 +63,7 @@ class TagTask(FinetuningTask):
     config: TagConfig
     config_type = TagConfig
     peft_task: ClassVar[str] = "TOKEN_CLS"
-    peak_rate = staticmethod(ClassifyTask.peak_rate)
+    peak_rate = staticmethod(ExamplesTask.peak_rate)
 
     def __init__(
         self,
