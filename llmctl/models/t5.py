@@ -169,6 +169,8 @@ class T5Stack(Stack):
             bias_1NTS = bias_1NTS.repeat_interleave(cache.beams_per_group, -1)
         # A decoder's bias is causal itself.
         context = replace(context, bias=bias_1NTS, causal=False)
+        if context.mask is not None and not bias_1NTS.requires_grad:  # once for all layers
+            context = replace(context, mask=context.mask + bias_1NTS, bias=None)
         return cast_residual_stream(self.dropout(embedded_BTD)), context
 
     def leave(self, x_BTD: Tensor) -> Tensor:
