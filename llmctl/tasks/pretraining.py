@@ -79,10 +79,10 @@ class PretrainConfig(Config, Generic[M, L, D]):
     objective: L
     data: D
     training: TrainingConfig = TrainingConfig()
-    embeddings: Literal["random", "cooccurrence"] = "random"
+    embeddings: Literal["auto", "random", "cooccurrence"] = "auto"
     """Where fresh token embeddings start: random, as published; cooccurrence: from which tokens
     come near which in the shards, counted in seconds, and larger, so that training doesn't
-    overwrite them."""
+    overwrite them; auto: cooccurrence in masked pretraining, else random."""
     seed: int = 0
     """Seed of weights, order, dropout and, for BERT, pairs and masks."""
     budget: Seconds | None = Field(None, gt=0)
@@ -102,8 +102,8 @@ class Pretraining(NetworkTask, Generic[L, D]):
     data_config: type[D]
     defaults: ClassVar[Mapping[str, Any]] = {}
     """What differs from the general defaults of a pretraining, as a recipe would say it."""
-    fresh: ClassVar[Mapping[str, Any]] = {}
-    """What differs besides where the weights are fresh."""
+    embeddings: ClassVar[Literal["random", "cooccurrence"]] = "random"
+    """Where fresh token embeddings start, unless it is said."""
     roles: ClassVar[tuple[str, ...]]
     """Special tokens that the task needs."""
     described: ClassVar[str]
@@ -129,9 +129,11 @@ class Pretraining(NetworkTask, Generic[L, D]):
             1.0 if base is None else REWARMED
         )
         vocab_size = self.tokenizer.vocab_size if base is None else config.model.vocab_size
+        open_start = config.embeddings == "auto" and base is None
         self.config: PretrainConfig[Any, L, D] = config.replace(
             model=config.model.replace(vocab_size=vocab_size).model_dump(),
             training=config.training.replace(learning_rate=rate).model_dump(),
+            embeddings=self.embeddings if open_start else config.embeddings,
         )
 
     @classmethod
@@ -165,7 +167,7 @@ class Pretraining(NetworkTask, Generic[L, D]):
         Raises UsageError for an unknown preset, ConfigError for what does not go together."""
         spec = ARCHITECTURES[arch]
         if base is None:
-            start = {**cls._preset(spec, preset), **cls.fresh}
+            start = cls._preset(spec, preset)
         else:
             start = {
                 "model": base.config.model_dump(),
@@ -182,7 +184,7 @@ class Pretraining(NetworkTask, Generic[L, D]):
             {"training": spec.training, "objective": published},
             *layers,
         )
-        if base is not None and config.embeddings != "random":
+        if base is not None and config.embeddings == "cooccurrence":
             raise ConfigError(
                 f"embeddings {config.embeddings} is how fresh weights start, and --from starts "
                 "from those of a model; leave it out"

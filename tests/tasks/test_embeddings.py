@@ -9,6 +9,7 @@ import torch
 
 from llmctl.data.shards.cooccurrence import token_vectors
 from llmctl.errors import ConfigError
+from llmctl.tasks import task_of
 from llmctl.tasks.embeddings import COOCCURRENCE_RANGE
 from llmctl.tasks.pretraining import Pretraining, open_pretraining, resolve
 from llmctl.workspace.artefacts import Workspace
@@ -48,8 +49,8 @@ def test_tokens_start_where_their_company_says(models: Workspace):
     [("bert", "cooccurrence"), ("modernbert", "cooccurrence"), ("gpt", "random")],
 )
 def test_masked_models_start_so_by_themselves(arch: str, start: str):
-    assert resolve(arch, "nano").embeddings == start
-    assert resolve(arch, "nano", {"embeddings": "random"}).embeddings == "random"
+    assert resolve(arch, "nano").embeddings == "auto"  # as whoever asked for nothing did before
+    assert task_of(arch).embeddings == start
 
 
 def test_nothing_is_counted_for_a_network_without_weights(models: Workspace):
@@ -66,7 +67,7 @@ def test_a_model_brings_its_own(models: Workspace, tmp_path: Any):
     base = open_folder(tmp_path / "theirs")
     with pytest.raises(ConfigError, match="embeddings cooccurrence is how fresh weights start"):
         resolve_from(base, {"embeddings": "cooccurrence"})
-    assert resolve_from(base).embeddings == "random"
+    assert resolve_from(base).embeddings == "auto"
 
 
 def resolve_from(base: Any, *layers: dict[str, Any]) -> Any:

@@ -43,7 +43,7 @@ class ElectraPretraining(Pretraining[ElectraObjective, DataConfig]):
 
     objective_config = ElectraObjective
     data_config = DataConfig
-    fresh = MaskedPretraining.fresh
+    embeddings = MaskedPretraining.embeddings
     compile_on_cpu = False
     roles = MaskedPretraining.roles
     described = MaskedPretraining.described
