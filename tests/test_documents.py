@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,9 @@ def add_files(folder: Path, corpus: Path, labelled: Path, sayings: Path) -> None
         "test.csv": labelled.read_text(),
         "alpaca.json": json.dumps([json.loads(line) for line in sayings.read_text().splitlines()]),
         "prompts.txt": "The ship\nThe cows\n",
+        "pairs.csv": "query,passage\n" + "".join(f"{a},{b}\n" for a, b in pairwise(stories)),
+        "test-pairs.csv": "query,passage\n" + "".join(f"{s},{s[:9]}\n" for s in stories[:9]),
+        "notes.csv": "text\n" + "\n".join(stories[:9]) + "\n",
         "train.en": "\n".join(stories[:40]),
         "train.de": "\n".join(stories[:40]).upper(),
         "test.en": "\n".join(stories[40:44]),

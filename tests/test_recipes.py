@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from llmctl.tasks.finetuning import resolve as resolve_finetune
 from llmctl.tasks.generation import GenerateConfig
 from llmctl.tasks.pretraining import resolve
 from tests import small_library
-from tests.conftest import SUBJECTS
+from tests.conftest import SUBJECTS, make_sentences
 from tests.fork_server import AVAILABLE, READ_AT_LOAD
 from tests.run import fork_server
 
@@ -383,7 +384,7 @@ def test_summarise_and_dialogue_run_as_written(
 
 TINY_EMBED_RECIPE = """
 [tokenize]
-vocab_size = 200
+vocab_size = 120
 [pretrain]
 arch = "bert"
 preset = "nano"
@@ -404,21 +405,21 @@ batch_size = 16
 
 def test_embed_runs_as_written(tmp_path: Path):
     pytest.importorskip("sklearn")
-    words = [subject.split() for subject in SUBJECTS.values()]
+    generator = random.Random(0)
 
-    def sentence(number: int, shift: int) -> str:
-        row = words[number % 3]
-        return " ".join(row[(number + shift + k) % len(row)] for k in range(5))
+    def sentence(number: int) -> str:
+        return make_sentences(list(SUBJECTS)[number % 3], 1, generator)
 
     for part in ("train", "dev", "test"):
         rows = [
-            f'genre\tfile\t2012\t{n}\t{n % 6}\t{sentence(n, 0)}\t{sentence(n, n % 6)} "\tmore'
+            f'genre\tfile\t2012\t{n}\t{n % 6}\t{sentence(n)}\t{sentence(n + n % 2)} "\tmore'
             for n in range(90)
         ]
         (tmp_path / f"sts-{part}.csv").write_text("\n".join(rows) + "\n")
     labels = ("entailment", "neutral", "contradiction")
+    premises = [sentence(n) for n in range(60)]
     pairs = [
-        {"premise": sentence(n // 3, 0), "hypothesis": sentence(n, 2), "label": labels[n % 3]}
+        {"premise": premises[n // 3], "hypothesis": sentence(n), "label": labels[n % 3]}
         for n in range(180)
     ]
     (tmp_path / "nli.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
