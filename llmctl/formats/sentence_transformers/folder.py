@@ -34,6 +34,8 @@ OLD_MODES: dict[str, Pooling] = {
     "pooling_mode_max_tokens": "max", "pooling_mode_lasttoken": "last",
 }  # fmt: skip
 NEW_MODES: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
+OLD_WIDTH, NEW_WIDTH = "word_embedding_dimension", "embedding_dimension"
+"""What either calls the width of a vector."""
 TYPE = "sentence_transformers.models."
 """What the names of the modules' classes begin with, as every version understands them."""
 OF_TRANSFORMER = {
@@ -91,9 +93,7 @@ class SentenceTransformers:
         for path in filter(None, names.values()):
             (folder / path).mkdir()
         _write(folder / MODULES, modules)
-        _write(
-            folder / POOLING_FOLDER / "config.json", {"word_embedding_dimension": width, **modes}
-        )
+        _write(folder / POOLING_FOLDER / "config.json", {OLD_WIDTH: width, **modes})
         _write(
             folder / TRANSFORMER_FILE,
             {"max_seq_length": extra[MAX_LENGTH], "do_lower_case": False},
@@ -145,7 +145,7 @@ def _modules(path: Path) -> dict[str, str]:
 def _pooling(file: Path, width: int) -> Pooling:
     """What a pooling's description says. Raises InputError for one that isn't supported."""
     fields = read_json_object(file, AGAIN)
-    known = {*OLD_MODES, "pooling_mode", "embedding_dimension", "word_embedding_dimension"}
+    known = {*OLD_MODES, "pooling_mode", OLD_WIDTH, NEW_WIDTH}
     modes: list[str]
     if "pooling_mode" in fields:
         mode = fields["pooling_mode"]
@@ -162,7 +162,7 @@ def _pooling(file: Path, width: int) -> Pooling:
     neutral = {name for name in fields if name.startswith("pooling_mode_")}
     for name in fields.keys() - known - neutral - {"include_prompt"}:
         raise InputError(f"{file}: {name} {shown(fields[name])} is not supported")
-    for name in ("embedding_dimension", "word_embedding_dimension"):
+    for name in (NEW_WIDTH, OLD_WIDTH):
         if fields.get(name, width) != width:
             raise InputError(
                 f"{file}: {name} is {shown(fields[name])}, and the network is {width} wide; {AGAIN}"
