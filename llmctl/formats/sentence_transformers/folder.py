@@ -34,6 +34,8 @@ OLD_MODES: dict[str, Pooling] = {
     "pooling_mode_max_tokens": "max", "pooling_mode_lasttoken": "last",
 }  # fmt: skip
 NEW_MODES: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
+HIDDEN_STATES = "token_embeddings"
+"""What a Transformer gives, as they call it."""
 OLD_WIDTH, NEW_WIDTH = "word_embedding_dimension", "embedding_dimension"
 """What either calls the width of a vector."""
 TYPE = "sentence_transformers.models."
@@ -181,7 +183,7 @@ def _max_length(inner: Path, model: Pretrained) -> int | None:
                 raise InputError(f"{file}: {name} {shown(fields[name])} is not supported")
         length = fields.get("max_seq_length")
         task, output = fields.get("transformer_task"), fields.get("module_output_name")
-        if task not in (None, "feature-extraction") or output not in (None, "token_embeddings"):
+        if task not in (None, "feature-extraction") or output not in (None, HIDDEN_STATES):
             raise InputError(
                 f"{file}: a Transformer for {shown(task)} that gives {shown(output)} is not "
                 "supported"
