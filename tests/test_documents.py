@@ -203,6 +203,14 @@ def add_files(folder: Path, corpus: Path, labelled: Path, sayings: Path) -> None
         "prompts.txt": "The ship\nThe cows\n",
         "pairs.csv": "query,passage\n" + "".join(f"{a},{b}\n" for a, b in pairwise(stories)),
         "test-pairs.csv": "query,passage\n" + "".join(f"{s},{s[:9]}\n" for s in stories[:9]),
+        **{
+            f"{name}.csv": "text,stars\n" + "".join(f"{s},{n % 5}\n" for n, s in enumerate(part))
+            for name, part in {"ratings": stories[:40], "more-ratings": stories[40:60]}.items()
+        },
+        **{
+            f"{name}.conll": "\n".join(f"the O\n{s.split()[1]} B-X\n. O\n" for s in part)
+            for name, part in {"train": stories[:40], "test": stories[40:60]}.items()
+        },
         "notes.csv": "text\n" + "\n".join(stories[:9]) + "\n",
         "train.en": "\n".join(stories[:40]),
         "train.de": "\n".join(stories[:40]).upper(),
