@@ -59,7 +59,7 @@ def drop_a_piece(vocabulary: dict[str, int]) -> None:
     [
         ({"hidden_size": 48}, r"model\.safetensors is not the model"),
         ({"hidden_size": 64}, r"model\.safetensors is not the model"),
-        ({"num_attention_heads": 5}, "num_heads 5"),
+        ({"num_attention_heads": 5}, "num_attention_heads 5"),
         ({"hidden_size": "x"}, "hidden_size"),
         ({"vocab_size": 500}, "is 120 × 32, not 500 × 32"),
         ({"vocab_size": None}, "vocab_size"),

@@ -21,6 +21,7 @@ from llmctl.models.heads.classify import Classifier
 from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.heads.gpt_bert import MaskedNextTokenLM
 from llmctl.models.heads.masked_lm import MaskedLM
+from llmctl.models.heads.regress import Regressor
 from llmctl.models.heads.replaced_tokens import ReplacedTokenDetector
 from llmctl.models.heads.tag import Tagger
 from llmctl.models.spec import Backbone, ModelConfig, backbones, layers_of, roles_of
@@ -109,6 +110,7 @@ def test_what_stands_on_a_backbone_leads_back(arch: str):
         config = config.replace(tie_embeddings=False)
     makers: dict[str, Callable[[], nn.Module]] = {
         "classify": lambda: Classifier(spec.build(config), 3),
+        "regress": lambda: Regressor(spec.build(config)),
         "masked_lm": lambda: MaskedLM(spec.build(config), next_sentence=spec.judges_pairs),
         "causal_lm": lambda: CausalLM(spec.build(config)),
         "electra": lambda: ReplacedTokenDetector(spec.build(config)),
