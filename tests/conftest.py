@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,12 @@ def tiny_workspace(
     return own_copy(
         tmp_path_factory, "tiny", lambda root: make_tiny_workspace(root, corpus_file, labelled_file)
     )
+
+
+@pytest.fixture
+def own_workspace(tiny_workspace: Path, tmp_path: Path) -> Path:
+    """That, for a test that leaves something in it: others count what is there."""
+    return Path(shutil.copytree(tiny_workspace, tmp_path / "own"))
 
 
 SAYINGS = {

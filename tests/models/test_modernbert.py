@@ -492,9 +492,9 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("method", ["lora", "last-layers"])
-def test_it_goes_the_whole_way(tiny_workspace: Path, labelled_file: Path, method: str):
+def test_it_goes_the_whole_way(own_workspace: Path, labelled_file: Path, method: str):
     """Muon in pretraining, a classifier by another method, its answers, and transformers'."""
-    workspace = Workspace(tiny_workspace)
+    workspace = Workspace(own_workspace)
     name = f"modern-{method}"
     run, _ = pretrain(workspace, pretraining.resolve("modernbert", "nano", LAYERS), name=name)
     filled = next(iter(predict(workspace, name, [example("the ship [MASK] over the sea")])))
@@ -516,10 +516,10 @@ def test_it_goes_the_whole_way(tiny_workspace: Path, labelled_file: Path, method
 
 @pytest.mark.reference
 def test_a_pipeline_of_transformers_answers_as_predict_does(
-    tiny_workspace: Path, labelled_file: Path
+    own_workspace: Path, labelled_file: Path
 ):
     transformers = pytest.importorskip("transformers")
-    workspace = Workspace(tiny_workspace)
+    workspace = Workspace(own_workspace)
     pretrain(workspace, pretraining.resolve("modernbert", "nano", LAYERS), name="modern-piped")
     config = finetuning.resolve("classify", {"training": TRAINING})
     tuned, _ = finetune(workspace, "modern-piped", labelled_file, config, name="modern-sorted")

@@ -217,9 +217,9 @@ def write_pairs(path: Path, negatives: bool = False, count: int = 60) -> Path:
 QUICK = {"training": {"epochs": 2, "batch_size": 16, "precision": "fp32"}}
 
 
-def test_cached_gradients_are_the_plain_ones_of_a_model(tiny_workspace: Path, tmp_path: Path):
+def test_cached_gradients_are_the_plain_ones_of_a_model(own_workspace: Path, tmp_path: Path):
     """Of a BERT without dropout: the weights after a few steps, in parts and all at once."""
-    pairs, place = write_pairs(tmp_path / "pairs.jsonl", negatives=True), Workspace(tiny_workspace)
+    pairs, place = write_pairs(tmp_path / "pairs.jsonl", negatives=True), Workspace(own_workspace)
     weights = []
     for parts in (0, 3):
         training = {**QUICK["training"], "micro_batch": parts}
@@ -232,14 +232,14 @@ def test_cached_gradients_are_the_plain_ones_of_a_model(tiny_workspace: Path, tm
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-5)
 
 
-def test_it_learns_and_is_measured(tiny_workspace: Path, tmp_path: Path):
+def test_it_learns_and_is_measured(own_workspace: Path, tmp_path: Path):
     pytest.importorskip("sklearn")
     pairs = write_pairs(tmp_path / "pairs.jsonl", count=150)
-    llmctl(tiny_workspace, "finetune", "--from", "tiny", "--task", "embed", "--data", pairs,
+    llmctl(own_workspace, "finetune", "--from", "tiny", "--task", "embed", "--data", pairs,
            "--name", "vectors", "--set", "training.epochs=4", "--set", "training.precision=fp32",
            "--set", "matryoshka=8", "--set", "data.validation=0.2")  # fmt: skip
     test = write_pairs(tmp_path / "test.jsonl")
-    out = llmctl(tiny_workspace, "eval", "--from", "vectors", "--data", test, "--json",
+    out = llmctl(own_workspace, "eval", "--from", "vectors", "--data", test, "--json",
                  "--compare", "tiny", "--set", "widths=8").stdout  # fmt: skip
     report = json.loads(out)
     rows = report["results"]
@@ -249,7 +249,7 @@ def test_it_learns_and_is_measured(tiny_workspace: Path, tmp_path: Path):
         low, high = row["intervals"]["ndcg"]
         assert low <= row["ndcg"] <= high
         assert row["recall_1"] <= row["recall_5"] <= row["recall_10"] <= 1
-    shown = llmctl(tiny_workspace, "eval", "--from", "vectors", "--data", test,
+    shown = llmctl(own_workspace, "eval", "--from", "vectors", "--data", test,
                    "--compare", "tiny", "--set", "widths=8").stdout  # fmt: skip
     assert "vectors, 8 wide" in shown
     assert "nDCG over untrained body" in shown
@@ -275,23 +275,23 @@ def test_it_learns_and_is_measured(tiny_workspace: Path, tmp_path: Path):
     ],
 )
 def test_data_that_does_not_suit_is_refused(
-    tiny_workspace: Path, tmp_path: Path, config: dict[str, Any], rows: list[Any], says: str
+    own_workspace: Path, tmp_path: Path, config: dict[str, Any], rows: list[Any], says: str
 ):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match=says):
-        finetune(Workspace(tiny_workspace), "tiny", path, resolve("embed", config), name="refused")
+        finetune(Workspace(own_workspace), "tiny", path, resolve("embed", config), name="refused")
 
 
-def test_options_that_do_not_suit_are_refused(tiny_workspace: Path, tmp_path: Path):
+def test_options_that_do_not_suit_are_refused(own_workspace: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"batch_size 1: .* use 2 or more"):
         resolve("embed", {"training": {"batch_size": 1}})
     pairs = write_pairs(tmp_path / "pairs.jsonl", count=6)
     with pytest.raises(ConfigError, match="matryoshka: 32 is no part of vectors 32 wide"):
-        finetune(Workspace(tiny_workspace), "tiny", pairs, resolve("embed", {"matryoshka": "32"}))
+        finetune(Workspace(own_workspace), "tiny", pairs, resolve("embed", {"matryoshka": "32"}))
 
 
-def test_empty_texts_are_left_out_and_counted(tiny_workspace: Path, tmp_path: Path):
+def test_empty_texts_are_left_out_and_counted(own_workspace: Path, tmp_path: Path):
     path = write_pairs(tmp_path / "pairs.jsonl", count=20)
     with path.open("a") as stream:
         stream.write(json.dumps({"anchor": "a", "positive": " "}) + "\n")
@@ -302,7 +302,7 @@ def test_empty_texts_are_left_out_and_counted(tiny_workspace: Path, tmp_path: Pa
             notes.append(text)
 
     config = resolve("embed", {"training": {"max_steps": 1}})
-    finetune(Workspace(tiny_workspace), "tiny", path, config, name="left", reporter=Noting())
+    finetune(Workspace(own_workspace), "tiny", path, config, name="left", reporter=Noting())
     assert any("left out 1 examples of which a text is empty" in note for note in notes)
 
 

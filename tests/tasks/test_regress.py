@@ -40,8 +40,8 @@ def numbers_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_regression_is_finetuned_asked_and_measured(tiny_workspace: Path, numbers_file: Path):
-    where = ("-w", tiny_workspace)
+def test_a_regression_is_finetuned_asked_and_measured(own_workspace: Path, numbers_file: Path):
+    where = ("-w", own_workspace)
     learn = ("finetune", "--from", "tiny", "--task", "regress", "--data", numbers_file)
     more = ("--label-column", "score", "--set", "training.epochs=30", "--name", "scores", *where)
     told = run_cli(*learn, *more, "--set", "training.learning_rate=3e-3").output
@@ -62,12 +62,12 @@ def test_a_regression_is_finetuned_asked_and_measured(tiny_workspace: Path, numb
 
 
 @pytest.mark.reference
-def test_transformers_gives_the_numbers_of_the_data(tiny_workspace: Path, numbers_file: Path):
+def test_transformers_gives_the_numbers_of_the_data(own_workspace: Path, numbers_file: Path):
     transformers = pytest.importorskip("transformers")
-    where = ("-w", tiny_workspace)
+    where = ("-w", own_workspace)
     learn = ("finetune", "--from", "tiny", "--task", "regress", "--data", numbers_file)
     run_cli(*learn, "--set", "training.max_steps=20", "--name", "few", *where)
-    folder = tiny_workspace / "runs/few/model"
+    folder = own_workspace / "runs/few/model"
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     assert theirs.config.problem_type == "regression"
     tokens = transformers.AutoTokenizer.from_pretrained(folder)("the cow", return_tensors="pt")
@@ -121,12 +121,12 @@ def test_a_reward_model_of_transformers_gives_its_number(tmp_path: Path):
     ],
 )
 def test_what_is_no_number_has_its_sentence(
-    tiny_workspace: Path, tmp_path: Path, rows: str, said: str
+    own_workspace: Path, tmp_path: Path, rows: str, said: str
 ):
     data = tmp_path / "bad.csv"
     data.write_text("text,label\n" + rows)
     words = ("finetune", "--from", "tiny", "--task", "regress", "--data", data)
-    result = run_cli(*words, "-w", tiny_workspace, code=3)
+    result = run_cli(*words, "-w", own_workspace, code=3)
     assert said in " ".join(result.stderr.split())
 
 

@@ -76,23 +76,23 @@ def _all(made: SimcseBatches, sentences: Sentences) -> list[list[int]]:
     return [made._twice(number).texts[0].tolist() for number in range(sentences.count)]
 
 
-def test_it_makes_an_embedder(tiny_workspace: Path, tmp_path: Path):
-    llmctl(tiny_workspace, "pretrain", "--task", "simcse", "--from", "tiny", *QUICK,
+def test_it_makes_an_embedder(own_workspace: Path, tmp_path: Path):
+    llmctl(own_workspace, "pretrain", "--task", "simcse", "--from", "tiny", *QUICK,
            "--set", "training.max_steps=20", "--name", "readings")  # fmt: skip
-    config = json.loads((tiny_workspace / "runs/readings/model/config.json").read_text())
+    config = json.loads((own_workspace / "runs/readings/model/config.json").read_text())
     assert (config["llmctl_task"], config["llmctl_pooling"]) == ("embed", "mean")
-    lines = (tiny_workspace / "runs/readings/metrics.jsonl").read_text().splitlines()
+    lines = (own_workspace / "runs/readings/metrics.jsonl").read_text().splitlines()
     losses = [r["loss"] for r in map(json.loads, lines) if r.get("kind") == "train"]
     assert losses[-1] < losses[0]
     # It goes on from there, and what it made is found nearest to itself.
-    llmctl(tiny_workspace, "pretrain", "--task", "simcse", "--from", "readings", *QUICK,
+    llmctl(own_workspace, "pretrain", "--task", "simcse", "--from", "readings", *QUICK,
            "--set", "training.max_steps=2", "--set", "objective.pooling=cls",
            "--name", "further")  # fmt: skip
     text = tmp_path / "t.txt"
     text.write_text("the ship sails\nhens lay eggs\nthe tram stops\n")
     index = tmp_path / "v.arrow"
-    llmctl(tiny_workspace, "embed", "--from", "further", "--data", text, "--out", index)
-    found = llmctl(tiny_workspace, "search", index, "hens lay eggs", "--top", 1, "--json").stdout
+    llmctl(own_workspace, "embed", "--from", "further", "--data", text, "--out", index)
+    found = llmctl(own_workspace, "search", index, "hens lay eggs", "--top", 1, "--json").stdout
     assert json.loads(found)["hits"][0]["text"] == "hens lay eggs"
 
 

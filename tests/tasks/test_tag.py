@@ -279,9 +279,9 @@ def tagged_file(tmp_path: Path) -> Path:
 
 
 def test_a_tagger_is_finetuned_asked_and_measured(
-    tiny_workspace: Path, tagged_file: Path, tmp_path: Path
+    own_workspace: Path, tagged_file: Path, tmp_path: Path
 ):
-    where = ("-w", tiny_workspace)
+    where = ("-w", own_workspace)
     options = ("--set", "training.epochs=40", "--set", "training.learning_rate=3e-3")
     words = ("finetune", "--from", "tiny", "--task", "tag", "--data", tagged_file, *options)
     told = run_cli(*words, "--name", "places", *where).output

@@ -40,13 +40,13 @@ def _entered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_entered")
-def test_a_task_is_one_entry_and_a_head_another(tiny_workspace: Path, tmp_path: Path):
+def test_a_task_is_one_entry_and_a_head_another(own_workspace: Path, tmp_path: Path):
     data = tmp_path / "texts.txt"
     data.write_text("\n".join(TEXTS) + "\n")
-    where = ["-w", str(tiny_workspace)]
+    where = ["-w", str(own_workspace)]
     words = ["--from", "tiny", "--task", "count", "--data", str(data), "--name", "marks"]
     run_cli("finetune", *words, "--set", "training.epochs=20", *where)
-    folder = open_folder(tiny_workspace / "runs/marks/model")
+    folder = open_folder(own_workspace / "runs/marks/model")
     assert folder.kind == "count"
     assert folder.fields["architectures"] == ["BertForCounting"]
     assert isinstance(folder.network(), Counter)
