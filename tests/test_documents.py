@@ -211,6 +211,10 @@ def add_files(folder: Path, corpus: Path, labelled: Path, sayings: Path) -> None
             f"{name}.conll": "\n".join(f"the O\n{s.split()[1]} B-X\n. O\n" for s in part)
             for name, part in {"train": stories[:40], "test": stories[40:60]}.items()
         },
+        "blimp/wh_island.jsonl": "".join(
+            json.dumps({"sentence_good": good, "sentence_bad": bad}) + "\n"
+            for good, bad in pairwise(stories[:4])
+        ),
         "notes.csv": "text\n" + "\n".join(stories[:9]) + "\n",
         "train.en": "\n".join(stories[:40]),
         "train.de": "\n".join(stories[:40]).upper(),

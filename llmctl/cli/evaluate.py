@@ -7,14 +7,17 @@ from pathlib import Path
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.launch import data_parallel
-from llmctl.cli.options import option
+from llmctl.cli.options import argument, option
 from llmctl.cli.threads import note_others
+from llmctl.errors import UsageError
+from llmctl.tasks.suites import SUITES
 
 EXAMPLE = "Example: llmctl eval --from reviews --data test.csv"
 
 
 @guarded
 def command(
+    directory: Path | None = argument("With --suite: the folder of its data.", metavar="[DIR]"),
     start: str = option(
         "A run, or a model folder.", "--from", default=..., autocompletion=artefact_names.RUNS
     ),
@@ -33,6 +36,17 @@ def command(
         "What a language model is asked: perplexity, lambada, multiple-choice (HellaSwag, PIQA, "
         "ARC, or query, choices and gold) or blimp.",
         show_default="by the data's columns",
+    ),
+    suite: str | None = option(
+        "A published set of tests, whose folder is DIR: "
+        + "; ".join(f"{name}, {suite.asks}" for name, suite in SUITES.items())
+        + "."
+    ),
+    limit: int | None = option("With --suite: so many examples of each set, for a quick look."),
+    scoring: str | None = option(
+        "With --suite: how texts are scored, causal (from left to right), masked (each token "
+        "hidden in turn) or within-word (with the rest of its word).",
+        show_default="as the model was trained",
     ),
     template: Path | None = option(
         "A TOML file that writes a prompt for each row of the data, to classify without finetuning."
@@ -106,7 +120,10 @@ def command(
     from llmctl.tasks.evaluation import EvaluateConfig, Files
 
     config = options.configured(EvaluateConfig, "eval", asked)
-    place, files = options.open_workspace(workspace), Files(data, template, examples, target)
+    if directory is not None and (config.suite is None or data is not None):
+        raise UsageError(f"{directory}: a folder goes with --suite, and data with --data; give one")
+    place = options.open_workspace(workspace)
+    files = Files(data or directory, template, examples, target)
     with data_parallel(nproc, reads_stdin=False), TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter)
         evaluation = prepare_evaluation(

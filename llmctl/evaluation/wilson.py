@@ -10,8 +10,8 @@ import math
 from statistics import NormalDist
 
 
-def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high) of a share seen as ``right`` of ``total``.
+def wilson_interval(right: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
+    """(low, high) of a share seen as ``right`` of ``total``, where a tie may count half.
 
     Raises ValueError if there are none, or more right than there are.
 

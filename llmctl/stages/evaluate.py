@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmctl.errors import InputError
+from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.report import MODEL, Report
+from llmctl.formats.description import MODEL_KINDS
 from llmctl.parsing import read_json_object
 from llmctl.reporting.report import ReportPart
 from llmctl.reporting.reporter import Reporter
@@ -17,6 +18,7 @@ from llmctl.tasks import TASKS
 from llmctl.tasks.evaluation import COMPARED, EvaluateConfig, Evaluator, Files
 from llmctl.tasks.learned import weak_start
 from llmctl.tasks.opened import OpenedModel
+from llmctl.tasks.suites import SUITES
 from llmctl.training.distributed.processes import get_world
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -116,11 +118,7 @@ def prepare_evaluation(
     names = {MODEL: start, **{other: other for other in compare}}
     models = {row: OpenedModel.open(workspace, given) for row, given in names.items()}
     model = models[MODEL]
-    ways = (way for way in TASKS[model.kind].evaluators() if way.suits(files, config))
-    way = next(ways, None)
-    if way is None:
-        raise InputError(f"{start} is {model.described}, and nothing measures such a model")
-    evaluator = way(workspace, models, files, config)
+    evaluator = _way(model, files, config)(workspace, models, files, config)
     model_name = start if model.run else slug(Path(start).resolve().name, "model")
     data_name = slug(files.data.name.partition(".")[0], "data") if files.data else "validation"
     identity = Identity.of("eval", config, evaluator.inputs())
@@ -137,6 +135,26 @@ def prepare_evaluation(
     return Evaluation(workspace, evaluator, identity, report_name, found, reporter)
 
 
+def _way(model: OpenedModel, files: Files, config: EvaluateConfig) -> type[Evaluator]:
+    """What measures a model as it is asked for. Raises UsageError or InputError if nothing does."""
+    if config.suite is not None:
+        way = SUITES[config.suite].evaluator()
+        if model.kind not in way.kinds:
+            raise UsageError(
+                f"--suite {config.suite} is not for {model.name}, which is {model.described}; give "
+                + " or ".join(MODEL_KINDS[kind] for kind in way.kinds)
+            )
+        return way
+    for option in ("limit", "scoring"):
+        if getattr(config, option) is not None:
+            raise UsageError(f"--{option} goes with --suite; leave it out")
+    ways = (way for way in TASKS[model.kind].evaluators() if way.suits(files, config))
+    found = next(ways, None)
+    if found is None:
+        raise InputError(f"{model.name} is {model.described}, and nothing measures such a model")
+    return found
+
+
 def read_report(path: Path) -> Report:
     """A report that was kept. Raises InputError where its file, by whoever wrote it, lacks what
     every report has."""
@@ -148,7 +166,8 @@ def parts_of(report: Report, path: Path) -> list[ReportPart]:
     """What a report has to show. path: where it is kept. Raises InputError where it lacks what a
     report of its kind has."""
     with _whole(path):
-        ways = (way for task in TASKS.values() for way in task.evaluators())
+        of_tasks = (way for task in TASKS.values() for way in task.evaluators())
+        ways = (*of_tasks, *(suite.evaluator() for suite in SUITES.values()))
         evaluator = {kind: way for way in ways for kind in way.reports}[report.task]
         return [*evaluator.parts(report), *report.remarks()]
 

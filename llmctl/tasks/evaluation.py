@@ -50,6 +50,13 @@ class EvaluateConfig(Config):
     task: Literal["perplexity", "lambada", "multiple-choice", "blimp"] | None = None
     """What a language model is measured on. Unset: what the data's columns tell; perplexity where
     they tell nothing."""
+    suite: Literal["blimp"] | None = None
+    """A published set of tests, of which ``data`` is the folder."""
+    limit: int | None = Field(None, ge=1)
+    """With a suite or the harness: so many examples of each of its sets, for a quick look."""
+    scoring: Literal["causal", "masked", "within-word"] | None = None
+    """How whole texts are scored: causal, from left to right; masked, by hiding each token in turn;
+    within-word, hiding what follows it in its word as well. Unset: as the model was trained."""
     text_column: ColumnName | None = None
     """The text's column; several are written a,b. Unset: as in finetuning."""
     text_pair_column: ColumnName | None = None

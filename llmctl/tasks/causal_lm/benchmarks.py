@@ -57,7 +57,7 @@ class BenchmarkEvaluator(LanguageEvaluator):
         if self.files.data is None:
             raise UsageError(f"--task {self.config.task}: give its questions, --data FILE")
         self.refuse_prompts()
-        self.data = _folder_record(self.path) if self.path.is_dir() else data_record(self.path)
+        self.data = folder_record(self.path) if self.path.is_dir() else data_record(self.path)
 
     def run(self, reporter: Reporter) -> Report:
         """Ask all models the same questions."""
@@ -198,7 +198,7 @@ def _files_of(data: Path) -> list[Path]:
     return files
 
 
-def _folder_record(data: Path) -> InputRecord:
+def folder_record(data: Path) -> InputRecord:
     """A folder of questions as an input."""
     digests = [[path.name, sha256_file(path)] for path in _files_of(data)]
     return InputRecord(role="data", name=str(data.resolve()), digest=sha256_json(digests))

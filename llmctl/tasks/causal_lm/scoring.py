@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ SCORING_ROWS = 256
 class LanguageEvaluator(Evaluator):
     """A way of measuring models that predict next tokens."""
 
-    kinds = (*NEXT_TOKEN_KINDS, "ngram")
+    kinds: ClassVar[tuple[str, ...]] = (*NEXT_TOKEN_KINDS, "ngram")
 
     def choose(self) -> None:
         """Check what every language model is given, but for a template."""
@@ -64,15 +65,15 @@ class LanguageEvaluator(Evaluator):
         """A model that is ready to score texts. dtype: where it isn't as asked for; an n-gram model
         has none."""
         if model.kind == "ngram":
-            return _DividedScorer(NgramScorer(model.folder.ngram()))
+            return DividedScorer(NgramScorer(model.folder.ngram()))
         dtype = dtype or self.config.dtype
         lm = model.folder.causal_lm().to(choose_device(self.config.device, "--device"))
         # As trained, fp32 needs no other form: that of writing is for few rows at once.
         head = None if dtype == "fp32" else prepare(lm, dtype, rows=SCORING_ROWS)
-        return _DividedScorer(CausalScorer(lm, longest=model.folder.max_length, head=head))
+        return DividedScorer(CausalScorer(lm, longest=model.folder.max_length, head=head))
 
 
-class _DividedScorer:
+class DividedScorer:
     """A scorer whose queries several processes divide."""
 
     def __init__(self, scorer: Scorer) -> None:

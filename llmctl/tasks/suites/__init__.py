@@ -1,0 +1,35 @@
+"""Sets of tests by which models are compared in publications (``llmctl eval --suite``): a file
+each, entered here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+
+class Suite(ABC):
+    """A set of tests in the table ``SUITES``. Its parts are loaded when they are called for."""
+
+    name: ClassVar[str]
+    """What ``--suite`` takes."""
+    asks: ClassVar[str]
+    """What is measured, for the help."""
+
+    @abstractmethod
+    def evaluator(self) -> Any:
+        """What measures models by it, a ``llmctl.tasks.evaluation.Evaluator``."""
+
+
+class BlimpSuite(Suite):
+    """Minimal pairs of sentences."""
+
+    name, asks = "blimp", "grammar, by BLiMP's minimal pairs"
+
+    def evaluator(self) -> Any:
+        from llmctl.tasks.suites.blimp import BlimpEvaluator
+
+        return BlimpEvaluator
+
+
+SUITES: dict[str, Suite] = {suite.name: suite for suite in (BlimpSuite(),)}
+"""By their names."""
