@@ -16,7 +16,7 @@ import pytest
 
 from llmctl.config import Config, build
 from llmctl.data.text.python_corpora import python_code
-from llmctl.inference.prompts import read_template
+from llmctl.inference.templates import read_template
 from llmctl.stages.chat import ChatConfig
 from llmctl.stages.tokenize.stage import TokenizeConfig
 from llmctl.tasks.evaluation import EvaluateConfig

@@ -48,18 +48,15 @@ def command(
         "hidden in turn) or within-word (with the rest of its word).",
         show_default="as the model was trained",
     ),
-    template: Path | None = option(
-        "A TOML file that writes a prompt for each row of the data, to classify without finetuning."
-    ),
+    template: str | None = options.TEMPLATE,
+    templates: Path | None = options.TEMPLATES,
+    dev: Path | None = options.DEV,
+    labels: str | None = options.LABEL_WORDS,
     shots: str | None = option(
         "Solved examples in a prompt; several numbers (0,1,4) give a row each.", show_default="0"
     ),
     examples: Path | None = option("Labelled rows that the solved examples are drawn from."),
-    score: str | None = option(
-        "What chooses an answer: plain (its likelihood), tokens or bytes (that for each), or pmi "
-        "(against its prior).",
-        show_default="plain",
-    ),
+    score: str | None = options.SCORE,
     stride: int | None = option(
         "Tokens by which the window of a perplexity moves on.", show_default="half of it"
     ),
@@ -115,6 +112,7 @@ def command(
     """Measure a model on held-out data, with baselines and intervals; keeps a report."""
     asked = locals()
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
+    from llmctl.inference.templates import as_given
     from llmctl.reporting.report import render_report
     from llmctl.stages.evaluate import REPORT, parts_of, prepare_evaluation
     from llmctl.tasks.evaluation import EvaluateConfig, Files
@@ -123,7 +121,7 @@ def command(
     if directory is not None and (config.suite is None or data is not None):
         raise UsageError(f"{directory}: a folder goes with --suite, and data with --data; give one")
     place = options.open_workspace(workspace)
-    files = Files(data or directory, template, examples, target)
+    files = Files(data or directory, as_given(template), examples, target, templates, dev)
     with data_parallel(nproc, reads_stdin=False), TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter)
         evaluation = prepare_evaluation(

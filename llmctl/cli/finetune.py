@@ -55,6 +55,12 @@ def command(
         "With --task embed: what a text's vector is, mean, cls, max or last of its tokens'.",
         show_default="as the model has it, else mean",
     ),
+    template: str | None = option(
+        "With --task cloze: a template with a mask, a TOML file or written out: "
+        "'Topic: {mask}. {text}'.",
+        metavar="FILE|TEXT",
+    ),
+    labels: str | None = options.LABEL_WORDS,
     style: str | None = option(
         "With --task seq2seq: decoder, a Transformer decoder attached to the GPT, or prefix, both "
         "texts in one sequence.",

@@ -126,6 +126,25 @@ SCORE_COLUMN = option(
     show_default="score, similarity, …",
 )
 LABEL_COLUMN = option("The label's column.")
+TEMPLATE = option(
+    "What asks: a TOML file, or written out, as 'Topic: {mask}. {text}' for a masked model and "
+    "'{text} Topic:' for one that goes on with texts.",
+    metavar="FILE|TEXT",
+)
+TEMPLATES = option(
+    "Templates to choose from, one on each line, or [[template]] in TOML: the best on --dev is "
+    "taken."
+)
+DEV = option("With --templates: labelled rows by which one is chosen.")
+LABEL_WORDS = option(
+    "With a template: how labels are written, 1=world,2=sports, or their words alone.",
+    show_default="as its verbalizer says",
+)
+SCORE = option(
+    "What chooses an answer: plain (its likelihood), tokens or bytes (that for each), or pmi "
+    "(against its prior: contextual calibration).",
+    show_default="plain",
+)
 
 
 def configured(kind: type[C], stage: str, asked: Mapping[str, Any]) -> C:

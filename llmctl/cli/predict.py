@@ -27,18 +27,25 @@ def command(
     encoding_errors: str | None = options.ENCODING_ERRORS,
     header: str | None = options.HEADER,
     top: int = option("Classes or candidates shown.", default=5, min=1),
+    template: str | None = options.TEMPLATE,
+    templates: Path | None = options.TEMPLATES,
+    dev: Path | None = options.DEV,
+    labels: str | None = options.LABEL_WORDS,
+    score: str | None = options.SCORE,
     device: str | None = options.DEVICE,
     threads: int | None = options.THREADS,
     nproc: int | None = options.NPROC,
     workspace: Path = options.WORKSPACE,
     json: bool = flag("Print one JSON object a line.", "--json"),
 ) -> None:
-    """Classify texts, or fill in the [MASK]s or sentinels of a text with a pretrained model."""
-    asked_columns = locals()
+    """Classify texts, by what a model has learned or by a template that asks it, or fill in the
+    [MASK]s or sentinels of a text with a pretrained model."""
+    asked = locals()
     from llmctl.cli.console import TerminalReporter, print_json
     from llmctl.data.tables.labelled_files import LabelledColumns
     from llmctl.data.text.sources import no_file
     from llmctl.stages.predict import open_predictor
+    from llmctl.tasks.prompted import Asking
 
     if texts == ["-"]:
         texts, data = None, data or Path("-")
@@ -55,11 +62,14 @@ def command(
     path = data or Path("-")
     if path.is_dir():
         raise no_file("--data", path)
-    columns = options.configured(LabelledColumns, "predict", asked_columns)
+    columns = options.configured(LabelledColumns, "predict", asked)
+    asking = options.configured(Asking, "predict", asked)
     place, reporter = options.open_workspace(workspace), TerminalReporter()
     any_row = False
     with data_parallel(nproc, reads_stdin=not texts and str(path) == "-"):
-        predictor = open_predictor(place, start, device=device or "auto")
+        predictor = open_predictor(
+            place, start, device=device or "auto", asking=asking, reporter=reporter
+        )
         examples = predictor.alone(texts) if texts else predictor.of_file(path, columns, reporter)
         for answer in predictor.answers(examples, top=top, reporter=reporter):
             any_row = True

@@ -27,12 +27,15 @@ MAX_SOURCE, MAX_TARGET = "llmctl_max_source", "llmctl_max_target"
 and tokens of both at most."""
 COLUMNS = "llmctl_columns"
 """The field of finetuned models with the columns of the table that they were trained on."""
+CLOZE = "llmctl_cloze"
+"""The field of a masked language model that was trained to classify by a template, which it is."""
 SCHEME = "llmctl_scheme"
 """How the tags of a tagger spell entities."""
 
 MODEL_KINDS = {
     **{kind: head.described for kind, head in HEADS.items()},
     "seq2seq": "a model that writes from a source",
+    "cloze": "a classifier by a cloze",
     "ngram": "an n-gram model",
 }
 """What a model does, as ``llmctl_task`` has it, and in words."""

@@ -1,38 +1,15 @@
-"""Prompts from a template: a row of a table as a question, with solved ones before it as examples
-(Brown et al. 2020, "few-shot").
-
-A template is a small TOML file. ``input`` is the question and ``target`` what answers it, Jinja2
-templates of a row's columns; of the row that is asked, the target is left out:
-
-    input = "Review: {{ text }}\\nSentiment:"
-    target = " {{ label }}"              # also the default
-    separator = "\\n\\n"                   # between examples; also the default
-    instruction = "Classify the review." # before them all; by default nothing
-    prior = "Sentiment:"                 # what the answer alone stands behind, for its prior
-
-    [verbalizer]                         # how a label is written; by default as it is
-    0 = "negative"
-    1 = "positive"
-
-Beside a file's own columns there are ``text`` and ``text_pair``, the columns that hold them by
-whatever name, and in the target ``label``, as the verbalizer writes it. ``prior`` is by default
-what the input ends with behind its last field. Nothing is added between the parts: a space before
-the answer is written in ``target``. A template can't call out of its sandbox.
+"""Prompts of the rows of a table, by a template (``llmctl/inference/templates.py``), with solved
+ones before them as examples (Brown et al. 2020, "few-shot").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
-from jinja2.meta import find_undeclared_variables
-from pydantic import Field
 
-from llmctl.config import Config, build
 from llmctl.data.random import key_of, permute
 from llmctl.data.tables.labelled import (
     LABEL_NAMES,
@@ -45,43 +22,15 @@ from llmctl.data.tables.labelled import (
 from llmctl.data.tables.rows import RowReader
 from llmctl.data.text.decoding import DEFAULT, ReadOptions
 from llmctl.data.text.files import is_table
-from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
-from llmctl.parsing import Malformed, parse_toml
-from llmctl.tokenizers.sandbox import BoundedEnvironment
+from llmctl.errors import UsageError
+from llmctl.inference.templates import TEXT, TEXT_PAIR, PromptRow, PromptTemplate
 
-TEXT, TEXT_PAIR, LABEL = "text", "text_pair", "label"
 DRAWN_BESIDE = 8
 """Examples drawn beyond those that are wanted, as one of them may be the question itself."""
 
 
-class TemplateFile(Config):
-    """The keys of a template's file."""
-
-    input: str = Field(min_length=1)
-    """The question."""
-    target: str = Field(" {{ label }}", min_length=1)
-    """Its answer."""
-    separator: str = "\n\n"
-    """Between examples."""
-    instruction: str = ""
-    """Before all of them."""
-    prior: str | None = None
-    """What an answer stands behind where there is no question."""
-    verbalizer: dict[str, str] = Field({})
-    """How each label is written."""
-
-
 Fits = Callable[["PromptRow", str], bool]
 """Whether a model can read the prompt of a row."""
-
-
-@dataclass(frozen=True)
-class PromptRow:
-    """A row of a table, for a template to fill in."""
-
-    values: Mapping[str, Any]
-    label: str | None
-    source: str
 
 
 @dataclass(frozen=True)
@@ -92,113 +41,6 @@ class TemplatedPrompt:
     row: PromptRow
     dropped: int
     """Examples that did not fit."""
-
-
-class PromptTemplate:
-    """A template that has been read and parsed."""
-
-    def __init__(self, file: TemplateFile, path: Path) -> None:
-        """Raises InputError for what is not Jinja2."""
-        self.path, self.file = path, file
-        self._environment = BoundedEnvironment(
-            undefined=jinja2.StrictUndefined,
-            keep_trailing_newline=True,
-            # A cell without a value is an empty text, as it is wherever tables are read.
-            finalize=lambda value: "" if value is None else value,
-        )
-        self._input, self.input_fields = self._parsed("input", file.input)
-        self._target, self.target_fields = self._parsed("target", file.target)
-        self.verbalizer = dict(file.verbalizer)
-
-    @property
-    def fields(self) -> set[str]:
-        """What it asks of a row, the label aside."""
-        return self.input_fields | (self.target_fields - {LABEL})
-
-    @property
-    def tells_label(self) -> bool:
-        """Whether solved examples need labels."""
-        return LABEL in self.target_fields
-
-    @property
-    def prior(self) -> str:
-        """What an answer stands behind where there is no question."""
-        if self.file.prior is not None:
-            return self.file.prior
-        return self.file.input.rpartition("}")[2].lstrip()
-
-    def question(self, row: PromptRow) -> str:
-        """The input of a row. Raises InputError naming a column that isn't there."""
-        return self._render(self._input, self.input_fields, row, row.label)
-
-    def answer(self, row: PromptRow, label: str | None) -> str:
-        """The target of a row, with a label. Raises InputError for one that is unknown."""
-        return self._render(self._target, self.target_fields, row, label)
-
-    def prompt(self, shots: Sequence[str], question: str) -> str:
-        """Solved examples and a question as one text."""
-        parts = [self.file.instruction] if self.file.instruction else []
-        return self.file.separator.join([*parts, *shots, question])
-
-    def _written(self, label: str, row: PromptRow) -> str:
-        if self.verbalizer and label not in self.verbalizer:
-            raise InputError(
-                f"{row.source}: the verbalizer of --template {self.path} has no {LABEL} {label!r}"
-                f"{did_you_mean(label, self.verbalizer)}; it has {', '.join(self.verbalizer)}"
-            )
-        return self.verbalizer.get(label, label)
-
-    def _parsed(self, key: str, source: str) -> tuple[jinja2.Template, set[str]]:
-        try:
-            fields = find_undeclared_variables(self._environment.parse(source))
-            return self._environment.from_string(source), fields
-        except jinja2.TemplateSyntaxError as error:
-            raise InputError(
-                f"--template {self.path}: {key}, line {error.lineno}, is not Jinja2: "
-                f"{error.message}"
-            ) from None
-
-    def _render(
-        self,
-        template: jinja2.Template,
-        fields: set[str],
-        row: PromptRow,
-        label: str | None,
-    ) -> str:
-        values = dict(row.values)
-        if label is not None:
-            values[LABEL] = self._written(label, row)
-        self._environment.begin()
-        try:
-            return template.render(values)
-        except jinja2.UndefinedError as error:
-            missing = sorted(fields - values.keys())
-            if not missing:
-                raise InputError(f"{row.source}: --template {self.path}: {error.message}") from None
-            raise InputError(
-                f"{row.source}: --template {self.path} asks for {missing[0]}"
-                f"{did_you_mean(missing[0], values)}, and the row has {', '.join(values)}"
-            ) from None
-        except Exception as error:  # what a template computes can fail in any way
-            raise InputError(f"{row.source}: --template {self.path} fails: {error}") from None
-
-
-def read_template(path: Path) -> PromptTemplate:
-    """Read a template's file. Raises InputError, naming the key, if it is malformed."""
-    try:
-        table = parse_toml(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"--template {path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"--template {path} can't be read: {error}") from None
-    except Malformed as error:
-        raise InputError(
-            f'--template {path} is not TOML: {error}; write input = "Review: {{{{ text }}}}"'
-        ) from None
-    try:
-        return PromptTemplate(build(TemplateFile, table), path)
-    except ConfigError as error:
-        raise InputError(f"--template {path}: {error}") from None
 
 
 def find_columns(
@@ -261,10 +103,7 @@ class Shots:
 
     def __init__(self, template: PromptTemplate, rows: Sequence[PromptRow], seed: int) -> None:
         self._questions = [template.question(row) for row in rows]
-        self._solved = [
-            question + template.answer(row, row.label)
-            for question, row in zip(self._questions, rows, strict=True)
-        ]
+        self._solved = [template.solved(row) for row in rows]
         self._seed = seed
 
     def draw(self, number: int, question: str, count: int) -> list[str]:

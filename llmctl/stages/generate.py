@@ -12,7 +12,8 @@ from llmctl.data.text.decoding import DEFAULT, ReadOptions, text_lines
 from llmctl.data.text.files import STDIN, format_of, named
 from llmctl.data.text.sources import no_file
 from llmctl.errors import InputError, UsageError
-from llmctl.inference.prompts import Shots, find_columns, read_rows, read_template, write_prompts
+from llmctl.inference.prompts import Shots, find_columns, read_rows, write_prompts
+from llmctl.inference.templates import read_template
 from llmctl.parsing import Malformed, parse_json
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.generation import GenerateConfig, Generated, Prompt, TextGenerator, generator_of

@@ -7,16 +7,33 @@ from collections.abc import Iterable, Iterator
 from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
 from llmctl.formats.description import MODEL_KINDS
+from llmctl.reporting.reporter import Reporter
 from llmctl.tasks import TASKS
+from llmctl.tasks.cloze.predict import ClozePredictor
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.prediction import Predictor, TextAnswer
+from llmctl.tasks.prompted import Asking, open_asked
 from llmctl.workspace.artefacts import Workspace
 
 
-def open_predictor(workspace: Workspace, start: str, *, device: str = "auto") -> Predictor:
-    """A model that is ready to answer. Raises InputError if there is none, or it answers no single
-    texts."""
+def open_predictor(
+    workspace: Workspace,
+    start: str,
+    *,
+    device: str = "auto",
+    asking: Asking | None = None,
+    reporter: Reporter | None = None,
+) -> Predictor:
+    """A model that is ready to answer. asking: by a template, which any model is asked by that says
+    how likely words are.
+
+    Raises InputError if there is none, or it answers no single texts.
+    """
     model = OpenedModel.open(workspace, start)
+    if asking is not None and asking.given:
+        if model.kind == "cloze":
+            return ClozePredictor(model, device, asking, reporter)
+        return open_asked(model, asking, device, TASKS[model.kind].asker(), reporter or Reporter())
     predictor = TASKS[model.kind].predictor()
     if predictor is None:
         answering = [MODEL_KINDS[n] for n, t in TASKS.items() if t.predictor() is not None]

@@ -8,6 +8,7 @@ from typing import Any
 from llmctl.errors import UsageError, did_you_mean
 from llmctl.tasks.causal_lm import CausalLMEntry
 from llmctl.tasks.classify import ClassifyEntry
+from llmctl.tasks.cloze import ClozeEntry
 from llmctl.tasks.denoise import DenoiseEntry
 from llmctl.tasks.electra import ElectraEntry
 from llmctl.tasks.embed import EmbedEntry
@@ -25,6 +26,7 @@ TASKS: dict[str, TaskEntry] = {
     entry.name: entry
     for entry in (
         ClassifyEntry(),
+        ClozeEntry(),
         TagEntry(),
         RegressEntry(),
         MaskedLMEntry(),

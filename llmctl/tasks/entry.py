@@ -46,6 +46,11 @@ class TaskEntry(ABC):
         """What answers single texts, if its models do."""
         return None
 
+    def asker(self) -> Any:
+        """What asks its models by a template, an ``Asker`` made of a model and a device; None: they
+        say of no word how likely it is."""
+        return None
+
     def generator(self) -> type[TextGenerator] | None:
         """What writes texts, if its models do."""
         return None

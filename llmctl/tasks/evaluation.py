@@ -19,6 +19,7 @@ from llmctl.data.text.input_files import data_record
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.report import MODEL, Report
 from llmctl.inference.decoding.config import LARGEST_POWER, MOST_AT_ONCE
+from llmctl.inference.templates import Verbalizer, is_written_out
 from llmctl.inference.weights import WeightType
 from llmctl.reporting.report import ReportPart
 from llmctl.reporting.reporter import Reporter
@@ -28,6 +29,7 @@ from llmctl.training.batches import Objective
 from llmctl.training.distributed.processes import get_world
 from llmctl.training.validation import evaluate
 from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.files import sha256_json
 from llmctl.workspace.manifests import InputRecord, Manifest
 
 COMPARED = "compared with"
@@ -91,6 +93,9 @@ class EvaluateConfig(Config):
     score: Literal["plain", "tokens", "bytes", "pmi"] = "plain"
     """What chooses an answer: its log-probability, that for each token or byte, or how much the
     question raises it."""
+    labels: Verbalizer = Field({})
+    """How a template's labels are written: 1=world,2=sports, or their words alone. Unset: as its
+    verbalizer says, or as they are."""
     baselines: bool = True
     """Measure what is simpler beside the model: for classes the majority and TF-IDF with logistic
     regression, for perplexity an n-gram model of the same shards if the workspace has one."""
@@ -134,12 +139,16 @@ class Files:
 
     data: Path | None = None
     """Labelled texts, questions or text; None: the validation part of the run's shards."""
-    template: Path | None = None
-    """A template that asks about the rows of ``data``."""
+    template: Path | str | None = None
+    """A template that asks about the rows of ``data``: its file, or written out."""
     examples: Path | None = None
     """Solved examples for the template's prompts."""
     target: Path | None = None
     """References, line by line, where ``data`` is plain text with sources."""
+    templates: Path | None = None
+    """Templates to choose from."""
+    dev: Path | None = None
+    """Rows by which one of them is chosen."""
 
 
 class Evaluator(ABC):
@@ -222,9 +231,9 @@ class Evaluator(ABC):
     def inputs(self) -> list[InputRecord]:
         """All that the report is made from. Raises InputError for a file that isn't there."""
         records = [self.model.record, *([self.data] if self.data else [])]
-        for role in ("template", "examples", "target"):
-            if (path := getattr(self.files, role)) is not None:
-                records.append(data_record(path, role))
+        for role in ("template", "templates", "dev", "examples", "target"):
+            if (given := getattr(self.files, role)) is not None:
+                records.append(_record(given, role))
         if self.shards is not None:
             records.append(self.shards.as_input("shards"))
         others = (other.record.model_copy(update={"role": COMPARED}) for other in self.others)
@@ -239,10 +248,31 @@ class Evaluator(ABC):
                 raise UsageError(f"--{option} {why.format(self.model.name)}")
 
 
+def check_asked(files: Files) -> None:
+    """Raises UsageError unless a template has rows to ask about, and several rows to be chosen
+    by."""
+    option = "template" if files.templates is None else "templates"
+    if files.data is None:
+        raise UsageError(f"--{option} {getattr(files, option)} asks about --data FILE; give it")
+    if files.template is not None and files.templates is not None:
+        raise UsageError("--template gives one, and --templates some to choose from; give either")
+    if (files.templates is None) != (files.dev is None):
+        raise UsageError(
+            "--templates FILE and --dev FILE go together: a template is chosen by labelled rows "
+            "that are not those it is measured on"
+        )
+
+
+def _record(given: Path | str, role: str) -> InputRecord:
+    if is_written_out(given):
+        return InputRecord(role=role, name=str(given), digest=sha256_json(given))
+    return data_record(Path(given), role)
+
+
 FOR_SOURCES = "is for models finetuned with --task seq2seq, and {} is none"
 FOR_LANGUAGE_MODELS = (
-    "is for language models, and {} is not one; give --from a GPT, a Llama, a nanochat or an "
-    "n-gram model"
+    "is for language models, and {} is not one; give --from a GPT, a Llama, a nanochat, an "
+    "n-gram or a masked model"
 )
 """Why an option is refused."""
 

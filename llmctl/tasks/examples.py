@@ -3,8 +3,9 @@ regression share."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field, field_validator
 
-from llmctl.data.tables.encoded import EncodedExample, encode_examples, pad_token
+from llmctl.data.tables.encoded import encode_examples, pad_token
 from llmctl.data.tables.labelled import Example
 from llmctl.data.tables.labelled_files import LabelledColumns, is_held_out, resolve_labelled
 from llmctl.data.text.decoding import ReadOptions
@@ -107,7 +108,7 @@ class ExamplesTask(FinetuningTask):
 
     def _encoded(
         self, examples: Sequence[Example], numbers: Mapping[str, float]
-    ) -> tuple[list[EncodedExample], list[EncodedExample]]:
+    ) -> tuple[list[Any], list[Any]]:
         """The examples to train on, and those held out."""
         encoded = encode_examples(
             self._tokenizer,
@@ -178,3 +179,14 @@ class ExamplesTask(FinetuningTask):
             MAX_LENGTH: self._max_length,
             COLUMNS: labelled_record(self._columns),
         }
+
+
+def labels_in_order(counts: Collection[str]) -> list[str]:
+    """Label names in order: by number if all are numbers, else by the alphabet."""
+    try:
+        numbers = {label: float(label) for label in counts}
+    except ValueError:
+        return sorted(counts)
+    if any(map(math.isnan, numbers.values())):  # nan has no place among numbers
+        return sorted(counts)
+    return sorted(counts, key=lambda label: (numbers[label], label))

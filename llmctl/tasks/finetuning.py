@@ -86,6 +86,8 @@ class FinetuningTask(NetworkTask):
     config_type: ClassVar[type[FinetuneConfig]]
     backbones: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
     """Kinds of backbones that it can be learned with."""
+    lacks: ClassVar[str] = ""
+    """What a model of other ``kinds`` lacks, and which don't, for a message."""
     peft_task: ClassVar[str]
     """The task's name in PEFT."""
     keeps_best = True

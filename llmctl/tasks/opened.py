@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from llmctl.formats.columns import Finetuned
+from llmctl.formats.description import CLOZE, MODEL_KINDS
 from llmctl.formats.open import open_any_model
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.manifests import InputRecord
@@ -26,10 +27,12 @@ class OpenedModel(Finetuned):
     @property
     def kind(self) -> str:
         """``classify``, ``masked_lm``, ``causal_lm``, ``ngram``, or ``seq2seq``, whichever way it
-        writes from sources."""
+        writes from sources; a masked language model with a template of its own is a ``cloze``."""
+        if self.folder.kind == "masked_lm" and CLOZE in self.folder.fields:
+            return "cloze"
         return "seq2seq" if self.folder.writes_from_source else self.folder.kind
 
     @property
     def described(self) -> str:
         """What it is, in words."""
-        return self.folder.described
+        return MODEL_KINDS[self.kind]

@@ -243,10 +243,7 @@ class FinetuneRequest(Request):
             )
         base, record = open_model(workspace, self._network(workspace, reporter))
         if (kinds := self.task.kinds(config)) and base.kind not in kinds:
-            raise InputError(
-                f"--from {self.start} is {base.described} and doesn't write text; --task "
-                f"{config.task} needs a GPT, a Llama or a nanochat model"
-            )
+            raise InputError(f"--from {self.start} is {base.described} {self.task.lacks}")
         if base.spec.kind not in self.task.backbones:
             raise InputError(
                 f"--task {config.task} is not for --from {self.start}, whose network is an "

@@ -45,7 +45,7 @@ FOLDERS: dict[Kind, str] = {
 }
 
 MANIFEST = "manifest.json"
-FILE_ROLES = frozenset({"corpus", "data"})
+FILE_ROLES = frozenset({"corpus", "data", "template"})
 """Roles of inputs that are files, whatever their names look like."""
 
 

@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 
 from llmctl.errors import InputError, UsageError
 from llmctl.inference import prompts
-from llmctl.inference.prompts import (
-    PromptRow,
-    PromptTemplate,
-    Shots,
-    TemplateFile,
-    find_columns,
-    read_rows,
-    read_template,
-    write_prompts,
-)
+from llmctl.inference.prompts import Shots, find_columns, read_rows, write_prompts
+from llmctl.inference.templates import PromptRow, PromptTemplate, TemplateFile, read_template
 
 REVIEWS = r"""
 input = "Review: {{ text }}\nSentiment:"

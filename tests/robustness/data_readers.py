@@ -19,7 +19,8 @@ from llmctl.data.tables.parallel_text import SourceTarget, read_pairs, resolve_p
 from llmctl.data.tables.rows import RowReader
 from llmctl.data.text.documents import Corpus, Document
 from llmctl.evaluation.benchmarks import BENCHMARKS, read_questions
-from llmctl.inference.prompts import Shots, find_columns, read_rows, read_template
+from llmctl.inference.prompts import Shots, find_columns, read_rows
+from llmctl.inference.templates import read_template
 from llmctl.reporting.units import parse_duration
 from llmctl.stages.chat import ChatConfig
 from llmctl.stages.generate import read_prompts

@@ -20,7 +20,8 @@ def test_zero_and_few_shot_by_hand(
     report = measure(models, "gpt", asked, template=template, examples=solved, shots="0,2", seed=3)
     assert report["labels"] == LABELS
     assert list(report["results"])[:2] == ["model, 0 shots", "model, 2 shots"]
-    from llmctl.inference.prompts import Shots, find_columns, read_rows, read_template
+    from llmctl.inference.prompts import Shots, find_columns, read_rows
+    from llmctl.inference.templates import read_template
 
     parsed = read_template(template)
 

@@ -30,3 +30,8 @@ class CausalLMEntry(TaskEntry):
         from llmctl.tasks.causal_lm.generate import Continuation
 
         return Continuation
+
+    def asker(self) -> Any:
+        from llmctl.tasks.causal_lm.scoring import CausalAsker
+
+        return CausalAsker

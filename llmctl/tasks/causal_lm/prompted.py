@@ -7,7 +7,6 @@ The likeliest answer is the prediction; the softmax of the answers' scores are i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,22 @@ from llmctl.data.tables.labelled import Columns, Example, read_examples
 from llmctl.data.text.input_files import data_record
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.benchmarks.base import accuracy
-from llmctl.evaluation.choices import SCORES, ChoiceScores, Question
+from llmctl.evaluation.choices import SCORES
 from llmctl.evaluation.report import MODEL, Gap, Report, share
 from llmctl.formats.columns import labelled_columns
-from llmctl.inference.prompts import (
+from llmctl.inference.prompts import Shots, find_columns, read_rows
+from llmctl.inference.templates import (
     LABEL,
     PromptRow,
     PromptTemplate,
-    Shots,
-    find_columns,
-    read_rows,
     read_template,
-    write_prompts,
+    read_templates,
 )
-from llmctl.inference.scoring import Scorer, encode_query, truncate_context
 from llmctl.reporting.report import ReportPart, ReportTable
 from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.asking import Asked, Asker, answers, probabilities_of, search
 from llmctl.tasks.causal_lm.benchmarks import WAYS
-from llmctl.tasks.causal_lm.scoring import LanguageEvaluator, ask
+from llmctl.tasks.causal_lm.scoring import CausalAsker, LanguageEvaluator
 from llmctl.tasks.classify.evaluate import (
     ACCURACY_GAP,
     EXPLAINED,
@@ -45,29 +42,9 @@ from llmctl.tasks.classify.evaluate import (
     options_for,
     probabilities,
 )
-from llmctl.tasks.evaluation import EvaluateConfig, Files
+from llmctl.tasks.evaluation import EvaluateConfig, Files, check_asked
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.training_data import seen_in_training, training_examples
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """The questions of a file."""
-
-    template: PromptTemplate
-    rows: list[PromptRow]
-    solved: list[PromptRow]
-    """Rows of ``--examples``, from which those in prompts are drawn."""
-    labels: list[str]
-
-    def numbers(self, labels: Sequence[str | None]) -> NDArray[np.int64]:
-        """Labels by their numbers."""
-        number_of = {label: number for number, label in enumerate(self.labels)}
-        return np.array([number_of[label or ""] for label in labels])
-
-    def choices(self, row: PromptRow) -> tuple[str, ...]:
-        """The answers that a model chooses from."""
-        return tuple(self.template.answer(row, label) for label in self.labels)
 
 
 class PromptEvaluator(LanguageEvaluator):
@@ -77,22 +54,28 @@ class PromptEvaluator(LanguageEvaluator):
 
     @classmethod
     def suits(cls, files: Files, config: EvaluateConfig) -> bool:
-        """Whether there is a template."""
-        return files.template is not None
+        """Whether there is a template, or some to choose from."""
+        return files.template is not None or files.templates is not None
 
     def choose(self) -> None:
         """Find the rows; classifiers may stand beside language models."""
         super().choose()
-        if self.files.data is None:
-            raise UsageError(f"--template {self.files.template} asks about --data FILE; give it")
+        self._askers: dict[str, Asker] = {}
+        check_asked(self.files)
         if self.config.task is not None:
             raise UsageError("--template and --task are two ways of asking; give one of them")
         self.data = data_record(self.path)
+        if self.files.dev is not None and data_record(self.files.dev).digest == self.data.digest:
+            raise UsageError(
+                f"--dev {self.files.dev} is what is measured on, too: a template that is chosen "
+                "there looks better than it is; give other rows"
+            )
 
     def run(self, reporter: Reporter) -> Report:
         """Ask language models with each number of solved examples, and classifiers as they are."""
-        asked = self._asked(reporter)
-        gold = asked.numbers([row.label for row in asked.rows])
+        template, tried = self._template(reporter)
+        asked = self._asked(template, reporter)
+        gold = asked.gold
         table = ClassTable(gold, asked.labels, self.config)
         shots = Shots(asked.template, asked.solved, self.config.seed)
         notes: list[str] = []
@@ -106,11 +89,12 @@ class PromptEvaluator(LanguageEvaluator):
                 )
                 table.add(name, probabilities_NC)
                 continue
-            scorer = self.scorer(model)
             for count in self.config.shots:
                 row = _row_name(name, count)
-                outcomes = _answers(model, scorer, count, asked, shots, reporter, notes)
-                by_way = {way: _probabilities(outcomes, way) for way in SCORES}
+                shown = _row_name(model.name, count)
+                outcomes, lost = answers(self._asker(model), shown, count, asked, shots, reporter)
+                notes += lost
+                by_way = {way: probabilities_of(outcomes, way) for way in SCORES}
                 table.add(row, by_way[self.config.score])
                 ways[row] = {way: accuracy(p.argmax(-1) == gold) for way, p in by_way.items()}
         if self.config.baselines:
@@ -120,7 +104,8 @@ class PromptEvaluator(LanguageEvaluator):
             task="prompt",
             data=str(self.path),
             facts={
-                "template": str(self.files.template),
+                "template": template.file.input if tried else str(template.path),
+                **({"templates": tried} if tried else {}),
                 "examples": len(asked.rows),
                 "labels": asked.labels,
                 "shots": list(self.config.shots),
@@ -145,6 +130,8 @@ class PromptEvaluator(LanguageEvaluator):
             FIGURES,
         )
         yield EXPLAINED
+        if "templates" in facts:
+            yield searched(facts["templates"])
         ways = [share(WAYS[way], f"{way}.accuracy") for way in SCORES]
         yield ReportTable(
             f"accuracy by how the answer is chosen (above: {WAYS[facts['score']]}); "
@@ -158,11 +145,51 @@ class PromptEvaluator(LanguageEvaluator):
         of = f"{ACCURACY_GAP.of} of {report.shown(facts['row'])}"
         yield from report.gaps(Gap(of, ACCURACY_GAP.form, ACCURACY_GAP.scale, ACCURACY_GAP.unit))
 
-    def _asked(self, reporter: Reporter) -> _Asked:
-        """The questions, and the solved ones. Raises UsageError or InputError where the template
-        doesn't go with them."""
+    def asker(self, model: OpenedModel) -> Asker:
+        """A model that is ready to be asked."""
+        return CausalAsker(model, self.config.device, self.config.dtype)
+
+    def _asker(self, model: OpenedModel) -> Asker:
+        if model.name not in self._askers:
+            self._askers[model.name] = self.asker(model)
+        return self._askers[model.name]
+
+    def candidates(self) -> list[PromptTemplate]:
+        """The template that is given, or those to choose from."""
+        if self.files.templates is not None:
+            return read_templates(self.files.templates, self.config.labels)
         assert self.files.template is not None
-        template = read_template(self.files.template)
+        return [read_template(self.files.template, self.config.labels)]
+
+    def _template(self, reporter: Reporter) -> tuple[PromptTemplate, list[dict[str, Any]]]:
+        """The template to ask by: the one that is given, or of several that which is best on the
+        rows of ``--dev``; and what each of them came to there."""
+        candidates = self.candidates()
+        asker = self._asker(self.model)
+        for template in candidates:
+            asker.check(template)
+        if self.files.templates is None:
+            return candidates[0], []
+        assert self.files.dev is not None
+        dev, count = self.files.dev, max(self.config.shots)
+
+        def right_of(template: PromptTemplate) -> NDArray[np.bool_]:
+            asked = self._asked(template, Reporter(), dev)
+            shots = Shots(template, asked.solved, self.config.seed)
+            outcomes, _ = answers(asker, self.model.name, count, asked, shots, Reporter())
+            found_NC = probabilities_of(outcomes, self.config.score)
+            right_N: NDArray[np.bool_] = found_NC.argmax(-1) == asked.gold
+            return right_N
+
+        best, tried = search(candidates, right_of, reporter)
+        reporter.note(f"chosen on {best.total:,} rows of {dev.name}: {best.template.file.input!r}")
+        return best.template, tried
+
+    def _asked(
+        self, template: PromptTemplate, reporter: Reporter, path: Path | None = None
+    ) -> Asked:
+        """The questions of the data, or of another file, and the solved ones. Raises UsageError or
+        InputError where the template doesn't go with them."""
         solved: list[PromptRow] = []
         if self.files.examples is not None:
             solved, _ = self._rows(self.files.examples, template, reporter)
@@ -171,22 +198,15 @@ class PromptEvaluator(LanguageEvaluator):
                 f"--shots {max(self.config.shots)}: give the file that examples are drawn from, "
                 "--examples FILE"
             )
-        rows, columns = self._rows(self.path, template, reporter)
+        rows, columns = self._rows(path or self.path, template, reporter)
         leaks = sorted(template.input_fields & {LABEL, columns.label})
         if leaks:
             raise UsageError(
                 f"--template {template.path}: the input asks for {leaks[0]}, which is what is to "
                 "be told; write it in the target alone"
             )
-        asked = _Asked(template, rows, solved, self._labels(template, [*rows, *solved]))
-        for row in (*rows, *solved):
-            answers = [template.answer(row, row.label), *asked.choices(row)]
-            if len(set(answers)) < len(asked.labels):
-                raise InputError(
-                    f"{row.source}: --template {template.path} writes two labels alike "
-                    f"({answers[0]!r}); put {{{{ label }}}} into its target, and a word for each "
-                    "into its [verbalizer]"
-                )
+        asked = Asked(template, rows, solved, self._labels(template, [*rows, *solved]))
+        asked.check_choices()
         return asked
 
     def _rows(
@@ -234,7 +254,12 @@ class PromptEvaluator(LanguageEvaluator):
         """The first classifier that the model is compared with."""
         return next((other for other in self.others if not self.predicts_text(other)), None)
 
-    def _examples(self, model: OpenedModel, asked: _Asked, reporter: Reporter) -> list[Example]:
+    @property
+    def trained(self) -> OpenedModel | None:
+        """What was trained on labels, by whose texts the baselines learn."""
+        return self._classifier
+
+    def _examples(self, model: OpenedModel, asked: Asked, reporter: Reporter) -> list[Example]:
         """The rows of the questions for a classifier, with the columns of its finetuning. Raises
         InputError if they have other labels there."""
         reading = self.config.read_config(model.options).read_options(reporter.note)
@@ -254,7 +279,7 @@ class PromptEvaluator(LanguageEvaluator):
             )
         return examples
 
-    def _add_baselines(self, table: ClassTable, asked: _Asked) -> list[str]:
+    def _add_baselines(self, table: ClassTable, asked: Asked) -> list[str]:
         """What is simpler, trained on the examples of prompts or on what a classifier beside it
         was."""
         if asked.solved:
@@ -265,73 +290,34 @@ class PromptEvaluator(LanguageEvaluator):
             return table.add_baselines(
                 texts, train_texts, asked.numbers([row.label for row in asked.solved])
             )
-        classifier = self._classifier
-        if classifier is None:
+        trained = self.trained
+        if trained is None:
             return ["baselines left out: give what they are trained on, --examples FILE"]
         notes: list[str] = []
-        data = training_examples(classifier, notes)
+        data = training_examples(trained, notes)
         if data is None:
             return notes
         return table.add_baselines(
-            list(map(joined, self._examples(classifier, asked, Reporter()))),
+            list(map(joined, self._examples(trained, asked, Reporter()))),
             list(map(joined, data.trained)),
             asked.numbers([example.label for example in data.trained]),
         )
 
 
+def searched(tried: Sequence[dict[str, Any]]) -> ReportTable:
+    """What each template came to where one was chosen."""
+    return ReportTable(
+        f"templates on {tried[0]['total']:,} rows for development; the best of them was taken (*)",
+        ["accuracy (95 %)"],
+        [
+            [
+                f"{'*' if one['chosen'] else ' '} {' '.join(one['template'].split())}",
+                share("", "accuracy", "interval").cell(one),
+            ]
+            for one in tried
+        ],
+    )
+
+
 def _row_name(name: str, count: int) -> str:
     return f"{name}, {count} shot{'' if count == 1 else 's'}"
-
-
-def _answers(
-    model: OpenedModel,
-    scorer: Scorer,
-    count: int,
-    asked: _Asked,
-    shots: Shots,
-    reporter: Reporter,
-    notes: list[str],
-) -> list[ChoiceScores]:
-    """What a model makes of each row with so many examples before it."""
-    template, tokenizer = asked.template, model.folder.tokenizer
-    shown = _row_name(model.name, count)
-
-    def fits(row: PromptRow, prompt: str) -> bool:
-        query = encode_query(tokenizer, prompt, asked.choices(row))
-        return not truncate_context(query, scorer.longest)[1]
-
-    prompts = list(write_prompts(template, asked.rows, shots, count, fits))
-    questions = [
-        Question(
-            prompt.text,
-            asked.choices(prompt.row),
-            asked.labels.index(prompt.row.label or ""),
-            template.prior,
-            prompt.row.source,
-        )
-        for prompt in prompts
-    ]
-    dropped = [prompt.dropped for prompt in prompts]
-    outcomes, cut = [], 0
-    for outcome, lost in ask(scorer, tokenizer, questions):
-        outcomes.append(outcome)
-        cut += lost > 0
-        reporter.progress(f"prompts to {shown}", len(outcomes), len(questions))
-    if any(dropped):
-        notes.append(
-            f"{shown}: in {np.count_nonzero(dropped):,} of {len(questions):,} prompts not all "
-            f"examples fit into the {scorer.longest} tokens that the model reads at once; there "
-            f"are {count - np.mean(dropped):.1f} on average"
-        )
-    if cut:
-        notes.append(
-            f"{shown}: {cut:,} of {len(questions):,} prompts are longer even without examples than "
-            f"the {scorer.longest} tokens that the model reads at once, and lost their beginning"
-        )
-    return outcomes
-
-
-def _probabilities(outcomes: Sequence[ChoiceScores], way: str) -> NDArray[np.float64]:
-    scores = np.array([SCORES[way](outcome) for outcome in outcomes])
-    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return scores / scores.sum(axis=1, keepdims=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.errors import UsageError
+from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.choices import ChoiceScores, Question
 from llmctl.formats.description import NEXT_TOKEN_KINDS
 from llmctl.inference.ngram_decoder import NgramScorer
@@ -19,7 +19,9 @@ from llmctl.inference.scoring import (
     QueryScores,
     Scorer,
     encode_query,
+    truncate_context,
 )
+from llmctl.inference.templates import PromptTemplate
 from llmctl.inference.weights import WeightType, prepare
 from llmctl.tasks.evaluation import FOR_SOURCES, Evaluator
 from llmctl.tasks.opened import OpenedModel
@@ -64,13 +66,45 @@ class LanguageEvaluator(Evaluator):
     def scorer(self, model: OpenedModel, dtype: WeightType | None = None) -> Scorer:
         """A model that is ready to score texts. dtype: where it isn't as asked for; an n-gram model
         has none."""
-        if model.kind == "ngram":
-            return DividedScorer(NgramScorer(model.folder.ngram()))
-        dtype = dtype or self.config.dtype
-        lm = model.folder.causal_lm().to(choose_device(self.config.device, "--device"))
-        # As trained, fp32 needs no other form: that of writing is for few rows at once.
-        head = None if dtype == "fp32" else prepare(lm, dtype, rows=SCORING_ROWS)
-        return DividedScorer(CausalScorer(lm, longest=model.folder.max_length, head=head))
+        return scorer_of(model, self.config.device, dtype or self.config.dtype)
+
+
+def scorer_of(model: OpenedModel, device: str, dtype: WeightType = "fp32") -> Scorer:
+    """A model that is ready to score texts, which several processes divide."""
+    if model.kind == "ngram":
+        return DividedScorer(NgramScorer(model.folder.ngram()))
+    lm = model.folder.causal_lm().to(choose_device(device, "--device"))
+    # As trained, fp32 needs no other form: that of writing is for few rows at once.
+    head = None if dtype == "fp32" else prepare(lm, dtype, rows=SCORING_ROWS)
+    return DividedScorer(CausalScorer(lm, longest=model.folder.max_length, head=head))
+
+
+class CausalAsker:
+    """A language model that says how likely words are behind a prompt."""
+
+    cuts = "their beginning"
+
+    def __init__(
+        self, model: OpenedModel, device: str = "auto", dtype: WeightType = "fp32"
+    ) -> None:
+        self.name, self.tokenizer = model.name, model.folder.tokenizer
+        self.scorer = scorer_of(model, device, dtype)
+        self.longest = self.scorer.longest
+
+    def check(self, template: PromptTemplate) -> None:
+        """Raises InputError for a template with a place for a word within it."""
+        if template.is_cloze:
+            raise InputError(
+                f"--template {template.path} has a mask, and {self.name} goes on with texts: leave "
+                "{{ mask }} out, and end the input where the label's word follows"
+            )
+
+    def fits(self, prompt: str, choices: Sequence[str]) -> bool:
+        query = encode_query(self.tokenizer, prompt, choices)
+        return not truncate_context(query, self.longest)[1]
+
+    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[ChoiceScores, int]]:
+        return ask(self.scorer, self.tokenizer, questions)
 
 
 class DividedScorer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from llmctl.models.heads.classify import Classifier
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.classify.batches import ExampleBatch
 from llmctl.tasks.classify.loss import classification_loss
-from llmctl.tasks.examples import ExamplesData, ExamplesTask
+from llmctl.tasks.examples import ExamplesData, ExamplesTask, labels_in_order
 from llmctl.tasks.finetuning import FinetuneConfig
 from llmctl.training.batches import LossParts
 from llmctl.training.config import TrainingConfig
@@ -56,7 +55,7 @@ class ClassifyTask(ExamplesTask):
 
     def _numbers(self, examples: Sequence[Example]) -> Mapping[str, float]:
         self._counts = Counter(example.label or "" for example in examples)
-        self.labels = _in_order(self._counts)
+        self.labels = labels_in_order(self._counts)
         self._class_weights: Tensor | None = None
         if self.config.class_weights == "balanced":
             counts = [self._counts[label] for label in self.labels]
@@ -106,14 +105,3 @@ class ClassifyTask(ExamplesTask):
     def heads(self, model: nn.Module) -> dict[str, Tensor]:
         assert isinstance(model, Classifier)
         return self.base.spec.export_head("classify", model)
-
-
-def _in_order(counts: Counter[str]) -> list[str]:
-    """Label names in order: by number if all are numbers, else by the alphabet."""
-    try:
-        numbers = {label: float(label) for label in counts}
-    except ValueError:
-        return sorted(counts)
-    if any(map(math.isnan, numbers.values())):  # nan has no place among numbers
-        return sorted(counts)
-    return sorted(counts, key=lambda label: (numbers[label], label))

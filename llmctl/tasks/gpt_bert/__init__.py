@@ -23,3 +23,8 @@ class GptBertEntry(CausalLMEntry):
         from llmctl.tasks.gpt_bert.predict import NextMaskPredictor
 
         return NextMaskPredictor
+
+    def asker(self) -> Any:
+        from llmctl.tasks.causal_lm.scoring import CausalAsker
+
+        return CausalAsker

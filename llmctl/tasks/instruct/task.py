@@ -71,6 +71,7 @@ class InstructTask(FinetuningTask):
 
     config: InstructConfig
     config_type = InstructConfig
+    lacks = "and doesn't write text; --task instruct needs a GPT, a Llama or a nanochat model"
     peft_task: ClassVar[str] = "CAUSAL_LM"
 
     def __init__(

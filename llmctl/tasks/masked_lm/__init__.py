@@ -20,9 +20,15 @@ class MaskedLMEntry(TaskEntry):
         return MaskedPretraining
 
     def evaluators(self) -> Sequence[Any]:
+        from llmctl.tasks.cloze.evaluate import ClozeEvaluator
         from llmctl.tasks.masked_lm.evaluate import MaskedEvaluator
 
-        return (MaskedEvaluator,)
+        return (ClozeEvaluator, MaskedEvaluator)
+
+    def asker(self) -> Any:
+        from llmctl.tasks.cloze.asking import ClozeAsker
+
+        return ClozeAsker
 
     def predictor(self) -> Any:
         from llmctl.tasks.masked_lm.predict import MaskPredictor

@@ -23,3 +23,8 @@ class NgramEntry(CausalLMEntry):
         from llmctl.tasks.ngram.generate import NgramContinuation
 
         return NgramContinuation
+
+    def asker(self) -> Any:
+        from llmctl.tasks.causal_lm.scoring import CausalAsker
+
+        return CausalAsker

@@ -118,6 +118,7 @@ class Seq2SeqTask(FinetuningTask):
 
     config: Seq2SeqConfig
     config_type = Seq2SeqConfig
+    lacks = "and doesn't write text; --task seq2seq needs a GPT, a Llama or a nanochat model"
     backbones = ("decoder", "encoder-decoder")
     peft_task: ClassVar[str] = "SEQ_2_SEQ_LM"
 
