@@ -139,6 +139,7 @@ def train(
         existing,
         task.config.training,
         prepare=prepare,
+        ready=partial(task.before_training, reporter=reporter),
         export=task.export,
         reporter=reporter,
         profile=profile,

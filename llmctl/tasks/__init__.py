@@ -10,11 +10,13 @@ from llmctl.tasks.causal_lm import CausalLMEntry
 from llmctl.tasks.classify import ClassifyEntry
 from llmctl.tasks.cloze import ClozeEntry
 from llmctl.tasks.denoise import DenoiseEntry
+from llmctl.tasks.dpo import DpoEntry
 from llmctl.tasks.electra import ElectraEntry
 from llmctl.tasks.embed import EmbedEntry
 from llmctl.tasks.entry import TaskEntry
 from llmctl.tasks.gpt_bert import GptBertEntry
 from llmctl.tasks.instruct import InstructEntry
+from llmctl.tasks.kto import KtoEntry
 from llmctl.tasks.masked_lm import MaskedLMEntry
 from llmctl.tasks.ngram import NgramEntry
 from llmctl.tasks.regress import RegressEntry
@@ -36,6 +38,8 @@ TASKS: dict[str, TaskEntry] = {
         GptBertEntry(),
         NgramEntry(),
         InstructEntry(),
+        DpoEntry(),
+        KtoEntry(),
         Seq2SeqEntry(),
         EmbedEntry(),
         SimcseEntry(),

@@ -24,6 +24,7 @@ from llmctl.errors import UsageError
 from llmctl.formats.base import Pretrained
 from llmctl.reporting.reporter import Reporter
 from llmctl.training.batches import LossParts, TensorBatch
+from llmctl.training.device import Machine
 from llmctl.training.progress import Progress
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.identity import Identity
@@ -139,6 +140,11 @@ class NetworkTask(Task):
         """Figures of a validation, with what follows from them; the ``criterion``, or the loss,
         says which weights are best."""
         return values
+
+    def before_training(self, folder: Path, machine: Machine, reporter: Reporter) -> None:
+        """Compute what the losses need besides the network, before the first step of each start.
+        folder: the run's, to keep it in. All processes call it."""
+        return
 
     def compiles_on(self, device: torch.device) -> bool:
         """Whether kernels of its own may make it faster there: not where shapes keep changing."""

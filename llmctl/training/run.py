@@ -37,6 +37,7 @@ from llmctl.workspace.runs import METRICS, RunRecorder, SilentRecorder
 MODEL, ADAPTER, PROFILE_FOLDER = "model", "adapter", "profile"
 """Folders of a run: what was trained, what LoRA added to it, and where the time of a step went."""
 
+Ready = Callable[[Path, Machine], None]
 Prepare = Callable[[Machine, CheckpointStore, StopFlag], Trainer]
 ExportModel = Callable[[nn.Module, Progress, Path], dict[str, Any]]
 Judge = Callable[[dict[str, Any]], dict[str, Any]]
@@ -49,6 +50,7 @@ def run_training(
     config: TrainingConfig,
     *,
     prepare: Prepare,
+    ready: Ready = lambda folder, machine: None,
     export: ExportModel,
     reporter: LoggedReporter,
     profile: bool = False,
@@ -58,7 +60,8 @@ def run_training(
 ) -> Artefact:
     """Train a run to its end: start it, or go on from its newest whole checkpoint.
 
-    prepare: builds the trainer. export: writes the folder of a model and returns figures for the
+    prepare: builds the trainer. ready: computes what the steps need besides, once the run's folder
+    is there. export: writes the folder of a model and returns figures for the
     manifest's summary. profile: trace some steps. expected_seconds: of the training where it is not
     compiled; None where its shapes are no good to compile for. judge: returns what the figures
     mean, to be kept with them. before: the manifest of ``existing`` where that is finished and is
@@ -79,7 +82,7 @@ def run_training(
     ):
         # Before anything is written, so that all have found the same.
         _check_all_see(folder, existing, world)
-        run = _Run(folder, manifest, world, store, stop, reporter, prepare)
+        run = _Run(folder, manifest, world, store, stop, reporter, prepare, ready)
         if existing is None:
             make_trainer = run.begin(choose_machine(config, world, expected_seconds))
         else:
@@ -109,9 +112,11 @@ class _Run:
     stop: StopFlag
     reporter: LoggedReporter
     prepare: Prepare
+    ready: Ready
 
     def begin(self, machine: Machine) -> Callable[[], Trainer]:
         """Publish a new run, once its trainer is made; returns what gives that."""
+        self.machine = machine
         summary = {**self.manifest.summary, **machine.document()}
         self.manifest = self.manifest.model_copy(update={"summary": summary})
         trainer = self.prepare(machine, self.store, self.stop)
@@ -128,7 +133,7 @@ class _Run:
             clear_leftovers(self.folder)
             self.store.clear_leftovers()
         self.manifest = extension.longer(self.manifest, before) if before else existing.manifest
-        machine = same_machine(self.manifest, self.world, self.reporter)
+        self.machine = machine = same_machine(self.manifest, self.world, self.reporter)
         make_trainer = partial(self.prepare, machine, self.store, self.stop)
         if before is None:
             return make_trainer
@@ -170,6 +175,7 @@ class _Run:
     def train(self, trainer: Trainer) -> None:
         """Train from the newest checkpoint, or from the beginning, to the end. Raises Interrupted
         where a signal stops it."""
+        self.ready(self.folder, self.machine)
         checkpoint = self.store.load_newest(self.reporter.note)
         if checkpoint is not None:
             trainer.restore(checkpoint)

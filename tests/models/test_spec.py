@@ -174,7 +174,7 @@ def test_no_code_finds_layers_by_their_name():
 
 def test_no_code_decides_by_the_name_of_an_architecture():
     # What others call who speaks, and their tokenizers.
-    others = ("data/tables/conversations.py", "llmctl/tokenizers/")
+    others = ("data/tables/turns.py", "llmctl/tokenizers/")
     for where, node in outside():
         if not any(other in where for other in others):
             assert not decided_by(node) & NAMES, where

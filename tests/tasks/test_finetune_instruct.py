@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmctl.data.tables.conversations import Conversation, Turn
+from llmctl.data.tables.conversations import Conversation
+from llmctl.data.tables.turns import Turn
 from llmctl.tasks.instruct.batches import fit
 from llmctl.tasks.instruct.task import without_context
 from llmctl.tokenizers.chat_template import EncodedChat

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.data.tables.conversations import Conversation, Turn, read_conversations
+from llmctl.data.tables.conversations import Conversation, read_conversations
+from llmctl.data.tables.turns import Turn
 from llmctl.data.text.decoding import ReadOptions
 from llmctl.errors import InputError
 
