@@ -23,8 +23,8 @@ def command(
     data: Path | None = option(
         "What to learn from: labelled texts (CSV, TSV, JSONL, Parquet); instructions and "
         "conversations in Alpaca's, messages' or ShareGPT's layout (JSON, JSONL, Parquet); "
-        "pairs of source and target (a table, or plain text with --target); or a table of texts "
-        "that belong together.",
+        "pairs of source and target (a table, or plain text with --target); a table of texts that "
+        "belong together; answers chosen and rejected, or with a label; or prompts to be answered.",
         show_default="the recipe's data",
     ),
     task: str | None = option(
@@ -66,6 +66,11 @@ def command(
         "texts in one sequence.",
         show_default="decoder",
     ),
+    reward: str | None = option(
+        "With --task grpo: what an answer is worth, number (its last number is the row's), regex, "
+        "json-schema, or a function as FILE.py:NAME; several are written a,b.",
+        show_default="number",
+    ),
     encoding: str | None = options.ENCODING,
     encoding_errors: str | None = options.ENCODING_ERRORS,
     header: str | None = options.HEADER,
@@ -91,8 +96,9 @@ def command(
     json: bool = options.JSON,
     quiet: bool = options.QUIET,
 ) -> None:
-    """Train a pretrained model on labelled texts, on instructions to answer in a chat, or on pairs
-    to translate or summarise. The same command goes on after a stop."""
+    """Train a pretrained model on labelled texts, on instructions to answer in a chat, on pairs to
+    translate or summarise, on preferences, or by rewards. The same command goes on after a
+    stop."""
     asked, start_time = dict(locals()), launch.start_time()
     if not dry_run:
         launch.launch_processes(nproc, max_restarts)

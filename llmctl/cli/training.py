@@ -113,13 +113,17 @@ def _told(summary: Mapping[str, Any], size: str) -> str:
         figures += f" ({figure(last['bits_per_byte'], '.4f')} bits per byte)"
     if "budget" in summary:
         figures += f", predicted {figure(summary['budget']['predicted_loss'], '.2f')}"
+    if "reward" in last:
+        figures = f", reward {figure(last['reward'], '.3f')}"
+    if "preference_accuracy" in last:
+        figures += f", {last['preference_accuracy']:.1%} of pairs in the right order"
     if "accuracy" in last:
         figures += f" and accuracy {last['accuracy']:.1%}"
     if "entity_f1" in last:
         figures += f", entity F1 {last['entity_f1']:.1%}"
     if summary.get("best_step"):
         # Another step may have had a lower loss.
-        judged = next((name for name in ("accuracy", "pearson") if name in last), "loss")
+        judged = next((name for name in ("accuracy", "pearson", "reward") if name in last), "loss")
         judged = "entity F1" if "entity_f1" in last else judged
         figures += f" at step {summary['best_step']}, the best by {judged}"
     steps, seconds = f"{summary['steps']:,} steps", f"in {summary['seconds']:.0f} s"

@@ -248,6 +248,7 @@ def make_trainer(
         validate=validate if validation else None,
         eval_every=task.eval_every,
         patience=task.patience,
+        steps_together=task.steps_together,
         keep_best=task.keeps_best,
         compiled=machine.compiled,
         matrix_flops=matrix_flops,

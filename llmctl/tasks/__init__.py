@@ -15,6 +15,7 @@ from llmctl.tasks.electra import ElectraEntry
 from llmctl.tasks.embed import EmbedEntry
 from llmctl.tasks.entry import TaskEntry
 from llmctl.tasks.gpt_bert import GptBertEntry
+from llmctl.tasks.grpo import GrpoEntry
 from llmctl.tasks.instruct import InstructEntry
 from llmctl.tasks.kto import KtoEntry
 from llmctl.tasks.masked_lm import MaskedLMEntry
@@ -40,6 +41,7 @@ TASKS: dict[str, TaskEntry] = {
         InstructEntry(),
         DpoEntry(),
         KtoEntry(),
+        GrpoEntry(),
         Seq2SeqEntry(),
         EmbedEntry(),
         SimcseEntry(),

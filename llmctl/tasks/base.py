@@ -117,6 +117,12 @@ class NetworkTask(Task):
         return 0
 
     @property
+    def steps_together(self) -> int:
+        """Steps that share what no checkpoint keeps: it stops, and is saved, between such groups
+        of them only."""
+        return 1
+
+    @property
     def rate_scale(self) -> dict[str, float]:
         """Factors of the learning rate by a part's name; 1 where it isn't named."""
         return {}

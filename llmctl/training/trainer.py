@@ -62,6 +62,7 @@ class Trainer(Stepper):
         validate: Callable[[], dict[str, float]] | None = None,
         eval_every: int = 0,
         patience: int = 0,
+        steps_together: int = 1,
         keep_best: bool = False,
         rate_scale: dict[str, float] | None = None,
         compiled: bool = False,
@@ -71,6 +72,7 @@ class Trainer(Stepper):
     ) -> None:
         """total_steps: None if only the time limits the run. patience: validations after the
         warm-up that better neither the criterion nor the loss before an early stop; 0: never.
+        steps_together: steps between which it neither stops nor saves.
         keep_best: keep the weights that were the best at a validation. compiled: make kernels for
         the model's body. matrix_flops: a second, of this process's device, to tell how much of it
         is used."""
@@ -81,6 +83,7 @@ class Trainer(Stepper):
         self.total_steps, self._store = total_steps, store
         self._evaluate, self._eval_every = validate, eval_every
         self._patience, self._keep_best = patience, keep_best
+        self._together = steps_together
         self._matrix_flops, self._should_stop = matrix_flops, should_stop
         if self._shared:
             store.enable_sharded()
@@ -189,6 +192,7 @@ class Trainer(Stepper):
                 progress.ended = last
                 # 6. A checkpoint. One process alone needs not wait for the next step to stop.
                 stop = stops > 0 or (self.world.size == 1 and self._should_stop())
+                stop = stop and progress.step % self._together == 0
                 yield from self._save_if_due(stop, last)
                 if last and not progress.validation_due:
                     break
@@ -241,7 +245,7 @@ class Trainer(Stepper):
             progress.step % every == 0
             if every
             else progress.elapsed - saved_at >= self.config.checkpoint_seconds
-        )
+        ) and progress.step % self._together == 0
         # What led to a gradient that is not finite must not replace a good checkpoint.
         if not (stop or due or last) or saved_step == progress.step or self._skipped:
             return

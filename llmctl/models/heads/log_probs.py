@@ -22,7 +22,8 @@ from llmctl.models.heads.cross_entropy import rows_at_a_time
 def token_log_probs(
     model: Any, hidden_MD: Tensor, tokens_M: Tensor, *, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token in nats, and the entropy (without a gradient) of what it was drawn from.
+    """Log-probability of each token in nats, and the entropy of what it was drawn from, which has
+    no gradient.
 
     model: a ``CausalLM``. hidden_MD: the hidden state before each token. temperature: what logits
     are divided by. Both are (M,), in fp32.

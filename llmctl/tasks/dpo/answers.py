@@ -99,7 +99,8 @@ def paired_rows(
 def answer_log_probs(
     model: Any, input_ids_AT: Tensor, labels_AT: Tensor, mask_AT: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each answer given what is said before it (A,), in nats, and its tokens (A,)."""
+    """Log-probability of each answer given what is said before it (A,), in nats, and its tokens
+    (A,)."""
     hidden_ATD = read_padded(model.body, input_ids_AT, mask_AT)
     scored_AT = labels_AT != IGNORED
     log_probs_M, _ = token_log_probs(model, hidden_ATD[scored_AT], labels_AT[scored_AT])

@@ -46,9 +46,9 @@ def reference_log_probs(
     machine: Machine,
     reporter: Reporter,
 ) -> Tensor:
-    """Log-probability of each answer under the reference (A,), in nats: those that a run's folder keeps,
-    where they are of the same model and answers and whole; otherwise computed, and kept there. All
-    processes must call it, which divide the work."""
+    """Log-probability of each answer under the reference (A,), in nats: those that a run's folder
+    keeps, where they are of the same model and answers and whole; otherwise computed, and kept
+    there. All processes must call it, which divide the work."""
     of = _digest(base, answers, machine)
     path, found = folder / REFERENCE, None
     if path.exists():
@@ -70,7 +70,7 @@ def reference_log_probs(
 
 
 def _digest(base: Pretrained, answers: Sequence[EncodedAnswer], machine: Machine) -> str:
-    """Of all that decides the figures."""
+    """The digest of all that decides the figures."""
     hashed = hashlib.sha256()
     for answer in answers:
         hashed.update(np.asarray([len(answer.ids), answer.start]).tobytes())

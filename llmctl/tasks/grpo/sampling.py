@@ -1,0 +1,74 @@
+"""Answers that a model in training tries: written by the engine that writes texts.
+
+A token is drawn by the seed, the step, the prompt's place in the batch, the answer's number and the
+place in the text: however the batch is divided among processes and parts, the same is drawn.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+
+from llmctl.data.random import key_of
+from llmctl.inference.decoder import CausalDecoder
+from llmctl.inference.decoding import CompiledSamplingParams, Completion, GenerationConfig, generate
+from llmctl.inference.weights import prepare
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.tokenizers import Tokenizer
+from llmctl.tokenizers.chat_template import ChatTemplate
+from llmctl.training.adapters.lora import merge
+
+
+class AnswerSampler:
+    """Writes answers with a model as it is now."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        *,
+        longest: int,
+        max_new_tokens: int,
+        at_once: int,
+        seed: int,
+    ) -> None:
+        """longest: tokens of a prompt with its answer. at_once: answers that are written together.
+        Raises InputError if the template gives an answer no end."""
+        self._tokenizer = copy.copy(tokenizer)
+        self._tokenizer.special = {**tokenizer.special, "turn_end": template.answer_end}
+        self._longest, self._max_new_tokens = longest, max_new_tokens
+        self._at_once, self._seed = at_once, seed
+
+    def __call__(
+        self,
+        model: CausalLM,
+        prompts: Sequence[Sequence[int]],
+        *,
+        first: int = 0,
+        rollout: int = 0,
+        count: int = 1,
+        temperature: float = 0.0,
+    ) -> list[list[Completion]]:
+        """So many answers to each prompt. first: the place of the first in its batch. rollout: the
+        batch's number. temperature: 0 is the likeliest token always."""
+        config = GenerationConfig(
+            max_new_tokens=self._max_new_tokens,
+            temperature=temperature,
+            num_samples=count,
+            seed=key_of(self._seed, "rollout", rollout) >> 1,  # a seed has 63 bits
+        )
+        device = model.output_weight.device
+        low = torch.is_autocast_enabled(device.type)
+        rows = min(self._at_once, len(prompts) * count)
+        # The form in which weights are read fastest is not that of training.
+        writer = copy.deepcopy(model).requires_grad_(False).eval()
+        merge(writer)
+        with torch.autocast(device.type, enabled=False), torch.no_grad():
+            head = prepare(writer, "bf16" if low else "fp32", rows=rows)
+            decoder = CausalDecoder(
+                writer, longest=self._longest, head=head, tokenizer=self._tokenizer
+            )
+            rules = CompiledSamplingParams(config, self._tokenizer)
+            return list(generate(decoder, prompts, rules, batch_size=self._at_once, first=first))
