@@ -81,6 +81,15 @@ def command(
     class_weights: str | None = option(
         "How classes weigh: none, all alike, or balanced, rare ones more."
     ),
+    multi_label: bool = flag(
+        "With --task classify: a text has any number of labels, in a list or behind one another "
+        "(a|b).",
+        "--multi-label",
+    ),
+    ordinal: bool = flag(
+        "With --task classify: the labels are in an order, by their numbers or by --set order=a,b.",
+        "--ordinal",
+    ),
     keep_checkpoints: str | None = options.KEEP_CHECKPOINTS,
     seed: int | None = options.SEED,
     name: str | None = options.NAME,

@@ -82,6 +82,39 @@ def tfidf_logistic_regression(
     return probabilities
 
 
+ONE_VS_REST_STRENGTH = 10.0
+"""C of a label's logistic regression where there are several: one of ``STRENGTHS``, as a choice for
+each label takes as many fits."""
+
+
+def tfidf_one_vs_rest(
+    train_texts: Sequence[str], train_NC: NDArray[np.bool_], test_texts: Sequence[str]
+) -> NDArray[np.float64]:
+    """The probability of each of several labels for the test texts, (len(test_texts), C): a
+    logistic regression for each. Raises UsageError where scikit-learn isn't installed."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        raise UsageError(
+            "the TF-IDF baseline needs scikit-learn; install it with: pip install 'llmctl[eval]'"
+        ) from None
+    found = np.tile(train_NC.mean(0), (len(test_texts), 1))
+    vectoriser = TfidfVectorizer(sublinear_tf=True, **tfidf_features(train_texts))
+    try:
+        train = vectoriser.fit_transform(train_texts)
+    except ValueError:  # not one word in the training texts, so nothing to learn from
+        return found
+    test = vectoriser.transform(test_texts)
+    with threadpool_limits(limits=1, user_api="blas"):
+        for label, true_N in enumerate(train_NC.T):
+            if true_N.any() and not true_N.all():
+                model = LogisticRegression(max_iter=2000, C=ONE_VS_REST_STRENGTH)
+                found[:, label] = model.fit(train, true_N).predict_proba(test)[:, 1]
+    return found
+
+
 def tfidf_features(texts: Sequence[str]) -> dict[str, object]:
     """What a feature is in such texts, as arguments of TfidfVectorizer."""
     if is_unspaced(texts):

@@ -118,20 +118,23 @@ def report(
     true_N: ArrayLike,
     label_names: Sequence[str],
     *,
+    predicted_N: ArrayLike | None = None,
     resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
     """Everything said about a classifier, as JSON values.
 
-    Predicted is the most probable class, the first of equals. A resample that misses a rare class
+    predicted_N: what is given for each example; by default the most probable class, the first of
+    equals. A resample that misses a rare class
     has its macro F1 over the classes left. Raises ValueError if shapes differ, there are no
     examples, or a probability isn't one.
     """
     probabilities, true = _checked(probabilities_NC, true_N)
     if len(label_names) != probabilities.shape[1]:
         raise ValueError(f"{len(label_names)} label names for {probabilities.shape[1]} classes")
-    confusion = confusion_matrix(true, probabilities.argmax(-1), len(label_names))
+    predicted = probabilities.argmax(-1) if predicted_N is None else predicted_N
+    confusion = confusion_matrix(true, predicted, len(label_names))
     precision_C = _ratio(_hits(confusion), confusion.sum(-2))
     recall_C = _ratio(_hits(confusion), confusion.sum(-1))
     f1_C = f1_scores(confusion)

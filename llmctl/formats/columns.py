@@ -9,7 +9,7 @@ What was taken is said, and a model of pairs is never given single texts, nor th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,12 @@ class Finetuned:
         """
         kept = self._kept("text", list)
         if kept is not None:
-            return Columns(tuple(kept["text"]), kept.get("text_pair"), kept.get("label"))
+            return Columns(
+                tuple(kept["text"]),
+                kept.get("text_pair"),
+                kept.get("label"),
+                kept.get("separator"),
+            )
         named = split_columns(self.options.get("text_column"))
         if not named:
             return None
@@ -90,7 +95,13 @@ class Finetuned:
 
 def labelled_record(columns: Columns) -> dict[str, Any]:
     """The columns of a classifier's training, to be kept with the model."""
-    return {"text": list(columns.text), "text_pair": columns.text_pair, "label": columns.label}
+    several = {} if columns.separator is None else {"separator": columns.separator}
+    return {
+        "text": list(columns.text),
+        "text_pair": columns.text_pair,
+        "label": columns.label,
+        **several,
+    }
 
 
 def pair_record(columns: PairColumns) -> dict[str, Any]:
@@ -124,6 +135,7 @@ def labelled_columns(
             tuple(_as_there(name, names) for name in trained.text),
             trained.text_pair and _as_there(trained.text_pair, names),
             trained.label and _as_there(trained.label, names),
+            trained.separator,
         )
         needed = () if text else trained.text
         second = trained.text_pair if pair is None else None
@@ -140,6 +152,7 @@ def labelled_columns(
         need_label=need_label,
         reading=reading,
     )
+    columns = replace(columns, separator=trained.separator if trained else None)
     if trained is not None:
         _check_pair(model.name, path, columns, trained, requested)
     if not names:

@@ -152,7 +152,7 @@ def _way(model: OpenedModel, files: Files, config: EvaluateConfig) -> type[Evalu
     found = next(ways, None)
     if found is None:
         raise InputError(f"{model.name} is {model.described}, and nothing measures such a model")
-    return found
+    return found.for_model(model)
 
 
 def read_report(path: Path) -> Report:

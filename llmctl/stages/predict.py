@@ -38,7 +38,7 @@ def open_predictor(
     if predictor is None:
         answering = [MODEL_KINDS[n] for n, t in TASKS.items() if t.predictor() is not None]
         raise InputError(f"{start} is {model.described}; give {' or '.join(answering)}")
-    return predictor(model, device)
+    return predictor.for_model(model)(model, device)
 
 
 def predict(

@@ -189,6 +189,11 @@ class Evaluator(ABC):
         """Whether files and options ask for this way, of several for the same models."""
         return True
 
+    @classmethod
+    def for_model(cls, model: OpenedModel) -> type[Self]:
+        """The class that measures a model, where that is one of several."""
+        return cls
+
     @abstractmethod
     def choose(self) -> None:
         """Check what was given, and find the data."""

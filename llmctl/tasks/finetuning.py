@@ -111,6 +111,11 @@ class FinetuningTask(NetworkTask):
         return build(cls.config_type, defaults, *layers)
 
     @classmethod
+    def variant(cls, config: Any) -> type[Self]:
+        """The class that does what a configuration asks for, where that is one of several."""
+        return cls
+
+    @classmethod
     def kinds(cls, config: Any) -> tuple[str, ...]:
         """What a model must do that it can start from; (): whatever it does."""
         return ()

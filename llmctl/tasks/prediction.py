@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -41,6 +41,11 @@ class Predictor(ABC):
         self.model, self.folder = model, model.folder
         self.device = choose_device(device, "--device")
 
+    @classmethod
+    def for_model(cls, model: OpenedModel) -> type[Self]:
+        """The class that answers for a model, where that is one of several."""
+        return cls
+
     def alone(self, texts: Sequence[str]) -> Iterator[Example]:
         """Single texts. Raises UsageError for a model of pairs."""
         return iter([Example(text, None, None, f"text {n}") for n, text in enumerate(texts, 1)])
@@ -74,6 +79,13 @@ class Predictor(ABC):
     ) -> Iterator[TextAnswer]:
         """Answers in the order of the texts, as they are computed; several processes divide the
         texts. top: alternatives that are found where there are many."""
+
+
+def sigmoid(logits: Tensor) -> Tensor:
+    """Probabilities of each, in fp64. Raises InputError if there are none."""
+    if not torch.isfinite(logits).all():
+        raise InputError(LOGITS_NOT_FINITE)
+    return logits.double().sigmoid()
 
 
 def softmax(logits: Tensor) -> Tensor:

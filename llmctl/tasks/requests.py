@@ -232,7 +232,7 @@ class FinetuneRequest(Request):
 
     @property
     def task(self) -> Any:
-        return finetuning_task(self.config.task)
+        return finetuning_task(self.config.task).variant(self.config)
 
     def open(self, workspace: Workspace, reporter: Reporter) -> Sources:
         scratch, config = self.start == SCRATCH, self.config

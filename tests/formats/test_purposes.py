@@ -24,10 +24,10 @@ from tests.foreign_models import save_model
 pytest.importorskip("transformers")
 
 OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "several labels": (
+    "several numbers": (
         "BertForSequenceClassification",
-        {"num_labels": 3, "problem_type": "multi_label_classification"},
-        "multi_label_classification",
+        {"num_labels": 3, "problem_type": "regression"},
+        "regression",
     ),
     "choices": ("BertForMultipleChoice", {}, "BertForMultipleChoice"),
     "spans": ("BertForQuestionAnswering", {}, "BertForQuestionAnswering"),

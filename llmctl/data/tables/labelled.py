@@ -6,6 +6,7 @@ error says which options to give.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from llmctl.data.tables.rows import RowReader, TableRow
 from llmctl.data.text.decoding import DEFAULT, ReadOptions, text_lines
 from llmctl.data.text.files import by_lower, is_table, named, split_columns
 from llmctl.errors import InputError, UsageError, did_you_mean
+from llmctl.parsing import Malformed, parse_json
 
 LABEL_NAMES = (
     "label", "labels", "class", "category", "target", "sentiment", "topic", "intent", "emotion",
@@ -60,6 +62,9 @@ class Columns:
     text: tuple[str, ...]
     text_pair: str | None
     label: str | None
+    separator: str | None = None
+    """What stands between several labels of a text; None: each has one. An example's label is then
+    a JSON list of them; lists in the file are read whatever the separator."""
 
     def describe(self) -> str:
         """For the line that says what was chosen."""
@@ -168,6 +173,7 @@ def read_examples(
         tuple(reader.column("--text-column", name) for name in columns.text),
         columns.text_pair and reader.column("--text-pair-column", columns.text_pair),
         columns.label and reader.column("--label-column", columns.label),
+        columns.separator,
     )
     keys = [key for key in (*wanted.text, wanted.text_pair, wanted.label) if key]
     for row in reader.rows(keys):
@@ -182,8 +188,34 @@ def example_of(row: TableRow, columns: Columns) -> Example:
         pair = _text(row.values.get(columns.text_pair), row.source)
     label = None
     if columns.label is not None:
-        label = _label(row.values.get(columns.label), row.source, columns.label)
+        value = row.values.get(columns.label)
+        if columns.separator is None:
+            label = _label(value, row.source, columns.label)
+        else:
+            label = _several(value, row.source, columns.label, columns.separator)
     return Example(text, pair, label, row.source)
+
+
+def _several(value: Any, source: str, column: str, separator: str) -> str:
+    """Any number of labels as a JSON list, each once."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            value = parse_json(value)
+        except Malformed as error:
+            raise InputError(f"{source}: {column} is no JSON list ({error}); mend it") from None
+    if isinstance(value, str):
+        value = [part for part in value.split(separator) if part.strip()]
+    if value is None or value != value:
+        value = []
+    parts = value if isinstance(value, list | tuple) else [value]
+    names = dict.fromkeys(_label(part, source, column) for part in parts)
+    return json.dumps(list(names), ensure_ascii=False)
+
+
+def labels_of(label: str | None) -> list[str]:
+    """The labels of an example that has any number of them."""
+    names: list[str] = json.loads(label or "[]")
+    return names
 
 
 def _first(
@@ -252,7 +284,7 @@ def _label(value: Any, source: str, column: str) -> str:
     if isinstance(value, list | dict | tuple | bytes):
         raise InputError(
             f"{source}: {column} is {type(value).__name__}, and an example has one label; give "
-            "one label a row, as text or a number"
+            "one label a row, as text or a number, or finetune with --multi-label"
         )
     if isinstance(value, float) and value.is_integer():
         value = int(value)

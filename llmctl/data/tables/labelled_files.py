@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llmctl.config import ColumnName
-from llmctl.data.tables.labelled import Columns, Example, read_examples, resolve_columns
+from llmctl.data.tables.labelled import (
+    Columns,
+    Example,
+    labels_of,
+    read_examples,
+    resolve_columns,
+)
 from llmctl.data.tables.labels import doubts, without_label
 from llmctl.data.text import hashing
 from llmctl.data.text.decoding import DEFAULT, ReadConfig, ReadOptions
@@ -74,6 +81,21 @@ def with_label(
         )
         return [example for example in examples if example.label != none]
     return list(examples)
+
+
+SEPARATORS = ("|", ";", ",")
+
+
+def find_separator(data: Path, columns: Columns, reading: ReadOptions = DEFAULT) -> str:
+    """What stands between the labels of a text: the first of ``SEPARATORS`` that is in one; of
+    lists, and where none is, the first."""
+    # A line end divides nothing: lists come as they are, other cells whole.
+    whole = replace(columns, separator="\n")
+    cells = [labels_of(example.label) for example in read_examples(data, whole, reading=reading)]
+    single = [cell[0] for cell in cells if len(cell) == 1]
+    if any(len(cell) > 1 for cell in cells):
+        single = []
+    return next((s for s in SEPARATORS if any(s in cell for cell in single)), SEPARATORS[0])
 
 
 def is_held_out(example: Example, share: float) -> bool:

@@ -2,7 +2,7 @@
 
 llmctl writes ``llmctl_task``; others say the class, ``architectures``, and what the numbers of a
 classification's head stand for. A head that is none of those known here (of tokens, of answers to
-choose from, of a regression, of several labels at once) looks like one that is.
+choose from, of a regression) looks like one that is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmctl.formats.description import TASK, Purpose, PurposeError
+from llmctl.formats.description import MULTI_LABEL, TASK, Purpose, PurposeError
 from llmctl.models.config_json import shown
 from llmctl.models.heads import HEADS
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
@@ -75,12 +75,12 @@ def _of_class(
         single = count == 1 or (isinstance(labels, dict) and len(labels) == 1)
         if single and problem in (None, "regression"):  # as transformers takes one label
             return Purpose("regress")
-        if problem not in (None, "single_label_classification"):
+        if problem not in (None, "single_label_classification", MULTI_LABEL):
             return Purpose(
                 None,
-                f"problem_type is {shown(problem)} of {count} labels; a classifier that gives each "
-                "text one label, and a regression of one number, are supported",
+                f"problem_type is {shown(problem)} of {count} labels; classifiers that give each "
+                "text one label or several, and a regression of one number, are supported",
             )
-        if single:
+        if single and problem != MULTI_LABEL:
             return Purpose(None, "it has one class, so it says the same of every text")
     return Purpose(kind)

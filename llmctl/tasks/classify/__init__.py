@@ -21,8 +21,9 @@ class ClassifyEntry(TaskEntry):
 
     def evaluators(self) -> Sequence[Any]:
         from llmctl.tasks.classify.evaluate import ClassifierEvaluator
+        from llmctl.tasks.classify.evaluate_several import MultiLabelEvaluator, OrdinalEvaluator
 
-        return (ClassifierEvaluator,)
+        return (ClassifierEvaluator, MultiLabelEvaluator, OrdinalEvaluator)
 
     def predictor(self) -> Any:
         from llmctl.tasks.classify.predict import ClassPredictor

@@ -24,7 +24,9 @@ from llmctl.models.heads.classify import Classifier
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.visible import visible
 from llmctl.tasks.classify.batches import collate, cut_in_use
-from llmctl.tasks.prediction import Predictor, softmax
+from llmctl.tasks.classify.labels import gives_several, is_ordinal
+from llmctl.tasks.opened import OpenedModel
+from llmctl.tasks.prediction import Predictor, sigmoid, softmax
 from llmctl.tasks.training_data import seen_in_training
 from llmctl.training.distributed.processes import get_world
 
@@ -60,14 +62,32 @@ class Prediction:
         """The likeliest class, so many with their shares, and the text's beginning."""
         best = list(self.probabilities.items())[:top]
         ranking = "  ".join(f"{visible(label)} {share:.1%}" for label, share in best)
-        shown = self.text if len(self.text) <= SHOWN else f"{self.text[: SHOWN - 1]}…"
-        yield f"{visible(self.label)}\t{ranking}\t{visible(' '.join(shown.split()))}"
+        yield f"{visible(self.label)}\t{ranking}\t{beginning_of(self.text)}"
+
+
+def beginning_of(text: str) -> str:
+    """The beginning of a text in a line."""
+    shown = text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+    return visible(" ".join(shown.split()))
 
 
 class ClassPredictor(Predictor):
     """A classifier that is ready for texts."""
 
     kinds = ("classify",)
+
+    @classmethod
+    def for_model(cls, model: OpenedModel) -> Any:
+        """That of several labels, or of ordered ones."""
+        from llmctl.tasks.classify import answers
+
+        if gives_several(model.folder):
+            return answers.LabelSetPredictor
+        return answers.OrdinalPredictor if is_ordinal(model.folder) else cls
+
+    def answer(self, prediction: Prediction) -> Any:
+        """What is said of a text, by its classes' probabilities."""
+        return prediction
 
     def alone(self, texts: Sequence[str]) -> Iterator[Example]:
         check_single(self.model)
@@ -90,14 +110,14 @@ class ClassPredictor(Predictor):
         """The classes of each text, all of them."""
         folder, labels = self.folder, self.folder.labels or []
         classifier, pad = folder.classifier().to(self.device), pad_token(folder.tokenizer)
-        count, cut = 0, 0
+        count, cut, several = 0, 0, gives_several(folder)
 
         def classified(part: Iterable[Example], first: int) -> Iterator[tuple[Prediction, bool]]:
             for block in in_blocks(part):
                 encoded = encode_examples(
                     folder.tokenizer, block, folder.max_length, pad=folder.end_padding
                 )
-                found_BC = class_probabilities(classifier, encoded, pad)
+                found_BC = class_probabilities(classifier, encoded, pad, several=several)
                 for example, ids, row in zip(block, encoded, found_BC, strict=True):
                     ranked = sorted(
                         zip(labels, row.tolist(), strict=True), key=lambda pair: -pair[1]
@@ -112,16 +132,18 @@ class ClassPredictor(Predictor):
         )
         for prediction, was_cut in answers:
             count, cut = count + 1, cut + was_cut
-            yield prediction
+            yield self.answer(prediction)
         if cut and reporter is not None:
             reporter.note(cut_in_use(cut, count, folder))
 
 
 @torch.inference_mode()
 def class_probabilities(
-    model: Classifier, examples: Sequence[EncodedExample], pad: int
+    model: Classifier, examples: Sequence[EncodedExample], pad: int, *, several: bool = False
 ) -> NDArray[np.float64]:
-    """Softmax probabilities (B, C) in the order given."""
+    """Probabilities (B, C) in the order given: a softmax over the classes, or where a text may have
+    several labels, of each."""
+    share = sigmoid if several else softmax
     model.eval()
     device = next(model.parameters()).device
     order = np.argsort([len(example.ids) for example in examples], kind="stable")
@@ -129,7 +151,7 @@ def class_probabilities(
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
         batch = collate([examples[row] for row in rows], pad).to(device)
-        result[rows] = softmax(model(*batch.inputs)).cpu().numpy()
+        result[rows] = share(model(*batch.inputs)).cpu().numpy()
     return result
 
 

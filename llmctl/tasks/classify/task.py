@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.data.tables.labelled import Example
@@ -16,7 +16,7 @@ from llmctl.data.tables.labelled_files import read_labelled
 from llmctl.data.text.decoding import ReadOptions
 from llmctl.errors import InputError
 from llmctl.formats.columns import labelled_record
-from llmctl.formats.description import COLUMNS
+from llmctl.formats.description import COLUMNS, PROBLEM
 from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.models.heads.classify import Classifier
 from llmctl.reporting.reporter import Reporter
@@ -26,6 +26,14 @@ from llmctl.tasks.examples import ExamplesData, ExamplesTask, labels_in_order
 from llmctl.tasks.finetuning import FinetuneConfig
 from llmctl.training.batches import LossParts
 from llmctl.training.config import TrainingConfig
+
+
+def _order(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+LabelOrder = Annotated[tuple[str, ...], BeforeValidator(_order)]
+"""Labels from low to high: ``low,high``, or a list of them in a recipe."""
 
 
 class ClassifyConfig(FinetuneConfig):
@@ -39,9 +47,36 @@ class ClassifyConfig(FinetuneConfig):
     class_weights: Literal["none", "balanced"] = "none"
     """How classes weigh in the loss. balanced: rare ones more, in inverse proportion to their
     frequency."""
+    multi_label: bool = False
+    """Whether a text has any number of labels, not one."""
+    label_separator: str | None = Field(None, min_length=1)
+    """With multi_label: what stands between a text's labels. Unset: the first of | ; , that is
+    found; lists are read as they are."""
+    ordinal: bool = False
+    """Whether the classes are in an order: by their numbers, or as ``order`` has them."""
+    order: LabelOrder = ()
+    """With ordinal: the labels from low to high, low,middle,high. Unset: by their numbers."""
     training: TrainingConfig = TrainingConfig(
         epochs=20, batch_size=16, warmup=0.1, schedule="linear"
     )
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        if self.multi_label and self.ordinal:
+            raise ValueError(
+                "--multi-label and --ordinal are two things that labels may be; give one of them"
+            )
+        if self.class_weights != "none" and (self.multi_label or self.ordinal):
+            raise ValueError(
+                "class_weights are for classes of which a text has one, in no order; leave it out"
+            )
+        if self.label_separator and not self.multi_label:
+            raise ValueError("label_separator goes with --multi-label; leave it out")
+        if self.order and not self.ordinal:
+            raise ValueError("order goes with --ordinal; leave it out")
+        if len({*self.order}) < len(self.order):
+            raise ValueError("order names a label twice; name each once")
+        return self
 
 
 class ClassifyTask(ExamplesTask):
@@ -49,6 +84,16 @@ class ClassifyTask(ExamplesTask):
 
     config: ClassifyConfig
     config_type = ClassifyConfig
+
+    @classmethod
+    def variant(cls, config: Any) -> Any:
+        """That of several labels, or of ordered ones."""
+        from llmctl.tasks.classify.multilabel import MultiLabelTask
+        from llmctl.tasks.classify.ordinal import OrdinalTask
+
+        if config.multi_label:
+            return MultiLabelTask
+        return OrdinalTask if config.ordinal else cls
 
     def _read(self, reporter: Reporter, reading: ReadOptions) -> list[Example]:
         return read_labelled(self.data, self._columns, reporter, reading)
@@ -97,10 +142,14 @@ class ClassifyTask(ExamplesTask):
         extra = {
             "id2label": {str(number): label for number, label in enumerate(self.labels)},
             "label2id": {label: number for number, label in enumerate(self.labels)},
-            "problem_type": "single_label_classification",
+            **self._description(model),
             **self.folder_fields,
         }
         write_model_folder(folder, model, self._tokenizer, extra)
+
+    def _description(self, model: nn.Module) -> dict[str, Any]:
+        """What the folder says of the classes."""
+        return {PROBLEM: "single_label_classification"}
 
     def heads(self, model: nn.Module) -> dict[str, Tensor]:
         assert isinstance(model, Classifier)
