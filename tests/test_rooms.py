@@ -15,7 +15,7 @@ FLOORS = [
     {"workspace"},
     {"reporting", "tokenizers"},
     {"data", "models"},
-    {"formats", "inference", "evaluation"},
+    {"attribution", "formats", "inference", "evaluation"},
     {"training"},
     {"tasks"},
     {"stages"},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from llmctl.tasks.evaluation import Evaluator
+    from llmctl.tasks.explanation import Explainer
     from llmctl.tasks.generation import TextGenerator
     from llmctl.tasks.prediction import Predictor
 
@@ -53,4 +54,8 @@ class TaskEntry(ABC):
 
     def generator(self) -> type[TextGenerator] | None:
         """What writes texts, if its models do."""
+        return None
+
+    def explainer(self) -> type[Explainer] | None:
+        """What makes of its models' answers a function of the text, to tell which words decided."""
         return None

@@ -68,6 +68,14 @@ RUNS: list[tuple[str, str, int, int, int, int]] = [
     ("shakespeare", "nanochat", 2, 128, 8, 512),
     ("code", "nanochat", 2, 64, 8, 512),
     ("code", "nanochat", 2, 128, 8, 128),
+    ("docs", "modernbert", 2, 64, 8, 512),
+    ("docs", "modernbert", 2, 128, 8, 512),
+    ("docs", "modernbert", 4, 256, 8, 512),
+    ("docs", "modernbert", 2, 128, 32, 384),
+    ("docs", "modernbert", 2, 64, 8, 2048),
+    ("docs", "modernbert", 2, 128, 8, 2048),
+    ("docs", "modernbert", 4, 256, 8, 2048),
+    ("docs", "modernbert", 2, 128, 8, 6144),
 ]
 
 
@@ -185,15 +193,18 @@ def fit(options: argparse.Namespace) -> None:
         record.pop("seconds")
         points.append(Point(shards, arch, layers, width, **record))
     # With Muon at the usual rate too few tokens a step learn less: none of those is chosen.
-    causal = [p for p in [*points, *PUBLISHED] if p.arch != "bert" and p.tokens_per_step > 1500]
+    encoders = {arch: [p for p in points if p.arch == arch] for arch in ("bert", "modernbert")}
+    causal = [
+        p for p in [*points, *PUBLISHED] if p.arch not in encoders and p.tokens_per_step > 1500
+    ]
     # A text and a shape are kept to see how well the law carries over.
     fitted = [point for point in causal if point.shards != "wiki" and point.layers != 3]
     laws, spread = _fit(fitted)
     _report(causal, laws, spread)
-    masked = [point for point in points if point.arch == "bert"]
-    if len(masked) > 3:
-        law, spread = _fit_masked(masked, laws["nanochat"])
-        _report(masked, {"bert": law}, spread)
+    for arch, masked in encoders.items():
+        if len(masked) > 3:
+            law, spread = _fit_masked(masked, laws["nanochat"])
+            _report(masked, {arch: law}, spread)
 
 
 def _predicted(point: Point, law: ScalingLaw) -> float:
@@ -262,7 +273,7 @@ def _fit_masked(points: list[Point], like: ScalingLaw) -> tuple[ScalingLaw, floa
     law = replace(
         like, irreducible=float(e), weights_factor=float(a), tokens_factor=float(b)
     )  # fmt: skip
-    return law, _spread(points, {"bert": law}, 3)
+    return law, _spread(points, {points[0].arch: law}, 3)
 
 
 def _report(points: list[Point], laws: dict[str, ScalingLaw], spread: float) -> None:

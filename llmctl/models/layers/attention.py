@@ -9,6 +9,8 @@ H head width.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +27,43 @@ if TYPE_CHECKING:
 SHORT_ATTENTION = 256
 """Tokens up to which the formula as written beats PyTorch's fused bf16 kernel on a processor,
 whose backward pass is slow: four times at 128, once at 512 (measured on a Xeon with AMX)."""
+
+_recorded: list[Tensor] | None = None
+
+
+@contextmanager
+def recorded_attention() -> Iterator[list[Tensor]]:
+    """Keep the weights (B, N, T, S) of every attention that is computed meanwhile, in order; of
+    packed rows, which have no table of them, nothing."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def attention_weights(
+    q_BNTH: Tensor,
+    k_BKSH: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """The weights softmax(Q Kᵀ / √d_k + mask) in fp32, (B, N, T, S), without a gradient; its
+    arguments are those of ``attention``."""
+    q_BNTH, k_BKSH = q_BNTH.detach(), k_BKSH.detach()
+    k_BNSH = k_BKSH.repeat_interleave(q_BNTH.shape[1] // k_BKSH.shape[1], 1)
+    scores_BNTS = (q_BNTH @ k_BNSH.transpose(-1, -2)).float()
+    scores_BNTS = scores_BNTS * (q_BNTH.shape[-1] ** -0.5 if scale is None else scale)
+    for added in (bias, mask):
+        if added is not None:
+            scores_BNTS = scores_BNTS + added
+    if causal:
+        seen_TS = torch.ones(scores_BNTS.shape[-2:], dtype=torch.bool, device=q_BNTH.device).tril_()
+        scores_BNTS = scores_BNTS.masked_fill(~seen_TS, -math.inf)
+    return scores_BNTS.softmax(-1)
 
 
 def attention(
@@ -50,6 +89,8 @@ def attention(
     share one (Ainslie et al. 2023).
     """
     groups = q_BNTH.shape[1] // k_BKSH.shape[1]
+    if _recorded is not None and packed is None:
+        _recorded.append(attention_weights(q_BNTH, k_BKSH, mask, causal, bias, scale))
     if packed is not None:
         assert bias is None
         assert scale is None

@@ -35,3 +35,8 @@ class CausalLMEntry(TaskEntry):
         from llmctl.tasks.causal_lm.scoring import CausalAsker
 
         return CausalAsker
+
+    def explainer(self) -> Any:
+        from llmctl.tasks.causal_lm.explain import NextWordExplainer
+
+        return NextWordExplainer

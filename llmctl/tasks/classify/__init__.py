@@ -29,3 +29,8 @@ class ClassifyEntry(TaskEntry):
         from llmctl.tasks.classify.predict import ClassPredictor
 
         return ClassPredictor
+
+    def explainer(self) -> Any:
+        from llmctl.tasks.classify.explain import ClassExplainer
+
+        return ClassExplainer

@@ -23,3 +23,8 @@ class EmbedEntry(TaskEntry):
         from llmctl.tasks.embed.evaluate import SimilarityEvaluator
 
         return (SimilarityEvaluator,)
+
+    def explainer(self) -> Any:
+        from llmctl.tasks.embed.explain import SimilarityExplainer
+
+        return SimilarityExplainer

@@ -34,3 +34,8 @@ class MaskedLMEntry(TaskEntry):
         from llmctl.tasks.masked_lm.predict import MaskPredictor
 
         return MaskPredictor
+
+    def explainer(self) -> Any:
+        from llmctl.tasks.masked_lm.explain import MaskExplainer
+
+        return MaskExplainer

@@ -28,3 +28,8 @@ class RegressEntry(TaskEntry):
         from llmctl.tasks.regress.predict import NumberPredictor
 
         return NumberPredictor
+
+    def explainer(self) -> Any:
+        from llmctl.tasks.regress.explain import NumberExplainer
+
+        return NumberExplainer

@@ -34,3 +34,8 @@ class Seq2SeqEntry(TaskEntry):
         from llmctl.tasks.seq2seq.generate import FromSources
 
         return FromSources
+
+    def explainer(self) -> Any:
+        from llmctl.tasks.seq2seq.explain import TargetExplainer
+
+        return TargetExplainer

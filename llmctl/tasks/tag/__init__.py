@@ -28,3 +28,8 @@ class TagEntry(TaskEntry):
         from llmctl.tasks.tag.predict import TagPredictor
 
         return TagPredictor
+
+    def explainer(self) -> Any:
+        from llmctl.tasks.tag.explain import TagExplainer
+
+        return TagExplainer

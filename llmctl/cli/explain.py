@@ -1,0 +1,101 @@
+"""``llmctl explain``."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from llmctl.cli import artefact_names, options
+from llmctl.cli.guard import guarded
+from llmctl.cli.options import argument, flag, option
+from llmctl.errors import UsageError
+
+EXAMPLE = 'Example: llmctl explain reviews "The rooms were small but the view was great"'
+
+
+@guarded
+def command(
+    words: list[str] | None = argument("A run or a model folder, then texts."),
+    start: str | None = option(
+        "The run or model folder, if it isn't the first argument.",
+        "--from",
+        autocompletion=artefact_names.RUNS,
+    ),
+    data: Path | None = option("A file of texts (a line each, or a table), - for standard input."),
+    text_column: str | None = options.TEXT_COLUMN,
+    text_pair_column: str | None = options.TEXT_PAIR_COLUMN,
+    encoding: str | None = options.ENCODING,
+    encoding_errors: str | None = options.ENCODING_ERRORS,
+    header: str | None = options.HEADER,
+    limit: int = option("Texts of --data that are explained.", default=100, min=1),
+    text_pair: str | None = option("The second text, for an embedder or a classifier of pairs."),
+    method: list[str] = option(
+        "How words are weighed: integrated-gradients, gradient-input, occlusion, shapley or "
+        "attention-rollout; may be repeated.",
+        default=[],
+        show_default="all that the model can have",
+    ),
+    answer: str | None = option(
+        "Explain this class, tag or next word.", show_default="the model's own"
+    ),
+    against: str | None = option("What speaks for the answer rather than for this one."),
+    word: int | None = option(
+        "The number of the word whose tag is explained.", min=1, show_default="the surest entity"
+    ),
+    html: Path | None = option("Write a page of its own, which needs no network."),
+    device: str | None = options.DEVICE,
+    threads: int | None = options.THREADS,
+    workspace: Path = options.WORKSPACE,
+    json: bool = flag("Print one JSON object a text.", "--json"),
+    quiet: bool = options.QUIET,
+) -> None:
+    """Tell which words of a text decided what a model answered, and how far that can be
+    believed."""
+    asked_columns = locals()
+    from llmctl.cli.console import TerminalReporter, out, print_json
+    from llmctl.data.tables.labelled import Example
+    from llmctl.data.tables.labelled_files import LabelledColumns
+    from llmctl.reporting.explanation import page, render_explanation, render_methods
+    from llmctl.stages.explain import (
+        explain,
+        methods_named,
+        open_explainer,
+        over_texts,
+        texts_of_file,
+    )
+    from llmctl.tasks.explanation import Asked
+    from llmctl.workspace.outputs import output_at
+
+    given = list(words or [])
+    run = start or (given.pop(0) if given else None)
+    if run is None:
+        raise UsageError('give a run and a text: llmctl explain RUN "a text"')
+    if bool(given) == (data is not None):
+        raise UsageError(f'give texts or --data FILE, one of them: llmctl explain {run} "a text"')
+    methods_named(method)
+    page_file = None if html is None else output_at(html)
+    columns = options.configured(LabelledColumns, "explain", asked_columns)
+    place = options.open_workspace(workspace)
+    with TerminalReporter(quiet=quiet) as reporter:
+        asked = Asked(answer=answer, against=against, word=word)
+        explainer = open_explainer(place, run, asked, device=device or "auto")
+        if data is None:
+            examples = iter(
+                [Example(text, text_pair, None, f"text {n}") for n, text in enumerate(given, 1)]
+            )
+        else:
+            examples = islice(texts_of_file(explainer, data, columns, reporter), limit)
+        found = []
+        for one in explain(explainer, examples, method, reporter):
+            found.append(one)
+            if json:
+                print_json(one.record())
+            elif data is None:
+                out().print(render_explanation(one.record()))
+        if not found:
+            raise UsageError("there was no text to explain; give texts or --data FILE")
+        if len(found) > 1 and not json:
+            out().print(render_methods(over_texts(found), f"over {len(found)} texts"))
+        if page_file is not None:
+            page_file.write(page(f"{run}: what decided", [o.record() for o in found]))
+            reporter.note(f"wrote {html}")

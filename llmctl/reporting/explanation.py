@@ -1,0 +1,146 @@
+"""Explanations for people: coloured words in a terminal, and a page that needs no network."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from llmctl.reporting.tables import simple_table
+from llmctl.reporting.visible import visible
+
+STRONG, SOME = 0.5, 0.15
+"""Shares of the largest weight from which a word is marked strongly, or at all."""
+GRADE_MARKS = {2: "++", 1: "+", 0: "", -1: "-", -2: "--"}
+GRADE_COLOURS = {
+    2: "bold white on green4",
+    1: "green4",
+    0: "",
+    -1: "red3",
+    -2: "bold white on red3",
+}
+SHOWN_WORDS = 12
+"""Words with their weights that are listed below a text."""
+
+
+def grade(weight: float, largest: float) -> int:
+    """How strongly a word speaks for (above 0) or against the answer, from -2 to 2."""
+    share = weight / largest if largest else 0.0
+    size = 2 if abs(share) >= STRONG else 1 if abs(share) >= SOME else 0
+    return size if share > 0 else -size
+
+
+def render_explanation(record: Mapping[str, Any]) -> RenderableType:
+    """A text with the words marked by the most faithful method, and what each method is worth.
+
+    Without colour the marks tell: ``++`` and ``+`` for, ``-`` and ``--`` against.
+    """
+    best, words = record["best_method"], record["words"]
+    weights = [word["weights"][best] for word in words]
+    largest = max(map(abs, weights), default=0.0)
+    line, end = Text(), 0
+    for word, weight in zip(words, weights, strict=True):
+        line.append(visible(record["text"][end : word["start"]]))
+        level = grade(weight, largest)
+        line.append(visible(word["text"]), style=GRADE_COLOURS[level])
+        line.append(GRADE_MARKS[level], style="dim")
+        end = word["end"]
+    line.append(visible(record["text"][end:]))
+    sure = record.get("probability")
+    head = Text(f"{visible(record['answer'])}{'' if sure is None else f'  {sure:.1%}'}", "bold")
+    parts: list[RenderableType] = [head, line, _words_table(words, best, record["methods"])]
+    parts.append(render_methods(record["methods"], f"by {best}"))
+    return Group(*parts)
+
+
+def _words_table(
+    words: Sequence[Mapping[str, Any]], best: str, methods: Mapping[str, Any]
+) -> RenderableType:
+    table = simple_table(
+        "", [("word", "left"), *((name.replace("-", " "), "right") for name in methods)]
+    )
+    ranked = sorted(words, key=lambda word: -abs(word["weights"][best]))
+    for word in ranked[:SHOWN_WORDS]:
+        cells = [f"{word['weights'][name]:+.3f}" for name in methods]
+        table.add_row(Text(visible(word["text"])), *cells)
+    return table
+
+
+def render_methods(methods: Mapping[str, Mapping[str, float]], title: str = "") -> RenderableType:
+    """How much better than chance the methods' orders are; with intervals over several texts."""
+    many = any("low" in found for found in methods.values())
+    heads = ["faithfulness", "95 %"] if many else ["faithfulness", "deletion", "insertion"]
+    table = simple_table(title, [("method", "left"), *((head, "right") for head in heads)])
+    for name, found in methods.items():
+        cells = (
+            [f"{found['low']:+.3f} to {found['high']:+.3f}"]
+            if many
+            else [f"{found['deletion']:.3f}", f"{found['insertion']:.3f}"]
+        )
+        table.add_row(name, f"{found['faithfulness']:+.3f}", *cells)
+    if not many and methods:
+        random = next(iter(methods.values()))
+        table.add_row(
+            "random order", "0", f"{random['random_deletion']:.3f}",
+            f"{random['random_insertion']:.3f}",
+        )  # fmt: skip
+    return table
+
+
+PAGE_STYLE = """
+:root { color-scheme: light dark; --for: 46 125 50; --against: 198 40 40; --line: #8886; }
+body { font: 16px/1.6 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem;
+  background: Canvas; color: CanvasText; overflow-wrap: anywhere; }
+.word { border-radius: .2em; padding: .05em .1em; }
+.word sup { font-size: .65em; opacity: .75; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+td, th { padding: .2rem .8rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); }
+td:first-child, th:first-child { text-align: left; }
+section { border-bottom: 1px solid var(--line); padding-bottom: 1rem; }
+"""
+ABOUT = (
+    "Green words speak for the answer, red words against it. Faithfulness is measured by leaving "
+    "words out and putting them back in the order of their weights, and is what that is better "
+    "than random orders: at 0 the weights tell nothing."
+)
+
+
+def page(title: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """One HTML page with everything in it."""
+    sections = "".join(f"<section>{''.join(_section(record))}</section>" for record in records)
+    name = html.escape(title)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{PAGE_STYLE}</style></head><body><h1>{name}</h1><p>{ABOUT}</p>{sections}</body></html>"
+    )
+
+
+def _section(record: Mapping[str, Any]) -> Iterator[str]:
+    best, methods = record["best_method"], record["methods"]
+    sure = record.get("probability")
+    yield f"<h2>{html.escape(record['answer'])}{'' if sure is None else f' · {sure:.1%}'}</h2><p>"
+    largest = max((abs(word["weights"][best]) for word in record["words"]), default=0.0) or 1.0
+    end = 0
+    for word in record["words"]:
+        yield html.escape(record["text"][end : word["start"]])
+        weight = word["weights"][best]
+        side, strength = "for" if weight > 0 else "against", min(1.0, abs(weight) / largest)
+        mark = GRADE_MARKS[grade(weight, largest)].replace("-", "−")
+        yield (
+            f'<span class="word" title="{weight:+.4f}" '
+            f'style="background: rgb(var(--{side}) / {0.6 * strength:.2f})">'
+            f"{html.escape(word['text'])}{f'<sup>{mark}</sup>' if mark else ''}</span>"
+        )
+        end = word["end"]
+    yield f"{html.escape(record['text'][end:])}</p>"
+    yield "<table><tr><th>method</th><th>faithfulness</th><th>deletion</th><th>insertion</th></tr>"
+    for name, found in methods.items():
+        yield (
+            f"<tr><td>{name}</td><td>{found['faithfulness']:+.3f}</td>"
+            f"<td>{found['deletion']:.3f}</td><td>{found['insertion']:.3f}</td></tr>"
+        )
+    yield "</table>"
