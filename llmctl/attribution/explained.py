@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 Floats = NDArray[np.float64]
 
-TOKENS_AT_ONCE = 8192
+TOKENS_AT_ONCE = 1 << 13
 """Tokens that are computed together."""
 
 

@@ -63,7 +63,7 @@ def command(
         over_texts,
         texts_of_file,
     )
-    from llmctl.tasks.explanation import Asked
+    from llmctl.tasks.explanation import ExplainedAnswer
     from llmctl.workspace.outputs import output_at
 
     given = list(words or [])
@@ -77,7 +77,7 @@ def command(
     columns = options.configured(LabelledColumns, "explain", asked_columns)
     place = options.open_workspace(workspace)
     with TerminalReporter(quiet=quiet) as reporter:
-        asked = Asked(answer=answer, against=against, word=word)
+        asked = ExplainedAnswer(answer=answer, against=against, word=word)
         explainer = open_explainer(place, run, asked, device=device or "auto")
         if data is None:
             examples = iter(

@@ -22,7 +22,7 @@ from llmctl.evaluation.bootstrap import percentile_interval
 from llmctl.formats.description import MODEL_KINDS
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks import TASKS
-from llmctl.tasks.explanation import Asked, Explainer
+from llmctl.tasks.explanation import ExplainedAnswer, Explainer
 from llmctl.tasks.opened import OpenedModel
 from llmctl.workspace.artefacts import Workspace
 
@@ -77,7 +77,7 @@ class Explanation:
 
 
 def open_explainer(
-    workspace: Workspace, start: str, asked: Asked, *, device: str = "auto"
+    workspace: Workspace, start: str, asked: ExplainedAnswer, *, device: str = "auto"
 ) -> Explainer:
     """A model that is ready to be explained. Raises InputError if there is none, or its answers
     are no function of tokens."""

@@ -21,7 +21,7 @@ EXPLAINED_WORDS = 400
 """Words of a text: methods that leave words out take a pass for each, or several."""
 
 
-class Asked(Config):
+class ExplainedAnswer(Config):
     """What is to be explained; each field is for some models only."""
 
     answer: str | None = None
@@ -36,11 +36,11 @@ class Explainer(ABC):
     """A model that is ready to have its answers explained."""
 
     takes: tuple[str, ...] = ("answer", "against")
-    """Fields of ``Asked`` that say something here."""
+    """Fields of ``ExplainedAnswer`` that say something here."""
     pairs = False
     """Whether its texts are pairs, of which the first is explained."""
 
-    def __init__(self, model: OpenedModel, asked: Asked, device: str = "auto") -> None:
+    def __init__(self, model: OpenedModel, asked: ExplainedAnswer, device: str = "auto") -> None:
         """Raises UsageError for what is asked of another kind of model."""
         self.model, self.folder, self.asked = model, model.folder, asked
         self.tokenizer = model.folder.tokenizer

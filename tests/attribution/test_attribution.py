@@ -17,7 +17,7 @@ from llmctl.attribution.faithfulness import Curves
 from llmctl.cli.app import app
 from llmctl.data.tables.labelled import Example
 from llmctl.stages.explain import open_explainer
-from llmctl.tasks.explanation import Asked
+from llmctl.tasks.explanation import ExplainedAnswer
 from llmctl.workspace.artefacts import Workspace
 from tests.foreign_models import save_model
 
@@ -32,7 +32,9 @@ def run_cli(*words: str | Path, code: int = 0) -> Result:
 
 
 def explained(folder: Path, **asked: Any) -> ExplainedText:
-    explainer = open_explainer(Workspace(folder.parent), str(folder), Asked(**asked), device="cpu")
+    explainer = open_explainer(
+        Workspace(folder.parent), str(folder), ExplainedAnswer(**asked), device="cpu"
+    )
     return explainer.explained(EXAMPLE)
 
 
@@ -80,7 +82,7 @@ def test_a_next_word_against_another(tmp_path: Path):
     folder = tmp_path / "model"
     theirs = save_model(folder, "GPT2LMHeadModel", like="gpt2").float()
     text = explained(folder, answer="the", against="a")
-    explainer = open_explainer(Workspace(tmp_path), str(folder), Asked(), device="cpu")
+    explainer = open_explainer(Workspace(tmp_path), str(folder), ExplainedAnswer(), device="cpu")
     first, other = (explainer.piece(word, "") for word in ("the", "a"))
 
     def number(output: Any) -> torch.Tensor:
@@ -115,7 +117,9 @@ def test_translators_and_taggers_are_explained(tmp_path: Path, kind: str, like: 
             return float(logits[int(theirs(text.ids_T[None]).logits[0, place].argmax())])
 
     else:
-        explainer = open_explainer(Workspace(tmp_path), str(folder), Asked(), device="cpu")
+        explainer = open_explainer(
+            Workspace(tmp_path), str(folder), ExplainedAnswer(), device="cpu"
+        )
         target = torch.tensor([explainer._ids("the farmer")])  # type: ignore[attr-defined]
 
         def number(ids: torch.Tensor) -> float:
