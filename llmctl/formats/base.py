@@ -38,6 +38,7 @@ from llmctl.models.heads.embed import Embedder
 from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.heads.gpt_bert import GptBertHead
 from llmctl.models.heads.masked_lm import MaskedLM
+from llmctl.models.heads.setfit import PooledClassifier
 from llmctl.models.ngram.arrays import model_of
 from llmctl.models.ngram.model import NgramModel
 from llmctl.models.spec import Backbone, ModelSpec
@@ -267,11 +268,11 @@ class Pretrained:
         model: MaskedLM = self.with_head("masked_lm")
         return model
 
-    def classifier(self) -> Classifier:
+    def classifier(self) -> Classifier | PooledClassifier:
         """The model with its classification head. Raises InputError if it has none."""
-        if self.kind != "classify":
+        if self.kind not in ("classify", "setfit"):
             raise InputError("the model is not a classifier; give --from a finetuned run")
-        model: Classifier = self.with_head("classify")
+        model: Classifier | PooledClassifier = self.with_head(self.kind)
         return model
 
     def new_classifier(self, num_classes: int, *, dropout: float, scratch: bool) -> Classifier:

@@ -22,6 +22,7 @@ from llmctl.tasks.masked_lm import MaskedLMEntry
 from llmctl.tasks.ngram import NgramEntry
 from llmctl.tasks.regress import RegressEntry
 from llmctl.tasks.seq2seq import Seq2SeqEntry
+from llmctl.tasks.setfit import SetfitEntry
 from llmctl.tasks.simcse import SimcseEntry
 from llmctl.tasks.tag import TagEntry
 
@@ -30,6 +31,7 @@ TASKS: dict[str, TaskEntry] = {
     for entry in (
         ClassifyEntry(),
         ClozeEntry(),
+        SetfitEntry(),
         TagEntry(),
         RegressEntry(),
         MaskedLMEntry(),

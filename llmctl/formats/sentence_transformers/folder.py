@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from llmctl.errors import InputError
-from llmctl.formats.base import Pretrained
+from llmctl.formats.base import LazyTensors, Pretrained
 from llmctl.formats.description import MAX_LENGTH, Purpose
 from llmctl.formats.huggingface.reading import read_folder
 from llmctl.formats.huggingface.writing import write_model_folder
@@ -23,9 +26,16 @@ from llmctl.models.heads.embed import NORMALIZE, POOLING, Embedder, Pooling
 from llmctl.parsing import Malformed, parse_json, read_json_object
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.files import to_json
+from llmctl.workspace.tensors import read_tensor, tensor_heads, write_tensors
 
 MODULES = "modules.json"
-POOLING_FOLDER, NORMALIZE_FOLDER = "1_Pooling", "2_Normalize"
+POOLING_FOLDER, NORMALIZE_FOLDER, DENSE_FOLDER = "1_Pooling", "2_Normalize", "3_Dense"
+DENSE_FILE = "model.safetensors"
+DENSE_NAMES = {"output.weight": "linear.weight", "output.bias": "linear.bias"}
+"""Our names of the tensors of a layer that tells classes, and theirs."""
+IDENTITY = "torch.nn.modules.linear.Identity"
+SETFIT = "llmctl_setfit"
+"""The field of a folder whose Dense layer tells classes by a text's vector."""
 TRANSFORMER_FILE, MODEL_FILE = "sentence_bert_config.json", "config_sentence_transformers.json"
 AGAIN = "copy it again from where it was made"
 
@@ -67,6 +77,10 @@ class SentenceTransformers:
         pooling = _pooling(pooling_file, int(model.config.hidden_size))
         length = _max_length(inner, model)
         files = [path / MODULES, pooling_file, *_if_there(path / MODEL_FILE)]
+        purpose, tensors = Purpose("embed"), model.tensors
+        if "Dense" in modules:
+            dense, tensors = _dense(path / modules["Dense"], model)
+            files, purpose = [*files, *dense], Purpose("setfit")
         _check_model_file(path / MODEL_FILE)
         fields = {**model.fields, POOLING: pooling, NORMALIZE: "Normalize" in modules}
         return replace(
@@ -74,18 +88,29 @@ class SentenceTransformers:
             path=path,
             files=(*model.files, *files, *sorted(inner.glob("sentence_*_config.json"))),
             fields=fields if length is None else {**fields, MAX_LENGTH: length},
-            purpose=Purpose("embed"),
+            purpose=purpose,
+            tensors=tensors,
         )
 
     def save(
-        self, folder: Path, model: Embedder, tokenizer: Tokenizer, extra: Mapping[str, Any]
+        self,
+        folder: Path,
+        model: Embedder,
+        tokenizer: Tokenizer,
+        extra: Mapping[str, Any],
+        dense: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Write an embedder. extra: further fields of config.json, ``MAX_LENGTH`` among them."""
-        described = {POOLING: model.pooling, NORMALIZE: model.normalize}
+        """Write an embedder. extra: further fields of config.json, ``MAX_LENGTH`` among them.
+        dense: weights and biases of a layer that tells classes by its vectors."""
+        described: dict[str, Any] = {POOLING: model.pooling, NORMALIZE: model.normalize}
+        if dense is not None:
+            described[SETFIT] = True
         write_model_folder(folder, model, tokenizer, {**extra, **described})
         names = {"Transformer": "", "Pooling": POOLING_FOLDER}
         if model.normalize:
             names["Normalize"] = NORMALIZE_FOLDER
+        if dense is not None:
+            names["Dense"] = DENSE_FOLDER
         modules = [
             {"idx": number, "name": str(number), "path": path, "type": TYPE + kind}
             for number, (kind, path) in enumerate(names.items())
@@ -96,6 +121,8 @@ class SentenceTransformers:
             (folder / path).mkdir()
         _write(folder / MODULES, modules)
         _write(folder / POOLING_FOLDER / "config.json", {OLD_WIDTH: width, **modes})
+        if dense is not None:
+            _write_dense(folder / DENSE_FOLDER, *dense)
         _write(
             folder / TRANSFORMER_FILE,
             {"max_seq_length": extra[MAX_LENGTH], "do_lower_case": False},
@@ -104,6 +131,34 @@ class SentenceTransformers:
             folder / MODEL_FILE,
             {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
         )
+
+
+def _write_dense(folder: Path, weight: Tensor, bias: Tensor) -> None:
+    tensors = {"output.weight": weight.float().contiguous(), "output.bias": bias.float()}
+    write_tensors(
+        folder / DENSE_FILE, {DENSE_NAMES[name]: tensor for name, tensor in tensors.items()}
+    )
+    fields = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
+    _write(folder / "config.json", {**fields, "bias": True, "activation_function": IDENTITY})
+
+
+def _dense(folder: Path, model: Pretrained) -> tuple[list[Path], Mapping[str, Tensor]]:
+    """The files of a layer that tells classes, and all tensors with its own. Raises InputError for
+    another layer, which would make other vectors."""
+    if model.fields.get(SETFIT) is not True:
+        raise InputError(
+            f"{folder}: a Dense layer is not supported but as a classifier's of --task setfit; a "
+            "Transformer, a Pooling and a Normalize are"
+        )
+    weights = folder / DENSE_FILE
+    shapes = {name: shape for name, (_, shape) in tensor_heads(weights).items()}
+    width = int(model.config.hidden_size)
+    rows = shapes.get(DENSE_NAMES["output.weight"], (0,))[0]
+    if shapes != {"linear.weight": (rows, width), "linear.bias": (rows,)} or not rows:
+        raise InputError(f"{weights} is no layer from vectors {width} wide to classes; {AGAIN}")
+    own = {name: partial(read_tensor, weights, theirs) for name, theirs in DENSE_NAMES.items()}
+    readers = {name: partial(model.tensors.__getitem__, name) for name in model.tensors}
+    return [folder / "config.json", weights], LazyTensors({**readers, **own})
 
 
 def _write(path: Path, value: object) -> None:
@@ -127,7 +182,7 @@ def _modules(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for module in modules:
         kind, folder = str(module.get("type")).rpartition(".")[2], module.get("path")
-        if kind not in ("Transformer", "Pooling", "Normalize"):
+        if kind not in ("Transformer", "Pooling", "Normalize", "Dense"):
             raise InputError(
                 f"{file}: the module {module.get('type')!r} is not supported; a Transformer, a "
                 "Pooling and a Normalize are"
@@ -136,7 +191,8 @@ def _modules(path: Path) -> dict[str, str]:
         if not isinstance(folder, str) or (folder and Path(folder).name != folder):
             raise InputError(f"{file} names the folder {shown(folder)}, which is no plain name")
         found[kind] = folder
-    if list(found) not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    order = ["Transformer", "Pooling", *(name for name in ("Normalize", "Dense") if name in found)]
+    if list(found) != order:
         raise InputError(
             f"{file} has the modules {', '.join(found) or 'none'}; a Transformer, then a Pooling, "
             "then perhaps a Normalize are supported"

@@ -16,6 +16,7 @@ from llmctl.models.heads.gpt_bert import GptBertHead
 from llmctl.models.heads.masked_lm import MaskedLMHead
 from llmctl.models.heads.regress import RegressorHead
 from llmctl.models.heads.replaced_tokens import ReplacedTokensHead
+from llmctl.models.heads.setfit import PooledClassifierHead
 from llmctl.models.heads.tag import TaggerHead
 
 HEADS: dict[str, Head] = {
@@ -30,6 +31,7 @@ HEADS: dict[str, Head] = {
         GptBertHead(),
         EncoderDecoderHead(),
         EmbedderHead(),
+        PooledClassifierHead(),
     )
 }
 """By what models with them do."""

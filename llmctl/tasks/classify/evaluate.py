@@ -118,7 +118,7 @@ class ClassifierEvaluator(Evaluator):
 
     table_type: ClassVar[type[ClassTable]] = ClassTable
 
-    kinds = ("classify",)
+    kinds = ("classify", "setfit")
     reports = ("classify",)
 
     @classmethod

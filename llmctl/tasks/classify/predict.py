@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from llmctl.data.tables.labelled_files import LabelledColumns
 from llmctl.data.text.decoding import ReadOptions
 from llmctl.formats.columns import check_single, labelled_columns
 from llmctl.models.heads.classify import Classifier
+from llmctl.models.heads.setfit import PooledClassifier
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.visible import visible
 from llmctl.tasks.classify.batches import collate, cut_in_use
@@ -74,7 +75,7 @@ def beginning_of(text: str) -> str:
 class ClassPredictor(Predictor):
     """A classifier that is ready for texts."""
 
-    kinds = ("classify",)
+    kinds: ClassVar[tuple[str, ...]] = ("classify", "setfit")
 
     @classmethod
     def for_model(cls, model: OpenedModel) -> Any:
@@ -139,7 +140,11 @@ class ClassPredictor(Predictor):
 
 @torch.inference_mode()
 def class_probabilities(
-    model: Classifier, examples: Sequence[EncodedExample], pad: int, *, several: bool = False
+    model: Classifier | PooledClassifier,
+    examples: Sequence[EncodedExample],
+    pad: int,
+    *,
+    several: bool = False,
 ) -> NDArray[np.float64]:
     """Probabilities (B, C) in the order given: a softmax over the classes, or where a text may have
     several labels, of each."""
