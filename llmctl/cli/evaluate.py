@@ -93,7 +93,7 @@ def command(
         "Tokens scored of running text.", show_default="all, or 2000 for a pseudo-perplexity"
     ),
     dtype: str | None = option(
-        "A language model's weights: fp32, bf16 or int8; a perplexity stands beside that of fp32.",
+        "A language model's weights: fp32, bf16, int8, int4; perplexity stands beside fp32's.",
         show_default="fp32",
     ),
     device: str | None = options.DEVICE,

@@ -103,7 +103,7 @@ def command(
     seed: int | None = options.SEED,
     device: str | None = options.DEVICE,
     dtype: str | None = option(
-        "Number format of the weights: fp32, bf16, or int8, the fastest on a processor.",
+        "Number format of the weights: fp32, bf16, int8 or int4, the smallest.",
         show_default="fp32",
     ),
     threads: int | None = options.THREADS,

@@ -3,7 +3,8 @@
 Each new token of a text reads every weight once, so on a processor speed is memory bandwidth: what
 counts is the bytes and the order they lie in. Training's layers (F.linear on row-major weights)
 reach the full bandwidth for none of the products of writing: with one row the longer side should
-lie contiguously; with several oneDNN's own packing is twice as fast. ``int8`` is in quantised.py.
+lie contiguously; with several oneDNN's own packing is twice as fast. ``int8`` is in quantised.py,
+``int4`` in int4.py.
 
 M rows, I inputs, O outputs.
 """
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmctl.errors import UsageError
+from llmctl.inference.int4 import Int4Linear
 from llmctl.inference.quantised import Int8Linear, OneRowInt8Linear
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.layers.feed_forward import ACTIVATIONS, FeedForward
 
-WeightType = Literal["fp32", "bf16", "int8"]
+WeightType = Literal["fp32", "bf16", "int8", "int4"]
 
 FEWEST_ROWS, MOST_ROWS = 8, 256
 """For which oneDNN packs; either serves any number, and a few per cent to a half slower."""
@@ -106,10 +108,10 @@ def prepare(
     """
     device = model.output_weight.device
     if device.type != "cpu":
-        if dtype == "int8":
+        if dtype in ("int8", "int4"):
             raise UsageError(
-                f"--dtype int8 is for processors, and the model is on {device.type}; use bf16, or "
-                "--device cpu"
+                f"--dtype {dtype} is for processors, and the model is on {device.type}; use bf16, "
+                "or --device cpu"
             )
         if dtype == "bf16":
             for network in (model, reader):
@@ -150,6 +152,8 @@ def _layer(dtype: WeightType, rows: int) -> Layer | None:
             raise UsageError("--dtype int8 needs PyTorch with oneDNN, which this one has not")
         one_row = rows == 1 and OneRowInt8Linear.is_available()
         return OneRowInt8Linear if one_row else Int8Linear
+    if dtype == "int4":
+        return Int4Linear
     if dtype == "bf16":
         if packs and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return lambda weight, bias: PackedLinear(weight.bfloat16(), bias, rows)

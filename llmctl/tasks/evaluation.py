@@ -113,7 +113,7 @@ class EvaluateConfig(Config):
     batch_size: int = Field(256, ge=1)
     """Texts that are written together, each beam counted."""
     dtype: WeightType = "fp32"
-    """Number format of a language model's weights; with bf16 or int8 a perplexity stands beside
+    """Number format of a language model's weights; a perplexity stands beside
     that of fp32."""
     device: str = "auto"
     """Device that computes; auto: the accelerator if there is one."""
