@@ -14,6 +14,7 @@ B batch, T tokens, D width, N heads, H head width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -34,6 +35,7 @@ from llmctl.models.layers.kernels import cast_residual_stream
 from llmctl.models.layers.local_attention import LocalWindow, RotarySelfAttention, Surroundings
 from llmctl.models.layers.packing import PackedSequences
 from llmctl.models.layers.rotary import rotary_table
+from llmctl.models.scaling import CAUSAL
 from llmctl.models.spec import HUGGING_FACE, MOST_LAYERS, Backbone, ModelConfig, ModelSpec
 from llmctl.models.weight_map import BOTH, Rename, WeightMap
 
@@ -391,4 +393,5 @@ SPEC = ModelSpec(
     from_hugging_face=from_hugging_face,
     # Warner et al. 2024, §2.2: no next sentences, and twice as many hidden tokens.
     objective={"next_sentence": False, "mask_rate": 0.3},
+    scaling=replace(CAUSAL, irreducible=0.1468, weights_factor=15.67, tokens_factor=13.15),
 )
