@@ -198,7 +198,7 @@ def add_files(folder: Path, corpus: Path, labelled: Path, sayings: Path) -> None
     for path, text in {
         **{f"corpus/{n}.txt": "\n".join(stories[n::30]) for n in range(30)},
         "reviews.csv": labelled.read_text(),
-        "test.csv": labelled.read_text(),
+        "test.csv": "\n".join(labelled.read_text().splitlines()[:41]) + "\n",
         "alpaca.json": json.dumps([json.loads(line) for line in sayings.read_text().splitlines()]),
         "prompts.txt": "The ship\nThe cows\n",
         "pairs.csv": "query,passage\n" + "".join(f"{a},{b}\n" for a, b in pairwise(stories)),
@@ -215,6 +215,9 @@ def add_files(folder: Path, corpus: Path, labelled: Path, sayings: Path) -> None
             json.dumps({"sentence_good": good, "sentence_bad": bad}) + "\n"
             for good, bad in pairwise(stories[:4])
         ),
+        "subjects.csv": "text,labels\n"
+        + "".join(f"{s},{'|'.join('abc'[: n % 4])}\n" for n, s in enumerate(stories[:40])),
+        "templates.txt": "{mask}: {text}\n{text} About the {mask}.\n",
         "notes.csv": "text\n" + "\n".join(stories[:9]) + "\n",
         "train.en": "\n".join(stories[:40]),
         "train.de": "\n".join(stories[:40]).upper(),

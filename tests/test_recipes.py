@@ -431,3 +431,28 @@ def test_embed_runs_as_written(tmp_path: Path):
     assert report["examples"] == 90
     last = out.strip().splitlines()[-4:-1]
     assert [len(line.split("\t")) for line in last] == [3, 3, 3]  # score, row, text
+
+
+def test_adapt_runs_as_written(tmp_path: Path, tiny_workspace: Path, labelled_file: Path):
+    pytest.importorskip("matplotlib")
+    recipe = "[finetune.training]\nmax_steps = 2\n"
+    model = tiny_workspace / "runs/tiny/model"
+    methods = "asked+prompt search+cloze, trained+all weights"
+    words = "sea=hens,farm=cows,city=tram"
+    options = ("--sizes", "0,6", "--seeds", "2", "--test", "30", "--plot", tmp_path / "a.svg",
+               "--labels", words, "--methods", methods)  # fmt: skip
+    script = ROOT / "recipes" / "adapt.sh"
+    out = run_recipe(tmp_path, recipe, script, model, labelled_file, *options)
+    for row in methods.split("+"):
+        line = next(line for line in out.splitlines() if line.strip().startswith(row))
+        assert line.count("%") == 1
+    records = json.loads((tmp_path / "w/tasks/adapt-subjects/adapt.json").read_text())
+    for record in records:
+        assert len(record["by_seed"]) == (2 if record["labels"] else 1)
+        low, high = record["interval"]
+        assert low <= record["accuracy"] <= high
+    trained = {record["method"]: record["trained"] for record in records}
+    assert trained["asked"] == 0 < trained["all weights"]
+    few = (tmp_path / "w/tasks/adapt-subjects/6-0.csv").read_text()
+    assert [few.count(f"\n{name},") for name in SUBJECTS] == [2, 2, 2]
+    assert "<svg" in (tmp_path / "a.svg").read_text()

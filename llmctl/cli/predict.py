@@ -31,6 +31,8 @@ def command(
     templates: Path | None = options.TEMPLATES,
     dev: Path | None = options.DEV,
     labels: str | None = options.LABEL_WORDS,
+    shots: int | None = option("With a template: solved examples in a prompt.", show_default="0"),
+    examples: Path | None = option("With --shots: labelled rows that they are drawn from."),
     score: str | None = options.SCORE,
     device: str | None = options.DEVICE,
     threads: int | None = options.THREADS,
@@ -70,8 +72,8 @@ def command(
         predictor = open_predictor(
             place, start, device=device or "auto", asking=asking, reporter=reporter
         )
-        examples = predictor.alone(texts) if texts else predictor.of_file(path, columns, reporter)
-        for answer in predictor.answers(examples, top=top, reporter=reporter):
+        asked_of = predictor.alone(texts) if texts else predictor.of_file(path, columns, reporter)
+        for answer in predictor.answers(asked_of, top=top, reporter=reporter):
             any_row = True
             if json:
                 print_json(answer.record())

@@ -47,6 +47,12 @@ class Asking(Config):
     """How labels are written. Unset: as the template says."""
     score: Literal["plain", "tokens", "bytes", "pmi"] = "plain"
     """What chooses an answer."""
+    examples: Path | None = None
+    """Labelled rows that solved examples in prompts are drawn from."""
+    shots: int = Field(0, ge=0)
+    """Solved examples in a prompt."""
+    seed: int = 0
+    """Seed of the examples in prompts."""
 
     @property
     def given(self) -> bool:
@@ -63,6 +69,8 @@ class Asking(Config):
             raise UsageError(
                 "--templates FILE and --dev FILE go together: a template is chosen by labelled rows"
             )
+        if (self.examples is None) == bool(self.shots):
+            raise UsageError("--shots N and --examples FILE go together; give both or neither")
 
 
 class PromptedPredictor(Predictor):
@@ -118,8 +126,11 @@ class PromptedPredictor(Predictor):
 
     def _dev(self, template: PromptTemplate) -> list[PromptRow]:
         assert self._asking.dev is not None
-        columns = find_columns(self._asking.dev, template, need_label=True)
-        return list(read_rows(self._asking.dev, template, columns))
+        return self._labelled(self._asking.dev, template)
+
+    def _labelled(self, path: Path, template: PromptTemplate) -> list[PromptRow]:
+        columns = find_columns(path, template, need_label=True)
+        return list(read_rows(path, template, columns))
 
     def _right(self, template: PromptTemplate) -> NDArray[np.bool_]:
         """Which of the development rows a template gets right."""
@@ -131,8 +142,12 @@ class PromptedPredictor(Predictor):
         return right_N
 
     def _probabilities(self, asked: Asked, reporter: Reporter) -> NDArray[np.float64]:
-        shots = Shots(asked.template, [], 0)
-        outcomes, notes = answers(self._asker, self.model.name, 0, asked, shots, Reporter())
+        asking, template = self._asking, asked.template
+        solved = [] if asking.examples is None else self._labelled(asking.examples, template)
+        shots = Shots(template, solved, asking.seed)
+        outcomes, notes = answers(
+            self._asker, self.model.name, asking.shots, asked, shots, Reporter()
+        )
         for note in notes:
             reporter.note(note)
         return probabilities_of(outcomes, self._asking.score)
