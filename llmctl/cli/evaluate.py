@@ -34,7 +34,7 @@ def command(
     ),
     task: str | None = option(
         "What a language model is asked: perplexity, lambada, multiple-choice (HellaSwag, PIQA, "
-        "ARC, or query, choices and gold) or blimp.",
+        "ARC, or query, choices and gold), blimp, preference (pairs of answers) or reward.",
         show_default="by the data's columns",
     ),
     suite: str | None = option(
@@ -47,6 +47,11 @@ def command(
         "With --suite: how texts are scored, causal (from left to right), masked (each token "
         "hidden in turn) or within-word (with the rest of its word).",
         show_default="as the model was trained",
+    ),
+    reward: str | None = option(
+        "With --task reward: what an answer is worth, number, regex, json-schema or FILE.py:NAME; "
+        "several are written a,b.",
+        show_default="as in finetuning",
     ),
     template: str | None = options.TEMPLATE,
     templates: Path | None = options.TEMPLATES,

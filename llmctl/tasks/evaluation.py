@@ -23,6 +23,7 @@ from llmctl.inference.templates import Verbalizer, is_written_out
 from llmctl.inference.weights import WeightType
 from llmctl.reporting.report import ReportPart
 from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.grpo.config import RewardConfig
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.pretraining import VALIDATION_SEED, PretrainConfig, config_for, open_pretraining
 from llmctl.training.batches import Objective
@@ -49,9 +50,16 @@ ShotCounts = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(
 class EvaluateConfig(Config):
     """What is measured, and how much of it."""
 
-    task: Literal["perplexity", "lambada", "multiple-choice", "blimp"] | None = None
+    task: (
+        Literal["perplexity", "lambada", "multiple-choice", "blimp", "preference", "reward"] | None
+    ) = None
     """What a language model is measured on. Unset: what the data's columns tell; perplexity where
     they tell nothing."""
+    reward: str | None = None
+    """What answers are worth, of several written a,b: see ``objective.reward`` of the task grpo.
+    Unset: as in the model's finetuning."""
+    rewards: RewardConfig = RewardConfig()
+    """What rewards need besides."""
     suite: Literal["blimp"] | None = None
     """A published set of tests, of which ``data`` is the folder."""
     limit: int | None = Field(None, ge=1)

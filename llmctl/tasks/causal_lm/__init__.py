@@ -23,8 +23,16 @@ class CausalLMEntry(TaskEntry):
         from llmctl.tasks.causal_lm.benchmarks import BenchmarkEvaluator
         from llmctl.tasks.causal_lm.evaluate import PerplexityEvaluator
         from llmctl.tasks.causal_lm.prompted import PromptEvaluator
+        from llmctl.tasks.dpo.evaluate import PreferenceEvaluator
+        from llmctl.tasks.grpo.evaluate import RewardEvaluator
 
-        return (PromptEvaluator, BenchmarkEvaluator, PerplexityEvaluator)
+        return (
+            PromptEvaluator,
+            RewardEvaluator,
+            PreferenceEvaluator,
+            BenchmarkEvaluator,
+            PerplexityEvaluator,
+        )
 
     def generator(self) -> Any:
         from llmctl.tasks.causal_lm.generate import Continuation

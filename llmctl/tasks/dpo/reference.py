@@ -96,6 +96,20 @@ def _computed(
     base: Pretrained, answers: Sequence[EncodedAnswer], machine: Machine, reporter: Reporter
 ) -> Tensor:
     model = base.causal_lm().to(machine.device).eval()
+    log_probs = answers_under(model, answers, machine, reporter, "answers under the reference")
+    if not bool(log_probs.isfinite().all()):
+        raise InputError(
+            f"{base.path} gives an answer no finite log-probability, so it is no reference; take "
+            "another model"
+        )
+    return log_probs
+
+
+def answers_under(
+    model: Any, answers: Sequence[EncodedAnswer], machine: Machine, reporter: Reporter, told: str
+) -> Tensor:
+    """Log-probability of each answer under a model (A,), in nats; all processes must call it. told:
+    what it is called while it goes on."""
     batches = _batches(answers)
     # What processes tell each other is text, which has every digit; rows come in this order.
     order = np.concatenate(batches)
@@ -108,14 +122,9 @@ def _computed(
     )
     for scores in asked:
         totals += scores
-        reporter.progress("answers under the reference", len(totals), len(answers))
+        reporter.progress(told, len(totals), len(answers))
     log_probs = torch.empty(len(answers))
     log_probs[torch.from_numpy(order)] = torch.tensor(totals)
-    if not bool(log_probs.isfinite().all()):
-        raise InputError(
-            f"{base.path} gives an answer no finite log-probability, so it is no reference; take "
-            "another model"
-        )
     return log_probs
 
 

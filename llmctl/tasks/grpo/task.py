@@ -29,10 +29,10 @@ from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.buckets import bucketed
 from llmctl.tasks.dpo.answers import EncodedAnswer, answer_rows
 from llmctl.tasks.dpo.preferring import AnsweringTask
+from llmctl.tasks.dpo.sampling import AnswerSampler
 from llmctl.tasks.grpo.config import GrpoConfig
 from llmctl.tasks.grpo.loss import advantages, clipped_loss, kl_estimate
 from llmctl.tasks.grpo.rewards import WeightedRewards, function_file
-from llmctl.tasks.grpo.sampling import AnswerSampler
 from llmctl.training.batches import LossParts, SumAndCount, TensorBatch
 from llmctl.training.device import Machine
 from llmctl.workspace.manifests import InputRecord
