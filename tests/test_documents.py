@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -191,6 +191,10 @@ SMALLER = {
 """Fields by which a command trains in seconds, where it doesn't set them itself."""
 
 
+def json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def add_files(folder: Path, corpus: Path, labelled: Path, sayings: Path) -> None:
     """What the documents' commands find beside them."""
     (folder / "recipes").symlink_to(ROOT / "recipes")
@@ -223,6 +227,16 @@ def add_files(folder: Path, corpus: Path, labelled: Path, sayings: Path) -> None
         "train.de": "\n".join(stories[:40]).upper(),
         "test.en": "\n".join(stories[40:44]),
         "test.de": "\n".join(stories[40:44]).upper(),
+        "preferences.jsonl": json_lines(
+            {"prompt": f"Say {n}.", "chosen": s[:20], "rejected": s[20:50]}
+            for n, s in enumerate(stories[:30])
+        ),
+        "thumbs.jsonl": json_lines(
+            {"prompt": f"Say {n}.", "completion": s[:20], "label": n % 2 == 0}
+            for n, s in enumerate(stories[:30])
+        ),
+        "sums.jsonl": json_lines({"prompt": f"{n}+2=", "answer": n + 2} for n in range(30)),
+        "rewards.py": "def brief(answer, row):\n    return 1 / (1 + len(answer))\n",
         "workspace/tasks/stdlib-train.csv": labelled.read_text(),
         "workspace/tasks/stdlib-test.csv": "\n".join(labelled.read_text().splitlines()[:13]) + "\n",
     }.items():

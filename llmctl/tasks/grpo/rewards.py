@@ -35,7 +35,7 @@ Reward = Callable[[str, Mapping[str, Any], str], float]
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text; a minus counts where it isn't one between two numbers.
+    """The last number in a text; a minus counts unless it stands right behind another.
 
     >>> last_number("12 - 7 = 5, or 1,234.50")
     Decimal('1234.50')
@@ -44,8 +44,8 @@ def last_number(text: str) -> Decimal | None:
     if not found:
         return None
     spelt = found[-1][0].replace(",", "")
-    before = text[: found[-1].start()].rstrip()
-    if spelt.startswith("-") and before[-1:].isalnum():
+    before = text[: found[-1].start()][-1:]
+    if spelt.startswith("-") and (before.isalnum() or before == ")"):
         spelt = spelt[1:]
     try:
         return Decimal(spelt)
