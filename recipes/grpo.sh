@@ -19,11 +19,12 @@ echo "== 2. a model that has read sums, and answers some"
 llmctl tokenize "$sums/sums.txt" --recipe "$recipe" --name sums
 llmctl pretrain --shards sums --recipe "$recipe" --name sums
 llmctl finetune --from sums --task instruct --data "$sums/known.jsonl" --recipe "$recipe" \
-  --name pupil
+  --set training.epochs=3 --set training.learning_rate=1e-3 --name pupil
 
 echo "== 3. it tries others, and is told which answers are right"
 llmctl finetune --from pupil --task grpo --reward number --data "$sums/tried.jsonl" \
-  --recipe "$recipe" --name solver
+  --recipe "$recipe" --set training.epochs=20 --set training.batch_size=32 \
+  --set training.learning_rate=1e-3 --set objective.max_new_tokens=6 --name solver
 
 echo "== 4. does trying pay? on sums that it has never seen"
 llmctl eval --from solver --task reward --data "$sums/test.jsonl" --recipe "$recipe"

@@ -145,6 +145,30 @@ def test_agnews_runs_as_written(tmp_path: Path):
     assert "news-scratch" in out
 
 
+def test_dpo_runs_as_written(tmp_path: Path):
+    pairs = tmp_path / "pairs.jsonl"
+    rows = (
+        {"prompt": f"Say {n} of {kind}.", "chosen": words, "rejected": f"No {n}, not that."}
+        for n in range(20)
+        for kind, words in SUBJECTS.items()
+    )
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = TINY_GPT_RECIPE.replace("800", "300").partition("[generate]")[0] + (
+        "[finetune.training]\nmax_steps = 4\n[eval]\nmax_new_tokens = 8\n"
+    )
+    out = run_recipe(tmp_path, recipe, ROOT / "recipes" / "dpo.sh", pairs)
+    for row in ("pairs-dpo", "pairs-ipo", "pairs-kto", "untuned"):
+        assert row in out
+
+
+def test_grpo_runs_as_written(tmp_path: Path):
+    recipe = (ROOT / "recipes" / "grpo.toml").read_text()
+    recipe = recipe.replace("max_steps = 300", "max_steps = 8").replace("128", "32")
+    recipe += "[finetune.training]\nmax_steps = 3\n"
+    out = run_recipe(tmp_path, recipe, ROOT / "recipes" / "grpo.sh")
+    assert "reward over untuned" in out
+
+
 def test_electra_runs_as_written(tmp_path: Path):
     pytest.importorskip("sklearn")
     table = tmp_path / "subjects.csv"

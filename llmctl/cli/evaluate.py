@@ -116,6 +116,8 @@ def command(
 ) -> None:
     """Measure a model on held-out data, with baselines and intervals; keeps a report."""
     asked = locals()
+    if reward is not None:
+        asked = {**asked, "set_": [f"rewards.reward={reward}", *set_]}
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.inference.templates import as_given
     from llmctl.reporting.report import render_report

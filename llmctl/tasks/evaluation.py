@@ -23,7 +23,7 @@ from llmctl.inference.templates import Verbalizer, is_written_out
 from llmctl.inference.weights import WeightType
 from llmctl.reporting.report import ReportPart
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks.grpo.config import RewardConfig
+from llmctl.tasks.grpo.config import MeasuredReward
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.pretraining import VALIDATION_SEED, PretrainConfig, config_for, open_pretraining
 from llmctl.training.batches import Objective
@@ -55,11 +55,8 @@ class EvaluateConfig(Config):
     ) = None
     """What a language model is measured on. Unset: what the data's columns tell; perplexity where
     they tell nothing."""
-    reward: str | None = None
-    """What answers are worth, of several written a,b: see ``objective.reward`` of the task grpo.
-    Unset: as in the model's finetuning."""
-    rewards: RewardConfig = RewardConfig()
-    """What rewards need besides."""
+    rewards: MeasuredReward = MeasuredReward()
+    """What answers are worth."""
     suite: Literal["blimp"] | None = None
     """A published set of tests, of which ``data`` is the folder."""
     limit: int | None = Field(None, ge=1)

@@ -166,7 +166,9 @@ def grpo(base: Any, policy: Any, theirs: Any, start: Any, pairs: Path) -> None:
             epsilon_high=clip, importance_sampling_level="token", top_entropy_quantile=1.0,
             off_policy_mask_threshold=None, use_vllm=False, _entropy_bonus_enabled=False,
             current_gradient_accumulation_steps=1,
-            _get_per_token_logps_and_entropies=lambda *a, **k: (now, torch.zeros_like(now), None),
+            _get_per_token_logps_and_entropies=lambda *a, now=now, **k: (
+                now, torch.zeros_like(now), None
+            ),
             args=SimpleNamespace(delta=None, use_bias_correction_kl=False),
         )  # fmt: skip
         inputs = {

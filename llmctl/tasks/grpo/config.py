@@ -41,8 +41,6 @@ class RewardConfig(Config):
     @field_validator("reward")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("name one reward at least")
         check_rewards(value)
         return value
 
@@ -58,6 +56,14 @@ class RewardConfig(Config):
             if getattr(self, field) is not None and reward not in self.reward:
                 raise ValueError(f"{field} is for the reward {reward}; leave it out")
         return self
+
+
+class MeasuredReward(RewardConfig):
+    """What answers are worth that are measured."""
+
+    reward: tuple[str, ...] = ()
+    """What an answer is worth: number, regex, json-schema or FILE.py:NAME; several are written a,b.
+    Unset: as in the model's finetuning."""
 
 
 class GrpoObjective(RewardConfig):
@@ -78,6 +84,13 @@ class GrpoObjective(RewardConfig):
     """Weight of the divergence from the model that training starts from, β; 0: none."""
     sample_batch: int = Field(256, ge=1)
     """Answers that are written together."""
+
+    @field_validator("reward")
+    @classmethod
+    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name one reward at least")
+        return value
 
 
 class GrpoData(ReadConfig):

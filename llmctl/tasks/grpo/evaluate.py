@@ -51,7 +51,7 @@ class RewardEvaluator(LanguageEvaluator):
     @classmethod
     def suits(cls, files: Files, config: EvaluateConfig) -> bool:
         """Whether rewards are asked for."""
-        return config.task == "reward" or config.reward is not None
+        return config.task == "reward" or bool(config.rewards.reward)
 
     def choose(self) -> None:
         """Find the prompts and the rewards, and what the model was tuned from."""
@@ -73,10 +73,9 @@ class RewardEvaluator(LanguageEvaluator):
 
     def _settled(self) -> RewardConfig:
         """The rewards as they are given, or as in the model's finetuning."""
-        run, config = self.model.run, self.config
-        if config.reward is not None:
-            fields = config.rewards.model_dump()
-            return RewardConfig.model_validate({**fields, "reward": config.reward})
+        run, given = self.model.run, self.config.rewards
+        if given.reward:
+            return given
         if run is not None and run.manifest.config.get("task") == "grpo":
             kept = run.manifest.config["objective"]
             fields = {key: kept[key] for key in RewardConfig.model_fields if key in kept}
