@@ -99,12 +99,12 @@ class CausalDecoder:
         self.cache = config.new_cache(len(prompts), longest + room, weight, starts_B)
         # Logits of the last place only: those of a long prompt would be a large table.
         self.hidden_BTD = self._read(torch.tensor(ids, device=self.device))
-        return self._logits(self.hidden_BTD[:, -1])
+        return self.logits(self.hidden_BTD[:, -1])
 
     @torch.inference_mode()
     def extend(self, ids_BT: Tensor) -> Tensor:
         self.hidden_BTD = self._read(ids_BT)
-        return self._logits(self.hidden_BTD)
+        return self.logits(self.hidden_BTD)
 
     @torch.inference_mode()
     def select(self, rows_R: Tensor) -> None:
@@ -117,7 +117,7 @@ class CausalDecoder:
     def _read(self, ids_BT: Tensor) -> Tensor:
         return self.model.body(ids_BT, cache=self.cache)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Logits (…, V) over the tokenizer's pieces."""
         if self.head is None:
             logits = self.model.logits(hidden)

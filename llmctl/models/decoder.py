@@ -20,6 +20,7 @@ from llmctl.models.layers.context import Context, make_context
 from llmctl.models.layers.cross_attention import CrossAttention, EncoderOutput
 from llmctl.models.layers.initialisation import start_pre_norm
 from llmctl.models.layers.packing import PackedSequences
+from llmctl.models.layers.sequences import SequenceBatch
 from llmctl.models.spec import Backbone, ModelConfig
 from llmctl.models.weight_map import BOTH, Rename
 
@@ -132,7 +133,7 @@ class Decoder(Backbone):
         input_ids_BT: Tensor,
         mask: Tensor | PackedSequences | None = None,
         position_ids_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | SequenceBatch | None = None,
         source: EncoderOutput | None = None,
         bidirectional: bool | None = None,
     ) -> Tensor:

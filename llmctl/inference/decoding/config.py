@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -95,8 +96,17 @@ class GenerationConfig(Config):
     bad_words: tuple[str, ...] = ()
     """Words that are not written: their tokens, as the tokenizer has them at a text's start and
     behind a space."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Tokens and what is added to the logit of each, as [[token, bias], …]; also a table by
+    token."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """Tokens that alone may come; none given: all."""
     stop: tuple[str, ...] = ()
     """Texts at which writing ends; what is returned ends before them."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens at which writing ends, beside the end of a document and of a turn."""
+    ignore_eos: bool = False
+    """Go on behind the end of a document or of a turn, until there are enough tokens."""
     num_beams: int = Field(1, ge=1, le=MOST_AT_ONCE)
     """Texts that beam search follows at once; 1: no beam search."""
     length_penalty: float | None = None
@@ -121,6 +131,22 @@ class GenerationConfig(Config):
         least, most, words = RANGES[info.field_name]
         if value is not None and not (math.isfinite(value) and least <= value <= most):
             raise ValueError(f"must be {words}")
+        return value
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _by_token(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        if not all(str(token).isascii() and str(token).isdecimal() for token in value):
+            raise ValueError("must have the numbers of tokens for keys")
+        return tuple((int(token), bias) for token, bias in value.items())
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _bounded(cls, value: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+        if any(abs(bias) > LARGEST_PENALTY for _, bias in value):
+            raise ValueError("must have biases from -1e9 to 1e9")
         return value
 
     @field_validator("early_stopping", mode="before")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from llmctl.errors import LOGITS_NOT_FINITE, InputError, UsageError
+from llmctl.errors import LOGITS_NOT_FINITE, ConfigError, InputError, UsageError
 from llmctl.inference.decoding.config import GenerationConfig
 from llmctl.inference.decoding.strategies import (
     LOGITS_PROCESSORS,
@@ -57,10 +57,24 @@ class CompiledSamplingParams:
     """A configuration with what the tokenizer makes of it."""
 
     def __init__(self, config: GenerationConfig, tokenizer: Tokenizer) -> None:
+        """Raises ConfigError for a token that the vocabulary doesn't have."""
         self.config, self.tokenizer = config, tokenizer
-        self.ends = tokenizer.further_ends.union(
-            tokenizer.special[role] for role in END_ROLES if role in tokenizer.special
-        )
+        for name, tokens in (
+            ("logit_bias", [token for token, _ in config.logit_bias]),
+            ("allowed_token_ids", config.allowed_token_ids),
+            ("stop_token_ids", config.stop_token_ids),
+        ):
+            for token in tokens:
+                if not 0 <= token < tokenizer.vocab_size:
+                    raise ConfigError(
+                        f"{name}: there is no token {token}; the vocabulary has 0 to "
+                        f"{tokenizer.vocab_size - 1}"
+                    )
+        own: frozenset[int] = frozenset()
+        if not config.ignore_eos:
+            roles = (tokenizer.special[role] for role in END_ROLES if role in tokenizer.special)
+            own = tokenizer.further_ends.union(roles)
+        self.ends = own.union(config.stop_token_ids)
         values: Mapping[str, Any] = {
             **dict(config),
             "bad_words": [ids for ids in self._barred() if set(ids) - self.ends],
@@ -174,6 +188,13 @@ class SequenceState:
                 self.finish = "stop"
         if piece:
             self.on_text(piece)
+
+    def complete(self) -> None:
+        """Nothing can follow what is there."""
+        if self.finish in (None, "length"):
+            self.finish = "stop"
+            if piece := self.writer.close():
+                self.on_text(piece)
 
     def completion(self, score: float | None = None) -> Completion:
         assert self.finish

@@ -9,6 +9,7 @@ B rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -56,11 +57,18 @@ def write(
 
 
 def choose(
-    logits_BV: Tensor, rows: Sequence[SequenceState], rules: CompiledSamplingParams
+    logits_BV: Tensor,
+    rows: Sequence[SequenceState],
+    rules: CompiledSamplingParams,
+    barred_BV: Tensor | None = None,
 ) -> tuple[list[int], list[float]]:
-    """The next token of each row, and its log-probability under the model itself."""
+    """The next token of each row, and its log-probability under the model itself.
+
+    barred_BV: True where a token may not come, whatever the rules say.
+    """
     texts = [row.text for row in rows]
-    scores_BV = apply(rules.processors, logits_BV, texts)
+    scores_BV = logits_BV if barred_BV is None else logits_BV.masked_fill(barred_BV, -math.inf)
+    scores_BV = apply(rules.processors, scores_BV, texts)
     if rules.config.samples:
         scores_BV = apply(rules.warpers, scores_BV, texts)
     best_B = argmax(scores_BV)

@@ -38,6 +38,23 @@ class Text(NamedTuple):
 LogitsProcessor = Callable[[Tensor, Sequence[Text]], Tensor]
 
 
+def logit_bias(
+    logits_BV: Tensor, texts: Sequence[Text], pairs: Sequence[tuple[int, float]]
+) -> Tensor:
+    """Some tokens' logits are raised or lowered."""
+    tokens, biases = zip(*pairs, strict=True)
+    added_V = torch.zeros_like(logits_BV[0])
+    where = torch.tensor(tokens, device=logits_BV.device)
+    return logits_BV + added_V.index_add_(0, where, added_V.new_tensor(biases))
+
+
+def allowed_token_ids(logits_BV: Tensor, texts: Sequence[Text], allowed: Sequence[int]) -> Tensor:
+    """No other token than these may come."""
+    barred_V = torch.ones_like(logits_BV[0], dtype=torch.bool)
+    barred_V[list(allowed)] = False
+    return logits_BV.masked_fill(barred_V, -math.inf)
+
+
 def repetition_penalty(logits_BV: Tensor, texts: Sequence[Text], penalty: float) -> Tensor:
     """Tokens that the text has are less likely (Keskar et al. 2019, CTRL)."""
     seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
@@ -166,6 +183,8 @@ def _share(logits_BV: Tensor, oddness_BV: Tensor, share: float) -> Tensor:
 Function = Callable[[Tensor, Sequence[Text], Any], Tensor]
 
 LOGITS_PROCESSORS: Mapping[str, Function] = {
+    "logit_bias": logit_bias,
+    "allowed_token_ids": allowed_token_ids,
     "repetition_penalty": repetition_penalty,
     "frequency_penalty": frequency_penalty,
     "presence_penalty": presence_penalty,

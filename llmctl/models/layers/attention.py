@@ -253,6 +253,9 @@ class CausalSelfAttention(nn.Module):
         N, K = self.num_heads, self.num_kv_heads
         q_BNTH, k_BKSH, v_BKSH = heads_BMTH.split((N, K, K), dim=1)
         q_BNTH, k_BKSH = self.apply_positions(q_BNTH, k_BKSH, context)
+        if context.sequences is not None:
+            mixed_BNTH = context.sequences.attend(layer, q_BNTH, k_BKSH, v_BKSH, self.scale)
+            return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, -1))
         if context.cache is not None:
             q_BNTH, k_BKSH, v_BKSH = context.cache.extend(layer, q_BNTH, k_BKSH, v_BKSH)
         mixed_BNTH = attention(

@@ -15,6 +15,7 @@ from llmctl.models.layers.cache import KeyValueCache
 from llmctl.models.layers.cross_attention import EncoderOutput
 from llmctl.models.layers.kernels import cast_residual_stream
 from llmctl.models.layers.packing import PackedSequences
+from llmctl.models.layers.sequences import SequenceBatch
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Context:
     cos: Tensor | None = None
     sin: Tensor | None = None
     """Sines of the rotary angles, broadcastable to (B, N, T, H / 2), as the cosines are."""
+    sequences: SequenceBatch | None = None
+    """In the place of cache and mask: the texts whose next tokens lie end to end in one row."""
     bias: Tensor | None = None
     """Added to the scores beside the mask, broadcastable to (B, N, T, S); see relative_bias.py."""
 
@@ -49,7 +52,7 @@ def make_context(
     input_ids_BT: Tensor,
     mask: Tensor | PackedSequences | None,
     position_ids_BT: Tensor | None,
-    cache: KeyValueCache | None,
+    cache: KeyValueCache | SequenceBatch | None,
     source: EncoderOutput | None,
     dropout: float = 0.0,
     window: int = 0,
@@ -63,6 +66,8 @@ def make_context(
     as the mask lets it; without a cache or a window.
     """
     assert not bidirectional or (cache is None and not window)
+    if isinstance(cache, SequenceBatch):
+        return Context(cache.positions_T, None, False, None, None, source, sequences=cache)
     T = input_ids_BT.shape[1]
     past = 0 if cache is None else cache.length
     near_TS = _window(past, T, window, input_ids_BT.device) if 0 < window < past + T else None

@@ -1,0 +1,183 @@
+"""What a text may be like: JSON of a schema, a regular expression, one of some choices, a grammar.
+
+Before each token llguidance says which may come, by walking an automaton of the grammar along the
+vocabulary's bytes; a text ends where the grammar does. Grammars are looked at before anything is
+written, and one that can't be used is an error of whoever gave it.
+
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmctl.errors import InputError, UsageError
+from llmctl.tokenizers import Tokenizer
+
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+
+MOST_GRAMMAR = 200_000
+"""Characters of a schema, an expression or a grammar."""
+
+
+class GrammarError(InputError):
+    """A schema, an expression or a grammar that can't be used."""
+
+
+class Grammars:
+    """Makes the constraints of texts in one vocabulary."""
+
+    def __init__(self, tokenizer: Tokenizer, ends: frozenset[int]) -> None:
+        """ends: the tokens that end a text. Raises UsageError where llguidance isn't installed."""
+        try:
+            import llguidance
+        except ImportError:
+            raise UsageError(
+                "constrained output needs llguidance, which is not installed: pip install "
+                "'llmctl[constrained]'"
+            ) from None
+        self._ends = ends
+        if not ends:
+            raise UsageError(
+                "the model's tokenizer has no token that ends a text, which constrained output "
+                "needs"
+            )
+        vocabulary = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, ends))
+        self._vocabulary = llguidance.LLTokenizer(vocabulary, eos_token=sorted(ends))
+        self._size = tokenizer.vocab_size
+
+    def constraint(self, kind: GrammarKind, value: Any = None) -> Callable[[], GrammarConstraint]:
+        """What makes a constraint for a text. value: the schema (a table or JSON), the expression,
+        the choices or the grammar in Lark's notation. Raises GrammarError for one that can't be
+        used."""
+        from llguidance import LLMatcher
+
+        grammar = _grammar(kind, value)
+        matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
+        if matcher.is_error():
+            raise GrammarError(
+                f"{GRAMMAR_NAMES[kind]} can't be used: {_reason(matcher.get_error())}"
+            )
+        if warnings := matcher.get_grammar_warnings():
+            raise GrammarError(f"{GRAMMAR_NAMES[kind]} can't be used: {_reason(warnings[0])}")
+        matcher.compute_bitmask()
+        if matcher.is_error():  # too complex to be followed
+            raise GrammarError(
+                f"{GRAMMAR_NAMES[kind]} can't be used: {_reason(matcher.get_error())}"
+            )
+        matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
+        return lambda: GrammarConstraint(matcher.deep_copy(), self._size, self._ends)
+
+
+GRAMMAR_NAMES: Mapping[GrammarKind, str] = {
+    "json_object": "the schema of any object",
+    "json_schema": "the JSON schema",
+    "regex": "the regular expression",
+    "choice": "the list of choices",
+    "grammar": "the grammar",
+}
+JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""JSON as Python writes it: with free white space a model may never come to an end."""
+
+
+def _grammar(kind: GrammarKind, value: Any) -> str:
+    from llguidance import LLMatcher
+
+    if kind == "json_object":
+        value = {"type": "object"}
+    if kind in ("json_object", "json_schema"):
+        if isinstance(value, str):
+            _check_length(kind, value)
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise GrammarError(f"the JSON schema is not JSON: {error}") from None
+            except RecursionError:
+                raise GrammarError("the JSON schema is nested too deep") from None
+        if not isinstance(value, dict | bool):
+            raise GrammarError('the JSON schema is no object; write for example {"type": "object"}')
+        text = json.dumps(value)
+        _check_length(kind, text)
+        try:
+            return LLMatcher.grammar_from_json_schema(text, defaults=JSON_STYLE)
+        except ValueError as error:
+            raise GrammarError(f"the JSON schema can't be used: {_reason(str(error))}") from None
+    if kind == "choice":
+        if not (
+            isinstance(value, list | tuple) and value and all(isinstance(v, str) for v in value)
+        ):
+            raise GrammarError("the list of choices has to have one text at least, and texts only")
+        if "" in value:
+            raise GrammarError("the list of choices has an empty text; leave it out")
+        value = "|".join(map(re.escape, value))
+    if not isinstance(value, str) or not value:
+        raise GrammarError(f"{GRAMMAR_NAMES[kind]} has to be a text")
+    _check_length(kind, value)
+    if kind == "grammar":
+        return LLMatcher.grammar_from_lark(value)
+    return LLMatcher.grammar_from_regex(value)
+
+
+def _check_length(kind: GrammarKind, text: str) -> None:
+    if len(text) > MOST_GRAMMAR:
+        raise GrammarError(f"{GRAMMAR_NAMES[kind]} has more than {MOST_GRAMMAR:,} characters")
+
+
+def _reason(message: str) -> str:
+    return " ".join(message.split())[:300]
+
+
+class _Vocabulary:
+    """What llguidance asks of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, ends: frozenset[int]) -> None:
+        self.eos_token_id, self.bos_token_id = min(ends), tokenizer.special.get("bos")
+        special = tokenizer.special_ids | ends
+        self.special_token_ids = sorted(special)
+        # Special tokens have no bytes of their own; a name keeps them apart from text.
+        self.tokens = [
+            f"<|special {number}|>".encode()
+            if number in special
+            else tokenizer.decode_bytes([number])
+            for number in range(tokenizer.vocab_size)
+        ]
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: str | bytes) -> Sequence[int]:
+        return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+
+
+class GrammarConstraint:
+    """A text's place in its grammar."""
+
+    def __init__(self, matcher: Any, vocab_size: int, ends: frozenset[int]) -> None:
+        self._matcher, self._size, self._ends = matcher, vocab_size, ends
+
+    def barred(self) -> Tensor:
+        """Which tokens may not come next, (V,), True there. Raises GrammarError where the grammar
+        can't be followed any further."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
+        allowed_V = np.unpackbits(bits, bitorder="little")[: self._size]
+        return torch.from_numpy(allowed_V == 0)
+
+    def accept(self, token: int) -> bool:
+        """Take a token into account; returns whether the text is complete with it."""
+        if token in self._ends:
+            return True
+        self._matcher.consume_token(token)
+        self._check()
+        return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(
+                f"the output can't be kept to what was asked: {_reason(self._matcher.get_error())}"
+            )

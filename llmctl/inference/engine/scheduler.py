@@ -1,0 +1,225 @@
+"""Who has a place in an engine, how much room each has, and what is read in a step.
+
+Keys and values of a text lie in a row of its own, which grows; beginnings are kept in blocks for
+others that begin so too (prefixes.py). Both count against one limit. Where it is reached, kept
+beginnings go first, and then the youngest text loses its place, to be read and gone on with later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+from pydantic import Field
+
+from llmctl.config import Config
+from llmctl.inference.decoder import CausalDecoder
+from llmctl.inference.engine.prefixes import PrefixCache
+from llmctl.inference.engine.sequences import EngineSequence
+from llmctl.inference.engine.waiting import FairQueue
+from llmctl.models.layers.sequences import KV_BLOCK, SequenceCache
+
+MOST_PREFILL = 512
+"""Tokens of prompts that are read in a step at most."""
+FIRST_TOKEN_SECONDS = 1e-3
+"""Time that a prompt's token takes, until it has been measured."""
+FIRST_ROWS = 256
+"""Slots that a row of keys and values begins with, where its text may become so long."""
+
+
+class EngineConfig(Config):
+    """How much is done at once."""
+
+    max_sequences: int = Field(32, ge=1, le=4096)
+    """Texts that are written at once; more wait."""
+    kv_tokens: int = Field(0, ge=0)
+    """Tokens whose keys and values are kept at most, those of prompts that may come again among
+    them. 0: as many as sixteen texts of the model's whole context have, and 65,536 at most."""
+    prefix_caching: bool = True
+    """Keep what was read of a prompt for others that begin so too."""
+    step_seconds: float = Field(0.05, gt=0)
+    """Time that reading prompts may add to a step while other texts are being written."""
+
+
+class Scheduler:
+    """The texts of an engine, those that have a place and those that wait for one."""
+
+    def __init__(self, decoder: CausalDecoder, config: EngineConfig) -> None:
+        self.config, self._decoder = config, decoder
+        assert decoder.max_positions is not None
+        self.context: int = decoder.max_positions
+        """Tokens that a text may have."""
+        self.kv_tokens = config.kv_tokens or max(self.context, min(16 * self.context, 1 << 16))
+        self.prefixes = PrefixCache()
+        self.running: list[EngineSequence] = []
+        self.waiting: FairQueue[EngineSequence] = FairQueue()
+        self.preemptions = 0
+        self.prefix_queries = self.prefix_hits = 0
+        """Tokens of prompts that were looked for among those kept, and that were found."""
+        self._rows = 0
+        """Slots of all texts' rows."""
+        self._ages = count()
+        self._token_seconds = FIRST_TOKEN_SECONDS
+        """Time that a prompt's token takes, as measured."""
+        self._step_seconds = 0.0
+        """Time of a step without any."""
+
+    @property
+    def kv_used(self) -> int:
+        """Tokens that there is room for in rows and kept blocks."""
+        return self._rows + self.prefixes.tokens
+
+    def admit(self) -> None:
+        """Give places to those that wait, as far as there are any."""
+        while (sequence := self.waiting.peek()) is not None:
+            if len(self.running) >= self.config.max_sequences:
+                return
+            capacity = min(
+                max(FIRST_ROWS, whole_blocks(sequence.unread + KV_BLOCK)), sequence.most_slots
+            )
+            if not self._make_room(capacity):
+                if self.running:
+                    return
+                self.prefixes.clear()
+            self.waiting.take()
+            self._place(sequence, capacity)
+
+    def _place(self, sequence: EngineSequence, capacity: int) -> None:
+        """Give a text a row, with what is kept of its beginning."""
+        sequence.cache = self._new_cache(capacity)
+        sequence.age = next(self._ages)
+        sequence.prompt_scores.clear()
+        self.running.append(sequence)
+        if not self.config.prefix_caching or sequence.scores_prompt:
+            return
+        # What follows the last token is asked for, so that one is read.
+        ids = sequence.state.ids[:-1]
+        sequence.held = self.prefixes.take(ids, sequence.request.salt)
+        for block in sequence.held:
+            sequence.cache.append(block.keys_LKSH, block.values_LKSH)
+        self.prefix_queries += len(ids)
+        self.prefix_hits += sequence.cache.length
+        if sequence.state.new == 0:
+            sequence.cached_tokens = sequence.cache.length
+
+    def _new_cache(self, capacity: int) -> SequenceCache:
+        body = self._decoder.model.body
+        config = body.config
+        num_heads, head_size = config.kv_shape()
+        self._rows += capacity
+        return SequenceCache.allocate(
+            num_layers=config.num_layers,
+            num_heads=num_heads,
+            head_size=head_size,
+            capacity=capacity,
+            like=body.embedding().weight,
+        )
+
+    def _make_room(self, slots: int) -> bool:
+        """Whether there is room for so many more, if need be where kept beginnings were."""
+        missing = self.kv_used + slots - self.kv_tokens
+        return missing <= 0 or self.prefixes.evict(missing) >= missing
+
+    def drop(self, sequence: EngineSequence) -> None:
+        """A text has no place any more, nor waits for one."""
+        if sequence.cache is not None:
+            self._leave(sequence)
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def _leave(self, sequence: EngineSequence) -> None:
+        assert sequence.cache is not None
+        self._rows -= sequence.cache.capacity
+        self.prefixes.release(sequence.held)
+        sequence.cache, sequence.held = None, []
+
+    def _preempt(self, sequence: EngineSequence) -> None:
+        """A text waits for another place, where it is read anew and gone on with."""
+        self.drop(sequence)
+        self.waiting.put_back(sequence.request.client, sequence)
+        self.preemptions += 1
+
+    def _grow(self, sequence: EngineSequence, tokens: int) -> bool:
+        """Make room in a text's row; False where it lost its place for that."""
+        assert sequence.cache is not None
+        needed = sequence.cache.length + tokens
+        if needed <= sequence.cache.capacity:
+            return True
+        capacity = min(max(2 * sequence.cache.capacity, whole_blocks(needed)), sequence.most_slots)
+        further = capacity - sequence.cache.capacity
+        if not self._make_room(further):
+            for one in self.running:  # what is kept is of less use than a place
+                self.prefixes.release(one.held)
+                one.held = []
+            while not self._make_room(further):
+                youngest = max(self.running, key=lambda one: one.age)
+                self._preempt(youngest)
+                if youngest is sequence:
+                    return False
+        sequence.cache.grow(capacity)
+        self._rows += further
+        return True
+
+    def fork(self, sequence: EngineSequence) -> Iterator[EngineSequence]:
+        """The other samples of a prompt that was read, with copies of its row; those without room
+        wait, to read it again."""
+        siblings, sequence.siblings = sequence.siblings, []
+        for sibling in siblings:
+            assert sequence.cache is not None
+            capacity = sequence.cache.capacity
+            full = len(self.running) >= self.config.max_sequences
+            if full or not self._make_room(capacity):
+                self.waiting.put(sibling.request.client, sibling)
+                continue
+            length = sequence.cache.length
+            sibling.cache = self._new_cache(capacity)
+            sibling.cache.append(*sequence.cache.slots(0, length))
+            sibling.age, sibling.cached_tokens = next(self._ages), length
+            self.running.append(sibling)
+            yield sibling
+
+    def keep(self, sequence: EngineSequence, ids: Sequence[int]) -> None:
+        """Keep what was read of a text, as far as there is room without others losing theirs."""
+        assert sequence.cache is not None
+        ids = ids[: sequence.cache.length]
+        missing = max(0, len(ids) // KV_BLOCK - len(sequence.held)) * KV_BLOCK
+        if self.config.prefix_caching and self._make_room(missing):
+            self.prefixes.keep(ids, sequence.cache, sequence.held, sequence.request.salt)
+
+    def planned(self) -> list[tuple[EngineSequence, int]]:
+        """The texts that are read from in this step, and how many tokens of each."""
+        left = self._prefill_tokens()
+        parts = []
+        for sequence in sorted(self.running, key=lambda one: one.age):
+            if sequence.cache is None:  # it lost its place to an older one
+                continue
+            length, tokens = sequence.cache.length, sequence.unread
+            if tokens > 1:
+                # Pieces end where blocks do, but for the last.
+                stop = (length + left) // KV_BLOCK * KV_BLOCK
+                tokens = min(tokens, max(0, stop - length))
+                left -= tokens
+            if tokens and self._grow(sequence, tokens):
+                parts.append((sequence, tokens))
+        return [(one, tokens) for one, tokens in parts if one.cache is not None]
+
+    def _prefill_tokens(self) -> int:
+        """Tokens of prompts for which a step has time."""
+        if all(sequence.unread > 1 for sequence in self.running):
+            return MOST_PREFILL
+        tokens = int(self.config.step_seconds / self._token_seconds)
+        return min(max(KV_BLOCK, tokens // KV_BLOCK * KV_BLOCK), MOST_PREFILL)
+
+    def learn_pace(self, seconds: float, prompt_tokens: int) -> None:
+        """Take a step's time into account, in which so many tokens of prompts were read."""
+        if not prompt_tokens:
+            self._step_seconds += 0.2 * (seconds - self._step_seconds)
+            return
+        each = max(seconds - self._step_seconds, 0.0) / prompt_tokens
+        self._token_seconds += 0.2 * (max(each, 1e-7) - self._token_seconds)
+
+
+def whole_blocks(tokens: int) -> int:
+    """The tokens of the blocks that so many tokens fill or begin."""
+    return -(-tokens // KV_BLOCK) * KV_BLOCK
