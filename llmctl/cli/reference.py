@@ -51,6 +51,7 @@ def _cell(text: str | None) -> str:
 
 def _keys() -> list[str]:
     from llmctl.models import ARCHITECTURES
+    from llmctl.serving.config import ServeConfig
     from llmctl.stages.chat import ChatConfig
     from llmctl.stages.tokenize.stage import TokenizeConfig
     from llmctl.tasks import WITHOUT_NETWORK, finetuning, pretraining, pretraining_tasks, tasks_of
@@ -78,6 +79,7 @@ def _keys() -> list[str]:
         "eval": EvaluateConfig(),
         "generate": GenerateConfig(),
         "chat": ChatConfig(),
+        "serve": ServeConfig(),
     }
     fields = {stage: _fields(config, "") for stage, config in stages.items()}
     trainings = [

@@ -1,0 +1,1 @@
+"""Models behind HTTP, in the shapes that OpenAI's clients and vLLM's expect."""

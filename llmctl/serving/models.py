@@ -1,0 +1,177 @@
+"""The models that are served: opened by what they do, each under its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from llmctl.errors import InputError, UsageError
+from llmctl.formats.description import CHAT, NEXT_TOKEN_KINDS, TOKENIZER
+from llmctl.inference.constraints import Grammars
+from llmctl.inference.decoder import CausalDecoder
+from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig
+from llmctl.inference.engine import Engine, EngineConfig
+from llmctl.inference.weights import WeightType, prepare
+from llmctl.serving.errors import HTTPError
+from llmctl.tasks import TASKS
+from llmctl.tasks.embed.texts import TextEmbedder
+from llmctl.tasks.opened import OpenedModel
+from llmctl.tasks.prediction import Predictor
+from llmctl.tokenizers import Tokenizer
+from llmctl.tokenizers.chat_template import ChatTemplate
+from llmctl.training.precision import choose_device
+from llmctl.workspace.artefacts import Workspace
+
+
+@dataclass
+class ServedModel:
+    """A model that answers under a name."""
+
+    name: str
+    opened: OpenedModel
+    created: int
+    engine: Engine | None = None
+    """What writes its texts; None: it writes none."""
+    predictor: Predictor | None = None
+    """What gives its classes; None: it has none."""
+    embedder: TextEmbedder | None = None
+    """What makes its vectors; None: it makes none."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.opened.folder.tokenizer
+
+    @property
+    def context(self) -> int:
+        """Tokens that it reads at most."""
+        if self.engine is not None:
+            return self.engine.scheduler.context
+        return int(self.opened.folder.max_length)
+
+    @property
+    def writer(self) -> Engine:
+        """Its engine. Raises HTTPError if it doesn't write."""
+        if self.engine is None:
+            raise HTTPError(
+                f"{self.name} is {self.opened.described}, and doesn't write text", param="model"
+            )
+        return self.engine
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """How it has a conversation; None: it has learned none."""
+        folder = self.opened.folder
+        made_here = TOKENIZER in folder.fields
+        if folder.tokenizer.chat_template is None or (made_here and not folder.fields.get(CHAT)):
+            return None
+        return ChatTemplate(folder.tokenizer.chat_template, folder.tokenizer)
+
+    @cached_property
+    def turn_end(self) -> int | None:
+        """The token that ends an answer; None: the template has none."""
+        try:
+            return None if self.template is None else self.template.answer_end
+        except InputError:
+            return None
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a text."""
+        own = CompiledSamplingParams(GenerationConfig(), self.tokenizer).ends
+        return own if self.turn_end is None else own | {self.turn_end}
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What keeps its texts to a form. Raises HTTPError where that can't be."""
+        try:
+            return Grammars(self.tokenizer, self.ends)
+        except UsageError as error:
+            raise HTTPError(str(error), param="response_format") from None
+
+    def card(self) -> dict[str, Any]:
+        """What ``/v1/models`` says of it."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "llmctl",
+            "root": self.opened.name,
+            "parent": self.name.partition(":")[0] if ":" in self.name else None,
+            "max_model_len": self.context,
+            "kind": self.opened.kind,
+            "chat": self.template is not None,
+        }
+
+
+def open_models(
+    workspace: Workspace,
+    starts: Sequence[str],
+    engine: EngineConfig,
+    *,
+    device: str,
+    dtype: WeightType,
+    adapters: Sequence[str] = (),
+    created: int,
+) -> dict[str, ServedModel]:
+    """Models by the names under which they answer: a run's, a folder's last part, or what stands
+    before ``=``. adapters: ``NAME=FOLDER``, each served as its base's name, a colon and its own;
+    the base is the first model.
+
+    Raises InputError for one that is not there or does nothing that is served, UsageError for a
+    name that comes twice.
+    """
+    models: dict[str, ServedModel] = {}
+    named = [_named(start) for start in starts]
+    for adapter in adapters:
+        own, path = _named(adapter)
+        named.append((f"{named[0][0]}:{own}", path))
+    for name, start in named:
+        if name in models:
+            raise UsageError(
+                f"two models would be called {name}; give one another name: --from NAME={start}"
+            )
+        models[name] = _open(workspace, name, start, engine, device, dtype, created)
+    return models
+
+
+def _named(start: str) -> tuple[str, str]:
+    name, equals, path = start.partition("=")
+    if equals and name and path:
+        return name, path
+    return start.rstrip("/").rpartition("/")[2], start
+
+
+def _open(
+    workspace: Workspace,
+    name: str,
+    start: str,
+    config: EngineConfig,
+    device: str,
+    dtype: WeightType,
+    created: int,
+) -> ServedModel:
+    opened = OpenedModel.open(workspace, start)
+    served = ServedModel(name, opened, created)
+    if opened.kind in NEXT_TOKEN_KINDS:
+        folder = opened.folder
+        model = folder.causal_lm().to(choose_device(device, "--device"))
+        # With a row of one kind and another: packed for several.
+        head = prepare(model, dtype, rows=max(2, config.max_sequences))
+        decoder = CausalDecoder(
+            model, longest=folder.max_length, head=head, tokenizer=folder.tokenizer
+        )
+        served.engine = Engine(decoder, config)
+    elif opened.kind == "embed":
+        served.embedder = TextEmbedder(opened, device=device)
+    elif opened.kind == "classify":
+        predictor = TASKS["classify"].predictor()
+        assert predictor is not None
+        served.predictor = predictor(opened, device)
+    else:
+        raise InputError(
+            f"{start} is {opened.described}, which llmctl serve has no address for; give a model "
+            "that writes, an embedder or a classifier"
+        )
+    return served
