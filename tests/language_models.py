@@ -47,11 +47,12 @@ def measure(
     *,
     template: Path | None = None,
     examples: Path | None = None,
+    include: Path | None = None,
     compare: Sequence[str] = (),
     reporter: Reporter | None = None,
     **keys: Any,
 ) -> dict[str, Any]:
-    files = Files(data, template, examples)
+    files = Files(data, template, examples, include=include)
     config = build(EvaluateConfig, keys)
     report, _, up_to_date = prepare_evaluation(
         workspace, start, files, config, compare=compare, force=True, reporter=reporter

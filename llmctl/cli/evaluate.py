@@ -7,7 +7,7 @@ from pathlib import Path
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.launch import data_parallel
-from llmctl.cli.options import argument, option
+from llmctl.cli.options import argument, flag, option
 from llmctl.cli.threads import note_others
 from llmctl.errors import UsageError
 from llmctl.tasks.suites import SUITES
@@ -42,10 +42,26 @@ def command(
         + "; ".join(f"{name}, {suite.asks}" for name, suite in SUITES.items())
         + "."
     ),
-    limit: int | None = option("With --suite: so many examples of each set, for a quick look."),
+    harness: str | None = option(
+        "Tasks of lm-evaluation-harness, as arc_easy,hellaswag (needs the extra eval).",
+        metavar="TASKS",
+    ),
+    harness_include: Path | None = option(
+        "A folder with YAML files of further tasks for the harness; where it has all that are "
+        "asked for, nothing is fetched."
+    ),
+    num_fewshot: int | None = option(
+        "With --harness: solved examples before each question.", show_default="as the task says"
+    ),
+    apply_chat_template: bool = flag(
+        "With --harness: write questions as turns of a chat.", "--apply-chat-template"
+    ),
+    limit: int | None = option(
+        "With --suite or --harness: so many examples of each set, for a quick look."
+    ),
     scoring: str | None = option(
-        "With --suite: how texts are scored, causal (from left to right), masked (each token "
-        "hidden in turn) or within-word (with the rest of its word).",
+        "With --suite or --harness: how texts are scored, causal (from left to right), masked "
+        "(each token hidden in turn) or within-word (with the rest of its word).",
         show_default="as the model was trained",
     ),
     reward: str | None = option(
@@ -115,7 +131,8 @@ def command(
     quiet: bool = options.QUIET,
 ) -> None:
     """Measure a model on held-out data, with baselines and intervals; keeps a report."""
-    asked = locals()
+    # A flag that isn't given says nothing.
+    asked = {**locals(), "apply_chat_template": apply_chat_template or None}
     if reward is not None:
         asked = {**asked, "set_": [f"rewards.reward={reward}", *set_]}
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
@@ -128,7 +145,9 @@ def command(
     if directory is not None and (config.suite is None or data is not None):
         raise UsageError(f"{directory}: a folder goes with --suite, and data with --data; give one")
     place = options.open_workspace(workspace)
-    files = Files(data or directory, as_given(template), examples, target, templates, dev)
+    files = Files(
+        data or directory, as_given(template), examples, target, templates, dev, harness_include
+    )
     with data_parallel(nproc, reads_stdin=False), TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter)
         evaluation = prepare_evaluation(

@@ -18,7 +18,7 @@ from llmctl.tasks import TASKS
 from llmctl.tasks.evaluation import COMPARED, EvaluateConfig, Evaluator, Files
 from llmctl.tasks.learned import weak_start
 from llmctl.tasks.opened import OpenedModel
-from llmctl.tasks.suites import SUITES
+from llmctl.tasks.suites import HARNESS, SUITES
 from llmctl.training.distributed.processes import get_world
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Artefact, Workspace
@@ -121,6 +121,8 @@ def prepare_evaluation(
     evaluator = _way(model, files, config)(workspace, models, files, config)
     model_name = start if model.run else slug(Path(start).resolve().name, "model")
     data_name = slug(files.data.name.partition(".")[0], "data") if files.data else "validation"
+    if config.harness is not None:
+        data_name = slug(config.harness, "harness")
     identity = Identity.of("eval", config, evaluator.inputs())
     report_name, found = workspace.match(
         "report",
@@ -137,22 +139,40 @@ def prepare_evaluation(
 
 def _way(model: OpenedModel, files: Files, config: EvaluateConfig) -> type[Evaluator]:
     """What measures a model as it is asked for. Raises UsageError or InputError if nothing does."""
-    if config.suite is not None:
-        way = SUITES[config.suite].evaluator()
+    if config.suite is not None and config.harness is not None:
+        raise UsageError("--suite and --harness are two ways of measuring; give one of them")
+    if (published := _published(config)) is not None:
+        option, way = published
         if model.kind not in way.kinds:
             raise UsageError(
-                f"--suite {config.suite} is not for {model.name}, which is {model.described}; give "
+                f"{option} is not for {model.name}, which is {model.described}; give "
                 + " or ".join(MODEL_KINDS[kind] for kind in way.kinds)
             )
         return way
-    for option in ("limit", "scoring"):
-        if getattr(config, option) is not None:
-            raise UsageError(f"--{option} goes with --suite; leave it out")
+    if files.include is not None:
+        raise UsageError("--harness-include goes with --harness TASKS; add it")
+    for option, owner in (
+        ("limit", "--suite or --harness"),
+        ("scoring", "--suite or --harness"),
+        ("num_fewshot", "--harness"),
+        ("apply_chat_template", "--harness"),
+    ):
+        if getattr(config, option) not in (None, False):
+            raise UsageError(f"--{option.replace('_', '-')} goes with {owner}; leave it out")
     ways = (way for way in TASKS[model.kind].evaluators() if way.suits(files, config))
     found = next(ways, None)
     if found is None:
         raise InputError(f"{model.name} is {model.described}, and nothing measures such a model")
     return found.for_model(model)
+
+
+def _published(config: EvaluateConfig) -> tuple[str, type[Evaluator]] | None:
+    """The published tests that are asked for: the option, and what measures by them."""
+    if config.suite is not None:
+        return f"--suite {config.suite}", SUITES[config.suite].evaluator()
+    if config.harness is not None:
+        return "--harness", HARNESS.evaluator()
+    return None
 
 
 def read_report(path: Path) -> Report:
@@ -167,7 +187,7 @@ def parts_of(report: Report, path: Path) -> list[ReportPart]:
     report of its kind has."""
     with _whole(path):
         of_tasks = (way for task in TASKS.values() for way in task.evaluators())
-        ways = (*of_tasks, *(suite.evaluator() for suite in SUITES.values()))
+        ways = (*of_tasks, *(suite.evaluator() for suite in (*SUITES.values(), HARNESS)))
         evaluator = {kind: way for way in ways for kind in way.reports}[report.task]
         return [*evaluator.parts(report), *report.remarks()]
 

@@ -59,6 +59,12 @@ class EvaluateConfig(Config):
     """What answers are worth."""
     suite: Literal["blimp"] | None = None
     """A published set of tests, of which ``data`` is the folder."""
+    harness: str | None = None
+    """Tasks of lm-evaluation-harness, with commas between."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Solved examples before each question of the harness. Unset: as the task says."""
+    apply_chat_template: bool = False
+    """Whether the harness's questions are written as turns of a chat, by the model's template."""
     limit: int | None = Field(None, ge=1)
     """With a suite or the harness: so many examples of each of its sets, for a quick look."""
     scoring: Literal["causal", "masked", "within-word"] | None = None
@@ -154,6 +160,8 @@ class Files:
     """Templates to choose from."""
     dev: Path | None = None
     """Rows by which one of them is chosen."""
+    include: Path | None = None
+    """A folder of further tasks for the harness."""
 
 
 class Evaluator(ABC):

@@ -31,5 +31,18 @@ class BlimpSuite(Suite):
         return BlimpEvaluator
 
 
+class Harness(Suite):
+    """The tasks of lm-evaluation-harness: not one set of tests, but as many as it has."""
+
+    name, asks = "harness", "tasks of lm-evaluation-harness"
+
+    def evaluator(self) -> Any:
+        from llmctl.tasks.suites.harness import HarnessEvaluator
+
+        return HarnessEvaluator
+
+
+HARNESS = Harness()
+"""Beside the table, as ``--harness`` has an option of its own."""
 SUITES: dict[str, Suite] = {suite.name: suite for suite in (BlimpSuite(),)}
 """By their names."""
