@@ -222,6 +222,11 @@ def add_files(folder: Path, corpus: Path, labelled: Path, sayings: Path) -> None
         "subjects.csv": "text,labels\n"
         + "".join(f"{s},{'|'.join('abc'[: n % 4])}\n" for n, s in enumerate(stories[:40])),
         "templates.txt": "{mask}: {text}\n{text} About the {mask}.\n",
+        **{
+            f"glue/SST-2/{part}.tsv": "sentence\tlabel\n"
+            + "".join(f"{s}\t{n % 2}\n" for n, s in enumerate(stories[:20]))
+            for part in ("train", "dev")
+        },
         "notes.csv": "text\n" + "\n".join(stories[:9]) + "\n",
         "train.en": "\n".join(stories[:40]),
         "train.de": "\n".join(stories[:40]).upper(),

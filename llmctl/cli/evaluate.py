@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
@@ -41,6 +42,16 @@ def command(
         "A published set of tests, whose folder is DIR: "
         + "; ".join(f"{name}, {suite.asks}" for name, suite in SUITES.items())
         + "."
+    ),
+    protocol: str | None = option(
+        "With --suite glue: how tasks are learned, turc (a grid of rates and batch sizes) or "
+        "babylm (fixed ones).",
+        show_default="turc",
+    ),
+    seeds: int | None = option(
+        "With --suite glue: trainings of each task, of which the median is taken.",
+        min=1,
+        show_default="5",
     ),
     harness: str | None = option(
         "Tasks of lm-evaluation-harness, as arc_easy,hellaswag (needs the extra eval).",
@@ -138,6 +149,7 @@ def command(
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.inference.templates import as_given
     from llmctl.reporting.report import render_report
+    from llmctl.stages import train
     from llmctl.stages.evaluate import REPORT, parts_of, prepare_evaluation
     from llmctl.tasks.evaluation import EvaluateConfig, Files
 
@@ -150,8 +162,20 @@ def command(
     )
     with data_parallel(nproc, reads_stdin=False), TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter)
+
+        def finetune(base: str, path: Path, how: Any, run: str) -> Any:
+            return train.finetune(place, base, path, how, name=run, reporter=reporter)[0]
+
         evaluation = prepare_evaluation(
-            place, start, files, config, compare=compare, name=name, force=force, reporter=reporter
+            place,
+            start,
+            files,
+            config,
+            compare=compare,
+            name=name,
+            force=force,
+            reporter=reporter,
+            finetune=finetune,
         )
         if dry_run:
             print_dry_run(evaluation.plan(), config, json=json)

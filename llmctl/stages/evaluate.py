@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,8 +107,12 @@ def prepare_evaluation(
     name: str | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
+    finetune: Callable[[str, Path, Any, str], Artefact] | None = None,
 ) -> Evaluation:
     """A measurement of a model, and of those that it is compared with, on the same data.
+
+    finetune: trains a model, by name, on data, by a configuration, to a run of a name; for what is
+    measured by training.
 
     Raises UsageError where options don't go with the model or with one another, InputError for a
     model or a file that isn't there.
@@ -119,6 +123,10 @@ def prepare_evaluation(
     models = {row: OpenedModel.open(workspace, given) for row, given in names.items()}
     model = models[MODEL]
     evaluator = _way(model, files, config)(workspace, models, files, config)
+    if finetune is not None:
+        evaluator.finetune = lambda *given: OpenedModel.open(
+            workspace, finetune(*given).manifest.name
+        )
     model_name = start if model.run else slug(Path(start).resolve().name, "model")
     data_name = slug(files.data.name.partition(".")[0], "data") if files.data else "validation"
     if config.harness is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -57,8 +57,12 @@ class EvaluateConfig(Config):
     they tell nothing."""
     rewards: MeasuredReward = MeasuredReward()
     """What answers are worth."""
-    suite: Literal["blimp"] | None = None
+    suite: Literal["blimp", "glue"] | None = None
     """A published set of tests, of which ``data`` is the folder."""
+    protocol: Literal["turc", "babylm"] = "turc"
+    """With the suite glue: how its tasks are learned."""
+    seeds: int = Field(5, ge=1)
+    """With the suite glue: trainings of each task with the settings that are chosen."""
     harness: str | None = None
     """Tasks of lm-evaluation-harness, with commas between."""
     num_fewshot: int | None = Field(None, ge=0)
@@ -174,6 +178,9 @@ class Evaluator(ABC):
     """What models do that it is for."""
     reports: ClassVar[tuple[str, ...]]
     """Kinds of report that it makes."""
+    finetune: Callable[[str, Path, Any, str], OpenedModel] | None = None
+    """Finetunes a model, by name, on data, by a configuration, to a run: for ways of measuring that
+    train, where the command sets it."""
 
     def __init__(
         self,

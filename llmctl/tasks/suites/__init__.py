@@ -31,6 +31,17 @@ class BlimpSuite(Suite):
         return BlimpEvaluator
 
 
+class GlueSuite(Suite):
+    """Tasks on sentences and pairs, that a model is finetuned for."""
+
+    name, asks = "glue", "understanding, by finetuning on GLUE's tasks"
+
+    def evaluator(self) -> Any:
+        from llmctl.tasks.suites.glue import GlueEvaluator
+
+        return GlueEvaluator
+
+
 class Harness(Suite):
     """The tasks of lm-evaluation-harness: not one set of tests, but as many as it has."""
 
@@ -44,5 +55,5 @@ class Harness(Suite):
 
 HARNESS = Harness()
 """Beside the table, as ``--harness`` has an option of its own."""
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (BlimpSuite(),)}
+SUITES: dict[str, Suite] = {suite.name: suite for suite in (BlimpSuite(), GlueSuite())}
 """By their names."""
