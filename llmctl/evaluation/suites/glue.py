@@ -68,7 +68,7 @@ GLUE_TASKS = (
     GlueTask("RTE", "accuracy", ("sentence1", "premise"), ("sentence2", "hypothesis")),
     GlueTask("WNLI", "accuracy", ("sentence1",), ("sentence2",)),
 )  # fmt: skip
-TRAIN, DEV = ("train",), ("dev_matched", "dev", "valid", "validation")
+TRAIN_FILES, DEV_FILES = ("train",), ("dev_matched", "dev", "valid", "validation")
 
 PUBLISHED_GLUE: dict[str, dict[str, float]] = {
     "BERT-Tiny": {"CoLA": 0.0, "SST-2": 83.2, "MRPC": 81.1, "STS-B": 73.6, "QQP": 62.2,
@@ -135,8 +135,8 @@ def _find(folder: Path, task: GlueTask) -> GlueData | None:
             stem = name.partition(".")[0].removeprefix("sts-")
             if not file.is_file() or not is_table(file):
                 continue
-            parts["train"] += [file] if stem in TRAIN else []
-            parts["dev"] += [file] if stem in DEV else []
+            parts["train"] += [file] if stem in TRAIN_FILES else []
+            parts["dev"] += [file] if stem in DEV_FILES else []
     if not parts["train"] and not parts["dev"]:
         return None
     if not parts["train"] or not parts["dev"]:

@@ -248,7 +248,7 @@ def as_lm(model: HarnessModel) -> Any:
     """The model as an ``lm_eval.api.model.LM``, a class that is there with the harness only."""
     from lm_eval.api.model import LM
 
-    class Asked(LM):
+    class HarnessLM(LM):
         """What the harness calls."""
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
@@ -272,4 +272,4 @@ def as_lm(model: HarnessModel) -> Any:
         def tokenizer_name(self) -> str:
             return model.name.replace("/", "__")
 
-    return Asked()
+    return HarnessLM()
