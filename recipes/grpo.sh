@@ -24,7 +24,7 @@ llmctl finetune --from sums --task instruct --data "$sums/known.jsonl" --recipe 
 echo "== 3. it tries others, and is told which answers are right"
 llmctl finetune --from pupil --task grpo --reward number --data "$sums/tried.jsonl" \
   --recipe "$recipe" --set training.epochs=20 --set training.batch_size=32 \
-  --set training.learning_rate=1e-3 --set objective.max_new_tokens=6 --name solver
+  --set training.learning_rate=2e-4 --set objective.max_new_tokens=6 --name solver
 
 echo "== 4. does trying pay? on sums that it has never seen"
 llmctl eval --from solver --task reward --data "$sums/test.jsonl" --recipe "$recipe"
