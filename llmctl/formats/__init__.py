@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from llmctl.formats.base import Format
+from llmctl.formats.gguf import Gguf
 from llmctl.formats.huggingface import HuggingFace
 from llmctl.formats.ngram.folder import NgramFormat
+from llmctl.formats.ollama import Ollama
 from llmctl.formats.peft.folder import Peft
 from llmctl.formats.sentence_transformers.folder import SentenceTransformers
 
 FORMATS: dict[str, Format] = {
-    format.name: format for format in (NgramFormat(), Peft(), SentenceTransformers(), HuggingFace())
+    format.name: format
+    for format in (NgramFormat(), Peft(), SentenceTransformers(), HuggingFace(), Gguf(), Ollama())
 }
 """By name. The first that recognises a folder opens it: n-grams have a config.json, too."""

@@ -341,7 +341,9 @@ class Pretrained:
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, RuntimeError) and "memory" in str(error):
                 raise
-            raise not_the_model(self.files[1], " ".join(str(error).split())) from None
+            raise not_the_model(
+                self.files[min(1, len(self.files) - 1)], " ".join(str(error).split())
+            ) from None
 
 
 @torch.no_grad()

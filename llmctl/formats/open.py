@@ -35,13 +35,17 @@ def open_any_model(
 
 def open_folder(path: Path) -> Pretrained:
     """The model of a folder, of whatever format. Raises InputError if there is none."""
-    format = _format_of(path)
+    format = format_of(path)
     if format is None:
-        raise InputError(f"{path} has no config.json; give a model's folder or a run's name")
+        raise InputError(
+            f"{path} has no config.json and is no GGUF file; give a model's folder or file, or a "
+            "run's name"
+        )
     return format.open(path)
 
 
-def _format_of(path: Path) -> Format | None:
+def format_of(path: Path) -> Format | None:
+    """The format that a path's model is kept in; None where there is no model."""
     return next((format for format in FORMATS.values() if format.recognises(path)), None)
 
 
@@ -54,7 +58,7 @@ def find_model(workspace: Workspace, name: str) -> tuple[Path, Artefact | None]:
     if name not in runs:
         # A model folder, or the folder of a run.
         for path in (Path(name), Path(name) / "model"):
-            if _format_of(path) is not None:
+            if format_of(path) is not None:
                 return path, None
         raise InputError(
             f"no run or model folder {name!r}{did_you_mean(name, runs)}; `llmctl status` lists "

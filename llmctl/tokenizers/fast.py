@@ -223,8 +223,13 @@ class FastTokenizer(Tokenizer):
         return hashlib.sha256(self._rust.to_str(pretty=False).encode()).hexdigest()
 
     def pieces_digest(self) -> str:
-        settings = {**json.loads(self._rust.to_str(pretty=False)), "post_processor": None}
+        settings = {**self.settings(), "post_processor": None}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        """All that a tokenizer.json says."""
+        value: dict[str, Any] = json.loads(self._rust.to_str(pretty=False))
+        return value
 
     def _transformers_fields(self) -> dict[str, Any]:
         return {"tokenizer_class": "PreTrainedTokenizerFast"}

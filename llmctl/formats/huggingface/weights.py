@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from llmctl.errors import InputError
 from llmctl.formats.base import sides
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
+from llmctl.models.weight_map import WeightMap
 from llmctl.parsing import read_json_object
 from llmctl.workspace.tensors import read_tensor, tensor_heads
 
@@ -235,16 +236,18 @@ def check_body(
     config: Any,
     shapes: Mapping[str, tuple[int, ...]],
     heads: Collection[str],
+    names_there: WeightMap | None = None,
 ) -> None:
     """Compare the tensors of a network's body with what a configuration describes.
 
-    heads: names of tensors that may stand beside the body. Raises ValueError for a tensor that is
+    heads: names of tensors that may stand beside the body. names_there: those of the format, by
+    default Hugging Face's. Raises ValueError for a tensor that is
     missing, has another shape, or is one too many.
     """
     with torch.device("meta"), _Undrawn():
         body = spec.build(config)
-    expected = spec.export_tensors(body.state_dict(), config)
-    names_there = spec.weights[HUGGING_FACE]
+    names_there = names_there or spec.weights[HUGGING_FACE]
+    expected = names_there.export_tensors(body.state_dict(), config)
     prefix = names_there.prefix
     names = {name if name in expected else prefix + name: name for name in shapes}
     for name, tensor in expected.items():

@@ -39,14 +39,26 @@ def write_model_folder(
     A GPT with a decoder attached has no class in transformers: the fields and tensors of each of
     the two are in Hugging Face's names.
     """
+    write_description(folder, model, tokenizer, extra)
+    config, kind = model.body.config, KINDS_OF_MODELS[type(model)]
+    spec = next(spec for spec in ARCHITECTURES.values() if type(config) is spec.config)
+    attached = model.decoder.body.config if isinstance(model, Seq2Seq) else None
+    write_tensors(
+        folder / WEIGHTS_FILE, export_model(model.state_dict(), kind, spec, config, attached)
+    )
+
+
+def write_description(
+    folder: Path, model: Any, tokenizer: Tokenizer, extra: Mapping[str, Any]
+) -> None:
+    """Write what ``write_model_folder`` does, but for the tensors."""
     config, kind = model.body.config, KINDS_OF_MODELS[type(model)]
     spec = next(spec for spec in ARCHITECTURES.values() if type(config) is spec.config)
     fields = spec.to_hugging_face(config)
     class_name = _class_name(model, kind, BY_MODEL_TYPE[fields["model_type"]].class_prefix, spec)
-    attached = None
     if isinstance(model, Seq2Seq):
-        attached = model.decoder.body.config
-        decoder = {"num_layers": attached.num_layers, "cross_attention": model.attends}
+        layers = model.decoder.body.config.num_layers
+        decoder = {"num_layers": layers, "cross_attention": model.attends}
         fields = {"model_type": SEQ2SEQ, ENCODER_FIELD: fields, DECODER_FIELD: decoder}
     folder.mkdir(parents=True, exist_ok=True)
     ids: dict[str, int | None] = {
@@ -77,9 +89,6 @@ def write_model_folder(
         ends += sorted(tokenizer.further_ends.difference(ends))
         said = {name: number for name, number in ids.items() if number is not None}
         _write_json(folder / "generation_config.json", {**said, "eos_token_id": ends})
-    write_tensors(
-        folder / WEIGHTS_FILE, export_model(model.state_dict(), kind, spec, config, attached)
-    )
     tokenizer.save(folder, max_length=config.max_positions)
 
 

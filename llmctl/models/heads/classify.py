@@ -75,10 +75,10 @@ class Classifier(nn.Module):
         else:
             whole = bool(mask_BT.all())
             hidden_BTD = self.body(ids_BT, segments_BT, None if whole else mask_BT)
-            summary_BD = self._pooled(hidden_BTD, mask_BT)
+            summary_BD = self.pooled(hidden_BTD, mask_BT)
         return self.output(self.dropout(summary_BD))
 
-    def _pooled(self, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    def pooled(self, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         """What an encoder says of each text, (B, D)."""
         if self.pooler is not None:
             activation = POOLER_ACTIVATIONS[self.body.config.pooler_activation]

@@ -47,11 +47,14 @@ class Tagger(nn.Module):
             hidden_BTD = read_padded(self.body, ids_BT, mask_BT)
         else:
             hidden_BTD = self.body(ids_BT, None, None if bool(mask_BT.all()) else mask_BT)
-        hidden_BTD = hidden_BTD[:, :T]
-        if self.transform is not None and self.transform_norm is not None:
-            activation = ACTIVATIONS[self.body.config.head_activation]
-            hidden_BTD = self.transform_norm(activation(self.transform(hidden_BTD)))
-        return self.output(self.dropout(hidden_BTD))
+        return self.output(self.dropout(self.transformed(hidden_BTD[:, :T])))
+
+    def transformed(self, hidden_BTD: Tensor) -> Tensor:
+        """What goes to the last layer, (B, T, D)."""
+        if self.transform is None or self.transform_norm is None:
+            return hidden_BTD
+        activation = ACTIVATIONS[self.body.config.head_activation]
+        return self.transform_norm(activation(self.transform(hidden_BTD)))
 
 
 class TaggerHead(Head):

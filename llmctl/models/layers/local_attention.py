@@ -54,7 +54,7 @@ class LocalWindow:
         """
         B, T = shape
         block = max(radius, SMALLEST_BLOCK)
-        if -(-T // block) <= DENSE_BLOCKS:
+        if torch.compiler.is_exporting() or -(-T // block) <= DENSE_BLOCKS:  # any T, exported
             places_T = torch.arange(T, device=device)
             near = ((places_T[:, None] - places_T).abs() <= radius)[None]
             if sequence_ids_BT is not None:

@@ -1,0 +1,110 @@
+"""A GGUF file to a model. Quantised tensors become fp32 one by one, as they are looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmctl.errors import InputError, did_you_mean
+from llmctl.formats.base import LazyTensors, Pretrained
+from llmctl.formats.description import MAX_LENGTH, Purpose, PurposeError
+from llmctl.formats.gguf.file import AGAIN, GgufFile
+from llmctl.formats.huggingface.weights import check_body, check_sizes
+from llmctl.models.config_json import FieldError
+from llmctl.models.gguf_names import (
+    CLASSIFIES,
+    EMBEDDING_TENSOR,
+    GGUF_ARCHITECTURES,
+    POOLING_NUMBERS,
+    GgufArchitecture,
+    config_fields,
+)
+from llmctl.models.heads.embed import NORMALIZE, POOLING
+from llmctl.tokenizers.gguf_vocabulary import read_tokenizer
+
+ARCHITECTURE, KIND = "general.architecture", "general.type"
+OWN = "llmctl."
+"""What the names of fields begin with that only llmctl writes."""
+
+
+def read_gguf(path: Path) -> Pretrained:
+    """The model of a file. Raises InputError naming what is missing, malformed or not known."""
+    file = GgufFile(path)
+    entry = _entry(file)
+    shapes = file.shapes
+    if EMBEDDING_TENSOR not in shapes:
+        raise InputError(f"{path} has no tensor {EMBEDDING_TENSOR}; {AGAIN}")
+    try:
+        fields = config_fields(entry, file.head, shapes)
+        config = entry.spec.from_hugging_face(fields)
+        purpose, more = _purpose(entry, file)
+    except (FieldError, PurposeError) as error:
+        raise InputError(f"{path}: {error}") from None
+    names = entry.weights(config)
+    kind = purpose.kind or entry.spec.usual_head
+    try:
+        check_sizes(config, shapes)
+        check_body(entry.spec, config, shapes, set(names.head_names(kind)), names)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} is not the model that its head describes ({error}); {AGAIN}"
+        ) from None
+    body = names.readers(file, config)
+    return Pretrained(
+        path=path,
+        files=(path,),
+        fields={**fields, **_own(file.head), **more},
+        config=config,
+        tokenizer=read_tokenizer(path, file.head, config.vocab_size),
+        purpose=purpose,
+        tensors=LazyTensors(
+            {
+                **{f"body.{name}": read for name, read in body.items()},
+                **names.head_readers(kind, file, config),
+            }
+        ),
+        architecture=entry.spec,
+    )
+
+
+def _entry(file: GgufFile) -> GgufArchitecture:
+    name, kind = file.head.get(ARCHITECTURE), file.head.get(KIND, "model")
+    if kind != "model":
+        raise InputError(f"{file.path}: {KIND} is {kind!r}; files of a whole model are read")
+    if file.head.get("split.count", 0) not in (0, 1):
+        raise InputError(
+            f"{file.path} is one of {file.head['split.count']} parts of a model; put them together "
+            "with llama-gguf-split --merge"
+        )
+    if name not in list(GGUF_ARCHITECTURES):
+        raise InputError(
+            f"{file.path}: {ARCHITECTURE} {name!r} is not supported"
+            f"{did_you_mean(str(name), GGUF_ARCHITECTURES)}; known: {', '.join(GGUF_ARCHITECTURES)}"
+        )
+    return GGUF_ARCHITECTURES[name]
+
+
+def _purpose(entry: GgufArchitecture, file: GgufFile) -> tuple[Purpose, dict[str, Any]]:
+    """What a model does, and what a config.json would say of it."""
+    pooling = file.head.get(f"{entry.name}.pooling_type", 0)
+    if pooling in POOLING_NUMBERS:
+        return Purpose("embed"), {POOLING: POOLING_NUMBERS[pooling], NORMALIZE: True}
+    if entry.spec.kind == "decoder":
+        return Purpose("causal_lm"), {}
+    if pooling == CLASSIFIES and "cls.output.weight" in file:
+        count = len(file["cls.output.weight"])
+        labels = file.head.get(f"{entry.name}.classifier.output_labels")
+        if labels is not None and len(labels) != count:
+            raise PurposeError(f"it has {count} classes and {len(labels)} names of classes")
+        names = {str(number): name for number, name in enumerate(labels or ())}
+        return Purpose("classify"), {"id2label": names} if names else {}
+    return Purpose(
+        None, "the file doesn't say how vectors are made of it (pooling_type), and has no head"
+    ), {}
+
+
+def _own(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What only llmctl writes into a head of the model itself, as its config.json has it."""
+    length = values.get(f"{OWN}max_length")
+    return {MAX_LENGTH: length} if isinstance(length, int) and length > 0 else {}

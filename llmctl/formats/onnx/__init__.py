@@ -1,0 +1,1 @@
+"""ONNX files, which onnxruntime runs: models go there and don't come back."""
