@@ -152,7 +152,7 @@ WRITERS: dict[str, Callable[[Pretrained, Path, dict[str, Any], list[str]], None]
     "ollama": _write_ollama,
     "hf": _write_hf,
 }
-"""Of the formats that are folders."""
+"""What writes each of the formats that are folders."""
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmctl.errors import InputError
-from llmctl.formats.gguf.blocks import KINDS
+from llmctl.formats.gguf.blocks import BLOCK_KINDS
 from llmctl.formats.gguf.file import GgufFile, write_gguf
 
 gguf = pytest.importorskip("gguf")
@@ -28,7 +28,7 @@ def write(path: Path) -> dict[str, torch.Tensor]:
         "norm": torch.randn(5, generator=draw),
         "half": torch.randn(2, 7, generator=draw).half().float(),
     }
-    kinds = {"wide": KINDS["Q8_0"], "norm": KINDS["F32"], "half": KINDS["F16"]}
+    kinds = {"wide": BLOCK_KINDS["Q8_0"], "norm": BLOCK_KINDS["F32"], "half": BLOCK_KINDS["F16"]}
     write_gguf(path, HEAD, tensors, kinds)
     return tensors
 
@@ -114,7 +114,7 @@ def test_a_kind_that_is_not_read_is_named(tmp_path: Path):
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path):
     tensors = {"t": torch.tensor([[1.0, torch.inf]])}
-    write_gguf(tmp_path / "m.gguf", {}, tensors, {"t": KINDS["F32"]})
+    write_gguf(tmp_path / "m.gguf", {}, tensors, {"t": BLOCK_KINDS["F32"]})
     file = GgufFile(tmp_path / "m.gguf")
     with pytest.raises(InputError, match="the tensor t has numbers that are not finite"):
         file["t"]

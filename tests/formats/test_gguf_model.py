@@ -11,7 +11,7 @@ import torch
 
 from llmctl.errors import InputError
 from llmctl.formats.base import Pretrained
-from llmctl.formats.gguf.blocks import KINDS
+from llmctl.formats.gguf.blocks import BLOCK_KINDS
 from llmctl.formats.gguf.file import GgufFile, write_gguf
 from llmctl.formats.gguf.writing import write_gguf_model
 from llmctl.formats.open import open_folder
@@ -206,7 +206,7 @@ def changed(path: Path, **values: Any) -> Path:
     head = {name: value for name, value in head.items() if value is not None}
     tensors = {name: file[name].clone() for name in file}
     del file
-    write_gguf(path, head, tensors, dict.fromkeys(tensors, KINDS["F32"]))
+    write_gguf(path, head, tensors, dict.fromkeys(tensors, BLOCK_KINDS["F32"]))
     return path
 
 

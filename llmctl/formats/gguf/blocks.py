@@ -176,10 +176,10 @@ _BLOCK_KINDS = (
     ),
     BlockKind("BF16", 30, 1, _layout(("q", "<u2", 1)), _bf16),
 )  # fmt: skip
-KINDS = {kind.name: kind for kind in _BLOCK_KINDS}
+BLOCK_KINDS = {kind.name: kind for kind in _BLOCK_KINDS}
 BY_NUMBER = {kind.number: kind for kind in _BLOCK_KINDS}
 
-OTHERS = {
+UNREAD_KINDS = {
     9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
     21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
     29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",

@@ -21,7 +21,14 @@ import torch
 from torch import Tensor
 
 from llmctl.errors import InputError, read_errors_naming
-from llmctl.formats.gguf.blocks import BY_NUMBER, KINDS, OTHERS, BlockKind, dequantise, quantise
+from llmctl.formats.gguf.blocks import (
+    BLOCK_KINDS,
+    BY_NUMBER,
+    UNREAD_KINDS,
+    BlockKind,
+    dequantise,
+    quantise,
+)
 from llmctl.workspace.files import errors_naming
 
 MAGIC = b"GGUF"
@@ -175,8 +182,8 @@ def _read_place(cursor: _Cursor) -> tuple[str, BlockKind, tuple[int, ...], int]:
     number, offset = cursor.number("I"), cursor.number("Q")
     if number not in BY_NUMBER:
         raise _Damaged(
-            f"the tensor {name} is of type {OTHERS.get(number, number)}, which is not read; take "
-            f"the model in one of {', '.join(KINDS)}"
+            f"the tensor {name} is of type {UNREAD_KINDS.get(number, number)}, which is not read; take "
+            f"the model in one of {', '.join(BLOCK_KINDS)}"
         )
     kind = BY_NUMBER[number]
     if shape[-1] % kind.size or not all(shape):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmctl.errors import InputError
 from llmctl.formats.description import MAX_LENGTH
-from llmctl.formats.gguf.blocks import KINDS, BlockKind
+from llmctl.formats.gguf.blocks import BLOCK_KINDS, BlockKind
 from llmctl.formats.gguf.file import write_gguf
 from llmctl.formats.gguf.reading import OWN
 from llmctl.formats.huggingface.writing import KINDS_OF_MODELS
@@ -118,8 +118,8 @@ def _purpose_values(
 def kind_of(name: str, tensor: Tensor, quantisation: str) -> BlockKind:
     """How a tensor is kept in a file of a quantisation."""
     if tensor.dim() < 2 or name in KEPT_WHOLE or quantisation == "f32":
-        return KINDS["F32"]
-    wanted = KINDS[quantisation.upper()]
+        return BLOCK_KINDS["F32"]
+    wanted = BLOCK_KINDS[quantisation.upper()]
     if wanted.name == "Q4_0" and name == EMBEDDING_TENSOR:
-        wanted = KINDS["Q8_0"]
-    return wanted if tensor.shape[-1] % wanted.size == 0 else KINDS["F16"]
+        wanted = BLOCK_KINDS["Q8_0"]
+    return wanted if tensor.shape[-1] % wanted.size == 0 else BLOCK_KINDS["F16"]
