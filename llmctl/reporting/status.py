@@ -203,6 +203,8 @@ def render_detail(document: dict[str, Any]) -> RenderableType:
         if run["losses"]:
             curve = sparkline(run["losses"], 40)
             table.add_row("loss", f"{figure(run['loss'], '.4f')}  {curve}")
+        if rewards := run.get("rewards"):
+            table.add_row("reward", f"{figure(rewards[-1], '.4f')}  {sparkline(rewards, 40)}")
         if run["tokens_per_second"]:
             share = run["utilisation"]
             of_machine = f", {share:.0%} of the machine's matrix rate" if share else ""

@@ -83,6 +83,7 @@ def run_line(artefact: Artefact, log: Glance | None = None) -> dict[str, Any]:
         "loss": losses[-1] if losses else None,
         "validation_loss": looks[-1].get("loss") if looks else None,
         "losses": losses,
+        "rewards": [record["reward"] for record in trained if record.get("reward") is not None],
         "tokens_per_second": trained[-1].get("tokens_per_second") if trained else None,
         "utilisation": trained[-1].get("utilisation") if trained else None,
         "memory_bytes": trained[-1].get("memory_bytes") if trained else None,
