@@ -252,7 +252,10 @@ class Adaptation:
                     continue
                 try:
                     cell = self.cell(method, count)
-                except ConfigError as error:  # a method that another version of llmctl has
+                except (
+                    ConfigError,
+                    UsageError,
+                ) as error:  # not in this version, or not for the model
                     say(f"{method.name} left out: {error}")
                     break
                 if cell is not None:

@@ -40,7 +40,10 @@ def command(
         "Prompts: a line each, or the field prompt of a JSONL file or table, and its field suffix "
         "where there is one; - for standard input."
     ),
-    template: Path | None = option("A TOML file that writes a prompt for each row of --data."),
+    template: str | None = option(
+        "What writes a prompt for each row of --data: a TOML file, or written out.",
+        metavar="FILE|TEXT",
+    ),
     data: Path | None = option("With --template: the table whose rows are asked."),
     shots: int = option("With --template: solved examples before each question.", default=0, min=0),
     examples: Path | None = option("With --shots: the table that solved examples are drawn from."),

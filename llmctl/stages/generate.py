@@ -30,7 +30,7 @@ PROMPT_FIELD, SUFFIX_FIELD = "prompt", "suffix"
 class Templated:
     """A template and the tables that its prompts are made of."""
 
-    template: Path
+    template: Path | str
     data: Path
     examples: Path | None
     shots: int
@@ -60,6 +60,11 @@ def open_generation(
 def templated(generation: TextGenerator, table: Templated) -> Iterator[Prompt]:
     """A prompt for each row of a table."""
     template = read_template(table.template)
+    if template.is_cloze:
+        raise UsageError(
+            f"--template {table.template} has a mask, and what is written stands behind a prompt; "
+            "leave {{ mask }} out, or ask with llmctl predict"
+        )
     how: dict[str, Any] = {"reading": table.reading}
     asks_label = "label" in template.input_fields
     columns = find_columns(table.data, template, need_label=asks_label, **how)

@@ -179,3 +179,12 @@ def test_a_language_model_answers_by_a_template_too(decoder_workspace: Path):
     answer = json.loads(run_cli(*asked).stdout)
     assert set(answer["probabilities"]) == {"sea", "farm"}
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
+
+
+def test_what_writes_on_has_no_mask(decoder_workspace: Path, labelled_file: Path):
+    command = ("generate", "--from", "tiny-gpt", "--data", labelled_file, "-w", decoder_workspace,
+               "--max-new-tokens", "2", "--json")  # fmt: skip
+    assert "has a mask" in refusal(*command, "--template", "{mask} {text}", code=2)
+    written = json.loads(run_cli(*command, "--template", r"{text}\nThe").stdout)
+    first = labelled_file.read_text().splitlines()[1].partition(",")[2]
+    assert written["answers"][0]["prompt"] == f"{first}\nThe"
