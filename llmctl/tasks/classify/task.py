@@ -50,8 +50,8 @@ class ClassifyConfig(FinetuneConfig):
     multi_label: bool = False
     """Whether a text has any number of labels, not one."""
     label_separator: str | None = Field(None, min_length=1)
-    """With multi_label: what stands between a text's labels. Unset: the first of | ; , that is
-    found; lists are read as they are."""
+    """With multi_label: what stands between a text's labels. Unset: the first of bar, semicolon and
+    comma that is found; lists are read as they are."""
     ordinal: bool = False
     """Whether the classes are in an order: by their numbers, or as ``order`` has them."""
     order: LabelOrder = ()
