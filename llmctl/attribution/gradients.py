@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from llmctl.attribution.explained import TOKENS_AT_ONCE, ExplainedText, Floats, Method
 
-FEWEST_STEPS, MOST_STEPS = 32, 512
-TOLERANCE = 0.01
+FEWEST_PATH_STEPS, MOST_PATH_STEPS = 32, 512
+MISSED_SHARE = 0.01
 """Share of what is to be explained that the weights of integrated gradients may miss in sum."""
 
 
@@ -88,12 +88,12 @@ class IntegratedGradients(Method):
         x_TD, base_TD = _vectors(text, kept=True), _vectors(text, kept=False)
         base, full = text.scores(np.array([[False], [True]]).repeat(len(text.words), axis=1))
         whole = full - base
-        self.steps = FEWEST_STEPS
+        self.steps = FEWEST_PATH_STEPS
         while True:
             total_TD = self._integral(text, x_TD, base_TD)
             found = text.of_words((total_TD * (x_TD - base_TD)).sum(-1))
             self.missed = abs(float(found.sum() - whole)) / max(abs(float(whole)), 1e-6)
-            if self.missed <= TOLERANCE or self.steps >= MOST_STEPS:
+            if self.missed <= MISSED_SHARE or self.steps >= MOST_PATH_STEPS:
                 return found
             self.steps *= 2
 
