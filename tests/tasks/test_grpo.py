@@ -172,6 +172,9 @@ def test_what_is_rewarded_becomes_likelier_and_is_measured(place: Workspace, ask
     config = resolve("grpo", {"training": training, "objective": objective})
     run, _ = finetune(place, "talker", asked, config, name="cows")
     assert run.manifest.summary["validation"]["reward"] > 0.9
+    told = json.loads(llmctl(place.root, "status", "cows", "--json").stdout)["run"]
+    assert len(told["rewards"]) == 16
+    assert told["rewards"][-1] > 0.8 > 0.6 > told["rewards"][0]
     result = llmctl(place.root, "eval", "--from", "cows", "--data", asked, "--task", "reward",
                     "--max-new-tokens", 12, "--json")  # fmt: skip
     report = json.loads(result.stdout)
