@@ -80,7 +80,7 @@ def command(
         "several are written a,b.",
         show_default="as in finetuning",
     ),
-    template: str | None = options.TEMPLATE,
+    template: str | None = options.ASKING_TEMPLATE,
     templates: Path | None = options.TEMPLATES,
     dev: Path | None = options.DEV,
     labels: str | None = options.LABEL_WORDS,

@@ -126,7 +126,7 @@ SCORE_COLUMN = option(
     show_default="score, similarity, …",
 )
 LABEL_COLUMN = option("The label's column.")
-TEMPLATE = option(
+ASKING_TEMPLATE = option(
     "What asks: a TOML file, or written out, as 'Topic: {mask}. {text}' for a masked model and "
     "'{text} Topic:' for one that goes on with texts.",
     metavar="FILE|TEXT",

@@ -27,7 +27,7 @@ def command(
     encoding_errors: str | None = options.ENCODING_ERRORS,
     header: str | None = options.HEADER,
     top: int = option("Classes or candidates shown.", default=5, min=1),
-    template: str | None = options.TEMPLATE,
+    template: str | None = options.ASKING_TEMPLATE,
     templates: Path | None = options.TEMPLATES,
     dev: Path | None = options.DEV,
     labels: str | None = options.LABEL_WORDS,
