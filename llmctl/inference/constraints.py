@@ -21,6 +21,9 @@ from torch import Tensor
 from llmctl.errors import InputError, UsageError
 from llmctl.tokenizers import Tokenizer
 
+FORMS = ("schema", "regex", "choice", "grammar")
+"""What commands and configurations call what a text may be like; see ``form_of``."""
+
 GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
 
 MOST_GRAMMAR = 200_000
@@ -74,6 +77,22 @@ class Grammars:
             )
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
         return lambda: GrammarConstraint(matcher.deep_copy(), self._size, self._ends)
+
+
+def form_of(values: Mapping[str, Any]) -> tuple[GrammarKind, Any] | None:
+    """The one of ``FORMS`` that is set. Raises UsageError for several."""
+    given = [name for name in FORMS if values.get(name)]
+    if len(given) > 1:
+        raise UsageError(f"--{given[0]} and --{given[1]}: a text can be kept to one; leave one out")
+    if not given:
+        return None
+    kinds: dict[str, GrammarKind] = {
+        "schema": "json_schema",
+        "regex": "regex",
+        "choice": "choice",
+        "grammar": "grammar",
+    }
+    return kinds[given[0]], values[given[0]]
 
 
 GRAMMAR_NAMES: Mapping[GrammarKind, str] = {

@@ -12,6 +12,7 @@ from llmctl.data.text.decoding import DEFAULT, ReadOptions, text_lines
 from llmctl.data.text.files import STDIN, format_of, named
 from llmctl.data.text.sources import no_file
 from llmctl.errors import InputError, UsageError
+from llmctl.inference.constraints import GrammarKind
 from llmctl.inference.prompts import Shots, find_columns, read_rows, write_prompts
 from llmctl.inference.templates import read_template
 from llmctl.parsing import Malformed, parse_json
@@ -44,17 +45,20 @@ def open_generation(
     *,
     draft: str | None = None,
     prompts: int | None = None,
+    form: tuple[GrammarKind, Any] | None = None,
     reporter: Reporter | None = None,
 ) -> TextGenerator:
     """The model of a run's name or of a folder, ready to write. draft: a smaller model that writes
-    ahead. prompts: how many there will be, if that is known.
+    ahead. prompts: how many there will be, if that is known. form: what the texts are kept to.
 
     Raises InputError if one of them is not there or writes no text, UsageError if their
     vocabularies differ.
     """
     model = OpenedModel.open(workspace, start)
     ahead = None if draft is None else OpenedModel.open(workspace, draft)
-    return generator_of(model)(model, config, draft=ahead, prompts=prompts, reporter=reporter)
+    return generator_of(model)(
+        model, config, draft=ahead, prompts=prompts, form=form, reporter=reporter
+    )
 
 
 def templated(generation: TextGenerator, table: Templated) -> Iterator[Prompt]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from llmctl.errors import InputError, UsageError
-from llmctl.inference.decoder import DecoderRunner
+from llmctl.inference.constraints import GrammarKind, Grammars
+from llmctl.inference.decoder import CausalDecoder, DecoderRunner
 from llmctl.inference.decoding import CompiledSamplingParams, Completion, GenerationConfig
 from llmctl.inference.decoding import generate as write_texts
 from llmctl.inference.decoding.batches import block_size
 from llmctl.inference.decoding.config import DEFAULT_CANDIDATES
+from llmctl.inference.engine import Constraint, Engine
 from llmctl.inference.weights import WeightType
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks import TASKS
@@ -68,10 +70,11 @@ class TextGenerator(ABC):
         *,
         draft: OpenedModel | None = None,
         prompts: int | None = None,
+        form: tuple[GrammarKind, Any] | None = None,
         reporter: Reporter | None = None,
     ) -> None:
-        """draft: a smaller model that writes ahead. prompts: how many there will be, if that is
-        known; weights are laid out for it.
+        """form: what the texts are kept to. draft: a smaller model that writes ahead. prompts: how
+        many there will be, if that is known; weights are laid out for it.
 
         Raises InputError if one of them writes no text, UsageError if their vocabularies differ.
         """
@@ -92,10 +95,17 @@ class TextGenerator(ABC):
                     f"--draft {draft.name} has another vocabulary than {model.name}; take a "
                     "smaller model that was trained on the same shards"
                 )
-        self.identity = {"models": digests, "config": config.identity()}
+        self.identity: dict[str, Any] = {"models": digests, "config": config.identity()}
         """What decides the texts."""
         self._rules = CompiledSamplingParams(config, self.tokenizer)
         self._told = False
+        self._constraint: Callable[[], Constraint] | None = None
+        if form is not None:
+            if draft is not None:
+                raise UsageError("--draft is not for texts that are kept to a form; leave it out")
+            self._engine()
+            self._constraint = Grammars(self.tokenizer, self._rules.ends).constraint(*form)
+            self.identity["form"] = list(form)
 
     @classmethod
     def default_batch(cls, config: GenerateConfig) -> int:
@@ -159,6 +169,18 @@ class TextGenerator(ABC):
                 asked.append(prompt)
                 yield self.encode(prompt)
 
+        if self._constraint is not None:
+            engine = self._engine()
+            written = engine.run(
+                encoded(),
+                self._rules,
+                first=first,
+                constraint=self._constraint,
+                on_text=on_text or (lambda text: None),
+            )
+            for number, completions in enumerate(written):
+                yield Generated(asked[number], completions)
+            return
         written = write_texts(
             self._decoder,
             encoded(),
@@ -170,6 +192,19 @@ class TextGenerator(ABC):
         )
         for number, completions in enumerate(written):
             yield Generated(asked[number], completions)
+
+    def _engine(self) -> Engine:
+        if not isinstance(self._decoder, CausalDecoder) or self.from_sources:
+            raise UsageError(
+                f"{self.model.name} can't be kept to a form: that is for a GPT, a Llama or another "
+                "decoder; leave the option out"
+            )
+        if self.config.rows_each > self.config.num_samples or self.config.penalty_alpha is not None:
+            raise UsageError(
+                "a text that is kept to a form is written token by token: leave out num_beams and "
+                "penalty_alpha"
+            )
+        return Engine(self._decoder)
 
     @property
     def block_size(self) -> int:

@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -129,7 +130,7 @@ def load(running: Running, streams: int, tokens: int) -> None:
 
     def one(number: int) -> None:
         times, _ = ask(running.address, prompts[number], tokens, temperature=0)
-        gaps.extend(b - a for a, b in zip(times, times[1:], strict=False))
+        gaps.extend(b - a for a, b in pairwise(times))
 
     seconds = together(streams, one)
     rate = streams * tokens / seconds

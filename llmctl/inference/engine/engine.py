@@ -27,7 +27,7 @@ from llmctl.errors import LlmctlError, UsageError
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding.rows import CompiledSamplingParams, Completion
 from llmctl.inference.decoding.sampling import choose
-from llmctl.inference.engine.requests import EngineRequest, Scored, Token
+from llmctl.inference.engine.requests import Constraint, EngineRequest, Scored, Token
 from llmctl.inference.engine.scheduler import EngineConfig, Scheduler, whole_blocks
 from llmctl.inference.engine.sequences import EngineSequence, ranked_of, scored_prompt, sequences_of
 from llmctl.models.layers.sequences import SequenceBatch
@@ -103,11 +103,19 @@ class Engine:
         return tokens
 
     def run(
-        self, prompts: Iterable[Sequence[int]], rules: CompiledSamplingParams, *, first: int = 0
+        self,
+        prompts: Iterable[Sequence[int]],
+        rules: CompiledSamplingParams,
+        *,
+        first: int = 0,
+        constraint: Callable[[], Constraint] | None = None,
+        on_text: Callable[[str], None] = lambda text: None,
     ) -> Iterator[list[Completion]]:
         """The texts that continue each prompt, in the order of the prompts.
 
-        first: the first prompt's number, by which samples are drawn. Raises what ends a request.
+        first: the first prompt's number, by which samples are drawn. constraint: makes that of each
+        text. on_text: is told the text as it becomes certain; for one prompt and one sample. Raises
+        what ends a request.
         """
         pending = enumerate(prompts, first)
         order: list[tuple[int, int]] = []
@@ -117,7 +125,10 @@ class Engine:
                 number, prompt = next(pending, (0, None))
                 if prompt is None:
                     break
-                asked = self.submit(EngineRequest(prompt=prompt, rules=rules, number=number))
+                request = EngineRequest(
+                    prompt=prompt, rules=rules, number=number, constraint=constraint
+                )
+                asked = self.submit(request)
                 first_one = next(one for one in self.scheduler.waiting if one.number == asked)
                 sequences[asked] = [first_one, *first_one.siblings]
                 order.append((number, asked))
@@ -129,6 +140,8 @@ class Engine:
             for token in self.step():
                 if token.error is not None:
                     raise token.error
+                if token.text:
+                    on_text(token.text)
 
     def _read(self, parts: Sequence[tuple[EngineSequence, int]]) -> Tensor:
         """Hidden states (T, D) of the tokens that are read."""
