@@ -21,7 +21,7 @@ from llmctl.serving.state import Serving, now, read_body
 from llmctl.serving.streaming import data_line, streamed
 from llmctl.serving.tools import Calls, call_text, calls_of
 
-ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant",
+MESSAGE_ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant",
          "tool": "user", "function": "user"}  # fmt: skip
 MESSAGE_FIELDS = {
     "role", "content", "name", "tool_calls", "tool_call_id", "refusal", "annotations", "audio",
@@ -214,8 +214,10 @@ def turn_of(number: int, message: Any) -> dict[str, str]:
     """A turn as templates have it. Raises HTTPError for one that is none."""
     where = f"messages.{number}"
     role = message.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise HTTPError(f"{where}.role: has to be one of {', '.join(ROLES)}", param="messages")
+    if not isinstance(role, str) or role not in MESSAGE_ROLES:
+        raise HTTPError(
+            f"{where}.role: has to be one of {', '.join(MESSAGE_ROLES)}", param="messages"
+        )
     if unknown := [name for name in message if name not in MESSAGE_FIELDS]:
         raise HTTPError(f"{where}.{unknown[0][:50]}: this field is not known", param="messages")
     for name in ("audio", "function_call", "reasoning_content"):
@@ -233,7 +235,7 @@ def turn_of(number: int, message: Any) -> dict[str, str]:
         raise HTTPError(f"{where}.content: has to be a text", param="messages")
     if role in ("tool", "function"):
         content = f"<tool_response>\n{content}\n</tool_response>"
-    return {"role": ROLES[role], "content": sampling.checked_text(content, "messages")}
+    return {"role": MESSAGE_ROLES[role], "content": sampling.checked_text(content, "messages")}
 
 
 def _part(where: str, part: Any) -> str:
