@@ -34,8 +34,9 @@ def command(
         show_default=DEFAULT_TASK,
     ),
     method: str | None = option(
-        "What trains: full, lora (a small addition, kept in the run's folder adapter too) or "
-        "last-layers.",
+        "What trains: full, everything; last-layers; lora, ia3 or bitfit, little that becomes part "
+        "of the model; prompt, prefix or ptuning, virtual tokens before each text. What is learned "
+        "lies in the run's folder adapter too, as PEFT has it.",
         show_default="full",
     ),
     like: str | None = option(

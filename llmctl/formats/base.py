@@ -39,6 +39,7 @@ from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.heads.gpt_bert import GptBertHead
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.heads.setfit import PooledClassifier
+from llmctl.models.layers.virtual_tokens import VirtualShape, VirtualTokens
 from llmctl.models.ngram.arrays import model_of
 from llmctl.models.ngram.model import NgramModel
 from llmctl.models.spec import Backbone, ModelSpec
@@ -113,6 +114,10 @@ class Pretrained:
     """None: the model has no network."""
     decoder: seq2seq.Seq2SeqShape | None = None
     """What the decoder is like, of a model with one attached."""
+    virtual: VirtualShape | None = None
+    """The virtual tokens that stand before its texts, if some do."""
+    before: int = 0
+    """How many these are, or will be once they are learned."""
 
     @property
     def kind(self) -> str:
@@ -160,9 +165,14 @@ class Pretrained:
     @property
     def max_length(self) -> int:
         """Tokens of text that the model was trained on, or can take."""
-        most = int(self.config.max_positions)
+        most = self.longest_text
         length = self.fields.get(MAX_LENGTH)
         return min(length, most) if isinstance(length, int) else most
+
+    @property
+    def longest_text(self) -> int:
+        """Tokens of text that fit into its context, beside virtual ones."""
+        return int(self.config.max_positions) - self.before
 
     @property
     def max_source(self) -> int:
@@ -318,7 +328,7 @@ class Pretrained:
         config = self.config if dropout is None else self.config_with(dropout)
         if self.purpose.kind == GptBertHead.kind:
             config = config.replace(bidirectional=True)
-        return self.spec.build(config)
+        return self._built(config)
 
     def config_with(self, dropout: float) -> Any:
         """The backbone's configuration with another dropout, where it has any."""
@@ -326,7 +336,13 @@ class Pretrained:
         return self.config.replace(dropout=dropout) if has_dropout else self.config
 
     def _body(self, dropout: float | None = None) -> Backbone:
-        return self.spec.build(self.config if dropout is None else self.config_with(dropout))
+        return self._built(self.config if dropout is None else self.config_with(dropout))
+
+    def _built(self, config: Any) -> Backbone:
+        body = self.spec.build(config)
+        if self.virtual is not None:
+            body.put_before_texts(VirtualTokens(self.virtual))
+        return body
 
     def _filled(self, model: Net, without: Sequence[str] = ()) -> Net:
         state = {name: own for name, own in model.state_dict().items() if name not in without}

@@ -82,7 +82,7 @@ class CausalDecoder:
         rows = model.body.config.vocab_size
         self.vocab_size = rows if tokenizer is None else min(rows, tokenizer.vocab_size)
         self._holes = [] if tokenizer is None else tokenizer.holes
-        positions = model.body.config.max_positions
+        positions = model.body.longest_text
         self.max_positions: int | None = positions if longest is None else min(longest, positions)
         self.device = model.output_weight.device
         self.cache: KeyValueCache
@@ -96,7 +96,8 @@ class CausalDecoder:
         ids = [[0] * start + list(prompt) for start, prompt in zip(starts, prompts, strict=True)]
         starts_B = torch.tensor(starts, device=self.device) if any(starts) else None
         config, weight = self.model.body.config, self.model.body.embedding().weight
-        self.cache = config.new_cache(len(prompts), longest + room, weight, starts_B)
+        slots = self.model.body.slots_before + longest + room
+        self.cache = config.new_cache(len(prompts), slots, weight, starts_B)
         # Logits of the last place only: those of a long prompt would be a large table.
         self.hidden_BTD = self._read(torch.tensor(ids, device=self.device))
         return self.logits(self.hidden_BTD[:, -1])
@@ -112,7 +113,7 @@ class CausalDecoder:
 
     def truncate(self, length: int) -> None:
         """Forget what was read beyond the first ``length`` slots, padding counted."""
-        self.cache.truncate(length)
+        self.cache.truncate(self.model.body.slots_before + length)
 
     def _read(self, ids_BT: Tensor) -> Tensor:
         return self.model.body(ids_BT, cache=self.cache)

@@ -55,7 +55,7 @@ class MaskedScorer:
                 "use a model that has one"
             )
         self.model = model.eval()
-        positions = int(model.body.config.max_positions)
+        positions = model.body.longest_text
         self.longest: int | None = positions if longest is None else min(longest, positions)
         self.device = next(model.parameters()).device
         self._mask = tokenizer.special["mask"]

@@ -171,7 +171,7 @@ class CausalScorer:
         head: hidden states to logits, where it isn't the model's own; see ``prepare``."""
         self.model = model.eval()
         self.head = head
-        positions = model.body.config.max_positions
+        positions = model.body.longest_text
         self.longest: int | None = positions if longest is None else min(longest, positions)
         self.device = model.output_weight.device
 

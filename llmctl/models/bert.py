@@ -27,6 +27,7 @@ from llmctl.models.layers.feed_forward import Activation, FeedForward
 from llmctl.models.layers.initialisation import initialise
 from llmctl.models.layers.kernels import cast_residual_stream
 from llmctl.models.layers.packing import PackedSequences
+from llmctl.models.layers.virtual_tokens import Virtual
 from llmctl.models.scaling import CAUSAL
 from llmctl.models.spec import HUGGING_FACE, MOST_LAYERS, Backbone, ModelConfig, ModelSpec
 from llmctl.models.weight_map import BOTH, Copy, Fuse, Rename, Rule, WeightMap
@@ -82,10 +83,16 @@ class BertBlock(nn.Module):
         self.norm_2 = nn.LayerNorm(width, eps=epsilon)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, mask: Tensor | None, packed: PackedSequences | None) -> Tensor:
-        x_BTD = cast_residual_stream(
-            self.norm_1(x_BTD + self.dropout(self.attention(x_BTD, mask, packed)))
-        )
+    def forward(
+        self,
+        x_BTD: Tensor,
+        mask: Tensor | None,
+        packed: PackedSequences | None,
+        virtual: Virtual | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        mixed_BTD = self.attention(x_BTD, mask, packed, virtual, layer)
+        x_BTD = cast_residual_stream(self.norm_1(x_BTD + self.dropout(mixed_BTD)))
         return cast_residual_stream(self.norm_2(x_BTD + self.dropout(self.feed_forward(x_BTD))))
 
 
@@ -130,12 +137,20 @@ class Bert(Backbone):
         segment_ids_BT: Tensor | None = None,
         mask: Tensor | PackedSequences | None = None,
         position_ids_BT: Tensor | None = None,
+        *,
+        with_prompt: bool = False,
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer.
 
         input_ids_BT: int64. segment_ids_BT: 0 or 1, default 0. mask: bool, (B, T) True at real
         tokens, or the texts of packed rows; default all. position_ids_BT: default 0 … T-1.
+        with_prompt: those of a soft prompt too, before the text's.
         """
+        rows = None
+        if self.virtual_tokens is not None:
+            rows = self.virtual_tokens.before(input_ids_BT, mask, position_ids_BT, segment_ids_BT)
+            input_ids_BT, segment_ids_BT = rows.input_ids_BS, rows.segment_ids_BS
+            mask, position_ids_BT = rows.mask, rows.position_ids_BS
         if position_ids_BT is None:
             position_ids_BT = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
         # The gradient of a table of two rows, looked up, would be added up row by row.
@@ -152,18 +167,18 @@ class Bert(Backbone):
                 added = additive_mask(mask.attention_mask()[:, None])
         elif mask is not None:
             added = additive_mask(mask[:, None, None, :])
-        x_BTD = (
-            self.token_embedding(input_ids_BT)
-            + self.position_embedding(position_ids_BT)
-            + segment_BTD
-        )
+        virtual = None if rows is None else rows.virtual
+        x_BTD = self.token_embedding(input_ids_BT)
+        if virtual is not None:
+            x_BTD = virtual.embed(x_BTD)
+        x_BTD = x_BTD + self.position_embedding(position_ids_BT) + segment_BTD
         x_BTD = self.dropout(self.norm(x_BTD))
         if self.embedding_projection is not None:
             x_BTD = self.embedding_projection(x_BTD)
         x_BTD = cast_residual_stream(x_BTD)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, added, packed)
-        return x_BTD
+        for layer, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, added, packed, virtual, layer)
+        return x_BTD if rows is None else rows.of_texts(x_BTD, with_prompt=with_prompt)
 
 
 def encoder_rules(prefix: str) -> tuple[Rule, ...]:

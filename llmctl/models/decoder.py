@@ -148,15 +148,24 @@ class Decoder(Backbone):
         dropout = self.config.attention_dropout() if self.training else 0.0
         window = self.config.window()
         both = self.config.sees_both_sides() if bidirectional is None else bidirectional
+        rows = None
+        if self.virtual_tokens is not None and (cache is None or not cache.length):
+            rows = self.virtual_tokens.before(
+                input_ids_BT, mask, position_ids_BT, cache=cache, causal=not both
+            )
+            input_ids_BT, mask, position_ids_BT = rows.input_ids_BS, rows.mask, rows.position_ids_BS
         here = make_context(
             input_ids_BT, mask, position_ids_BT, cache, source, dropout, window, both
         )
+        if rows is not None:
+            here = replace(here, virtual=rows.virtual)
         x_BTD, here = self.embed(input_ids_BT, here)
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, here, layer)
         if cache is not None:
             cache.advance(input_ids_BT.shape[1])
-        return self.norm(x_BTD)
+        hidden_BTD = self.norm(x_BTD)
+        return hidden_BTD if rows is None else rows.of_texts(hidden_BTD)
 
     @abstractmethod
     def embed(self, input_ids_BT: Tensor, context: Context) -> tuple[Tensor, Context]:
@@ -177,7 +186,8 @@ class RotaryDecoder(Decoder):
     def embed(self, input_ids_BT: Tensor, context: Context) -> tuple[Tensor, Context]:
         # The heads' dimension, where each row has positions of its own.
         cos, sin = (table[context.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
-        x_BTD = context.add_initial_state(self.normalised(self.token_embedding(input_ids_BT)))
+        x_BTD = self.normalised(context.embedded(self.token_embedding(input_ids_BT)))
+        x_BTD = context.add_initial_state(x_BTD)
         return x_BTD, replace(context, cos=cos, sin=sin)
 
     def normalised(self, x_BTD: Tensor) -> Tensor:

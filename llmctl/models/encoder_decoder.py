@@ -26,6 +26,7 @@ from llmctl.models.layers.cache import KeyValueCache
 from llmctl.models.layers.context import Context, make_context
 from llmctl.models.layers.cross_attention import EncoderOutput, source_mask
 from llmctl.models.layers.packing import PackedSequences
+from llmctl.models.layers.virtual_tokens import VirtualTokens
 from llmctl.models.spec import MOST_LAYERS, Backbone, ModelConfig
 
 
@@ -134,9 +135,19 @@ class EncoderDecoder(Backbone):
     decoder: Stack
     target_start: ClassVar[tuple[str, ...]] = ("pad", "eos")
 
+    @property
+    def slots_before(self) -> int:
+        # A soft prompt stands before the source, a prefix before the target.
+        return super().slots_before if self._virtual(is_prompt=False) is not None else 0
+
     def embed(self, input_ids_BT: Tensor) -> Tensor:
         """The tokens' embeddings, (B, T, D)."""
         return self.token_embedding(input_ids_BT)
+
+    def _virtual(self, *, is_prompt: bool) -> VirtualTokens | None:
+        """The virtual tokens, if they are of a kind."""
+        virtual = self.virtual_tokens
+        return virtual if virtual is not None and virtual.is_prompt == is_prompt else None
 
     def read(
         self,
@@ -150,6 +161,13 @@ class EncoderDecoder(Backbone):
         packed rows; default all are as long. position_ids_BS: default 0 … S-1.
         """
         dropout = self.config.dropout if self.training else 0.0
+        prompt = self._virtual(is_prompt=True)
+        rows = None
+        if prompt is not None:
+            packed_or_none = lengths if isinstance(lengths, PackedSequences) else None
+            rows = prompt.before(source_ids_BS, packed_or_none, position_ids_BS)
+            source_ids_BS, position_ids_BS = rows.input_ids_BS, rows.position_ids_BS
+            lengths = lengths + prompt.count if isinstance(lengths, Tensor) else rows.mask
         packed = lengths if isinstance(lengths, PackedSequences) else None
         mask = None
         if packed is not None and not self.packs_by_bounds(packed, dropout):
@@ -162,7 +180,10 @@ class EncoderDecoder(Backbone):
             causal=False,
             packed=packed if mask is None else None,
         )
-        states_BSD = self.encoder(self.embed(source_ids_BS), context)
+        embedded_BSD = self.embed(source_ids_BS)
+        if rows is not None:
+            embedded_BSD = rows.virtual.embed(embedded_BSD)
+        states_BSD = self.encoder(embedded_BSD, context)
         return EncoderOutput(states_BSD, None if packed else mask, packed=packed)
 
     def forward(
@@ -181,16 +202,23 @@ class EncoderDecoder(Backbone):
         before, which these are added to.
         """
         dropout = self.config.dropout if self.training else 0.0
+        prefix, rows = self._virtual(is_prompt=False), None
+        if prefix is not None and (cache is None or not cache.length):
+            rows = prefix.before(input_ids_BT, mask, position_ids_BT, cache=cache, causal=True)
+            input_ids_BT, position_ids_BT = rows.input_ids_BS, rows.position_ids_BS
+            mask = rows.mask  # type: ignore[assignment]  # packed as it was
         if mask is not None:
             source = source.apart(mask)
         narrowed: Tensor | PackedSequences | None = mask
         if mask is not None and not self.packs_by_bounds(mask, dropout):
             narrowed = mask.attention_mask(causal=True)
         context = make_context(input_ids_BT, narrowed, position_ids_BT, cache, source, dropout)
+        if rows is not None:
+            context = replace(context, virtual=rows.virtual)
         hidden_BTD = self.decoder(self.embed(input_ids_BT), context)
         if cache is not None:
             cache.advance(input_ids_BT.shape[1])
-        return hidden_BTD
+        return hidden_BTD if rows is None else rows.of_texts(hidden_BTD)
 
     def packs_by_bounds(self, packed: PackedSequences, dropout: float) -> bool:
         """Whether attention inside packed rows goes by their bounds, without a mask."""

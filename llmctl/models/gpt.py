@@ -123,7 +123,7 @@ class Gpt(Decoder):
 
     def embed(self, input_ids_BT: Tensor, context: Context) -> tuple[Tensor, Context]:
         positions = self.position_embedding(context.position_ids)
-        x_BTD = self.token_embedding(input_ids_BT) + positions
+        x_BTD = context.embedded(self.token_embedding(input_ids_BT)) + positions
         return self.dropout(context.add_initial_state(x_BTD)), context
 
 

@@ -142,8 +142,8 @@ class ModernBertBlock(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, around: Surroundings) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm_1(x_BTD), around))
+    def forward(self, x_BTD: Tensor, around: Surroundings, layer: int) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm_1(x_BTD), around, layer))
         return x_BTD + self.feed_forward(self.norm_2(x_BTD))
 
 
@@ -175,19 +175,28 @@ class ModernBert(Backbone):
         segment_ids_BT: Tensor | None = None,
         mask: Tensor | PackedSequences | None = None,
         position_ids_BT: Tensor | None = None,
+        with_prompt: bool = False,
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer, normalised.
 
         input_ids_BT: int64. segment_ids_BT: as every encoder takes them; a ModernBERT has none.
         mask: bool, (B, T) True at real tokens, or the texts of packed rows; default all.
-        position_ids_BT: default 0 … T-1.
+        position_ids_BT: default 0 … T-1. with_prompt: those of a soft prompt too, in front.
         """
+        virtual, rows = self.virtual_tokens, None
+        if virtual is not None:
+            rows = virtual.before(input_ids_BT, mask, position_ids_BT)
+            input_ids_BT, mask, position_ids_BT = rows.input_ids_BS, rows.mask, rows.position_ids_BS
         everywhere, near = self._surroundings(input_ids_BT, mask, position_ids_BT)
-        x_BTD = self.embedding_norm(self.token_embedding(input_ids_BT))
-        x_BTD = cast_residual_stream(self.dropout(x_BTD))
+        x_BTD = self.token_embedding(input_ids_BT)
+        if rows is not None:
+            x_BTD = rows.virtual.embed(x_BTD)
+            everywhere, near = (replace(each, virtual=rows.virtual) for each in (everywhere, near))
+        x_BTD = cast_residual_stream(self.dropout(self.embedding_norm(x_BTD)))
         for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, everywhere if self.config.is_global(layer) else near)
-        return self.norm(x_BTD)
+            x_BTD = block(x_BTD, everywhere if self.config.is_global(layer) else near, layer)
+        x_BTD = self.norm(x_BTD)
+        return x_BTD if rows is None else rows.of_texts(x_BTD, with_prompt=with_prompt)
 
     def _surroundings(
         self,
@@ -251,9 +260,9 @@ WEIGHTS = WeightMap(
             Rename("output_bias", "decoder.bias", ()),
             Rename("output", "decoder", where="not tie_embeddings"),
         ),
-        "classify": (*_TRANSFORM, Rename("output", "classifier", BOTH)),
-        "regress": (*_TRANSFORM, Rename("output", "classifier", BOTH)),
-        "tag": (*_TRANSFORM, Rename("output", "classifier", BOTH)),
+        **dict.fromkeys(
+            ("classify", "regress", "tag"), (*_TRANSFORM, Rename("output", "classifier", BOTH))
+        ),
     },
 )
 """The names of Hugging Face's."""
@@ -288,9 +297,7 @@ def to_hugging_face(config: ModernBertConfig) -> dict[str, Any]:
         "embedding_dropout": config.dropout,
         "attention_dropout": config.dropout,
         "mlp_dropout": config.dropout,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "norm_bias": False,
+        **dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias"), False),
         "norm_eps": config.norm_epsilon,
         "initializer_range": config.initializer_range,
         "decoder_bias": True,
@@ -305,6 +312,7 @@ def to_hugging_face(config: ModernBertConfig) -> dict[str, Any]:
 
 _NO_BIASES = Only((None, False), "a ModernBERT with biases there is not supported")
 _ACTIVATIONS = {name: name for name in ("gelu", "silu", "relu")}
+_POOLINGS = {"cls": "cls", "mean": "mean"}
 FIELDS = FieldTable(
     "a ModernBERT",
     read={
@@ -323,16 +331,13 @@ FIELDS = FieldTable(
         "norm_eps": Read("norm_epsilon", float, 1e-5),
         "initializer_range": Read("initializer_range", float, 0.02),
         "classifier_activation": Read("head_activation", str, "gelu", names=_ACTIVATIONS),
-        "classifier_pooling": Read(
-            "classifier_pooling", str, "cls", names={"cls": "cls", "mean": "mean"}
-        ),
+        "classifier_pooling": Read("classifier_pooling", str, "cls", names=_POOLINGS),
         "tie_word_embeddings": Read("tie_embeddings", bool, True),
     },
     only={
-        "attention_bias": _NO_BIASES,
-        "mlp_bias": _NO_BIASES,
-        "norm_bias": _NO_BIASES,
-        "classifier_bias": _NO_BIASES,
+        **dict.fromkeys(
+            (f"{part}_bias" for part in ("attention", "mlp", "norm", "classifier")), _NO_BIASES
+        ),
         "decoder_bias": Only((None, True), "an output layer without a bias is not supported"),
     },
     neutral=frozenset(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from llmctl.config import Config
 from llmctl.models.layers.norms import RMSNorm
+from llmctl.models.layers.virtual_tokens import VirtualTokens
 from llmctl.models.scaling import ScalingLaw
 from llmctl.models.weight_map import WeightMap
 
@@ -31,6 +32,8 @@ MOST_LAYERS = 10_000
 """Blocks of a model; more would take minutes to build before anything could be said of them."""
 LANGUAGE_MODELS = {"encoder": "masked_lm", "decoder": "causal_lm", "encoder-decoder": "seq2seq"}
 """The head that predicts tokens, by the kind of the backbone."""
+VIRTUAL = "virtual_tokens"
+"""The name of a backbone's virtual tokens among its modules."""
 HUGGING_FACE = "huggingface"
 """The format whose names every architecture has."""
 
@@ -137,6 +140,31 @@ class Backbone(nn.Module, ABC):
     token_embedding: nn.Embedding
     blocks: nn.ModuleList
 
+    @property
+    def virtual_tokens(self) -> VirtualTokens | None:
+        """What stands before each text: a soft prompt, or a prefix."""
+        virtual = self._modules.get(VIRTUAL)
+        assert virtual is None or isinstance(virtual, VirtualTokens)
+        return virtual
+
+    def put_before_texts(self, virtual: VirtualTokens | None) -> None:
+        """Let these tokens stand before each text from now on."""
+        if virtual is None:
+            self._modules.pop(VIRTUAL, None)
+        else:
+            setattr(self, VIRTUAL, virtual)  # which PyTorch puts among the modules
+
+    @property
+    def longest_text(self) -> int:
+        """Tokens that a text may have, beside virtual ones."""
+        virtual = 0 if self.virtual_tokens is None else self.virtual_tokens.count
+        return int(self.config.max_positions) - virtual
+
+    @property
+    def slots_before(self) -> int:
+        """Slots of a cache that virtual tokens take before each text that ``forward`` reads."""
+        return 0 if self.virtual_tokens is None else self.virtual_tokens.count
+
     @abstractmethod
     def forward(self, input_ids_BT: Tensor, *args: Any, **options: Any) -> Tensor:
         """Hidden states (B, T, D) of the last layer."""
@@ -172,6 +200,8 @@ class Backbone(nn.Module, ABC):
     def role(self, name: str) -> Role:
         """What a parameter is, by its name in this network."""
         path, _, leaf = name.rpartition(".")
+        if path.partition(".")[0] == VIRTUAL:
+            return Role("embedding", "embeddings")
         module = self.get_submodule(path)
         if isinstance(module, nn.Embedding):
             token = module is self.embedding()

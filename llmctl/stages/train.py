@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.run_log import LoggedReporter
 from llmctl.tasks.base import InstantTask, NetworkTask, Request, Sources, Task
 from llmctl.tasks.learned import said_of, weak_start
 from llmctl.tasks.requests import REQUESTS, FinetuneRequest, PretrainRequest
-from llmctl.training.adapters.lora import merge
+from llmctl.training.adapters.base import merge
 from llmctl.training.batches import Objective
 from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.device import Machine
@@ -217,7 +219,13 @@ def make_trainer(
     matrix_flops: float | None = None,
 ) -> Trainer:
     """The trainer of a task, with the weights that it starts from."""
-    objective = Objective(task.build_model(), task.loss)
+    model = task.build_model()
+    trained, parameters = trainable(model), sum(p.numel() for p in model.parameters())
+    if reporter is not None and trained < parameters:
+        reporter.note(
+            f"{trained:,} of {parameters:,} parameters train ({trained / parameters:.2%})"
+        )
+    objective = Objective(model, task.loss)
     # The same each time: made once.
     validation = task.validation_batches()
     if not validation and task.unvalidated is not None and reporter is not None:
@@ -257,6 +265,11 @@ def make_trainer(
     )
 
 
+def trainable(model: nn.Module) -> int:
+    """Parameters of a model that train."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def expected_seconds(task: NetworkTask, machine: Machine) -> float | None:
     """Seconds of the training by a few of its steps; None where it is too short to try some, or
     gains nothing by compiling."""
@@ -291,7 +304,7 @@ def outline(
     task: Task = sources.open(request.config, reporter)
     assert isinstance(task, NetworkTask)
     model = task.build_model()
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = trainable(model)
     merge(model)
     return {
         "config": task.config.model_dump(mode="json"),

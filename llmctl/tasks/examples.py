@@ -77,7 +77,7 @@ class ExamplesTask(FinetuningTask):
         reporter.note(f"{data.name}: {self._columns.describe()}")
         examples = self._read(reporter, reading)
         numbers = self._numbers(examples)
-        self._max_length = min(config.data.max_length or base.max_length, base.config.max_positions)
+        self._max_length = min(config.data.max_length or base.max_length, base.longest_text)
         self._pad = pad_token(base.tokenizer)
         tokenizer = base.tokenizer
         if not self._causal and not {"cls", "sep"} <= tokenizer.special.keys():
@@ -130,7 +130,7 @@ class ExamplesTask(FinetuningTask):
         cut = sum(example.cut for example in encoded)
         if not cut:
             return
-        limit, most = self._max_length, self.base.config.max_positions
+        limit, most = self._max_length, self.base.longest_text
         why = "" if self.config.data.max_length else " of the pretraining"
         more = (
             f"--set data.max_length=… reads more, up to {most}"

@@ -89,10 +89,10 @@ class Explainer(ABC):
         each begins and ends, by default where the next begins. A word that no token begins with is
         left out.
         """
-        if len(ids) > self.folder.config.max_positions:
+        if len(ids) > self.folder.longest_text:
             raise InputError(
                 f"{example.source} has {len(ids)} tokens and the model takes "
-                f"{self.folder.config.max_positions}; shorten it"
+                f"{self.folder.longest_text}; shorten it"
             )
         words = words_in(example.text)
         own = words_of_tokens(words, begins, ends or ends_of(begins, len(example.text)))

@@ -24,9 +24,10 @@ from llmctl.tasks.base import (
     options_layer,
     taken,
 )
-from llmctl.tasks.finetuning import SCRATCH, FinetuneConfig, check_layers
+from llmctl.tasks.finetuning import SCRATCH, FinetuneConfig, check_method
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.pretraining import task_field
+from llmctl.training.adapters import METHODS
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.identity import Identity
 from llmctl.workspace.names import slug
@@ -172,6 +173,11 @@ def _open_base(workspace: Workspace, start: str, task: str | None) -> OpenedMode
     """The model that pretraining goes on with. Raises InputError if it is no language model, nor
     what the task makes."""
     base = OpenedModel.open(workspace, start)
+    if base.folder.virtual is not None:
+        raise InputError(
+            f"--from {start} has virtual tokens before its texts, which go with what they were "
+            "learned for; go on with the model that they stand before"
+        )
     if task in tasks_of("pretrain") and base.kind == TASKS[str(task)].makes:
         return base
     spec = base.folder.architecture
@@ -249,7 +255,8 @@ class FinetuneRequest(Request):
                 f"--task {config.task} is not for --from {self.start}, whose network is an "
                 f"{base.spec.kind}: a {base.spec.name}"
             )
-        check_layers(config, base)
+        check_method(config, base)
+        base = replace(base, before=METHODS[config.method].virtual_tokens(config))
         inputs = [record, data_record(self.data), *self.task.further_inputs(config)]
         suffix = SCRATCH if scratch else Path(record.name).name
         parent = record.artefact if not scratch else None

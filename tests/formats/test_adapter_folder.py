@@ -12,12 +12,13 @@ from torch import Tensor
 
 from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.formats.open import open_folder
-from llmctl.formats.peft.folder import Adapter, Peft
+from llmctl.formats.peft.folder import Adapter
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.classify import Classifier, parts_on
 from llmctl.tokenizers.bpe import learn_bpe
-from llmctl.training.adapters.lora import LoraConfig, add_lora, additions, merge
+from llmctl.training.adapters.base import merge
+from llmctl.training.adapters.lora import LoraConfig, add_lora, learned
 
 V, RANK, ALPHA = 261, 4, 6.0
 MORE = {"llama": {"num_kv_heads": 1}, "qwen3": {"qk_norm": True, "num_kv_heads": 1}}
@@ -41,24 +42,18 @@ def adapted(name: str, folder: Path, targets: tuple[str, ...]) -> None:
     tokenizer = learn_bpe(["a"], V)
     write_model_folder(folder / "base", model, tokenizer, {})
     new = parts_on(body, config) if encoder else ()
-    add_lora(model, LoraConfig(rank=RANK, alpha=ALPHA, targets=targets), new=new)
+    options = LoraConfig(rank=RANK, alpha=ALPHA, targets=targets)
+    add_lora(model, options, new=new)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.normal_(0.0, 0.1)
-    added = additions(model)
+    base = open_folder(folder / "base")
+    added = learned(model, options, base)
     merge(model)
     is_classifier = isinstance(model, Classifier)
     heads = architecture.export_head("classify", model) if is_classifier else {}
-    Peft().save(
-        folder / "adapter",
-        Adapter(open_folder(folder / "base"), added, heads),
-        tokenizer,
-        {
-            "task_type": "SEQ_CLS" if encoder else "CAUSAL_LM",
-            "r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0,
-        },
-    )  # fmt: skip
+    Adapter(added, base, heads, "SEQ_CLS" if encoder else "CAUSAL_LM").write(folder / "adapter")
     write_model_folder(folder / "merged", model, tokenizer, {})
 
 

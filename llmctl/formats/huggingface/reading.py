@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llmctl import tokenizers
 from llmctl.errors import InputError, did_you_mean
@@ -24,7 +24,13 @@ from llmctl.formats.description import (
 )
 from llmctl.formats.huggingface.purposes import purpose_of
 from llmctl.formats.huggingface.tensors import import_model
-from llmctl.formats.huggingface.weights import AGAIN, check_body, check_sizes, weights_of
+from llmctl.formats.huggingface.weights import (
+    AGAIN,
+    Weights,
+    check_body,
+    check_sizes,
+    weights_of,
+)
 from llmctl.models import BY_MODEL_TYPE
 from llmctl.models.config_json import FieldError, shown
 from llmctl.models.heads import HEADS
@@ -38,8 +44,30 @@ SEQ2SEQ, ENCODER_FIELD, DECODER_FIELD = "llmctl-seq2seq", "encoder", "decoder"
 """The ``model_type`` of a GPT with a decoder attached, and the fields that describe each."""
 
 
-def read_folder(path: Path) -> Pretrained:
-    """The model of a folder. Raises InputError naming the file that is missing or malformed."""
+class Overlay(Protocol):
+    """What was learned beside a model that stays as it is."""
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """A folder with another tokenizer than the model's, if there is one."""
+        ...
+
+    def weights(self, base: Weights, spec: ModelSpec, config: Any) -> Weights:
+        """The model's tensors with what was learned."""
+        ...
+
+    def description(
+        self, fields: Mapping[str, Any], spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Mapping[str, Any]:
+        """The fields of config.json of both together."""
+        ...
+
+
+def read_folder(path: Path, overlay: Overlay | None = None) -> Pretrained:
+    """The model of a folder, or what it is together with an ``overlay``.
+
+    Raises InputError naming the file that is missing or malformed.
+    """
     config_path = path / "config.json"
     fields = read_json_object(config_path, AGAIN)
     pair = fields.get("model_type") == SEQ2SEQ
@@ -47,11 +75,14 @@ def read_folder(path: Path) -> Pretrained:
     weights = weights_of(path)
     try:
         config = spec.from_hugging_face(described)
+        if overlay is not None:
+            weights = overlay.weights(weights, spec, config)
+            fields = dict(overlay.description(fields, spec, weights.shapes))
         purpose = Purpose("seq2seq") if pair else purpose_of(fields, spec, weights.shapes)
         _check_lengths(fields)
     except (FieldError, PurposeError) as error:
         raise InputError(f"{config_path}: {error}") from None
-    tokenizer = tokenizers.load(path)
+    tokenizer = tokenizers.load((overlay and overlay.tokenizer) or path)
     _check_vocabulary(path, tokenizer, config.vocab_size)
     check_tokenizer(path, tokenizer, fields.get(TOKENIZER, tokenizer.digest()))
     kind = purpose.kind or spec.usual_head
@@ -59,7 +90,8 @@ def read_folder(path: Path) -> Pretrained:
         check_sizes(config, weights.shapes)
         config = spec.complete(config, weights)
         if not pair and purpose.kind is not None:
-            check_body(spec, config, weights.shapes, _beside(spec, kind))
+            heads = _beside(spec, kind, replaced=overlay is not None)
+            check_body(spec, config, weights.shapes, heads)
         decoder = _decoder(fields[DECODER_FIELD], len(weights)) if pair else None
         attached = decoder and config.replace(
             num_layers=decoder.decoder_layers or config.num_layers
@@ -83,11 +115,12 @@ def read_folder(path: Path) -> Pretrained:
     )
 
 
-def _beside(spec: ModelSpec, kind: str) -> set[str]:
+def _beside(spec: ModelSpec, kind: str, *, replaced: bool) -> set[str]:
     """Names of the tensors that may stand beside a network's body: those of its head, and beside a
-    body that none stands on whatever transformers keeps there, as it does BERT's pooler."""
+    body that none stands on whatever transformers keeps there, as it does BERT's pooler. replaced:
+    whether another head may have stood there."""
     names = spec.weights[HUGGING_FACE]
-    bare = kind in HEADS and not HEADS[kind].has_tensors
+    bare = replaced or (kind in HEADS and not HEADS[kind].has_tensors)
     return {name for each in (names.heads if bare else [kind]) for name in names.head_names(each)}
 
 

@@ -1,44 +1,53 @@
-"""Adapter folders in PEFT's layout: adapter_config.json and adapter_model.safetensors.
-
-PEFT adds LoRA to the layers that Hugging Face's classes have, where ours may hold several in one
-matrix (queries, keys and values; gate and up). As the addition's rows belong to the matrix's rows,
-it is cut exactly: the parts share A, and each has its rows of B.
-"""
+"""Adapter folders in PEFT's layout: adapter_config.json and adapter_model.safetensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llmctl.errors import InputError
-from llmctl.formats.base import Pretrained
-from llmctl.models.spec import ModelSpec
+from llmctl.formats.base import LazyTensors, Pretrained
+from llmctl.formats.huggingface.reading import read_folder
+from llmctl.formats.huggingface.weights import AGAIN, PICKLED, WEIGHTS_FILE
+from llmctl.formats.peft.reading import PICKLED_ADAPTER, Reading
+from llmctl.formats.peft.virtual import virtual_in
+from llmctl.formats.peft.writing import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    RECORD,
+    Learned,
+    write_adapter,
+)
+from llmctl.formats.sentence_transformers.folder import SentenceTransformers
+from llmctl.parsing import read_json_object
 from llmctl.tokenizers import Tokenizer
-from llmctl.workspace.files import to_json
-from llmctl.workspace.tensors import write_tensors
+from llmctl.workspace.files import write_json
 
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.model."
-"""What PEFT wraps a model in."""
-
-Additions = Mapping[str, tuple[Tensor, Tensor]]
-"""A (r, inputs) and B (outputs, r) by the name of the layer in our body."""
+MODEL_FILES = (WEIGHTS_FILE, PICKLED, f"{WEIGHTS_FILE}.index.json", f"{PICKLED}.index.json")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What LoRA has learned."""
+    """What was learned beside a model."""
 
+    learned: Learned
     base: Pretrained
     """The frozen model."""
-    additions: Additions
     heads: Mapping[str, Tensor]
     """Layers trained whole, in Hugging Face's names."""
+    task_type: str
+    """The task as PEFT calls it: ``CAUSAL_LM``, ``SEQ_CLS``, …"""
+
+    def write(self, folder: Path) -> None:
+        """Write the two files of the layout."""
+        write_adapter(
+            folder, self.learned, base=self.base, heads=self.heads, task_type=self.task_type
+        )
 
 
 class Peft:
@@ -51,63 +60,56 @@ class Peft:
         return (path / ADAPTER_CONFIG).is_file()
 
     def open(self, path: Path) -> Pretrained:
-        """Raises InputError: an adapter is no model by itself."""
-        raise InputError(
-            f"{path} holds what LoRA added to a model, and no model; give the one that it was "
-            "merged into, which a run has beside it, or merge it with PEFT"
+        """The model that an adapter and its base are together.
+
+        Raises InputError where the base isn't there, or an adapter does what isn't done here.
+        """
+        described = path / ADAPTER_CONFIG
+        fields = read_json_object(described, AGAIN)
+        base = _base_of(path, fields)
+        beside: dict[str, Any] = {}
+        if SentenceTransformers().recognises(base):
+            beside = SentenceTransformers.described(base)
+        reading = Reading(path, fields, beside)
+        model = read_folder(base, reading)
+        model = replace(model, path=path, files=(described, *reading.weights_files, *model.files))
+        if not reading.is_prompt:
+            return model
+        shape, name, read = virtual_in(model, fields, reading)
+        tensors = {key: partial(model.tensors.__getitem__, key) for key in model.tensors}
+        return replace(
+            model, virtual=shape, before=shape.count, tensors=LazyTensors({**tensors, name: read})
         )
 
     def save(
         self, folder: Path, model: Adapter, tokenizer: Tokenizer, extra: Mapping[str, Any]
     ) -> None:
-        """Write an adapter.
-
-        extra: ``task_type`` as PEFT calls it (``CAUSAL_LM`` or ``SEQ_CLS``), ``r``, ``lora_alpha``
-        and ``lora_dropout``.
-        """
-        parts, transposed = cut(model.additions, model.base.spec, model.base.config)
-        tensors = {f"{PREFIX}{name}": tensor for name, tensor in model.heads.items()}
-        for name, (a, b) in parts.items():
-            tensors[f"{PREFIX}{name}.lora_A.weight"] = a
-            tensors[f"{PREFIX}{name}.lora_B.weight"] = b
-        fields = {
-            "peft_type": "LORA",
-            "task_type": extra["task_type"],
-            "base_model_name_or_path": str(model.base.path.resolve()),
-            "r": extra["r"],
-            "lora_alpha": extra["lora_alpha"],
-            "lora_dropout": extra["lora_dropout"],
-            # Whole names: the end of one may be the end of another, as with BERT's output.dense.
-            "target_modules": sorted(parts),
-            "modules_to_save": sorted({name.rpartition(".")[0] for name in model.heads}) or None,
-            "fan_in_fan_out": transposed,
-            "bias": "none",
-            "inference_mode": True,
-            "init_lora_weights": True,
-            "layers_pattern": None,
-            "layers_to_transform": None,
-            "rank_pattern": {},
-            "alpha_pattern": {},
-            "use_rslora": False,
-            "use_dora": False,
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / ADAPTER_WEIGHTS, tensors)
-        text = to_json(fields, indent=2) + "\n"
-        (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+        """Write an adapter with the tokenizer. extra: the description of the model that it makes of
+        its base, by which it is opened here."""
+        model.write(folder)
+        tokenizer.save(folder, max_length=model.base.config.max_positions)
+        write_json(folder / RECORD, dict(extra))
 
 
-def cut(
-    additions: Additions, spec: ModelSpec, config: Any
-) -> tuple[dict[str, tuple[Tensor, Tensor]], bool]:
-    """A and B by the names of Hugging Face's layers, and whether those keep their matrices as
-    (inputs, outputs)."""
-    parts, transposed = {}, False
-    for ours, (a, b) in additions.items():
-        # What the architecture's export does to the rows of a matrix is seen by numbering them.
-        numbered = {f"{ours}.weight": torch.arange(len(b))[:, None]}
-        for theirs, rows in spec.export_tensors(numbered, config).items():
-            # safetensors refuses tensors that share memory.
-            parts[theirs.removesuffix(".weight")] = (a.clone(), b[rows.flatten()])
-            transposed = transposed or rows.shape[0] == 1
-    return parts, transposed
+def _base_of(path: Path, fields: Mapping[str, Any]) -> Path:
+    """The folder of the model that an adapter is for: its own, where the model's weights lie in it
+    too."""
+    if any((path / name).is_file() for name in MODEL_FILES):
+        return path
+    named = fields.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise InputError(
+            f"{path / ADAPTER_CONFIG} names no base_model_name_or_path; write the folder of the "
+            "model that the adapter is for there"
+        )
+    for folder in (path / named, Path(named)):
+        for inner in (folder, folder / "model"):
+            if (inner / "config.json").is_file() and inner.resolve() != path.resolve():
+                return inner
+    raise InputError(
+        f"{path / ADAPTER_CONFIG}: the adapter is for the model {named!r}, and there is no such "
+        "folder; get that model, and write its folder into base_model_name_or_path"
+    )
+
+
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "PICKLED_ADAPTER", "Adapter", "Peft"]

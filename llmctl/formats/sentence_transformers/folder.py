@@ -92,6 +92,12 @@ class SentenceTransformers:
             tensors=tensors,
         )
 
+    @staticmethod
+    def described(path: Path) -> dict[str, Any]:
+        """What a folder says of its embedder beside config.json. Raises InputError as ``open``."""
+        fields = SentenceTransformers().open(path).fields
+        return {name: fields[name] for name in (POOLING, NORMALIZE, MAX_LENGTH) if name in fields}
+
     def save(
         self,
         folder: Path,

@@ -64,7 +64,7 @@ class Classifier(nn.Module):
     def forward(self, input_ids_BT: Tensor, segment_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Logits (B, C). mask_BT: true where a token is no padding, which is on the right."""
         T = input_ids_BT.shape[1]
-        length = min(rounded_up(T, EXAMPLE_LENGTH_STEP), self.body.config.max_positions)
+        length = min(rounded_up(T, EXAMPLE_LENGTH_STEP), self.body.longest_text)
         ids_BT, segments_BT, mask_BT = (
             F.pad(part, (0, length - T)) for part in (input_ids_BT, segment_ids_BT, mask_BT)
         )
@@ -74,8 +74,12 @@ class Classifier(nn.Module):
             summary_BD = hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
         else:
             whole = bool(mask_BT.all())
-            hidden_BTD = self.body(ids_BT, segments_BT, None if whole else mask_BT)
-            summary_BD = self.pooled(hidden_BTD, mask_BT)
+            # What a soft prompt's tokens say counts as what a text's do, as in PEFT.
+            hidden_BTD = self.body(
+                ids_BT, segments_BT, None if whole else mask_BT, with_prompt=True
+            )
+            prompt = hidden_BTD.shape[1] - length
+            summary_BD = self.pooled(hidden_BTD, F.pad(mask_BT, (prompt, 0), value=True))
         return self.output(self.dropout(summary_BD))
 
     def pooled(self, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:

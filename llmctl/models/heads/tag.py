@@ -41,7 +41,7 @@ class Tagger(nn.Module):
     def forward(self, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Logits (B, T, C). mask_BT: true where a token is no padding, which is on the right."""
         T = input_ids_BT.shape[1]
-        length = min(rounded_up(T, EXAMPLE_LENGTH_STEP), self.body.config.max_positions)
+        length = min(rounded_up(T, EXAMPLE_LENGTH_STEP), self.body.longest_text)
         ids_BT, mask_BT = (F.pad(part, (0, length - T)) for part in (input_ids_BT, mask_BT))
         if self.body.kind == "decoder":
             hidden_BTD = read_padded(self.body, ids_BT, mask_BT)

@@ -23,6 +23,7 @@ from llmctl.models.layers.kernels import suits_cudnn
 if TYPE_CHECKING:
     from llmctl.models.layers.context import Context
     from llmctl.models.layers.packing import PackedSequences
+    from llmctl.models.layers.virtual_tokens import Virtual
 
 SHORT_ATTENTION = 256
 """Tokens up to which the formula as written beats PyTorch's fused bf16 kernel on a processor,
@@ -199,11 +200,16 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(
-        self, x_BTD: Tensor, mask: Tensor | None = None, packed: PackedSequences | None = None
+        self,
+        x_BTD: Tensor,
+        mask: Tensor | None = None,
+        packed: PackedSequences | None = None,
+        virtual: Virtual | None = None,
+        layer: int = 0,
     ) -> Tensor:
         """mask: added to the scores, broadcastable to (B, N, T, T); see ``additive_mask``. packed:
-        those of packed rows, in a mask's place, where ``PackedSequences.supports_varlen`` says
-        so."""
+        those of packed rows, in a mask's place, where ``PackedSequences.supports_varlen`` says so.
+        virtual: tokens whose keys and values of the ``layer`` may be learned."""
         B, T, D = x_BTD.shape
         qkv_3BNTH = (
             self.query_key_value(x_BTD)
@@ -211,7 +217,10 @@ class SelfAttention(nn.Module):
             .permute(2, 0, 3, 1, 4)
         )
         dropout = self.dropout if self.training else 0.0
-        mixed_BNTH = attention(*qkv_3BNTH.unbind(0), mask=mask, packed=packed, dropout=dropout)
+        q_BNTH, k_BNTH, v_BNTH = qkv_3BNTH.unbind(0)
+        if virtual is not None:
+            k_BNTH, v_BNTH = virtual.keys_values(layer, k_BNTH, v_BNTH)
+        mixed_BNTH = attention(q_BNTH, k_BNTH, v_BNTH, mask=mask, packed=packed, dropout=dropout)
         return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, D))
 
 
@@ -253,6 +262,8 @@ class CausalSelfAttention(nn.Module):
         N, K = self.num_heads, self.num_kv_heads
         q_BNTH, k_BKSH, v_BKSH = heads_BMTH.split((N, K, K), dim=1)
         q_BNTH, k_BKSH = self.apply_positions(q_BNTH, k_BKSH, context)
+        if context.virtual is not None:
+            k_BKSH, v_BKSH = context.virtual.keys_values(layer, k_BKSH, v_BKSH)
         if context.sequences is not None:
             mixed_BNTH = context.sequences.attend(layer, q_BNTH, k_BKSH, v_BKSH, self.scale)
             return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, -1))

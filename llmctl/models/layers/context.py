@@ -16,6 +16,7 @@ from llmctl.models.layers.cross_attention import EncoderOutput
 from llmctl.models.layers.kernels import cast_residual_stream
 from llmctl.models.layers.packing import PackedSequences
 from llmctl.models.layers.sequences import SequenceBatch
+from llmctl.models.layers.virtual_tokens import Virtual
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Context:
     """In the place of cache and mask: the texts whose next tokens lie end to end in one row."""
     bias: Tensor | None = None
     """Added to the scores beside the mask, broadcastable to (B, N, T, S); see relative_bias.py."""
+    virtual: Virtual | None = None
+    """The tokens among these that stand before a text, and are of no word."""
+
+    def embedded(self, x_BTD: Tensor) -> Tensor:
+        """The tokens' embeddings, with those of a soft prompt."""
+        return x_BTD if self.virtual is None else self.virtual.embed(x_BTD)
 
     def add_initial_state(self, x_BTD: Tensor) -> Tensor:
         """The embeddings, with the source's state where a text begins."""

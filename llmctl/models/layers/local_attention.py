@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from llmctl.models.layers.attention import additive_mask, attention
 from llmctl.models.layers.packing import PackedSequences
 from llmctl.models.layers.rotary import rotate_fused
+from llmctl.models.layers.virtual_tokens import Virtual
 
 SMALLEST_BLOCK = 32
 """Tokens of a block at the least: a product of fewer rows takes as long as one of so many."""
@@ -129,6 +130,8 @@ class Surroundings:
     """In a mask's place, for a kernel that goes by the bounds of texts."""
     radius: int | None = None
     """With ``packed``: tokens on each side in a local layer."""
+    virtual: Virtual | None = None
+    """The tokens among these that stand before a text, and are of no word."""
 
 
 class RotarySelfAttention(nn.Module):
@@ -142,10 +145,15 @@ class RotarySelfAttention(nn.Module):
         self.fused_rows = {"query_key_value": [width] * 3}
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, around: Surroundings) -> Tensor:
+    def forward(self, x_BTD: Tensor, around: Surroundings, layer: int = 0) -> Tensor:
         B, T, D = x_BTD.shape
         qkv_BT3NH = self.query_key_value(x_BTD).view(B, T, 3, self.num_heads, -1)
         q_BTNH, k_BTNH, v_BTNH = rotate_fused(qkv_BT3NH, around.cos, around.sin)
+        if around.virtual is not None:
+            k_BNTH, v_BNTH = around.virtual.keys_values(
+                layer, k_BTNH.transpose(1, 2), v_BTNH.transpose(1, 2)
+            )
+            k_BTNH, v_BTNH = k_BNTH.transpose(1, 2), v_BNTH.transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
         if around.window is not None:
             mixed_BTNH = local_attention(q_BTNH, k_BTNH, v_BTNH, around.window, dropout)

@@ -62,7 +62,7 @@ def collate(examples: Sequence[EncodedExample], pad: int) -> ExampleBatch:
 
 def cut_in_use(cut: int, total: int, folder: Pretrained) -> str:
     """A sentence that says how many texts were longer than a classifier reads."""
-    limit, most = folder.max_length, folder.config.max_positions
+    limit, most = folder.max_length, folder.longest_text
     more = (
         f"finetune with --set data.max_length=…, up to {most}, for more"
         if limit < most

@@ -80,10 +80,10 @@ class AnsweringTask(FinetuningTask):
                 "scratch answers nothing; give a run of --task instruct"
             )
         self._max_length = config.data.max_length or base.max_length
-        if self._max_length > base.config.max_positions:
+        if self._max_length > base.longest_text:
             raise ConfigError(
                 f"data.max_length {self._max_length} is longer than the model's context; use at "
-                f"most {base.config.max_positions}"
+                f"most {base.longest_text}"
             )
         source, note = default_template(base.tokenizer)
         if note is not None:

@@ -18,7 +18,7 @@ from llmctl.inference.weights import prepare
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.chat_template import ChatTemplate
-from llmctl.training.adapters.lora import merge
+from llmctl.training.adapters.base import merge
 
 
 class AnswerSampler:

@@ -71,7 +71,7 @@ class EmbedTask(FinetuningTask):
         examples = _whole(read_similar(data, self._columns, reading=reading), data, reporter)
         self._kind = self._loss_for(examples, reporter)
         self._widths = _widths(config, base.config.hidden_size)
-        self._max_length = min(options.max_length or base.max_length, base.config.max_positions)
+        self._max_length = min(options.max_length or base.max_length, base.longest_text)
         encoder = base.spec.kind != "decoder" and base.purpose.kind != "embed"
         self._tokenizer = base.tokenizer.for_encoder() if encoder else base.tokenizer
         self._pad = pad_token(base.tokenizer)
@@ -126,7 +126,7 @@ class EmbedTask(FinetuningTask):
         if cut := sum(text.cut for text in ids):
             reporter.note(
                 f"{cut:,} of {len(ids):,} texts were longer than {self._max_length} tokens and "
-                f"were cut; --set data.max_length=… reads up to {self.base.config.max_positions}"
+                f"were cut; --set data.max_length=… reads up to {self.base.longest_text}"
             )
         scale = self._scale(examples, reporter)
         return [

@@ -85,10 +85,10 @@ class InstructTask(FinetuningTask):
     ) -> None:
         super().__init__(data, base, config, start=start)
         self._max_length = config.data.max_length or base.max_length
-        if self._max_length > base.config.max_positions:
+        if self._max_length > base.longest_text:
             raise ConfigError(
                 f"data.max_length {self._max_length} is longer than the model's context; use at "
-                f"most {base.config.max_positions}"
+                f"most {base.longest_text}"
             )
         source, note = default_template(base.tokenizer)
         if note is not None:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -120,7 +120,6 @@ class Seq2SeqTask(FinetuningTask):
     config_type = Seq2SeqConfig
     lacks = "and doesn't write text; --task seq2seq needs a GPT, a Llama or a nanochat model"
     backbones = ("decoder", "encoder-decoder")
-    peft_task: ClassVar[str] = "SEQ_2_SEQ_LM"
 
     def __init__(
         self,
@@ -132,7 +131,7 @@ class Seq2SeqTask(FinetuningTask):
         reporter: Reporter,
     ) -> None:
         super().__init__(data, base, config, start=start)
-        most = base.config.max_positions
+        most = base.longest_text
         for name in ("max_source", "max_target"):
             if getattr(config.data, name) > most:
                 raise ConfigError(f"data.{name} is beyond the model's context; use at most {most}")
@@ -154,7 +153,7 @@ class Seq2SeqTask(FinetuningTask):
 
     def _fit_prefix(self) -> None:
         """Source and target share the context: each has half, or what the other leaves."""
-        most, data = self.base.config.max_positions, self.config.data
+        most, data = self.base.longest_text, self.config.data
         if not data.max_target:
             self._max_target = most - self._max_source if data.max_source else most // 2
         if not data.max_source:
@@ -202,7 +201,7 @@ class Seq2SeqTask(FinetuningTask):
                 else f"{data} has no pair of two texts that are not empty"
             )
         self._lead_words = max(1, round(what["words"] / (what["read"] - what["empty"])))
-        most = self.base.config.max_positions
+        most = self.base.longest_text
         for name, limit, other in (
             ("source", self._max_source, self._max_target),
             ("target", self._max_target, self._max_source),
@@ -267,8 +266,15 @@ class Seq2SeqTask(FinetuningTask):
         return ("decoder", "start") if attached else ()
 
     @property
+    def peft_task(self) -> str:  # type: ignore[override]  # of other tasks it is always one
+        # A decoder that has both texts in one sequence writes as it always did.
+        one = self.config.style == "prefix" and not self._whole
+        return "CAUSAL_LM" if one else "SEQ_2_SEQ_LM"
+
+    @property
     def rate_scale(self) -> dict[str, float]:
-        return dict.fromkeys(self.new_parts, self.config.decoder_rate)
+        scale = super().rate_scale
+        return {part: self.config.decoder_rate * scale.get(part, 1.0) for part in self.new_parts}
 
     def network(self) -> nn.Module:
         options, base = self.config, self.base

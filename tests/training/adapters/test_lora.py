@@ -8,7 +8,8 @@ import torch
 from llmctl.config import build
 from llmctl.errors import ConfigError
 from llmctl.models.spec import roles_of
-from llmctl.training.adapters.lora import LoraConfig, LoraLinear, add_lora, additions, merge
+from llmctl.training.adapters.base import additions_of, merge
+from llmctl.training.adapters.lora import LoraConfig, LoraLinear, add_lora
 from tests.training.adapters.test_freezing import DECODERS, batch, loss_of, tiny, train
 
 NETWORKS = [
@@ -81,11 +82,11 @@ def test_merged_equals_unmerged(name: str, classify: bool):
     here = batch(9, classify=classify)
     model.eval()
     apart = loss_of(model, here).total
-    assert additions(model)
+    assert additions_of(model)
     merge(model)
     torch.testing.assert_close(loss_of(model, here).total, apart, rtol=1e-5, atol=1e-5)
     assert list(model.state_dict()) == names
-    assert not additions(model)
+    assert not additions_of(model)
 
 
 def test_the_formula_by_hand():
@@ -124,7 +125,7 @@ def test_dropout_is_of_the_additions_inputs_and_in_training_only():
 def test_targets_are_layers_or_parts_of_a_block(targets: str, paths: set[str]):
     model = tiny("llama", classify=True)
     add_lora(model, build(LoraConfig, {"targets": targets}))
-    assert set(additions(model)) == {
+    assert set(additions_of(model)) == {
         f"blocks.{number}.{path}" for number in range(3) for path in paths
     }
 
@@ -133,7 +134,7 @@ def test_an_unknown_target_changes_nothing():
     model = tiny("gpt", classify=True)
     with pytest.raises(ConfigError, match=r"'atention' .did you mean 'attention'.*feed_forward"):
         add_lora(model, LoraConfig(targets=("feed_forward", "atention")))
-    assert not additions(model)
+    assert not additions_of(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(ConfigError, match="name one layer at least"):
         build(LoraConfig, {"targets": []})
@@ -143,5 +144,5 @@ def test_a_rank_beyond_the_layer_changes_nothing():
     model = tiny("gpt", classify=True)
     with pytest.raises(ConfigError, match=r"lora\.rank 100000: attention\.query_key_value has"):
         add_lora(model, LoraConfig(rank=100_000))
-    assert not additions(model)
+    assert not additions_of(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
