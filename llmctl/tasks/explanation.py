@@ -48,6 +48,11 @@ class Explainer(ABC):
         for name, value in asked.model_dump().items():
             if value is not None and name not in self.takes:
                 raise UsageError(f"--{name} is not for {model.described}; leave it out")
+        if self.folder.virtual is not None:
+            raise InputError(
+                f"{model.name} has virtual tokens before each text, and what an answer owes to "
+                "these is not told apart; take a model that was finetuned by another method"
+            )
         self.network = self.build().to(self.device).eval()
 
     @abstractmethod

@@ -80,8 +80,8 @@ class ProjectedPrefix(VirtualTokens):
 class PTuning(Method):
     """Keys and values of virtual tokens before each text train."""
 
-    name, table, rate = "ptuning", "prefix", 10.0
-    new_rate = 0.3
+    name, table, rate = "ptuning", "prefix", 30.0
+    new_rate = 0.1
     merges = False
 
     def check(self, config: Any, base: Pretrained) -> None:
@@ -142,7 +142,8 @@ class PTuning(Method):
 class Prefix(PTuning):
     """Keys and values of virtual tokens train, through a network that makes them."""
 
-    name = "prefix"
+    name, rate = "prefix", 10.0
+    new_rate = 0.3
 
     def _virtual(
         self, shape: VirtualShape, start_L2KPH: Tensor, config: Any, width: int

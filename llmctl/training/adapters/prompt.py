@@ -43,8 +43,8 @@ class PromptConfig(Config):
 class Prompt(Method):
     """Embeddings of virtual tokens before each text train."""
 
-    name, table, rate = "prompt", "prompt", 30.0
-    new_rate = 0.1
+    name, table, rate = "prompt", "prompt", 100.0
+    new_rate = 0.03
     merges = False
 
     def check(self, config: Any, base: Pretrained) -> None:
