@@ -149,7 +149,10 @@ class Decoder(Backbone):
         window = self.config.window()
         both = self.config.sees_both_sides() if bidirectional is None else bidirectional
         rows = None
-        if self.virtual_tokens is not None and (cache is None or not cache.length):
+        # What serves many texts at once refuses a model with virtual tokens.
+        begins = not isinstance(cache, SequenceBatch) and (cache is None or not cache.length)
+        if self.virtual_tokens is not None and begins:
+            assert not isinstance(cache, SequenceBatch)
             rows = self.virtual_tokens.before(
                 input_ids_BT, mask, position_ids_BT, cache=cache, causal=not both
             )

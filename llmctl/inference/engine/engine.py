@@ -46,6 +46,12 @@ class Engine:
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """Raises UsageError for a model with virtual tokens before its texts."""
+        if decoder.model.body.virtual_tokens is not None:
+            raise UsageError(
+                "the model has virtual tokens before its texts (a soft prompt or a prefix), which "
+                "is not served; take one whose adapter is part of its weights, or llmctl generate"
+            )
         self.decoder = decoder
         self.scheduler = Scheduler(decoder, config or EngineConfig())
         self._numbers, self._clock = count(), clock
