@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MOST_STEPS = 500
-TOLERANCE = 1e-9
+GRADIENT_TOLERANCE = 1e-9
 
 
 def fit_logistic(
@@ -33,7 +33,7 @@ def fit_logistic(
     solver = torch.optim.LBFGS(
         [weight, bias],
         max_iter=MOST_STEPS,
-        tolerance_grad=TOLERANCE,
+        tolerance_grad=GRADIENT_TOLERANCE,
         tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )
