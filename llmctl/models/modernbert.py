@@ -183,8 +183,8 @@ class ModernBert(Backbone):
         mask: bool, (B, T) True at real tokens, or the texts of packed rows; default all.
         position_ids_BT: default 0 … T-1. with_prompt: those of a soft prompt too, in front.
         """
-        virtual, rows = self.virtual_tokens, None
-        if virtual is not None:
+        rows = None
+        if virtual := self.virtual_tokens:
             rows = virtual.before(input_ids_BT, mask, position_ids_BT)
             input_ids_BT, mask, position_ids_BT = rows.input_ids_BS, rows.mask, rows.position_ids_BS
         everywhere, near = self._surroundings(input_ids_BT, mask, position_ids_BT)
@@ -195,8 +195,7 @@ class ModernBert(Backbone):
         x_BTD = cast_residual_stream(self.dropout(self.embedding_norm(x_BTD)))
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, everywhere if self.config.is_global(layer) else near, layer)
-        x_BTD = self.norm(x_BTD)
-        return x_BTD if rows is None else rows.of_texts(x_BTD, with_prompt=with_prompt)
+        return self.norm(x_BTD) if not rows else rows.of_texts(self.norm(x_BTD), with_prompt)
 
     def _surroundings(
         self,
@@ -312,7 +311,7 @@ def to_hugging_face(config: ModernBertConfig) -> dict[str, Any]:
 
 _NO_BIASES = Only((None, False), "a ModernBERT with biases there is not supported")
 _ACTIVATIONS = {name: name for name in ("gelu", "silu", "relu")}
-_POOLINGS = {"cls": "cls", "mean": "mean"}
+_SAME = {name: name for name in ("cls", "mean")}
 FIELDS = FieldTable(
     "a ModernBERT",
     read={
@@ -331,13 +330,11 @@ FIELDS = FieldTable(
         "norm_eps": Read("norm_epsilon", float, 1e-5),
         "initializer_range": Read("initializer_range", float, 0.02),
         "classifier_activation": Read("head_activation", str, "gelu", names=_ACTIVATIONS),
-        "classifier_pooling": Read("classifier_pooling", str, "cls", names=_POOLINGS),
+        "classifier_pooling": Read("classifier_pooling", str, "cls", names=_SAME),
         "tie_word_embeddings": Read("tie_embeddings", bool, True),
     },
     only={
-        **dict.fromkeys(
-            (f"{part}_bias" for part in ("attention", "mlp", "norm", "classifier")), _NO_BIASES
-        ),
+        **{f"{part}_bias": _NO_BIASES for part in ("attention", "mlp", "norm", "classifier")},
         "decoder_bias": Only((None, True), "an output layer without a bias is not supported"),
     },
     neutral=frozenset(

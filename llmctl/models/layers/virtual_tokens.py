@@ -234,7 +234,7 @@ class WidenedRows:
     virtual: Virtual
     frame: _Frame
 
-    def of_texts(self, hidden_BSD: Tensor, *, with_prompt: bool = False) -> Tensor:
+    def of_texts(self, hidden_BSD: Tensor, with_prompt: bool = False) -> Tensor:
         """Hidden states (B, T, D) of the given tokens, or with those of a soft prompt before them
         (B, P + T, D)."""
         places_BT = self.frame.places_BT
