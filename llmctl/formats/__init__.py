@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmctl.formats.base import Format
 from llmctl.formats.gguf import Gguf
 from llmctl.formats.huggingface import HuggingFace
+from llmctl.formats.llama2c import Llama2c
 from llmctl.formats.ngram.folder import NgramFormat
 from llmctl.formats.ollama import Ollama
 from llmctl.formats.peft.folder import Peft
@@ -12,6 +13,14 @@ from llmctl.formats.sentence_transformers.folder import SentenceTransformers
 
 FORMATS: dict[str, Format] = {
     format.name: format
-    for format in (NgramFormat(), Peft(), SentenceTransformers(), HuggingFace(), Gguf(), Ollama())
+    for format in (
+        NgramFormat(),
+        Peft(),
+        SentenceTransformers(),
+        HuggingFace(),
+        Gguf(),
+        Ollama(),
+        Llama2c(),
+    )
 }
 """By name. The first that recognises a folder opens it: n-grams have a config.json, too."""

@@ -134,6 +134,8 @@ class FieldTable:
     """Further names that transformers takes for fields."""
     rotary: bool = False
     """Whether positions are rotary, described by ``rope_parameters`` or by what came before it."""
+    scaled: bool = False
+    """Whether rotary angles may be scaled for longer texts."""
 
     def build(self, kind: type[C], fields: Mapping[str, Any], **more: Any) -> C:
         """Our configuration. Raises FieldError for a field that can't be used.
@@ -161,7 +163,7 @@ class FieldTable:
             for name, read in self.read.items()
         }
         if self.rotary:
-            values["rope_theta"] = _rope_theta(named)
+            values |= _rope_values(named, scaled=self.scaled)
         for name, value in named.items():
             self._check(name, value)
         return values
@@ -241,8 +243,8 @@ _TYPES = ("rope_type", "type")
 DEFAULT_THETA = 10000.0
 
 
-def _rope_theta(named: dict[str, Any]) -> Any:
-    """The base of the rotary angles, from either dialect; what is read is taken out of ``named``.
+def _rope_values(named: dict[str, Any], *, scaled: bool) -> dict[str, Any]:
+    """Our fields of the rotary angles, from either dialect; what is read is taken out of ``named``.
 
     Raises FieldError for angles that are made otherwise.
     """
@@ -252,13 +254,60 @@ def _rope_theta(named: dict[str, Any]) -> Any:
             raise FieldError(f"{name} is {shown(value)}, not an object; copy the file again")
     theta = named.pop("rope_theta", None)
     name, rope = next(((n, dict(v)) for n, v in rope_fields.items() if v), ("rope_parameters", {}))
+    values = _scaling_values(name, rope) if scaled else {}
     inner = _plain_theta(name, rope)
     for theta_of, value in ((f"{name}.rope_theta", inner), ("rope_theta", theta)):
         if value is not None:
             if not _is_a(float, value):
                 raise FieldError(f"{theta_of} is {shown(value)}, not a number; copy the file again")
-            return value
-    return DEFAULT_THETA
+            return {**values, "rope_theta": value}
+    return {**values, "rope_theta": DEFAULT_THETA}
+
+
+ROPE_SCALINGS = {
+    "linear": {"factor": "rope_factor"},
+    "llama3": {
+        "factor": "rope_factor",
+        "low_freq_factor": "rope_low_freq_factor",
+        "high_freq_factor": "rope_high_freq_factor",
+        "original_max_position_embeddings": "rope_original_positions",
+    },
+    "yarn": {
+        "factor": "rope_factor",
+        "original_max_position_embeddings": "rope_original_positions",
+    },
+}
+"""Our fields by those that each kind of scaled angles must say."""
+NEUTRAL_OF_YARN = {"beta_fast": (None, 32), "beta_slow": (None, 1), "truncate": (None, True),
+                   "attention_factor": (None,), "mscale": (None,), "mscale_all_dim": (None,)}  # fmt: skip
+"""What yarn may say too, with the values that change nothing."""
+
+
+def _scaling_values(name: str, rope: dict[str, Any]) -> dict[str, Any]:
+    """Our fields of scaled angles; what is read is taken out of ``rope``. Raises FieldError for one
+    that is missing or can't be used."""
+    kinds = {rope[key] for key in _TYPES if isinstance(rope.get(key), str)}
+    kind = next(iter(kinds), "default")
+    if len(kinds) != 1 or kind not in ROPE_SCALINGS:
+        return {}  # plain, or refused as such
+    values: dict[str, Any] = {"rope_type": kind}
+    for key in _TYPES:
+        rope.pop(key, None)
+    for key, ours in ROPE_SCALINGS[kind].items():
+        value = rope.pop(key, None)
+        whole = key == "original_max_position_embeddings"
+        if not _is_a(int if whole else float, value):
+            raise FieldError(
+                f"{name}.{key} is {shown(value)}, not {WANTED[int if whole else float]}, which "
+                f"rotary positions of type {kind!r} need"
+            )
+        values[ours] = value
+    if kind == "yarn":
+        for key, neutral in NEUTRAL_OF_YARN.items():
+            if not any(_same(rope.get(key), value) for value in neutral):
+                raise FieldError(f"{name}.{key} is {shown(rope[key])}: that is not supported")
+            rope.pop(key, None)
+    return values
 
 
 def _plain_theta(name: str, rope: Mapping[str, Any]) -> Any:

@@ -258,6 +258,12 @@ def head_values(entry: GgufArchitecture, fields: Mapping[str, Any]) -> dict[str,
                 f"{name} is {shown(fields[name])}, and a GGUF file of the architecture "
                 f"{entry.name} can't say so: there it is {shown(value)}"
             )
+    kind = fields.get("rope_parameters", {}).get("rope_type", "default")
+    if kind != "default":
+        raise FieldError(
+            f"rope_type is {shown(kind)}: scaled rotary angles are not written to GGUF files yet; "
+            "export to hf or onnx"
+        )
     values = {
         f"{entry.name}.{ours}": fields[theirs]
         for ours, theirs in entry.fields.items()

@@ -22,13 +22,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
-from llmctl.models.decoder import TWO_WAY_HEADS, Block, RotaryDecoder, TwoWayConfig, start_decoder
+from llmctl.models.decoder import TWO_WAY_HEADS, Block, RotaryDecoder, start_decoder
 from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.context import Context
 from llmctl.models.layers.cross_attention import CrossAttention
 from llmctl.models.layers.feed_forward import SwiGLU
 from llmctl.models.layers.norms import RMSNorm
 from llmctl.models.layers.rotary import rotary_table, rotate
+from llmctl.models.rope_config import RopeConfig
 from llmctl.models.scaling import CAUSAL, ScalingLaw
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import Fuse, Rename, WeightMap
@@ -67,7 +68,7 @@ INNER_STEP = 32
 """The feed-forward width is rounded up to a multiple of this, which kernels like."""
 
 
-class LlamaConfig(TwoWayConfig):
+class LlamaConfig(RopeConfig):
     """The shape of a Llama or, with ``qk_norm``, of a Qwen3."""
 
     model_type: ClassVar[str] = "llama"
@@ -80,8 +81,6 @@ class LlamaConfig(TwoWayConfig):
     """Width of a head; even. 0: the width divided by the heads."""
     qk_norm: bool = False
     """Normalise each head's queries and keys: training bears a higher learning rate."""
-    rope_theta: float = Field(10000.0, gt=0.0)
-    """Base of the rotary angles; more for longer contexts."""
     norm_epsilon: float = Field(1e-5, gt=0.0)
     """Term added to the mean square in every normalisation, ε."""
 
@@ -236,7 +235,8 @@ class Llama(RotaryDecoder):
             for _ in range(config.num_layers)
         )
         self.norm = norm()
-        self.turn_by(*rotary_table(config.max_positions, config.head_size, config.rope_theta))
+        positions, scaling = config.max_positions, config.rope_scaling()
+        self.turn_by(*rotary_table(positions, config.head_size, config.rope_theta, scaling))
         start_decoder(self, config)
 
 
@@ -282,8 +282,7 @@ def to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
         "max_position_embeddings": config.max_positions,
         "initializer_range": config.initializer_range,
         "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_theta,  # where transformers looked before version 5
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        **config.rope_fields(),
         "tie_word_embeddings": config.tie_embeddings,
         **({"is_causal": False} if config.bidirectional else {}),
         **config.own_fields(),
@@ -323,7 +322,7 @@ def _fields(
     neutral: Iterable[str] = (),
 ) -> FieldTable:
     neutral = frozenset({"is_decoder", *neutral})
-    return FieldTable(what, {**_COMMON, **read}, only, neutral, rotary=True)
+    return FieldTable(what, {**_COMMON, **read}, only, neutral, rotary=True, scaled=True)
 
 
 FIELDS = {

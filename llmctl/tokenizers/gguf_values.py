@@ -22,8 +22,8 @@ from llmctl.tokenizers.gguf_vocabulary import (
     CUTS,
     KEY_PREFIX,
     NORMAL,
-    ROLES,
-    TEMPLATE,
+    ROLE_KEYS,
+    TEMPLATE_KEY,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
@@ -77,7 +77,7 @@ def tokenizer_values(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
         **_around(tokenizer),
         **{
             KEY_PREFIX + key: tokenizer.special[role]
-            for role, key in ROLES.items()
+            for role, key in ROLE_KEYS.items()
             if role in tokenizer.special
         },
     }
@@ -86,7 +86,7 @@ def tokenizer_values(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
         values[f"{KEY_PREFIX}bos_token_id"] = tokenizer.special["cls"]
         values[f"{KEY_PREFIX}eos_token_id"] = tokenizer.special["sep"]
     if tokenizer.chat_template is not None:
-        values[TEMPLATE] = tokenizer.chat_template
+        values[TEMPLATE_KEY] = tokenizer.chat_template
     _check_read_back(tokenizer, values, rows)
     return values
 

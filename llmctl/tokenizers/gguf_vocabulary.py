@@ -26,10 +26,10 @@ from llmctl.tokenizers.token_bytes import SPACE_MARK
 from llmctl.tokenizers.wordpiece import build_wordpiece
 
 KEY_PREFIX = "tokenizer.ggml."
-TEMPLATE = "tokenizer.chat_template"
+TEMPLATE_KEY = "tokenizer.chat_template"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """The types of pieces."""
-ROLES = {
+ROLE_KEYS = {
     "bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id",
     "sep": "seperator_token_id", "pad": "padding_token_id", "cls": "cls_token_id",
     "mask": "mask_token_id", "turn_end": "eot_token_id",
@@ -81,11 +81,11 @@ def read_tokenizer(path: Path, values: Mapping[str, Any], rows: int) -> Tokenize
     pieces = _pieces(path, values, rows)
     ids = {
         role: int(values[KEY_PREFIX + key])
-        for role, key in ROLES.items()
+        for role, key in ROLE_KEYS.items()
         if KEY_PREFIX + key in values
     }
     if wrong := [role for role, number in ids.items() if not 0 <= number < len(pieces.texts)]:
-        raise InputError(f"{path}: {ROLES[wrong[0]]} is {ids[wrong[0]]}, which no piece has")
+        raise InputError(f"{path}: {ROLE_KEYS[wrong[0]]} is {ids[wrong[0]]}, which no piece has")
     if kind == "bert":  # whose start and end are called so for llama.cpp's sake
         also = {"bos": "cls", "eos": "sep"}
         ids = {also.get(role, role): number for role, number in ids.items()}
@@ -94,9 +94,9 @@ def read_tokenizer(path: Path, values: Mapping[str, Any], rows: int) -> Tokenize
     tokenizer.further_ends = frozenset(
         int(values[KEY_PREFIX + key]) for key in ENDS if KEY_PREFIX + key in values
     )
-    template = values.get(TEMPLATE)
+    template = values.get(TEMPLATE_KEY)
     if template is not None and not isinstance(template, str):
-        raise InputError(f"{path}: {TEMPLATE} is no text")
+        raise InputError(f"{path}: {TEMPLATE_KEY} is no text")
     tokenizer.chat_template = template
     return tokenizer
 

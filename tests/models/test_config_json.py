@@ -116,6 +116,10 @@ def other_values(name: str, value: Any, annotation: Any) -> Iterator[Any]:
         yield {"rope_type": "default", "rope_theta": 500.0}
         yield {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
         yield {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+        longer = {"factor": 4.0, "rope_theta": 100.0, "original_max_position_embeddings": 8}
+        yield {"rope_type": "yarn", **longer}
+        yield {"rope_type": "yarn", **longer, "attention_factor": 0.7}
+        yield {"rope_type": "llama3", **longer, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
         yield {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     elif value is None:
         for part in (annotation, *typing.get_args(annotation)):
@@ -260,7 +264,7 @@ def test_rotary_positions_in_both_dialects(kind: str):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert config_class(kind)(**{**fields, **dialect}).rope_parameters["rope_theta"] == 300
     for refused, says in [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.*'linear'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.*'dynamic'"),
         ({"rope_scaling": {"type": "default", "factor": 2.0}}, r"rope_scaling\.factor is 2\.0"),
         ({"rope_theta": "300"}, 'rope_theta is "300", not a number'),
         ({"rope_parameters": [1]}, r"rope_parameters is \[1\], not an object"),

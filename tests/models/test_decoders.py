@@ -25,6 +25,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"num_kv_heads": 1}),
     "qwen3": ("qwen3", {"head_size": 16, "rope_theta": 500.0}),
     "mistral": ("mistral", {"sliding_window": 7}),
+    "linear": ("llama", {"rope_type": "linear", "rope_factor": 3.0}),
+    "llama3": ("llama", {"rope_type": "llama3", "rope_factor": 8.0, "rope_original_positions": 16}),
+    "yarn": (
+        "qwen3",
+        {"head_size": 16, "rope_type": "yarn", "rope_factor": 4.0, "rope_original_positions": 700},
+    ),
     "nanochat": ("nanochat", {"logit_cap": 2.0}),
 }
 
@@ -256,7 +262,30 @@ def test_published_sizes():
     ("arch", "fields", "message"),
     [
         ("llama", {"attention_bias": True}, "attention_bias is true: attention with biases"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "'yarn' are not supported"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "rope_parameters.factor is null, not",
+        ),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}},
+            "rope_scaling.high_freq_factor is null, not a number",
+        ),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 64,
+                    "mscale": 0.7,
+                }
+            },
+            "rope_parameters.mscale is 0.7: that is not supported",
+        ),
+        ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "'longrope' are not supported"),
+        ("nanochat", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "'linear' are"),
         ("llama", {"hidden_act": "gelu"}, 'hidden_act is "gelu"'),
         ("nanochat", {"num_key_value_heads": 1}, "fewer key/value heads"),
         ("nanochat", {"hidden_act": "silu"}, 'hidden_act is "silu"'),

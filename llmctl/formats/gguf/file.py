@@ -182,8 +182,8 @@ def _read_place(cursor: _Cursor) -> tuple[str, BlockKind, tuple[int, ...], int]:
     number, offset = cursor.number("I"), cursor.number("Q")
     if number not in BY_NUMBER:
         raise _Damaged(
-            f"the tensor {name} is of type {UNREAD_KINDS.get(number, number)}, which is not read; take "
-            f"the model in one of {', '.join(BLOCK_KINDS)}"
+            f"the tensor {name} is of type {UNREAD_KINDS.get(number, number)}, which is not read; "
+            f"take the model in one of {', '.join(BLOCK_KINDS)}"
         )
     kind = BY_NUMBER[number]
     if shape[-1] % kind.size or not all(shape):

@@ -25,7 +25,7 @@ from llmctl.models.heads.embed import Embedder
 
 ONNX_FILE = "model.onnx"
 OPSET = 18
-TOLERANCE = 1e-4
+OUTPUT_TOLERANCE = 1e-4
 """By how much outputs may differ, of their largest: kernels of other libraries add up in another
 order, in fp32."""
 SHAPES = ((2, 7, 0), (1, 1, 6), (3, 4, 9))
@@ -132,7 +132,7 @@ def _check(path: Path, exported: nn.Module, reads: _Inputs) -> float:
         for name, ours, theirs in zip(reads.outputs, expected, given, strict=True):
             largest = max(float(ours.abs().max()), 1e-6)
             difference = float(np.abs(ours.numpy() - theirs).max()) / largest
-            if not difference <= TOLERANCE:
+            if not difference <= OUTPUT_TOLERANCE:
                 raise InputError(
                     f"the ONNX file gives another {name} than the model: {difference:.1e} of the "
                     "largest, at rows, tokens and tokens before of "

@@ -17,17 +17,26 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llmctl.models.layers.rope_scaling import RopeScaling
 
-def rotary_table(positions: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the angles p · θ⁻²ⁱᐟᴴ, each (positions, H / 2).
+
+def rotary_table(
+    positions: int, head_size: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles p · θ⁻²ⁱᐟᴴ, each (positions, H / 2), or of scaled ones.
 
     The angles are rounded to fp32 as everywhere else, so that models of others behave as theirs.
     """
     exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
     frequencies = (1.0 / np.float32(theta) ** exponents).astype(np.float32)
+    amplitude = np.float32(1.0)
+    if scaling is not None:
+        frequencies = scaling.frequencies(frequencies, theta)
+        amplitude = np.float32(scaling.amplitude)
     # In NumPy: PyTorch's first sine in a process, over two threads, has other bits at times.
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
-    return torch.from_numpy(np.cos(angles)), torch.from_numpy(np.sin(angles))
+    cos, sin = np.cos(angles) * amplitude, np.sin(angles) * amplitude
+    return torch.from_numpy(cos), torch.from_numpy(sin)
 
 
 def rotate(x_H: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
