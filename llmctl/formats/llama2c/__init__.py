@@ -63,8 +63,9 @@ class Llama2c:
             raise InputError(f"{path} is no model of llama2.c, whose size its first numbers tell")
         entry = GGUF_ARCHITECTURES["llama"]
         places = {name: place for name, place in _places(shape) if name}
+        kind: Any = entry.spec.config
         try:
-            config = entry.spec.config(
+            config = kind(
                 vocab_size=abs(shape.pieces),
                 hidden_size=shape.width,
                 intermediate_size=shape.inner,
