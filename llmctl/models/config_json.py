@@ -278,8 +278,10 @@ ROPE_SCALINGS = {
     },
 }
 """Our fields by those that each kind of scaled angles must say."""
-NEUTRAL_OF_YARN = {"beta_fast": (None, 32), "beta_slow": (None, 1), "truncate": (None, True),
-                   "attention_factor": (None,), "mscale": (None,), "mscale_all_dim": (None,)}  # fmt: skip
+NEUTRAL_OF_YARN: Mapping[str, tuple[Any, ...]] = {
+    **{"beta_fast": (None, 32), "beta_slow": (None, 1), "truncate": (None, True)},
+    **dict.fromkeys(("attention_factor", "mscale", "mscale_all_dim"), (None,)),
+}
 """What yarn may say too, with the values that change nothing."""
 
 

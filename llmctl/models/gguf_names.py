@@ -18,6 +18,7 @@ from torch import Tensor
 from llmctl.models import ARCHITECTURES
 from llmctl.models.config_json import FieldError, shown
 from llmctl.models.heads.embed import Pooling
+from llmctl.models.layers.rotary import plain_frequencies
 from llmctl.models.spec import ModelSpec
 from llmctl.models.weight_map import BOTH, Fuse, Rename, Rule, WeightMap
 
@@ -148,7 +149,6 @@ _ONLY_VALUES = {
     "attention.scale": _NONE,
     "expert_count": _NONE,
     "expert_used_count": _NONE,
-    "rope.scaling.type": (None, "none"),
     "use_parallel_residual": _NONE,
 }
 
@@ -207,7 +207,10 @@ def entry_of(spec: ModelSpec) -> GgufArchitecture | None:
 
 
 def config_fields(
-    entry: GgufArchitecture, values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    entry: GgufArchitecture,
+    values: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    divisors: Tensor | None = None,
 ) -> dict[str, Any]:
     """The fields of a config.json that a head describes. Raises FieldError for one that isn't
     known."""
@@ -217,6 +220,7 @@ def config_fields(
     for name, theirs in entry.fields.items():
         if name in said:
             fields[theirs] = _plain(said.pop(name))
+    fields.update(rope_fields(entry, said, divisors))
     width = fields.get("hidden_size", 0)
     heads = fields.get("num_attention_heads") or 1
     head = fields.get("head_dim", width // heads if isinstance(heads, int) else 0)
@@ -258,12 +262,6 @@ def head_values(entry: GgufArchitecture, fields: Mapping[str, Any]) -> dict[str,
                 f"{name} is {shown(fields[name])}, and a GGUF file of the architecture "
                 f"{entry.name} can't say so: there it is {shown(value)}"
             )
-    kind = fields.get("rope_parameters", {}).get("rope_type", "default")
-    if kind != "default":
-        raise FieldError(
-            f"rope_type is {shown(kind)}: scaled rotary angles are not written to GGUF files yet; "
-            "export to hf or onnx"
-        )
     values = {
         f"{entry.name}.{ours}": fields[theirs]
         for ours, theirs in entry.fields.items()
@@ -273,7 +271,61 @@ def head_values(entry: GgufArchitecture, fields: Mapping[str, Any]) -> dict[str,
         values[f"{entry.name}.attention.value_length"] = fields["head_dim"]
         values[f"{entry.name}.rope.dimension_count"] = fields["head_dim"]
     values[f"{entry.name}.vocab_size"] = fields["vocab_size"]
+    rope = fields.get("rope_parameters", {})
+    if rope.get("rope_type") in SAID_SCALINGS:
+        for ours, theirs in ROPE_VALUES.items():
+            if theirs in rope:
+                values[f"{entry.name}.rope.scaling.{ours}"] = rope[theirs]
     return values
+
+
+ROPE_FREQUENCIES = "rope_freqs.weight"
+"""The tensor by whose numbers the frequencies of rotary angles are divided, as llama3 scales
+them."""
+SAID_SCALINGS = ("linear", "yarn")
+"""Scaled angles that a head describes."""
+ROPE_VALUES = {
+    "type": "rope_type", "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+}  # fmt: skip
+"""Fields of rope_parameters by what a head says behind ``rope.scaling.``."""
+LLAMA3 = {
+    "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+"""What Llama 3.1 and its kin say of their angles, but for the factor."""
+
+
+def rope_divisors(config: Any) -> Tensor | None:
+    """The tensor ``ROPE_FREQUENCIES`` of a network; None where it has none."""
+    scaling = config.rope_scaling() if hasattr(config, "rope_scaling") else None
+    if scaling is None or scaling.kind in SAID_SCALINGS:
+        return None
+    plain = plain_frequencies(config.head_size, config.rope_theta)
+    return torch.from_numpy(plain / scaling.frequencies(plain, config.rope_theta))
+
+
+def rope_fields(
+    entry: GgufArchitecture, said: dict[str, Any], divisors: Tensor | None
+) -> dict[str, Any]:
+    """The field rope_parameters that a head, or its tensor of divisors, describes; what is read is
+    taken out of ``said``."""
+    kind = said.pop("rope.scaling.type", None)
+    if kind in (None, "none", "linear") and divisors is None:
+        said.pop("rope.scaling.original_context_length", None)
+    if divisors is not None:
+        if kind not in (None, "none"):
+            raise FieldError(
+                f"{entry.name}.rope.scaling.type is {shown(kind)} beside a tensor of it"
+            )
+        return {"rope_parameters": {**LLAMA3, "factor": round(float(divisors.max()), 4)}}
+    if kind in (None, "none"):
+        return {}
+    rope: dict[str, Any] = {"rope_type": kind}
+    for ours, theirs in ROPE_VALUES.items():
+        if f"rope.scaling.{ours}" in said:
+            rope[theirs] = _plain(said.pop(f"rope.scaling.{ours}"))
+    return {"rope_parameters": rope}
 
 
 def _plain(value: Any) -> Any:

@@ -31,12 +31,20 @@ KIN = {
     "llama": {"num_kv_heads": 2},
     "mistral": {"num_kv_heads": 2, "tie_embeddings": True},
     "qwen2": {"tie_embeddings": True},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_factor": 8.0,
+        "rope_original_positions": 8192,
+        "rope_theta": 500000.0,
+    },
+    "linear": {"rope_type": "linear", "rope_factor": 2.0},
+    "yarn": {"rope_type": "yarn", "rope_factor": 4.0, "rope_original_positions": 32},
     "qwen3": {"num_kv_heads": 1, "head_size": 128},
 }
 
 
 def body_of(arch: str, tokenizer: Tokenizer, **fields: Any) -> Any:
-    spec = ARCHITECTURES[arch]
+    spec = ARCHITECTURES.get(arch, ARCHITECTURES["llama"])
     torch.manual_seed(0)
     config = {"vocab_size": tokenizer.vocab_size + 3, **SMALL, **fields}
     body = spec.build(spec.config.model_validate(config))
@@ -215,7 +223,9 @@ def changed(path: Path, **values: Any) -> Path:
     [
         ({"general__architecture": "llamas"}, r"'llamas' is not supported \(did you mean 'llama'"),
         ({"general__type": "adapter"}, "general.type is 'adapter'"),
-        ({"llama__rope__scaling__type": "yarn"}, "llama.rope.scaling.type is \"yarn\""),
+        ({"llama__rope__scaling__type": "yarn"}, "rope_parameters.factor is null"),
+        ({"llama__rope__scaling__type": "longrope"}, "'longrope' are not supported"),
+        ({"llama__rope__scaling__attn_factor": 0.5}, "llama.rope.scaling.attn_factor is 0.5"),
         ({"llama__attention__scale": 0.5}, "llama.attention.scale is 0.5"),
         ({"llama__novelty": 3}, "llama.novelty is 3, and what it changes"),
         ({"llama__expert_count": 8}, "llama.expert_count is 8"),

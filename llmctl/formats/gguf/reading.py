@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llmctl.errors import InputError, did_you_mean
 from llmctl.formats.base import LazyTensors, Pretrained
 from llmctl.formats.description import MAX_LENGTH, Purpose, PurposeError
@@ -17,8 +19,10 @@ from llmctl.models.gguf_names import (
     EMBEDDING_TENSOR,
     GGUF_ARCHITECTURES,
     POOLING_NUMBERS,
+    ROPE_FREQUENCIES,
     GgufArchitecture,
     config_fields,
+    rope_divisors,
 )
 from llmctl.models.heads.embed import NORMALIZE, POOLING
 from llmctl.tokenizers.gguf_vocabulary import read_tokenizer
@@ -36,8 +40,16 @@ def read_gguf(path: Path) -> Pretrained:
     if EMBEDDING_TENSOR not in shapes:
         raise InputError(f"{path} has no tensor {EMBEDDING_TENSOR}; {AGAIN}")
     try:
-        fields = config_fields(entry, file.head, shapes)
+        divisors = file.get(ROPE_FREQUENCIES)
+        fields = config_fields(entry, file.head, shapes, divisors)
         config = entry.spec.from_hugging_face(fields)
+        if divisors is not None:
+            expected = rope_divisors(config)
+            if expected is None or not torch.allclose(expected, divisors, rtol=1e-4):
+                raise FieldError(
+                    f"{ROPE_FREQUENCIES} are not the frequencies of llama3 with factors 1 and 4 "
+                    "and 8,192 tokens, and others are not known here"
+                )
         purpose, more = _purpose(entry, file)
     except (FieldError, PurposeError) as error:
         raise InputError(f"{path}: {error}") from None
@@ -45,7 +57,8 @@ def read_gguf(path: Path) -> Pretrained:
     kind = purpose.kind or entry.spec.usual_head
     try:
         check_sizes(config, shapes)
-        check_body(entry.spec, config, shapes, set(names.head_names(kind)), names)
+        beside = {*names.head_names(kind), ROPE_FREQUENCIES}
+        check_body(entry.spec, config, shapes, beside, names)
     except (KeyError, ValueError) as error:
         raise InputError(
             f"{path} is not the model that its head describes ({error}); {AGAIN}"

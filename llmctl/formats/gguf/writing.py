@@ -24,9 +24,11 @@ from llmctl.models.gguf_names import (
     EMBEDDING_TENSOR,
     GGUF_ARCHITECTURES,
     POOLING_NUMBERS,
+    ROPE_FREQUENCIES,
     GgufArchitecture,
     entry_of,
     head_values,
+    rope_divisors,
 )
 from llmctl.models.heads import HEADS
 from llmctl.tokenizers import Tokenizer
@@ -81,6 +83,9 @@ def write_gguf_model(
         **names.export_tensors(body, config),
         **names.export_head(kind, state, config),
     }
+    divisors = rope_divisors(config)
+    if divisors is not None:
+        tensors[ROPE_FREQUENCIES] = divisors
     write_gguf(path, values, tensors, {n: kind_of(n, t, quantisation) for n, t in tensors.items()})
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -27,8 +28,7 @@ def rotary_table(
 
     The angles are rounded to fp32 as everywhere else, so that models of others behave as theirs.
     """
-    exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
-    frequencies = (1.0 / np.float32(theta) ** exponents).astype(np.float32)
+    frequencies = plain_frequencies(head_size, theta)
     amplitude = np.float32(1.0)
     if scaling is not None:
         frequencies = scaling.frequencies(frequencies, theta)
@@ -37,6 +37,12 @@ def rotary_table(
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
     cos, sin = np.cos(angles) * amplitude, np.sin(angles) * amplitude
     return torch.from_numpy(cos), torch.from_numpy(sin)
+
+
+def plain_frequencies(head_size: int, theta: float) -> NDArray[np.float32]:
+    """The frequencies θ⁻²ⁱᐟᴴ, (H / 2)."""
+    exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+    return (1.0 / np.float32(theta) ** exponents).astype(np.float32)
 
 
 def rotate(x_H: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
