@@ -123,7 +123,7 @@ def said_options(words: str) -> list[str]:
     return re.findall(r"(?<![\w-])--[a-z][\w-]*", words)
 
 
-OTHERS = re.compile(r"^(pip|python|bash|torchrun|sbatch)\b|transformers\.")
+OTHERS = re.compile(r"^(lm_eval|pip|python|bash|torchrun|sbatch)\b|transformers\.")
 """Beginnings of what is not ours to take options from."""
 GLOBAL = {"--help", "--version", "--debug", "--install-completion"}
 
@@ -269,7 +269,14 @@ def run(folder: Path, line: str) -> None:
     if several:
         llmctl(folder / "workspace", *words, *([] if "--nproc" in words else ["--nproc", 2]))
         return
-    result = CliRunner().invoke(app, words, input=f"{said.removeprefix('echo ')}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        if words[0] == "serve":  # it listens, where it may, and ends before the first request
+            from llmctl.serving import server
+
+            listen = server.listen
+            patch.setattr(server, "listen", lambda config: listen(config.replace(port=0)))
+            patch.setattr(server.Server, "run", lambda self, sockets: None)
+        result = CliRunner().invoke(app, words, input=f"{said.removeprefix('echo ')}\n")
     assert result.exit_code == 0, f"{line}\n{result.output}"
 
 

@@ -21,8 +21,15 @@ from llmctl.serving.state import Serving, now, read_body
 from llmctl.serving.streaming import data_line, streamed
 from llmctl.serving.tools import Calls, call_text, calls_of
 
-MESSAGE_ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant",
-         "tool": "user", "function": "user"}  # fmt: skip
+MESSAGE_ROLES = {
+    "developer": "system",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "user",
+    "function": "user",
+}
+"""Roles of messages, and those of templates that they become."""
 MESSAGE_FIELDS = {
     "role", "content", "name", "tool_calls", "tool_call_id", "refusal", "annotations", "audio",
     "function_call", "reasoning_content",

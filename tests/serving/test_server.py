@@ -263,3 +263,12 @@ def test_classes(judges: httpx.Client, tiny_workspace: Path):
     error = post(judges, "/v1/completions", 400, prompt="a", model="subjects")["error"]
     assert "doesn't write text" in error["message"]
     assert error["param"] == "model"
+
+
+def test_the_page_needs_nothing_from_elsewhere(talker: httpx.Client):
+    page = talker.get("/").text
+    assert not re.findall(r"(?:src|href)\s*=\s*[\"'](?!data:)|@import|https?://|innerHTML", page)
+    assert 'lang="en"' in page
+    assert "prefers-color-scheme: dark" in page
+    names = set(re.findall(r'\$\("(\w+)"\)', page))
+    assert names <= set(re.findall(r'id="(\w+)"', page))
