@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llmctl.attribution.explained import Method
+from llmctl.attribution.explained import AttributionMethod
 from llmctl.attribution.gradients import GradientTimesInput, IntegratedGradients
 from llmctl.attribution.perturbation import Occlusion, ShapleySampling
 from llmctl.attribution.rollout import AttentionRollout
 
-METHODS: Mapping[str, type[Method]] = {
+ATTRIBUTION_METHODS: Mapping[str, type[AttributionMethod]] = {
     method.name: method
     for method in (
         IntegratedGradients, GradientTimesInput, Occlusion, ShapleySampling, AttentionRollout,

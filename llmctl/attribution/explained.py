@@ -74,7 +74,7 @@ class ExplainedText:
         ).astype(np.float64)
 
 
-class Method(ABC):
+class AttributionMethod(ABC):
     """A way of giving words weights."""
 
     name: ClassVar[str]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llmctl.attribution.explained import TOKENS_AT_ONCE, ExplainedText, Floats, Method
+from llmctl.attribution.explained import TOKENS_AT_ONCE, AttributionMethod, ExplainedText, Floats
 
 FEWEST_PATH_STEPS, MOST_PATH_STEPS = 32, 512
 MISSED_SHARE = 0.01
@@ -55,7 +55,7 @@ def _vectors(text: ExplainedText, kept: bool) -> Tensor:
     return vectors
 
 
-class GradientTimesInput(Method):
+class GradientTimesInput(AttributionMethod):
     """The gradient's product with what it is a gradient of: Shrikumar et al. 2016."""
 
     name = "gradient-input"
@@ -67,7 +67,7 @@ class GradientTimesInput(Method):
         return text.of_words((gradients(text, x_1TD) * x_1TD)[0].sum(-1))
 
 
-class IntegratedGradients(Method):
+class IntegratedGradients(AttributionMethod):
     """Gradients along the way from a text without its words to the text (Sundararajan et al. 2017,
     eq. 1):
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmctl.attribution.explained import ExplainedText, Floats, Method
+from llmctl.attribution.explained import AttributionMethod, ExplainedText, Floats
 from llmctl.data.random import key_of, permute
 
 PERMUTATIONS = 16
 """Orders in which words are put back, of which every second is the one before it reversed."""
 
 
-class Occlusion(Method):
+class Occlusion(AttributionMethod):
     """What the answer loses without a word (Zeiler and Fergus 2014; Li et al. 2016)."""
 
     name = "occlusion"
@@ -27,7 +27,7 @@ class Occlusion(Method):
         return found[0] - found[1:]
 
 
-class ShapleySampling(Method):
+class ShapleySampling(AttributionMethod):
     """What a word adds to those before it, on average over the orders in which words may come
     (Štrumbelj and Kononenko 2010, algorithm 1), each order with its reverse (Mitchell et al. 2022),
     which cancels much of the chance. The weights sum up to F(x) − F(x without words)."""

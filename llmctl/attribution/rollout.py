@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import torch
 
-from llmctl.attribution.explained import ExplainedText, Floats, Method
+from llmctl.attribution.explained import AttributionMethod, ExplainedText, Floats
 from llmctl.errors import InputError
 from llmctl.models.layers.attention import recorded_attention
 
 
-class AttentionRollout(Method):
+class AttentionRollout(AttributionMethod):
     """The product of the layers' attention, each averaged over its heads and half of it the state
     itself, as it goes past in the residual stream."""
 

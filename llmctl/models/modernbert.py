@@ -311,7 +311,7 @@ def to_hugging_face(config: ModernBertConfig) -> dict[str, Any]:
 
 _NO_BIASES = Only((None, False), "a ModernBERT with biases there is not supported")
 _ACTIVATIONS = {name: name for name in ("gelu", "silu", "relu")}
-_SAME = {name: name for name in ("cls", "mean")}
+_SAME_POOLING = {name: name for name in ("cls", "mean")}
 FIELDS = FieldTable(
     "a ModernBERT",
     read={
@@ -330,7 +330,7 @@ FIELDS = FieldTable(
         "norm_eps": Read("norm_epsilon", float, 1e-5),
         "initializer_range": Read("initializer_range", float, 0.02),
         "classifier_activation": Read("head_activation", str, "gelu", names=_ACTIVATIONS),
-        "classifier_pooling": Read("classifier_pooling", str, "cls", names=_SAME),
+        "classifier_pooling": Read("classifier_pooling", str, "cls", names=_SAME_POOLING),
         "tie_word_embeddings": Read("tie_embeddings", bool, True),
     },
     only={

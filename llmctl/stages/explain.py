@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.attribution import METHODS
+from llmctl.attribution import ATTRIBUTION_METHODS
 from llmctl.attribution.explained import ExplainedText, Floats
 from llmctl.attribution.faithfulness import Curves, Faithfulness
 from llmctl.data.tables.labelled import Columns, Example, read_examples, resolve_columns
@@ -95,12 +95,13 @@ def open_explainer(
 def methods_named(names: Sequence[str]) -> list[str]:
     """Methods by their names; all where none is given. Raises UsageError for an unknown one."""
     for name in names:
-        if name not in METHODS:
+        if name not in ATTRIBUTION_METHODS:
             raise UsageError(
-                f"--method {name}: there is no such method{did_you_mean(name, METHODS)}; choose "
-                f"from {', '.join(METHODS)}"
+                f"--method {name}: there is no such method"
+                f"{did_you_mean(name, ATTRIBUTION_METHODS)}; choose from "
+                f"{', '.join(ATTRIBUTION_METHODS)}"
             )
-    return list(dict.fromkeys(names)) or list(METHODS)
+    return list(dict.fromkeys(names)) or list(ATTRIBUTION_METHODS)
 
 
 def explain(
@@ -119,7 +120,7 @@ def explain(
         text = explainer.explained(example)
         curves, found = Curves(text), {}
         for name in methods_named(names):
-            method = METHODS[name]()
+            method = ATTRIBUTION_METHODS[name]()
             try:
                 weights_W = method.weights(text)
             except InputError as error:
@@ -139,7 +140,7 @@ def over_texts(explanations: Sequence[Explanation]) -> dict[str, dict[str, float
     generator = np.random.default_rng(0)
     drawn_RN = generator.integers(len(explanations), size=(RESAMPLES, len(explanations)))
     result = {}
-    for name in METHODS:
+    for name in ATTRIBUTION_METHODS:
         if all(name in one.methods for one in explanations):
             values_N = np.array([one.methods[name].faithfulness.better for one in explanations])
             low, high = percentile_interval(values_N[drawn_RN].mean(1))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from llmctl.attribution import METHODS
+from llmctl.attribution import ATTRIBUTION_METHODS
 from llmctl.attribution.explained import ExplainedText, words_of_tokens
 from llmctl.attribution.faithfulness import Curves
 from llmctl.cli.app import app
@@ -69,12 +69,12 @@ def test_integrated_gradients_are_those_of_transformers(tmp_path: Path, kind: st
     theirs = save_model(folder, kind, like=like, num_labels=3, pad_token_id=0).float()
     text = explained(folder, answer="LABEL_2")
     expected, whole = integral(text, theirs, lambda output: output.logits[0, 2])
-    method = METHODS["integrated-gradients"]()
+    method = ATTRIBUTION_METHODS["integrated-gradients"]()
     found = method.weights(text)
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4 * abs(expected).max())
     assert found.sum() == pytest.approx(whole, rel=0.01)
     assert method.facts()["missed"] <= 0.01
-    assert METHODS["shapley"]().weights(text).sum() == pytest.approx(whole, abs=1e-4)
+    assert ATTRIBUTION_METHODS["shapley"]().weights(text).sum() == pytest.approx(whole, abs=1e-4)
 
 
 @pytest.mark.reference
@@ -92,12 +92,14 @@ def test_a_next_word_against_another(tmp_path: Path):
     gradient = torch.autograd.grad(number(theirs(inputs_embeds=x)), x)[0]
     weights_T = (gradient * x).sum(-1)[0].detach().numpy()
     expected = [weights_T[text.word_T == word].sum() for word in range(len(text.words))]
-    np.testing.assert_allclose(METHODS["gradient-input"]().weights(text), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        ATTRIBUTION_METHODS["gradient-input"]().weights(text), expected, atol=1e-5
+    )
     last = len(text.words) - 1
     without = text.ids_T.masked_fill(torch.from_numpy(text.word_T == last), text.blank)[None]
     with torch.no_grad():
         lost = float(number(theirs(text.ids_T[None])) - number(theirs(without)))
-    assert METHODS["occlusion"]().weights(text)[last] == pytest.approx(lost, abs=1e-4)
+    assert ATTRIBUTION_METHODS["occlusion"]().weights(text)[last] == pytest.approx(lost, abs=1e-4)
 
 
 @pytest.mark.reference
@@ -128,9 +130,9 @@ def test_translators_and_taggers_are_explained(tmp_path: Path, kind: str, like: 
     with torch.no_grad():
         whole = number(text.ids_T[None])
         nothing = number(text.rows(np.zeros((1, len(text.words)), dtype=bool)))
-    found = METHODS["integrated-gradients"]().weights(text)
+    found = ATTRIBUTION_METHODS["integrated-gradients"]().weights(text)
     assert found.sum() == pytest.approx(whole - nothing, rel=0.02, abs=1e-3)
-    lost = METHODS["occlusion"]().weights(text)[-1]
+    lost = ATTRIBUTION_METHODS["occlusion"]().weights(text)[-1]
     kept = np.array([[True] * (len(text.words) - 1) + [False]])
     with torch.no_grad():
         assert lost == pytest.approx(whole - number(text.rows(kept)), abs=1e-3)
@@ -149,7 +151,9 @@ def test_rollout_is_the_product_of_transformers_attentions(tmp_path: Path):
         mixed = attention[0].mean(0).double().numpy() / 2 + np.eye(len(rolled)) / 2
         rolled = mixed @ rolled
     expected = [rolled[0, text.word_T == word].sum() for word in range(len(text.words))]
-    np.testing.assert_allclose(METHODS["attention-rollout"]().weights(text), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        ATTRIBUTION_METHODS["attention-rollout"]().weights(text), expected, atol=1e-5
+    )
 
 
 class Sum(torch.nn.Module):
@@ -182,8 +186,8 @@ def test_curves_of_a_sum_have_their_closed_form():
     assert best.better > 0 > worst.better
     assert best.better + worst.better == pytest.approx(1 - 2 * 0.5 - best.random_insertion
                                                        + best.random_deletion)  # fmt: skip
-    np.testing.assert_allclose(METHODS["occlusion"]().weights(text), [4, 3, 2, 1])
-    np.testing.assert_allclose(METHODS["shapley"]().weights(text), [4, 3, 2, 1])
+    np.testing.assert_allclose(ATTRIBUTION_METHODS["occlusion"]().weights(text), [4, 3, 2, 1])
+    np.testing.assert_allclose(ATTRIBUTION_METHODS["shapley"]().weights(text), [4, 3, 2, 1])
 
 
 def test_each_token_belongs_to_the_word_whose_characters_it_holds():
@@ -203,7 +207,7 @@ def test_the_command_explains_each_kind_of_model(own_workspace: Path, tmp_path: 
     (line,) = run_cli("explain", "subjects", TEXT, "--json", *where).stdout.splitlines()
     record = json.loads(line)
     assert [word["text"] for word in record["words"]] == TEXT.split()
-    assert set(record["methods"]) == set(METHODS)
+    assert set(record["methods"]) == set(ATTRIBUTION_METHODS)
     assert record["best_method"] == max(
         record["methods"], key=lambda name: record["methods"][name]["faithfulness"]
     )

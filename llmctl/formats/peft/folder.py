@@ -19,7 +19,7 @@ from llmctl.formats.peft.virtual import virtual_in
 from llmctl.formats.peft.writing import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    RECORD,
+    PEFT_RECORD,
     Learned,
     write_adapter,
 )
@@ -41,7 +41,7 @@ class Adapter:
     heads: Mapping[str, Tensor]
     """Layers trained whole, in Hugging Face's names."""
     task_type: str
-    """The task as PEFT calls it: ``CAUSAL_LM``, ``SEQ_CLS``, …"""
+    """The task as PEFT calls it: ``CAUSAL_LM``, ``SEQ_CLS`` and so on."""
 
     def write(self, folder: Path) -> None:
         """Write the two files of the layout."""
@@ -88,7 +88,7 @@ class Peft:
         its base, by which it is opened here."""
         model.write(folder)
         tokenizer.save(folder, max_length=model.base.config.max_positions)
-        write_json(folder / RECORD, dict(extra))
+        write_json(folder / PEFT_RECORD, dict(extra))
 
 
 def _base_of(path: Path, fields: Mapping[str, Any]) -> Path:

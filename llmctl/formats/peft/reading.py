@@ -21,7 +21,13 @@ from llmctl.errors import InputError
 from llmctl.formats.description import MAX_LENGTH, TASK
 from llmctl.formats.huggingface.weights import AGAIN, Weights
 from llmctl.formats.peft.virtual import PREFIX, PROMPTS, THEIRS
-from llmctl.formats.peft.writing import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROMPTED, RECORD, WRAPPED
+from llmctl.formats.peft.writing import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PEFT_RECORD,
+    PROMPTED,
+    WRAPPED,
+)
 from llmctl.models.config_json import shown
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import Transpose
@@ -41,10 +47,10 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "target_parameters": (None, []),
     "use_qalora": (None, False),
 }
-PARTS = re.compile(
+TENSOR_PARTS = re.compile(
     r"(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector|ia3_l)(\.default)?(\.weight)?"
 )
-KINDS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tag", "CAUSAL_LM": "causal_lm",
+PEFT_KINDS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tag", "CAUSAL_LM": "causal_lm",
          "SEQ_2_SEQ_LM": "seq2seq", "FEATURE_EXTRACTION": "embed"}  # fmt: skip
 """What models do, by PEFT's names of tasks."""
 
@@ -67,7 +73,7 @@ class Reading:
         for name, allowed in REFUSED.items():
             if kind == LORA and fields.get(name) not in allowed:
                 raise InputError(f"{self.where}: {name} {shown(fields[name])} is not supported")
-        record = path / RECORD
+        record = path / PEFT_RECORD
         self._record = read_json_object(record, AGAIN) if record.is_file() else None
         files = [path / ADAPTER_WEIGHTS, path / PICKLED_ADAPTER]
         file = next((file for file in files if file.is_file()), files[0])
@@ -95,7 +101,7 @@ class Reading:
             if name == THEIRS or ".original_module." in name:
                 continue
             inner = name.removeprefix(before)
-            if match := PARTS.fullmatch(inner):
+            if match := TENSOR_PARTS.fullmatch(inner):
                 parts.setdefault(match["layer"], {})[match["part"]] = name
             else:
                 inner = re.sub(r"\.modules_to_save(\.default)?|\.base_layer", "", inner)
@@ -170,11 +176,11 @@ class Reading:
             if self._record.get("model_type") != fields.get("model_type"):
                 written = shown(self._record.get("model_type"))
                 raise InputError(
-                    f"{self._path / RECORD}: model_type is {written}, and the base "
+                    f"{self._path / PEFT_RECORD}: model_type is {written}, and the base "
                     f"is a {fields.get('model_type')}; it is for another"
                 )
             return self._record
-        kind = KINDS.get(str(self._fields.get("task_type")))
+        kind = PEFT_KINDS.get(str(self._fields.get("task_type")))
         if kind is None or (kind == "seq2seq" and spec.kind != "encoder-decoder"):
             return fields
         if kind == "embed":

@@ -22,7 +22,7 @@ from llmctl.workspace.files import to_json
 from llmctl.workspace.tensors import write_tensors
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-RECORD = "llmctl.json"
+PEFT_RECORD = "llmctl.json"
 """The config.json of the model that base and adapter are together, beside an adapter of ours."""
 WRAPPED, PROMPTED = "base_model.model.", "base_model."
 """What PEFT puts before the names of a model that it wraps, and of one with virtual tokens."""
@@ -33,7 +33,7 @@ class Learned:
     """What a method has added to a model and learned."""
 
     fields: Mapping[str, Any]
-    """Of adapter_config.json, ``peft_type`` among them."""
+    """The fields of adapter_config.json, ``peft_type`` among them."""
     tensors: Mapping[str, Tensor]
     """In PEFT's names, without what it puts before all of them."""
     is_prompt: bool = False

@@ -8,7 +8,7 @@ from llmctl.training.adapters.freezing import Full, LastLayers
 from llmctl.training.adapters.ia3 import Ia3
 from llmctl.training.adapters.lora import Lora
 from llmctl.training.adapters.prefix import Prefix, PTuning
-from llmctl.training.adapters.prompt import Prompt
+from llmctl.training.adapters.prompt import SoftPrompt
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -18,7 +18,7 @@ METHODS: dict[str, Method] = {
         LastLayers(),
         Ia3(),
         BitFit(),
-        Prompt(),
+        SoftPrompt(),
         Prefix(),
         PTuning(),
     )

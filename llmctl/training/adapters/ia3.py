@@ -20,7 +20,7 @@ from llmctl.formats.base import Pretrained
 from llmctl.formats.peft.writing import Learned, their_layers
 from llmctl.training.adapters.base import Addition, Method, additions_of, freeze_all_but
 
-FUSED = {"query_key_value": 1, "key_value": 0}
+FUSED_AXES = {"query_key_value": 1, "key_value": 0}
 """Layers whose outputs are keys and values: how many of the parts that they hold stand before."""
 INNER = "feed_forward.contract"
 """The layer whose inputs are the inner units."""
@@ -71,9 +71,9 @@ class Ia3(Method):
                 if not isinstance(module, nn.Linear):
                     continue
                 owner = block.get_submodule(parent)
-                if leaf in FUSED:
+                if leaf in FUSED_AXES:
                     fused_rows: Any = owner.fused_rows
-                    skipped = sum(fused_rows[leaf][: FUSED[leaf]])
+                    skipped = sum(fused_rows[leaf][: FUSED_AXES[leaf]])
                     setattr(owner, leaf, Ia3Linear(module, skipped=skipped))
                 elif path == INNER:
                     setattr(owner, leaf, Ia3Linear(module, inputs=True))

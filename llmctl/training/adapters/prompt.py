@@ -40,7 +40,7 @@ class PromptConfig(Config):
     of tokens of the vocabulary, drawn by the seed."""
 
 
-class Prompt(Method):
+class SoftPrompt(Method):
     """Embeddings of virtual tokens before each text train."""
 
     name, table, rate = "prompt", "prompt", 100.0
