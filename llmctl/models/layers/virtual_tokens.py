@@ -68,7 +68,7 @@ class VirtualTokens(nn.Module):
         return learned
 
     def folded(self) -> VirtualTokens:
-        """The same by their embeddings, or keys and values, alone."""
+        """Virtual tokens like these by their embeddings, or keys and values, alone."""
         return self
 
     def before(
