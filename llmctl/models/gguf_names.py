@@ -289,7 +289,7 @@ ROPE_VALUES = {
     "original_context_length": "original_max_position_embeddings",
 }  # fmt: skip
 """Fields of rope_parameters by what a head says behind ``rope.scaling.``."""
-LLAMA3 = {
+LLAMA3_ANGLES = {
     "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }  # fmt: skip
@@ -318,7 +318,7 @@ def rope_fields(
             raise FieldError(
                 f"{entry.name}.rope.scaling.type is {shown(kind)} beside a tensor of it"
             )
-        return {"rope_parameters": {**LLAMA3, "factor": round(float(divisors.max()), 4)}}
+        return {"rope_parameters": {**LLAMA3_ANGLES, "factor": round(float(divisors.max()), 4)}}
     if kind in (None, "none"):
         return {}
     rope: dict[str, Any] = {"rope_type": kind}
