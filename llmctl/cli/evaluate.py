@@ -150,8 +150,9 @@ def command(
     from llmctl.inference.templates import as_given
     from llmctl.reporting.report import render_report
     from llmctl.stages import train
-    from llmctl.stages.evaluate import REPORT, parts_of, prepare_evaluation
+    from llmctl.stages.evaluate import prepare_evaluation
     from llmctl.tasks.evaluation import EvaluateConfig, Files
+    from llmctl.tasks.kept_reports import REPORT, parts_of
 
     config = options.configured(EvaluateConfig, "eval", asked)
     if directory is not None and (config.suite is None or data is not None):

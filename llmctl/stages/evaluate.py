@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from typing import Any
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.report import MODEL, Report
 from llmctl.formats.description import MODEL_KINDS
-from llmctl.parsing import read_json_object
-from llmctl.reporting.report import ReportPart
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks import TASKS
 from llmctl.tasks.evaluation import COMPARED, EvaluateConfig, Evaluator, Files
+from llmctl.tasks.kept_reports import REPORT, read_report
 from llmctl.tasks.learned import weak_start
+from llmctl.tasks.model_card import write_card
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.suites import HARNESS, SUITES
 from llmctl.training.distributed.processes import get_world
@@ -26,8 +25,6 @@ from llmctl.workspace.files import write_json
 from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import new_manifest
 from llmctl.workspace.names import slug
-
-REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,8 @@ class Evaluation:
             with self.workspace.publish(manifest) as (target, summary):
                 write_json(target / REPORT, report.document())
                 summary.update(report.summary)
+            if evaluator.model.run is not None:
+                write_card(self.workspace, evaluator.model.run, self.reporter.note)
         world.barrier()
         return report, self.workspace.get("report", self.name), False
 
@@ -181,32 +180,3 @@ def _published(config: EvaluateConfig) -> tuple[str, type[Evaluator]] | None:
     if config.harness is not None:
         return "--harness", HARNESS.evaluator()
     return None
-
-
-def read_report(path: Path) -> Report:
-    """A report that was kept. Raises InputError where its file, by whoever wrote it, lacks what
-    every report has."""
-    with _whole(path):
-        return Report.read(read_json_object(path))
-
-
-def parts_of(report: Report, path: Path) -> list[ReportPart]:
-    """What a report has to show. path: where it is kept. Raises InputError where it lacks what a
-    report of its kind has."""
-    with _whole(path):
-        of_tasks = (way for task in TASKS.values() for way in task.evaluators())
-        ways = (*of_tasks, *(suite.evaluator() for suite in (*SUITES.values(), HARNESS)))
-        evaluator = {kind: way for way in ways for kind in way.reports}[report.task]
-        return [*evaluator.parts(report), *report.remarks()]
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Raises InputError where a report lacks a part."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a whole report ({type(error).__name__}: {error}); make it again with "
-            "--force"
-        ) from None

@@ -3,6 +3,7 @@ nothing half."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ def plan(workspace: Workspace, names: Sequence[str], *, force: bool) -> list[Tar
 
 def remove(workspace: Workspace, targets: Sequence[Target]) -> None:
     """Remove what was planned. Raises BusyError where it is being written by now."""
+    measured = _measured_by(workspace, targets)
     for target in targets:
         with writer_lock(target.folder):
             remove_folder(target.folder)
@@ -114,3 +116,16 @@ def remove(workspace: Workspace, targets: Sequence[Target]) -> None:
             lock_path(target.folder).unlink(missing_ok=True)
         if target.kind == "shards":
             PartsFolder(workspace, target.name).remove_if_idle()
+    for name in measured & set(workspace.names("run")):
+        from llmctl.tasks.model_card import write_card
+
+        with contextlib.suppress(InputError):  # a damaged run
+            write_card(workspace, workspace.get("run", name))
+
+
+def _measured_by(workspace: Workspace, targets: Sequence[Target]) -> set[str]:
+    """The runs whose cards tell of reports among the targets."""
+    gone = {target.name for target in targets if target.kind == "report"}
+    reports = [one.manifest for one in workspace.list("report") if one.manifest.name in gone]
+    records = (record for report in reports for record in report.inputs if record.role == "model")
+    return {record.artefact[1] for record in records if record.artefact is not None}

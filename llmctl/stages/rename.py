@@ -53,6 +53,8 @@ def plan(workspace: Workspace, old: str, new: str) -> tuple[Target, list[str]]:
 
 def rename(workspace: Workspace, target: Target, new: str) -> None:
     """Do what was planned. Raises BusyError where one of them is being written."""
+    from llmctl.tasks.model_card import write_card
+
     new = new.removeprefix(f"{target.kind}/")
     with contextlib.ExitStack() as locks:
         users = made_from(workspace, target)
@@ -68,6 +70,8 @@ def rename(workspace: Workspace, target: Target, new: str) -> None:
             write_json(before, earlier.model_dump(mode="json"))
         write_manifest(target.folder, _renamed(manifest, target, new))
         target.folder.rename(target.folder.with_name(new))
+    if target.kind == "run":
+        write_card(workspace, workspace.get("run", new))
 
 
 def _renamed(manifest: Manifest, target: Target, new: str) -> Manifest:

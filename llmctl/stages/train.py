@@ -19,6 +19,7 @@ from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.run_log import LoggedReporter
 from llmctl.tasks.base import InstantTask, NetworkTask, Request, Sources, Task
 from llmctl.tasks.learned import said_of, weak_start
+from llmctl.tasks.model_card import complete_card, write_card
 from llmctl.tasks.requests import REQUESTS, FinetuneRequest, PretrainRequest
 from llmctl.training.adapters.base import merge
 from llmctl.training.batches import Objective
@@ -106,7 +107,10 @@ def train(
         workspace, name, sources.default_name, sources.identity, force=force, note=reporter.note
     )
     if existing is not None and existing.finished and before is None:
-        return finished_before(existing), True
+        run = finished_before(existing)
+        if get_world().is_main:
+            complete_card(workspace, run)
+        return run, True
     config, choice = request.config, None
     if getattr(config, "budget", None) is not None and existing is not None:
         # What was chosen at the start is kept: only the rest of the time is left.
@@ -127,7 +131,9 @@ def train(
         command=command,
     )
     if isinstance(task, InstantTask):
-        return _fit(workspace, manifest, task, reporter), False
+        run = _fit(workspace, manifest, task, reporter)
+        write_card(workspace, run, reporter.note)
+        return run, False
     assert isinstance(task, NetworkTask)
     if choice is not None:
         manifest = manifest.model_copy(update={"summary": {"budget": choice.document()}})
@@ -149,6 +155,8 @@ def train(
         judge=task.conclude,
         before=before,
     )
+    if get_world().is_main:
+        write_card(workspace, artefact, reporter.note)
     if (said := said_of(artefact.manifest)) is not None:
         reporter.note(said)
     return artefact, False

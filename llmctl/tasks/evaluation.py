@@ -178,6 +178,8 @@ class Evaluator(ABC):
     """What models do that it is for."""
     reports: ClassVar[tuple[str, ...]]
     """Kinds of report that it makes."""
+    measures_bias: ClassVar[bool] = False
+    """Whether its reports tell how fair a model is, and not how good."""
     finetune: Callable[[str, Path, Any, str], OpenedModel] | None = None
     """Finetunes a model, by name, on data, by a configuration, to a run: for ways of measuring that
     train, where the command sets it."""

@@ -192,14 +192,14 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Model, adapter and newest checkpoint, by file. A kill behind the run's last word may leave
-    older checkpoints too."""
+    """Model, adapter and newest checkpoint, by file, without what tells of times. A kill behind the
+    run's last word may leave older checkpoints too."""
     newest = max((folder / "checkpoints").glob("step-*"), default=folder / "checkpoints")
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for part in (folder / "model", folder / "adapter", newest)
         for path in sorted(part.rglob("*"))
-        if path.is_file() and path.name not in ("state.json", "manifest.json")
+        if path.is_file() and path.name not in ("state.json", "manifest.json", "README.md")
     }
 
 

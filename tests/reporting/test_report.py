@@ -14,7 +14,7 @@ from llmctl.cli.console import _Console
 from llmctl.errors import InputError
 from llmctl.evaluation.report import Report
 from llmctl.reporting.report import render_report
-from llmctl.stages.evaluate import parts_of, read_report
+from llmctl.tasks.kept_reports import parts_of, read_report
 
 FOLDER = Path(__file__).parent / "reports"
 """A report of each kind as ``llmctl eval`` kept it, and its tables on 100 columns."""

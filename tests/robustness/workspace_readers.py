@@ -18,13 +18,14 @@ from llmctl.reporting.report import render_report
 from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.status import render_detail, render_overview
 from llmctl.stages.compare import compare
-from llmctl.stages.evaluate import parts_of, prepare_evaluation
+from llmctl.stages.evaluate import prepare_evaluation
 from llmctl.stages.status import detail, overview
 from llmctl.stages.tokenize.parts import parse_part, tokenize_part
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
 from llmctl.stages.train import pretrain
 from llmctl.tasks import pretraining
 from llmctl.tasks.evaluation import EvaluateConfig, Files
+from llmctl.tasks.kept_reports import parts_of
 from llmctl.tasks.pretraining import open_pretraining
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import write_json

@@ -12,8 +12,9 @@ from llmctl.cli.app import app
 from llmctl.errors import InputError, LlmctlError, UsageError
 from llmctl.formats.huggingface.weights import Weights
 from llmctl.reporting.report import render_report
-from llmctl.stages.evaluate import Evaluation, parts_of, prepare_evaluation
+from llmctl.stages.evaluate import Evaluation, prepare_evaluation
 from llmctl.tasks.evaluation import EvaluateConfig, Files
+from llmctl.tasks.kept_reports import parts_of
 from llmctl.workspace.artefacts import Workspace
 from tests.language_models import PAIRS, TEMPLATE, WINDOW, measure, split, write
 
