@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from llmctl.reporting.report import ReportPart, ReportTable
 
-_MARKUP = re.compile(r"([\\`*_\[\]<>|#])")
+_SPECIAL_CHARACTERS = re.compile(r"([\\`*_\[\]<>|#])")
 
 
 def plain(text: str) -> str:
@@ -16,7 +16,7 @@ def plain(text: str) -> str:
     >>> plain("a_b | c")
     'a\\\\_b \\\\| c'
     """
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL_CHARACTERS.sub(r"\\\1", " ".join(text.split()))
 
 
 def code(text: str) -> str:

@@ -19,7 +19,7 @@ from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.run_log import LoggedReporter
 from llmctl.tasks.base import InstantTask, NetworkTask, Request, Sources, Task
 from llmctl.tasks.learned import said_of, weak_start
-from llmctl.tasks.model_card import complete_card, write_card
+from llmctl.tasks.model_card import write_card
 from llmctl.tasks.requests import REQUESTS, FinetuneRequest, PretrainRequest
 from llmctl.training.adapters.base import merge
 from llmctl.training.batches import Objective
@@ -107,10 +107,7 @@ def train(
         workspace, name, sources.default_name, sources.identity, force=force, note=reporter.note
     )
     if existing is not None and existing.finished and before is None:
-        run = finished_before(existing)
-        if get_world().is_main:
-            complete_card(workspace, run)
-        return run, True
+        return _with_card(workspace, finished_before(existing)), True
     config, choice = request.config, None
     if getattr(config, "budget", None) is not None and existing is not None:
         # What was chosen at the start is kept: only the rest of the time is left.
@@ -131,9 +128,7 @@ def train(
         command=command,
     )
     if isinstance(task, InstantTask):
-        run = _fit(workspace, manifest, task, reporter)
-        write_card(workspace, run, reporter.note)
-        return run, False
+        return _with_card(workspace, _fit(workspace, manifest, task, reporter), reporter), False
     assert isinstance(task, NetworkTask)
     if choice is not None:
         manifest = manifest.model_copy(update={"summary": {"budget": choice.document()}})
@@ -155,11 +150,16 @@ def train(
         judge=task.conclude,
         before=before,
     )
-    if get_world().is_main:
-        write_card(workspace, artefact, reporter.note)
     if (said := said_of(artefact.manifest)) is not None:
         reporter.note(said)
-    return artefact, False
+    return _with_card(workspace, artefact, reporter), False
+
+
+def _with_card(workspace: Workspace, run: Artefact, reporter: Reporter | None = None) -> Artefact:
+    """A finished run, after the card of its model is written."""
+    if get_world().is_main:
+        write_card(workspace, run, (reporter or Reporter()).note)
+    return run
 
 
 def check(workspace: Workspace, request: Request, reporter: Reporter) -> None:

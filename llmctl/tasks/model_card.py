@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,16 +74,13 @@ def write_card(
     own = f"model/{CARD}" not in run.manifest.files
     if not (own and run.finished and folder.is_dir()):
         return
+    path = folder / CARD
     try:
-        write_atomic(folder / CARD, card_of(workspace, run))
+        text = card_of(workspace, run)
+        if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
+            write_atomic(path, text)
     except (OSError, InputError) as error:
         note(f"the model's card is not written: {error}")
-
-
-def complete_card(workspace: Workspace, run: Artefact) -> None:
-    """Write the card of a finished run that has none yet, where one may write."""
-    if not os.path.lexists(run.folder / "model" / CARD):
-        write_card(workspace, run)
 
 
 def card_of(workspace: Workspace, run: Artefact) -> str:
