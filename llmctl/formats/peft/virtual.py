@@ -19,7 +19,7 @@ PREFIX = "PREFIX_TUNING"
 PROMPTS = ("PROMPT_TUNING", "P_TUNING")
 """What they are as embeddings; P-tuning's are those that its network made."""
 OURS = "body.virtual_tokens."
-THEIRS = "prompt_embeddings"
+PROMPT_EMBEDDINGS = "prompt_embeddings"
 """The names of the tensor here and there."""
 
 

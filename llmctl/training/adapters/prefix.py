@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from llmctl.config import Config
 from llmctl.formats.base import Pretrained
+from llmctl.formats.peft.virtual import PROMPT_EMBEDDINGS
 from llmctl.formats.peft.writing import Learned
 from llmctl.models.layers.virtual_tokens import VirtualShape, VirtualTokens, recorded
 from llmctl.training.adapters.base import Method, freeze_all_but
@@ -134,7 +135,7 @@ class PTuning(Method):
                 "encoder_hidden_size": K * H,
                 "prefix_projection": False,
             },
-            {"prompt_embeddings": keys_values_L2KPH.permute(3, 0, 1, 2, 4).reshape(P, -1)},
+            {PROMPT_EMBEDDINGS: keys_values_L2KPH.permute(3, 0, 1, 2, 4).reshape(P, -1)},
             is_prompt=True,
         )
 

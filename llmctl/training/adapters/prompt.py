@@ -21,6 +21,7 @@ from llmctl.config import Config
 from llmctl.data.random import key_of, permute
 from llmctl.errors import ConfigError
 from llmctl.formats.base import Pretrained
+from llmctl.formats.peft.virtual import PROMPT_EMBEDDINGS
 from llmctl.formats.peft.writing import Learned
 from llmctl.models.layers.virtual_tokens import VirtualShape, VirtualTokens
 from llmctl.tokenizers import Tokenizer
@@ -80,7 +81,7 @@ class SoftPrompt(Method):
                 "num_attention_heads": base.config.num_heads,
                 "num_layers": base.config.num_layers,
             },
-            {"prompt_embeddings": virtual.learned().detach()},
+            {PROMPT_EMBEDDINGS: virtual.learned().detach()},
             is_prompt=True,
         )
 
