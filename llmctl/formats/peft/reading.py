@@ -20,7 +20,7 @@ from torch import Tensor
 from llmctl.errors import InputError
 from llmctl.formats.description import MAX_LENGTH, TASK
 from llmctl.formats.huggingface.weights import AGAIN, Weights
-from llmctl.formats.peft.virtual import PREFIX, PROMPTS, THEIRS
+from llmctl.formats.peft.virtual import PREFIX, PROMPT_EMBEDDINGS, PROMPTS
 from llmctl.formats.peft.writing import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -88,9 +88,9 @@ class Reading:
 
     def prompt(self) -> Tensor:
         """The virtual tokens as they are kept."""
-        if THEIRS not in self._tensors:
-            raise InputError(f"{self.weights_files[0]} has no {THEIRS}; {AGAIN}")
-        return self._tensors[THEIRS]
+        if PROMPT_EMBEDDINGS not in self._tensors:
+            raise InputError(f"{self.weights_files[0]} has no {PROMPT_EMBEDDINGS}; {AGAIN}")
+        return self._tensors[PROMPT_EMBEDDINGS]
 
     def weights(self, base: Weights, spec: ModelSpec, config: Any) -> Weights:
         """The base's tensors with what was learned."""
@@ -98,7 +98,7 @@ class Reading:
         whole: dict[str, str] = {}
         before = PROMPTED if self.is_prompt else WRAPPED
         for name in self._tensors:
-            if name == THEIRS or ".original_module." in name:
+            if name == PROMPT_EMBEDDINGS or ".original_module." in name:
                 continue
             inner = name.removeprefix(before)
             if match := TENSOR_PARTS.fullmatch(inner):
