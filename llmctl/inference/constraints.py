@@ -150,7 +150,8 @@ def _check_length(kind: GrammarKind, text: str) -> None:
 
 
 def _reason(message: str) -> str:
-    return " ".join(message.split())[:300]
+    # What comes behind is llguidance's own state.
+    return " ".join(message.partition("<state>")[0].split())[:300]
 
 
 class _Vocabulary:

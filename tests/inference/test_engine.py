@@ -234,6 +234,22 @@ def test_a_constraint_is_kept_beside_texts_without():
     assert ids(told[0, 0]) == ids(told[2, 0])
 
 
+class Unable(OnlyLetters):
+    """Can't be followed beyond its first token."""
+
+    def accept(self, token: int) -> bool:
+        raise UsageError("too complex")
+
+
+def test_one_whose_constraint_fails_ends_alone():
+    some = engine(make_model("gpt"))
+    for made in (None, Unable, None):
+        some.submit(EngineRequest(prompt=PROMPTS[1], rules=rules(), constraint=made))
+    told = finish(some)
+    assert str(told[1, 0][-1].error) == "too complex"
+    assert ids(told[0, 0]) == ids(told[2, 0])
+
+
 def test_one_whose_tokens_are_all_barred_ends_alone():
     some = engine(make_model("gpt"))
     barred = {

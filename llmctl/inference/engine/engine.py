@@ -235,7 +235,11 @@ class Engine:
         """Write a token, and let a finished text go."""
         assert scored.log_prob is not None
         first = sequence.state.new == 0
-        text = sequence.append(scored.token, scored.log_prob)
+        try:
+            text = sequence.append(scored.token, scored.log_prob)
+        except LlmctlError as error:  # of its constraint, which can't be followed any further
+            self.cancel(sequence.number)
+            return Token(sequence.number, sequence.sample, error=error)
         if sequence.state.finish:
             self.scheduler.keep(sequence, sequence.state.ids)
             self.scheduler.drop(sequence)
