@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 
 from llmctl.attribution.explained import AttributionMethod, ExplainedText, Floats
+from llmctl.attribution.inside.attention import attention_of
 from llmctl.errors import InputError
-from llmctl.models.layers.attention import recorded_attention
 
 
 class AttentionRollout(AttributionMethod):
@@ -33,20 +33,10 @@ class AttentionRollout(AttributionMethod):
                 "attention rollout is for answers that are read from a text's own states, and this "
                 "model writes them by a second stack; take another --method"
             )
-        with recorded_attention() as layers:
-            text.score(text.ids_T[None])
-        T = len(text.ids_T)
-        seen = [weights for weights in layers if weights.shape[0] == 1]
-        if not seen or len(seen) < len(layers) or any(w.shape[-1] < T for w in seen):
-            raise InputError(
-                "attention rollout needs the attention of every token to every other, and this "
-                "model computes it in blocks for a text of so many tokens; shorten the text, or "
-                "take another --method"
-            )
         rolled_TT: torch.Tensor | None = None
-        for weights in seen:
-            mean_TT = weights[0].double().mean(0)[:T, :T]
-            mixed_TT = (mean_TT + torch.eye(T, dtype=torch.float64, device=mean_TT.device)) / 2
+        for weights_NTT in attention_of(text):
+            mean_TT = weights_NTT.mean(0)
+            mixed_TT = (mean_TT + torch.eye(len(mean_TT), dtype=torch.float64).to(mean_TT)) / 2
             mixed_TT /= mixed_TT.sum(-1, keepdim=True)
             rolled_TT = mixed_TT if rolled_TT is None else mixed_TT @ rolled_TT
         assert rolled_TT is not None

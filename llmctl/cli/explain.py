@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
@@ -42,6 +43,11 @@ def command(
     word: int | None = option(
         "The number of the word whose tag is explained.", min=1, show_default="the surest entity"
     ),
+    inside: str | None = option(
+        "Look into the network instead: attention (by head), lens (each layer's answer), heads "
+        "(what the answer loses without each), patch (of two texts, which states make the "
+        "difference), induction (needs no text)."
+    ),
     html: Path | None = option("Write a page of its own, which needs no network."),
     device: str | None = options.DEVICE,
     threads: int | None = options.THREADS,
@@ -70,6 +76,15 @@ def command(
     run = start or (given.pop(0) if given else None)
     if run is None:
         raise UsageError('give a run and a text: llmctl explain RUN "a text"')
+    if inside is not None:
+        if data is not None or method or html is not None or text_pair is not None:
+            raise UsageError(
+                f"--inside {inside} takes texts, and neither --data, --text-pair, --method nor "
+                "--html; leave those out"
+            )
+        asked_for = {"answer": answer, "against": against, "word": word}
+        _look_inside(options.open_workspace(workspace), run, given, inside, asked_for, device, json)
+        return
     if bool(given) == (data is not None):
         raise UsageError(f'give texts or --data FILE, one of them: llmctl explain {run} "a text"')
     methods_named(method)
@@ -99,3 +114,27 @@ def command(
         if page_file is not None:
             page_file.write(page(f"{run}: what decided", [o.record() for o in found]))
             reporter.note(f"wrote {html}")
+
+
+def _look_inside(
+    place: Any,
+    run: str,
+    texts: list[str],
+    inside: str,
+    asked_for: dict[str, Any],
+    device: str | None,
+    json: bool,
+) -> None:
+    """Show what happens in the network."""
+    from llmctl.cli.console import out, print_json
+    from llmctl.reporting.report import render_report
+    from llmctl.stages.explain import look_inside, open_explainer, way_named
+    from llmctl.tasks.explanation import ExplainedAnswer
+
+    way = way_named(inside, len(texts))
+    asked = ExplainedAnswer(**asked_for)
+    found = look_inside(open_explainer(place, run, asked, device=device or "auto"), way, texts)
+    if json:
+        print_json({"model": run, "inside": inside, **found.record})
+    else:
+        out().print(render_report(found.parts))

@@ -125,6 +125,7 @@ class Decoder(Backbone):
     """A network in which a token sees those before it; all, where it is asked to."""
 
     kind = "decoder"
+    ends_normalised = True
     config: DecoderConfig
     norm: nn.Module
 
@@ -167,7 +168,7 @@ class Decoder(Backbone):
             x_BTD = block(x_BTD, here, layer)
         if cache is not None:
             cache.advance(input_ids_BT.shape[1])
-        hidden_BTD = self.norm(x_BTD)
+        hidden_BTD = self.finish(x_BTD)
         return hidden_BTD if rows is None else rows.of_texts(hidden_BTD)
 
     @abstractmethod

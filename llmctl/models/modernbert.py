@@ -150,7 +150,7 @@ class ModernBertBlock(nn.Module):
 class ModernBert(Backbone):
     """The encoder: token ids to hidden states."""
 
-    kind = "encoder"
+    kind, ends_normalised = "encoder", True
     config: ModernBertConfig
 
     def __init__(self, config: ModernBertConfig) -> None:

@@ -134,6 +134,8 @@ class Backbone(nn.Module, ABC):
     target_start: ClassVar[tuple[str, ...]] = ()
     """In an encoder–decoder, the role of the token that a target's writing starts with: the first
     that a tokenizer has."""
+    ends_normalised: ClassVar[bool] = False
+    """Whether ``norm`` stands behind the highest layer."""
     opens_texts: ClassVar[bool] = False
     """Whether its sources and targets begin with the start of a document, beside ending with its
     end."""
@@ -168,6 +170,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, input_ids_BT: Tensor, *args: Any, **options: Any) -> Tensor:
         """Hidden states (B, T, D) of the last layer."""
+
+    def finish(self, x_BTD: Tensor) -> Tensor:
+        """The highest layer's states as the network gives them."""
+        finished: Tensor = self.get_submodule("norm")(x_BTD) if self.ends_normalised else x_BTD
+        return finished
 
     def layers(self) -> Sequence[nn.Module]:
         """What is computed one after another, from the lowest."""
