@@ -68,6 +68,12 @@ class DivergedError(LlmctlError):
     exit_code = 6
 
 
+class LossError(LlmctlError):
+    """A model that was made smaller lost more quality than it may."""
+
+    exit_code = 6
+
+
 class Interrupted(LlmctlError):
     """Stopped by a signal after saving what there was; the exit code is the shell's 128 + n."""
 

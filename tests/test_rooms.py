@@ -16,7 +16,7 @@ FLOORS = [
     {"reporting", "tokenizers"},
     {"data", "models"},
     {"attribution", "formats", "inference", "evaluation"},
-    {"training"},
+    {"compression", "training"},
     {"tasks"},
     {"stages", "serving"},
     {"cli"},

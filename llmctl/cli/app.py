@@ -13,6 +13,7 @@ import typer
 from llmctl import __version__
 from llmctl.cli import (
     chat,
+    compress,
     doctor,
     embed,
     evaluate,
@@ -58,6 +59,7 @@ COMMANDS = {
     "explain": explain,
     "chat": chat,
     "serve": serve,
+    "compress": compress,
     "import": import_model,
     "export": export,
     "status": status,

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from llmctl.errors import InputError
@@ -30,6 +29,7 @@ from llmctl.formats.description import (
     PurposeError,
     names_of_labels,
 )
+from llmctl.formats.filling import fill
 from llmctl.formats.frames import frame_in
 from llmctl.models.heads import HEADS, seq2seq
 from llmctl.models.heads.causal_lm import CausalLM
@@ -39,6 +39,7 @@ from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.heads.gpt_bert import GptBertHead
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.heads.setfit import PooledClassifier
+from llmctl.models.layers.quantised_matrix import READ_QUANTISED, QuantisedMatrix
 from llmctl.models.layers.virtual_tokens import VirtualShape, VirtualTokens
 from llmctl.models.ngram.arrays import model_of
 from llmctl.models.ngram.model import NgramModel
@@ -118,6 +119,8 @@ class Pretrained:
     """The virtual tokens that stand before its texts, if some do."""
     before: int = 0
     """How many these are, or will be once they are learned."""
+    quantised: Mapping[str, Callable[[], QuantisedMatrix]] = field(default_factory=dict)
+    """What reads each matrix that the folder keeps in whole numbers, by our name of it."""
 
     @property
     def kind(self) -> str:
@@ -347,6 +350,9 @@ class Pretrained:
     def _filled(self, model: Net, without: Sequence[str] = ()) -> Net:
         state = {name: own for name, own in model.state_dict().items() if name not in without}
         fill(state, self.tensors)
+        for name, read in self.quantised.items():
+            # What gives a layer another form may take the numbers as they are.
+            setattr(model.get_submodule(name.removesuffix(".weight")), READ_QUANTISED, read)
         return model
 
     @contextlib.contextmanager
@@ -360,26 +366,6 @@ class Pretrained:
             raise not_the_model(
                 self.files[min(1, len(self.files) - 1)], " ".join(str(error).split())
             ) from None
-
-
-@torch.no_grad()
-def fill(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into a network's, one after another: beside the network there is one at a time.
-
-    Raises ValueError for one that is missing or has another shape.
-    """
-    for name, own in state.items():
-        if name not in tensors:
-            raise ValueError(f"there is no tensor {name}")
-        tensor = tensors[name]
-        if tensor.shape != own.shape:
-            raise ValueError(f"{name} is {sides(tensor.shape)}, not {sides(own.shape)}")
-        own.copy_(tensor)
-
-
-def sides(shape: Sequence[int]) -> str:
-    """A shape in words."""
-    return " × ".join(map(str, shape)) or "a number"
 
 
 def check_tokenizer(path: Path, tokenizer: Tokenizer, digest: object) -> None:

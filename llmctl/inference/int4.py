@@ -11,12 +11,18 @@ M rows, I inputs, O outputs, G groups of C inputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llmctl.models.layers.quantised_matrix import QuantisedMatrix
+
+INT4_GROUPS = (32, 64, 128, 256)
+"""Inputs of a group that the kernel takes."""
 GROUP = 32
-"""Inputs of a group; the kernel takes 32, 64, 128 or 256."""
+"""Inputs of a group where weights are rounded here."""
 OUTPUT_STEP = 16
 """The kernel's outputs are a multiple of this."""
 LEVELS, MIDDLE = 15, 8
@@ -27,11 +33,37 @@ class Int4Linear(nn.Module):
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, group: int = GROUP) -> None:
         super().__init__()
-        self.outputs, inputs = weight_OI.shape
-        self.missing = -inputs % group
-        padding = (0, self.missing, 0, -self.outputs % OUTPUT_STEP)
-        number_OI, scale_OG, offset_OG = quantise_groups(F.pad(weight_OI, padding), group)
-        self.group = group
+        missing = -weight_OI.shape[1] % group
+        padding = (0, missing, 0, -len(weight_OI) % OUTPUT_STEP)
+        parts = quantise_groups(F.pad(weight_OI, padding), group)
+        self._take(parts, bias_O, group, len(weight_OI), missing)
+
+    @classmethod
+    def of(cls, matrix: QuantisedMatrix, bias_O: Tensor | None) -> Int4Linear:
+        """A layer with the very numbers of a matrix in 4 bits: its scales as they are, its offsets
+        −z · s in bf16."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        scale_OG = matrix.scale_OG.bfloat16()
+        offset_OG = (-matrix.zero_OG.float() * scale_OG.float()).bfloat16()
+        more = -len(scale_OG) % OUTPUT_STEP
+        number_OI = matrix.numbers_OI.int() + MIDDLE
+        parts = [F.pad(part, (0, 0, 0, more)) for part in (number_OI, scale_OG, offset_OG)]
+        layer._take(parts, bias_O, matrix.group, len(scale_OG), 0)
+        return layer
+
+    def _take(
+        self,
+        parts: Sequence[Tensor],
+        bias_O: Tensor | None,
+        group: int,
+        outputs: int,
+        missing: int,
+    ) -> None:
+        """parts: numbers (O, I), scales and offsets (O, G), all filled up. missing: inputs that
+        were."""
+        number_OI, scale_OG, offset_OG = parts
+        self.outputs, self.missing, self.group = outputs, missing, group
         self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(number_OI, 1)
         self.scales_GO2 = torch.stack([scale_OG.T, offset_OG.T], -1).contiguous()
         self.bias_O = None if bias_O is None else bias_O.detach().float()

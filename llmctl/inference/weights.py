@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmctl.errors import UsageError
-from llmctl.inference.int4 import Int4Linear
+from llmctl.inference.int4 import INT4_GROUPS, Int4Linear
 from llmctl.inference.quantised import Int8Linear, OneRowInt8Linear
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.layers.feed_forward import ACTIVATIONS, FeedForward
+from llmctl.models.layers.quantised_matrix import READ_QUANTISED, QuantisedMatrix
 
 WeightType = Literal["fp32", "bf16", "int8", "int4"]
 
@@ -128,15 +129,39 @@ def prepare(
     return layer(model.output_weight, None)
 
 
+def prepare_reader(network: nn.Module, dtype: WeightType, *, rows: int) -> None:
+    """Put a network that reads whole texts, on a processor, into another form, in place.
+
+    rows: tokens of a batch. fp32 stays as it is.
+    """
+    layer = None if dtype == "fp32" else _layer(dtype, rows)
+    if layer is not None:
+        _replace_linears(network, layer)
+
+
 def _replace_linears(network: nn.Module, layer: Layer) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(parent, name, layer(child.weight, child.bias))
+                kept = _kept_numbers(child) if layer is Int4Linear else None
+                setattr(
+                    parent,
+                    name,
+                    Int4Linear.of(kept, child.bias) if kept else layer(child.weight, child.bias),
+                )
             elif isinstance(child, nn.Dropout):  # nothing here, but ten microseconds a call
                 setattr(parent, name, nn.Identity())
         if isinstance(parent, FeedForward) and isinstance(parent.expand, PackedLinear):
             _fuse_activation(parent, parent.expand)
+
+
+def _kept_numbers(linear: nn.Linear) -> QuantisedMatrix | None:
+    """The numbers in 4 bits that a layer's folder has, as long as its weights are these."""
+    read = getattr(linear, READ_QUANTISED, None)
+    matrix: QuantisedMatrix | None = read() if read is not None else None
+    if matrix is None or matrix.bits != 4 or matrix.group not in INT4_GROUPS:
+        return None
+    return matrix if torch.equal(matrix.dequantised(), linear.weight) else None
 
 
 def _fuse_activation(feed_forward: FeedForward, expand: PackedLinear) -> None:

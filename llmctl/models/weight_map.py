@@ -160,6 +160,10 @@ class WeightMap:
             for rule, ours, theirs in _tensors(self.rules, config)
         }
 
+    def tensors(self, config: Any) -> Iterator[tuple[Rule, str, list[str]]]:
+        """Each tensor of a network with its rule and its names in the format."""
+        return _tensors(self.rules, config)
+
     def export_head(self, task: str, state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
         """What a model's state dict has beside the network, in the format's names."""
         return {

@@ -57,7 +57,7 @@ def pretraining(options: argparse.Namespace) -> None:
     import torch
 
     from llmctl.data.shards.files import ShardReader
-    from llmctl.formats.base import fill
+    from llmctl.formats.filling import fill
     from llmctl.formats.huggingface.tensors import import_model
     from llmctl.formats.open import open_folder
     from llmctl.models.bert import SPEC, Bert

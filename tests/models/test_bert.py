@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llmctl.config import build
 from llmctl.errors import ConfigError, InputError
-from llmctl.formats.base import fill
+from llmctl.formats.filling import fill
 from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.formats.open import open_folder
 from llmctl.models.bert import (

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llmctl.errors import InputError
-from llmctl.formats.base import fill
+from llmctl.formats.filling import fill
 from llmctl.formats.huggingface.tensors import import_model
 from llmctl.models import BY_MODEL_TYPE
 from llmctl.models.config_json import FieldError

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmctl.errors import ConfigError, InputError
-from llmctl.formats.base import fill
+from llmctl.formats.filling import fill
 from llmctl.formats.huggingface.tensors import export_model, import_model
 from llmctl.models import ARCHITECTURES, BY_MODEL_TYPE
 from llmctl.models.heads.causal_lm import CausalLM

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmctl.formats.base import fill
+from llmctl.formats.filling import fill
 from llmctl.formats.huggingface.tensors import export_model, import_model
 from llmctl.models import bart, t5
 from llmctl.models.heads.encoder_decoder import EncoderDecoderLM

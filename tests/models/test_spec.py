@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmctl.formats.base import fill
+from llmctl.formats.filling import fill
 from llmctl.formats.huggingface.tensors import export_model, import_model
 from llmctl.models import ARCHITECTURES
 from llmctl.models.decoder import Decoder, DecoderConfig

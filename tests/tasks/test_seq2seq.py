@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from llmctl.formats.base import fill
+from llmctl.formats.filling import fill
 from llmctl.formats.huggingface.tensors import export_model, import_model
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM

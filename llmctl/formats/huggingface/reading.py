@@ -22,6 +22,12 @@ from llmctl.formats.description import (
     Purpose,
     PurposeError,
 )
+from llmctl.formats.huggingface.packed import (
+    INTEGER_PARTS,
+    QUANTIZATION,
+    PackedWeights,
+    packing_of,
+)
 from llmctl.formats.huggingface.purposes import purpose_of
 from llmctl.formats.huggingface.tensors import import_model
 from llmctl.formats.huggingface.weights import (
@@ -72,8 +78,12 @@ def read_folder(path: Path, overlay: Overlay | None = None) -> Pretrained:
     fields = read_json_object(config_path, AGAIN)
     pair = fields.get("model_type") == SEQ2SEQ
     described, spec = _described(config_path, fields)
-    weights = weights_of(path)
     try:
+        packing = packing_of(described)
+        weights = weights_of(path, INTEGER_PARTS if packing else None)
+        if packing:
+            described = {key: described[key] for key in described if key != QUANTIZATION}
+            weights = PackedWeights(weights, packing, spec.weights[HUGGING_FACE])
         config = spec.from_hugging_face(described)
         if overlay is not None:
             weights = overlay.weights(weights, spec, config)
@@ -112,6 +122,7 @@ def read_folder(path: Path, overlay: Overlay | None = None) -> Pretrained:
         tensors=tensors,
         architecture=spec,
         decoder=decoder,
+        quantised=weights.matrices(config) if isinstance(weights, PackedWeights) else {},
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from llmctl.errors import InputError
-from llmctl.formats.base import sides
+from llmctl.formats.filling import sides
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import WeightMap
 from llmctl.parsing import read_json_object
@@ -59,8 +59,9 @@ class Weights(Mapping[str, Tensor]):
     A tensor that nobody holds any more takes no memory: safetensors are read where they lie.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = tuple(files)
+    def __init__(self, files: Sequence[Path], integers: re.Pattern[str] | None = None) -> None:
+        """integers: names of the tensors that may hold whole numbers."""
+        self.files, self._integers = tuple(files), integers
         self._unpickled: dict[Path, dict[str, Tensor]] = {}
 
     @cached_property
@@ -72,7 +73,8 @@ class Weights(Mapping[str, Tensor]):
                 name = current_name(inner)
                 if _BUFFERS.search(name):
                     continue
-                if dtype not in FLOATS:
+                whole = self._integers is not None and self._integers.search(name)
+                if dtype not in (WHOLE_NUMBERS if whole else FLOATS):
                     raise InputError(
                         f"{path}: the tensor {name} is of type {dtype.lower()}, and weights are "
                         "fp64, fp32, fp16 or bf16; take the model in one of these"
@@ -90,7 +92,7 @@ class Weights(Mapping[str, Tensor]):
         path, inner, _ = self._places[name]
         pickled = path.suffix == ".bin"
         tensor = self._pickled(path)[inner] if pickled else read_tensor(path, inner)
-        if not is_finite(tensor):
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise InputError(
                 f"{path}: the tensor {name} has numbers that are not finite; the model diverged, "
                 "or its file is damaged: take another"
@@ -122,14 +124,17 @@ class Weights(Mapping[str, Tensor]):
         return self._unpickled[path]
 
 
-def weights_of(folder: Path) -> Weights:
-    """The weights of a folder. Raises InputError if there are none, or an index is damaged."""
+def weights_of(folder: Path, integers: re.Pattern[str] | None = None) -> Weights:
+    """The weights of a folder. integers: names of the tensors that may hold whole numbers.
+
+    Raises InputError if there are none, or an index is damaged.
+    """
     for name in (WEIGHTS_FILE, PICKLED):
         if (folder / name).exists():
-            return Weights([folder / name])
+            return Weights([folder / name], integers)
         index = folder / f"{name}{INDEX}"
         if index.is_file():
-            return Weights([folder / file for file in _named_in(index)])
+            return Weights([folder / file for file in _named_in(index)], integers)
     raise InputError(f"{folder / WEIGHTS_FILE} is missing; {AGAIN}")
 
 
@@ -146,6 +151,8 @@ def _named_in(index: Path) -> list[str]:
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of floats as safetensors calls them."""
+WHOLE_NUMBERS = ("I32", "I64")
+"""Types of whole numbers."""
 _DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",

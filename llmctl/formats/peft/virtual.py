@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from llmctl.errors import InputError
-from llmctl.formats.base import Pretrained, sides
+from llmctl.formats.base import Pretrained
+from llmctl.formats.filling import sides
 from llmctl.models.layers.virtual_tokens import VirtualShape
 
 PREFIX = "PREFIX_TUNING"

@@ -23,6 +23,7 @@ from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.classify.batches import cut_in_use
 from llmctl.tasks.classify.labels import gives_several, is_ordinal
 from llmctl.tasks.classify.predict import BATCH, class_probabilities
+from llmctl.tasks.classify.ready import ready_classifier
 from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, EvaluateConfig, Evaluator
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.training_data import (
@@ -306,7 +307,7 @@ def encoded_probabilities(
     """A classifier's probabilities, its classes in its own order; see ``probabilities``."""
     folder = model.folder
     several = gives_several(folder)
-    classifier = folder.classifier().to(choose_device(device))
+    classifier = ready_classifier(folder, choose_device(device))
     encoded = encode_examples(folder.tokenizer, examples, folder.max_length, pad=folder.end_padding)
     if cut := sum(example.cut for example in encoded):
         notes.append(f"{model.name}: {cut_in_use(cut, len(encoded), folder)}")

@@ -26,6 +26,7 @@ from llmctl.reporting.reporter import Reporter
 from llmctl.reporting.visible import visible
 from llmctl.tasks.classify.batches import collate, cut_in_use
 from llmctl.tasks.classify.labels import gives_several, is_ordinal
+from llmctl.tasks.classify.ready import ready_classifier
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.prediction import Predictor, sigmoid, softmax
 from llmctl.tasks.training_data import seen_in_training
@@ -110,7 +111,7 @@ class ClassPredictor(Predictor):
     ) -> Iterator[Prediction]:
         """The classes of each text, all of them."""
         folder, labels = self.folder, self.folder.labels or []
-        classifier, pad = folder.classifier().to(self.device), pad_token(folder.tokenizer)
+        classifier, pad = ready_classifier(folder, self.device), pad_token(folder.tokenizer)
         count, cut, several = 0, 0, gives_several(folder)
 
         def classified(part: Iterable[Example], first: int) -> Iterator[tuple[Prediction, bool]]:

@@ -13,8 +13,9 @@ from torch import nn
 from llmctl.data.packing import PackedBatches
 from llmctl.data.shards.chunks import Chunks
 from llmctl.errors import InputError
-from llmctl.formats.base import Pretrained, fill
+from llmctl.formats.base import Pretrained
 from llmctl.formats.description import MAX_LENGTH
+from llmctl.formats.filling import fill
 from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.formats.open import open_folder
 from llmctl.models import ARCHITECTURES

@@ -1,0 +1,228 @@
+"""Compress: a run to a smaller one, with the table of what that costs and gains."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmctl.compression import COMPRESSION_METHODS
+from llmctl.compression.config import CompressConfig
+from llmctl.compression.smaller import make_smaller, write_smaller
+from llmctl.compression.texts import windows_of_file, windows_of_shards
+from llmctl.data.text.documents import Corpus
+from llmctl.data.text.input_files import data_record
+from llmctl.errors import InputError, LossError, UsageError
+from llmctl.evaluation.report import MODEL
+from llmctl.formats.open import open_folder
+from llmctl.parsing import read_json_object
+from llmctl.reporting.reporter import Reporter
+from llmctl.stages.compress.measure import (
+    QUALITIES,
+    Measure,
+    fastest_type,
+    loss_of,
+    rows_of,
+    without_training,
+)
+from llmctl.tasks.evaluation import shards_of
+from llmctl.tasks.opened import OpenedModel
+from llmctl.workspace.artefacts import Artefact, Workspace
+from llmctl.workspace.files import write_json
+from llmctl.workspace.identity import Identity
+from llmctl.workspace.manifests import InputRecord, Manifest, new_manifest
+from llmctl.workspace.names import slug
+
+COMPRESSION_FILE = "compression.json"
+"""The table, in a run's folder."""
+OWN_SHARDS = "shards"
+"""What ``--data`` takes for those that the run was trained on."""
+BEFORE_ROW = "start"
+SIMPLER_ROW = "beside"
+"""Rows of the model before, and of the simpler method."""
+
+
+class Compression:
+    """A compression that can be made: what it is made from is found and checked."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        start: str,
+        config: CompressConfig,
+        *,
+        data: str | None = None,
+        held_out: Path | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        """data: the text to calibrate on, or ``shards``. held_out: the file to measure on.
+
+        Raises UsageError or InputError for what can't be compressed, read or measured.
+        """
+        self.workspace, self.config = workspace, config
+        self.reporter = reporter or Reporter()
+        self.start = OpenedModel.open(workspace, start)
+        self.method = COMPRESSION_METHODS[config.method]
+        self._check_model()
+        self.measure = Measure(workspace, self.start, held_out, config)
+        self.inputs = [self.start.record]
+        self.windows: Tensor | None = None
+        if self.method.reads:
+            self.windows = self._calibration(data)
+        elif data is not None:
+            raise UsageError(f"--method {config.method} reads no text; leave out --data")
+        self.inputs += [
+            record.model_copy(update={"role": "eval"}) for record in self.measure.inputs
+        ]
+        self.identity = Identity.of("compress", config.replace(max_loss=None), self.inputs)
+
+    def _check_model(self) -> None:
+        name, folder = self.start.name, self.start.folder
+        if folder.architecture is None:
+            raise InputError(
+                f"{name} is {folder.described}: it has no network, and so no weights, heads or "
+                "layers to compress; give a network"
+            )
+        if folder.virtual is not None:
+            raise InputError(
+                f"{name} has virtual tokens before its texts, which no compressed folder has a "
+                "place for; compress the model that it was finetuned from"
+            )
+        if folder.decoder is not None or folder.spec.kind == "encoder-decoder":
+            raise InputError(
+                f"{name} has an encoder and a decoder, and only models of one network are "
+                "compressed; give a decoder or an encoder"
+            )
+
+    def _calibration(self, data: str | None) -> Tensor:
+        """The rows to calibrate on, whose source becomes an input."""
+        folder, config, run = self.start.folder, self.config, self.start.run
+        length = min(config.window, folder.max_length)
+        if data in (None, OWN_SHARDS):
+            if run is None:
+                raise UsageError(
+                    f"--method {config.method} reads text, and {self.start.name} is a folder whose "
+                    "shards are not known; give the text, --data FILE"
+                )
+            shards = shards_of(self.workspace, run.manifest)
+            shards.verify("train")
+            self.inputs.append(shards.as_input("calibration"))
+            return windows_of_shards(shards.folder, folder.tokenizer, config.windows, length)
+        path = Path(str(data))
+        self.inputs.append(data_record(path).model_copy(update={"role": "data"}))
+        corpus = Corpus([str(path)], text_column=config.text_column)
+        for note in corpus.notes:
+            self.reporter.note(note)
+        return windows_of_file(corpus, folder.tokenizer, config.windows, length)
+
+    def run(self, name: str | None = None, *, force: bool = False) -> tuple[Artefact, bool]:
+        """The run of the smaller model, and whether it was there already.
+
+        Raises LossError, and leaves nothing, where it lost more quality than ``max_loss``.
+        """
+        default = f"{slug(Path(self.start.name).name, 'model')}-{self.config.method}"
+        run_name, found = self.workspace.match(
+            "run", name, default, self.identity, force=force, note=self.reporter.note
+        )
+        if found is not None:
+            found.verify()
+            self._check_loss(float(read_table(found)["loss"]))
+            return found, True
+        manifest = new_manifest(
+            "run",
+            run_name,
+            stage="compress",
+            config={"compress": self.config.model_dump(mode="json"), **self._trained()},
+            identity=self.identity,
+            seed=self.config.seed,
+        )
+        with self.workspace.publish(manifest) as (folder, summary):
+            summary.update(self._make(folder, manifest))
+        return self.workspace.get("run", run_name), False
+
+    def _trained(self) -> Mapping[str, Any]:
+        """What later commands ask of a finetuned run's configuration: how its data was read."""
+        run = self.start.run
+        kept = {} if run is None else run.manifest.config
+        return {key: kept[key] for key in ("task", "data") if key in kept}
+
+    def _make(self, folder: Path, manifest: Manifest) -> dict[str, Any]:
+        """Fill the run's folder; returns its summary."""
+        models = {MODEL: self._compressed(self.config, folder, manifest.name)}
+        hidden = folder / ".beside"
+        if self.method.beside is not None:
+            simpler = self.config.replace(method=self.method.beside, max_loss=None)
+            models[SIMPLER_ROW] = self._compressed(simpler, hidden, self.method.beside)
+        models[BEFORE_ROW] = self.start
+        own = Artefact(folder, manifest)
+        as_run = self.start.run is not None and self.start.kind == "causal_lm"
+        compared = {
+            row: without_training(model, own) if as_run else model for row, model in models.items()
+        }
+        report = self.measure.report(compared, self.reporter)
+        loss = loss_of(report, BEFORE_ROW)
+        self._check_loss(loss)
+        bits = self.config.bits if self.method.family == "quantise" else None
+        forms = {
+            row: (model, fastest_type(model.kind, None if row == BEFORE_ROW else bits))
+            for row, model in models.items()
+        }
+        rows = rows_of(forms, report, BEFORE_ROW, self.reporter)
+        shutil.rmtree(hidden, ignore_errors=True)
+        model = open_folder(folder / "model")
+        table = {
+            "name": manifest.name,
+            "method": self.config.method,
+            "data": report.data,
+            "quality": QUALITIES[report.task].name,
+            "lower_is_better": QUALITIES[report.task].falls,
+            "loss": loss,
+            "rows": rows,
+            "notes": report.notes,
+        }
+        write_json(folder / COMPRESSION_FILE, table)
+        return {
+            "arch": model.spec.name,
+            "task": model.kind,
+            "method": self.config.method,
+            "parameters": sum(math.prod(model.tensors[name].shape) for name in model.tensors),
+            "bytes": rows[0]["bytes_on_disk"],
+            "quality": QUALITIES[report.task].name,
+            "value": rows[0]["quality"],
+            "loss": loss,
+        }
+
+    def _compressed(self, config: CompressConfig, folder: Path, name: str) -> OpenedModel:
+        """Compress the start into a folder."""
+        windows = self.windows if COMPRESSION_METHODS[config.method].reads else None
+
+        def progress(done: int, total: int) -> None:
+            self.reporter.progress(f"{config.method}, layers", done, total)
+
+        smaller = make_smaller(self.start.folder, config, windows, progress)
+        write_smaller(smaller, self.start.folder, config, folder / "model")
+        opened = open_folder(folder / "model")
+        record = InputRecord(role="model", name=name, digest=opened.digest())
+        return OpenedModel(name, opened, self.start.run, record)
+
+    def _check_loss(self, loss: float) -> None:
+        most = self.config.max_loss
+        if most is not None and loss > most:
+            raise LossError(
+                f"--max-loss {most:g}: {self.config.method} loses {loss:.4f} on held-out data, so "
+                "nothing was written; take more bits, a smaller group, a larger share, or another "
+                "method"
+            )
+
+
+def read_table(run: Artefact) -> dict[str, Any]:
+    """The table of a run. Raises InputError where it has none."""
+    path = run.folder / COMPRESSION_FILE
+    table = read_json_object(path)
+    if not isinstance(table.get("rows"), list) or "loss" not in table:
+        raise InputError(f"{path} is not a whole table; make it again with --force")
+    return table

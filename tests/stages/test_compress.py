@@ -1,0 +1,151 @@
+"""A run to a smaller one: the table, what is refused, and that nothing is left of what lost too
+much."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmctl.compression.config import CompressConfig
+from llmctl.errors import InputError, LossError, UsageError
+from llmctl.formats.open import open_model
+from llmctl.stages.compress.stage import Compression, read_table
+from llmctl.workspace.artefacts import Artefact, Workspace
+from tests.language_models import measure
+
+
+@pytest.fixture
+def place(models: Workspace, tmp_path: Path) -> Workspace:
+    """A copy of the small models."""
+    shutil.copytree(models.root, tmp_path / "workspace")
+    return Workspace(tmp_path / "workspace")
+
+
+def smaller(
+    place: Workspace,
+    start: str,
+    method: str,
+    *,
+    data: str | None = None,
+    held_out: Path | None = None,
+    **keys: Any,
+) -> tuple[Artefact, bool]:
+    config = CompressConfig(method=method, **{"max_tokens": 600, "windows": 8, **keys})
+    return Compression(place, start, config, data=data, held_out=held_out).run("small")
+
+
+def test_a_run_in_four_bits(place: Workspace):
+    run, up_to_date = smaller(place, "gpt", "gptq")
+    assert not up_to_date
+    assert smaller(place, "gpt", "gptq")[1]
+    table = read_table(run)
+    small, rounded, start = table["rows"]
+    assert [row["name"] for row in table["rows"]] == ["small", "round", "gpt"]
+    assert [row["dtype"] for row in table["rows"]] == ["int4", "int4", "fp32"]
+    assert small["bytes_on_disk"] < start["bytes_on_disk"]
+    # Four bits and, for each 32, four bytes; an output layer that is the embedding besides.
+    _, (body, embedding) = open_model(place, "gpt"), sizes(place, "gpt")
+    matrices = body + embedding
+    assert small["bytes_in_memory"] == start["bytes_in_memory"] - 4 * body + matrices * 5 // 8
+    for row in (small, start):
+        report = measure(place, row["name"], max_tokens=600, baselines=False)
+        assert report["results"]["model"]["bits_per_byte"] == pytest.approx(row["quality"])
+    assert table["loss"] == pytest.approx(small["quality"] - start["quality"])
+    assert small["lost"] == pytest.approx(table["loss"])
+    assert rounded["lost"] != small["lost"]
+    assert 0 < small["latency_1"] < small["latency_32"] * 32
+    names = {path.name for path in run.folder.iterdir()}
+    assert names == {"manifest.json", "compression.json", "model"}
+
+
+def sizes(place: Workspace, name: str) -> tuple[int, int]:
+    """Weights of the blocks' matrices, and of the embedding."""
+    body = open_model(place, name)[0].causal_lm().body
+    matrices = (p for block in body.layers() for p in block.parameters() if p.dim() == 2)
+    return sum(p.numel() for p in matrices), body.embedding().weight.numel()
+
+
+def test_what_loses_too_much_leaves_nothing(place: Workspace):
+    before = sorted(path.name for path in (place.root / "runs").iterdir())
+    with pytest.raises(LossError, match=r"--max-loss 0\.01: magnitude loses"):
+        smaller(place, "gpt", "magnitude", sparsity=0.9, max_loss=0.01)
+    assert LossError.exit_code == 6
+    assert sorted(path.name for path in (place.root / "runs").iterdir()) == before
+    smaller(place, "gpt", "magnitude", sparsity=0.9)
+    # What stands already is held to it, too.
+    with pytest.raises(LossError, match="magnitude loses"):
+        smaller(place, "gpt", "magnitude", sparsity=0.9, max_loss=0.01)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_half_of_the_weights_are_zero(place: Workspace, method: str):
+    smaller(place, "gpt", method, pattern="2:4")
+    body = open_model(place, "small")[0].causal_lm().body
+    for block in body.layers():
+        weight = block.attention.query_key_value.weight
+        assert ((weight.unflatten(1, (-1, 4)) != 0).sum(-1) == 2).all()
+
+
+def test_fewer_channels_make_an_ordinary_model(place: Workspace):
+    smaller(place, "llama", "channels", keep=0.5)
+    model, start = open_model(place, "small")[0], open_model(place, "llama")[0]
+    assert model.config.intermediate_size == 96
+    assert start.config.intermediate_size == 172
+    assert model.config.replace(intermediate_size=172) == start.config
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(model.path).eval()
+    network, ids = model.causal_lm().eval(), torch.arange(3, 15)[None]
+    with torch.no_grad():
+        ours = network.logits(network.body(ids))
+        torch.testing.assert_close(ours, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_fewer_layers(place: Workspace):
+    run, _ = smaller(place, "gpt", "layers", keep=0.5)
+    assert open_model(place, "small")[0].config.num_layers == 1
+    assert run.manifest.summary["parameters"] < 1e5
+
+
+def test_a_classifier_in_int8(place: Workspace, labelled_file: Path):
+    run, _ = smaller(place, "subjects", "round", bits=8, held_out=labelled_file)
+    table = read_table(run)
+    assert table["quality"] == "accuracy"
+    assert [row["dtype"] for row in table["rows"]] == ["int8", "fp32"]
+    assert abs(table["loss"]) < 0.05
+    assert open_model(place, "small")[0].labels == open_model(place, "subjects")[0].labels
+
+
+@pytest.mark.parametrize(
+    ("start", "method", "keys", "error", "message"),
+    [
+        ("grams", "round", {}, InputError, "no weights, heads or layers to compress"),
+        ("gpt", "heads", {}, InputError, "says how wide a head is"),
+        ("gpt", "round", {"group": 64}, UsageError, "--group 64 does not divide the 32 inputs"),
+        ("subjects", "round", {}, UsageError, "give a file of them, --eval FILE"),
+        ("gpt", "round", {"data": "shards"}, UsageError, "reads no text; leave out --data"),
+    ],
+)
+def test_what_can_not_be(
+    models: Workspace, start: str, method: str, keys: dict[str, Any], error: Any, message: str
+):
+    names = models.names("run")
+    with pytest.raises(error, match=message):
+        smaller(models, start, method, **keys)
+    assert models.names("run") == names
+
+
+def test_a_text_shorter_than_a_window(models: Workspace, tmp_path: Path):
+    (tmp_path / "a.txt").write_text("the sea")
+    with pytest.raises(InputError, match=r"a\.txt has \d+ tokens to calibrate on, .* takes 48"):
+        smaller(models, "gpt", "gptq", data=str(tmp_path / "a.txt"))
+
+
+def test_options_that_go_with_other_methods():
+    with pytest.raises(ValueError, match="keep goes with the methods channels, heads, layers"):
+        CompressConfig(method="gptq", keep=0.25)
+    with pytest.raises(ValueError, match="leave out sparsity"):
+        CompressConfig(method="wanda", sparsity=0.4, pattern="2:4")
