@@ -25,6 +25,12 @@ SHAPE = {
 }  # fmt: skip
 
 
+DISTILBERT = {
+    "hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+}  # fmt: skip
+
+
 @cache
 def learned(kind: str) -> Tokenizer:
     return learn(kind, TEXTS * 3, 290 if kind != "wordpiece" else 60, exact=False)
@@ -40,6 +46,9 @@ def save_tokenizer(folder: Path, like: str, **config: Any) -> None:
     kinds = {"bert": "wordpiece", "unigram": "unigram", "llama": "unigram"}
     if like in ("t5", "bart"):
         encoder_decoders_tokenizer(like).save_pretrained(folder)
+        return
+    if like in ("roberta", "xlm-roberta"):
+        robertas_tokenizer(like).save_pretrained(folder)
         return
     tokenizer = learned(kinds.get(like, "bpe"))
     tokenizer.save(folder, max_length=64)
@@ -67,6 +76,27 @@ def encoder_decoders_tokenizer(like: str) -> Any:
     pieces = ["<s>", "<pad>", "</s>", "<unk>", *(p for p in settings["vocab"] if p[0] != "<")]
     return transformers.BartTokenizer(
         vocab={piece: number for number, piece in enumerate([*pieces, "<mask>"])},
+        merges=[tuple(merge) for merge in settings["merges"]],
+    )
+
+
+@cache
+def robertas_tokenizer(like: str) -> Any:
+    """The tokenizer of a RoBERTa (byte-level BPE) or of an XLM-R (unigram pieces): texts between
+    <s> and </s>, and padding numbered 1."""
+    import transformers
+
+    first = ["<s>", "<pad>", "</s>", "<unk>"]
+    xlm = like == "xlm-roberta"
+    settings = json.loads(learned("unigram" if xlm else "bpe")._rust.to_str())["model"]  # type: ignore[attr-defined]
+    if xlm:
+        pieces = [(piece, score) for piece, score in settings["vocab"] if piece[0] != "<"]
+        return transformers.XLMRobertaTokenizer(
+            vocab=[*((piece, 0.0) for piece in first), *pieces, ("<mask>", 0.0)]
+        )
+    pieces = [*first, *(p for p in settings["vocab"] if p[0] != "<"), "<mask>"]
+    return transformers.RobertaTokenizer(
+        vocab={piece: number for number, piece in enumerate(pieces)},
         merges=[tuple(merge) for merge in settings["merges"]],
     )
 
@@ -118,9 +148,16 @@ def save_model(folder: Path, kind: str, *, like: str, padding: int = 0, **fields
     if like in ("t5", "bart"):
         return save_encoder_decoder(folder, kind, padding=padding, **fields)
     tokenizers = {"bert": "wordpiece", "unigram": "unigram", "llama": "unigram"}
-    tokenizer = learned(tokenizers.get(like, "bpe"))
+    if like in ("roberta", "xlm-roberta"):
+        size, special = len(robertas_tokenizer(like)), {"eos": 2, "pad": 1}
+    else:
+        tokenizer = learned(tokenizers.get(like, "bpe"))
+        size, special = tokenizer.vocab_size, {**tokenizer.special, "pad": None}
     kinds = (
         "Bert",
+        "DistilBert",
+        "Roberta",
+        "XLMRoberta",
         "Electra",
         "ModernBert",
         "GPT2",
@@ -136,12 +173,15 @@ def save_model(folder: Path, kind: str, *, like: str, padding: int = 0, **fields
         shape["n_inner"] = shape.pop("intermediate_size")
     if beginning == "NanoChat":
         shape |= {"num_key_value_heads": 2}
-    elif beginning not in ("Bert", "Electra", "ModernBert", "GPT2"):
+    elif beginning == "DistilBert":
+        for ours, own in DISTILBERT.items():
+            shape[own] = shape.pop(ours)
+    elif beginning not in ("Bert", "Electra", "ModernBert", "GPT2", "Roberta", "XLMRoberta"):
         shape |= {"num_key_value_heads": 1, "head_dim": 8}
-    ids = {"bos_token_id": None, "eos_token_id": tokenizer.special.get("eos"), "pad_token_id": None}
+    ids = {f"{role}_token_id": special.get(role) for role in ("eos", "pad")}
     torch.manual_seed(0)
     config = getattr(transformers, f"{beginning}Config")(
-        **{"vocab_size": tokenizer.vocab_size + padding, **shape, **ids, **fields}
+        **{"vocab_size": size + padding, **shape, "bos_token_id": None, **ids, **fields}
     )
     model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():

@@ -70,6 +70,21 @@ class BertConfig(ModelConfig):
         """Activation of the transform in the head of masked language modelling."""
         return self.activation
 
+    @property
+    def segment_types(self) -> int:
+        """Rows of the segment embedding. 0: there is none."""
+        return 2
+
+    @property
+    def reads_segments(self) -> bool:
+        return self.segment_types > 1
+
+    @property
+    def padding_row(self) -> int | None:
+        """The row of the position embedding that padding has, behind which those of a text's tokens
+        begin; None: they begin with the first."""
+        return None
+
 
 class BertBlock(nn.Module):
     """One encoder layer: attention and feed-forward, each added to its input and normalised."""
@@ -106,8 +121,10 @@ class Bert(Backbone):
         self.config = config
         width = config.embedding_width
         self.token_embedding = nn.Embedding(config.vocab_size, width)
-        self.position_embedding = nn.Embedding(config.max_positions, width)
-        self.segment_embedding = nn.Embedding(2, width)
+        first = 0 if config.padding_row is None else config.padding_row + 1
+        self.position_embedding = nn.Embedding(first + config.max_positions, width)
+        if config.segment_types:
+            self.segment_embedding = nn.Embedding(config.segment_types, width)
         self.norm = nn.LayerNorm(width, eps=config.norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
         self.embedding_projection: nn.Linear | None = None
@@ -151,14 +168,6 @@ class Bert(Backbone):
             rows = self.virtual_tokens.before(input_ids_BT, mask, position_ids_BT, segment_ids_BT)
             input_ids_BT, segment_ids_BT = rows.input_ids_BS, rows.segment_ids_BS
             mask, position_ids_BT = rows.mask, rows.position_ids_BS
-        if position_ids_BT is None:
-            position_ids_BT = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
-        # The gradient of a table of two rows, looked up, would be added up row by row.
-        first_D, second_D = self.segment_embedding.weight
-        segment_BTD = first_D
-        if segment_ids_BT is not None:
-            is_second_BT1 = segment_ids_BT.unsqueeze(-1).to(first_D.dtype)
-            segment_BTD = torch.lerp(first_D, second_D, is_second_BT1)
         packed = added = None
         if isinstance(mask, PackedSequences):
             if mask.supports_varlen(self.config.dropout if self.training else 0.0):
@@ -171,7 +180,9 @@ class Bert(Backbone):
         x_BTD = self.token_embedding(input_ids_BT)
         if virtual is not None:
             x_BTD = virtual.embed(x_BTD)
-        x_BTD = x_BTD + self.position_embedding(position_ids_BT) + segment_BTD
+        x_BTD = x_BTD + self.position_embedding(self._position_rows(input_ids_BT, position_ids_BT))
+        if self.config.segment_types:
+            x_BTD = x_BTD + self._segments(segment_ids_BT)
         x_BTD = self.dropout(self.norm(x_BTD))
         if self.embedding_projection is not None:
             x_BTD = self.embedding_projection(x_BTD)
@@ -180,6 +191,28 @@ class Bert(Backbone):
             x_BTD = block(x_BTD, added, packed, virtual, layer)
         return x_BTD if rows is None else rows.of_texts(x_BTD, with_prompt=with_prompt)
 
+    def _position_rows(self, input_ids_BT: Tensor, position_ids_BT: Tensor | None) -> Tensor:
+        """Rows of the position embedding, (T,) or (B, T)."""
+        padding = self.config.padding_row
+        if padding is None:
+            if position_ids_BT is None:
+                return torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+            return position_ids_BT
+        if position_ids_BT is not None:
+            return position_ids_BT + (padding + 1)
+        # As the published networks count: what has padding's id has its row, wherever it stands.
+        real_BT = (input_ids_BT != padding).long()
+        return real_BT.cumsum(1) * real_BT + padding
+
+    def _segments(self, segment_ids_BT: Tensor | None) -> Tensor:
+        """Vectors of the segments, (D,) or (B, T, D). Where there is one, all tokens are of it."""
+        first_D = self.segment_embedding.weight[0]
+        if segment_ids_BT is None or self.config.segment_types == 1:
+            return first_D
+        # The gradient of a table of two rows, looked up, would be added up row by row.
+        is_second_BT1 = segment_ids_BT.unsqueeze(-1).to(first_D.dtype)
+        return torch.lerp(first_D, self.segment_embedding.weight[1], is_second_BT1)
+
 
 def encoder_rules(prefix: str) -> tuple[Rule, ...]:
     """The names of an encoder like this in Hugging Face's classes. prefix: what they begin with."""
@@ -187,7 +220,9 @@ def encoder_rules(prefix: str) -> tuple[Rule, ...]:
     return (
         Rename("token_embedding", f"{prefix}embeddings.word_embeddings"),
         Rename("position_embedding", f"{prefix}embeddings.position_embeddings"),
-        Rename("segment_embedding", f"{prefix}embeddings.token_type_embeddings"),
+        Rename(
+            "segment_embedding", f"{prefix}embeddings.token_type_embeddings", where="segment_types"
+        ),
         Rename("norm", f"{prefix}embeddings.LayerNorm", BOTH),
         Fuse(
             "blocks.{}.attention.query_key_value",

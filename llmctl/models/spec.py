@@ -92,6 +92,23 @@ class ModelConfig(Config):
             )
         return self
 
+    def with_vocabulary(self, size: int, special: Mapping[str, int]) -> Self:
+        """The shape for a tokenizer of so many pieces, whose special tokens are known by role.
+
+        Raises ConfigError where the two don't go together."""
+        return self.replace(vocab_size=size)
+
+    @property
+    def reads_segments(self) -> bool:
+        """Whether an encoder is another for another segment."""
+        return False
+
+    @property
+    def pairs_by_segments(self) -> bool:
+        """Whether an encoder's tokenizer tells the two texts of a pair apart by their segments. If
+        not, two ends of a text stand between them, as in RoBERTa."""
+        return True
+
     @property
     def attention_width(self) -> int:
         """Width of all heads' queries together."""

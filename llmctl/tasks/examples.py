@@ -87,7 +87,9 @@ class ExamplesTask(FinetuningTask):
             )
         # What the folder says to transformers, texts are given here.
         self._tokenizer = (
-            tokenizer.for_decoder(pairs=True) if self._causal else tokenizer.for_encoder()
+            tokenizer.for_decoder(pairs=True)
+            if self._causal
+            else tokenizer.for_encoder(segments=base.config.pairs_by_segments)
         )
         self._train, self._held_out = self._encoded(examples, numbers)
         self._tell_cut(reporter)

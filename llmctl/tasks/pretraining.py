@@ -128,10 +128,12 @@ class Pretraining(NetworkTask, Generic[L, D]):
         rate = config.training.learning_rate or self.peak_rate(config.model.hidden_size) * (
             1.0 if base is None else REWARMED
         )
-        vocab_size = self.tokenizer.vocab_size if base is None else config.model.vocab_size
+        model = config.model
+        if base is None:
+            model = model.with_vocabulary(self.tokenizer.vocab_size, self.tokenizer.special)
         open_start = config.embeddings == "auto" and base is None
         self.config: PretrainConfig[Any, L, D] = config.replace(
-            model=config.model.replace(vocab_size=vocab_size).model_dump(),
+            model=model.model_dump(),
             training=config.training.replace(learning_rate=rate).model_dump(),
             embeddings=self.embeddings if open_start else config.embeddings,
         )

@@ -172,14 +172,17 @@ class Tokenizer(ABC):
         """SHA-256 of what decides the ids of a text itself, whatever is put around it."""
         return self.digest()
 
-    def for_encoder(self) -> Tokenizer:
+    def for_encoder(self, *, segments: bool = True) -> Tokenizer:
         """This tokenizer as a BERT's folder has it: transformers puts cls and sep around a text.
 
-        The same object where it does so already, or has no such tokens.
+        segments: whether the second of two texts is of another segment. If not, sep stands twice
+        before it. The same object where it does so already, or has no such tokens.
         """
         if not {"cls", "sep"} <= self.special.keys():
             return self
         cls, sep = self.special["cls"], self.special["sep"]
+        if not segments:
+            return self._with(Layout((cls,), (sep,), (cls,), (sep, sep), (sep,)))
         return self._with(Layout((cls,), (sep,), (cls,), (sep,), (sep,), 1))
 
     def for_texts(self, *, opens: bool) -> Tokenizer:

@@ -102,17 +102,19 @@ class FastTokenizer(Tokenizer):
         number: int | None = self._rust.token_to_id(token)
         return number
 
-    def for_encoder(self) -> Tokenizer:
+    def for_encoder(self, *, segments: bool = True) -> Tokenizer:
         if not {"cls", "sep"} <= self.special.keys():
             return self
         cls, sep = self.special["cls"], self.special["sep"]
-        if self._rust.encode("", add_special_tokens=True).ids == [cls, sep]:
+        framed = self._rust.encode("", add_special_tokens=True).ids == [cls, sep]
+        if framed and (segments or self.layout.first_segment is None):
             return self
         first, last = self.id_to_token(cls), self.id_to_token(sep)
+        second = ["$B:1"] if segments else [f"{last}:0", "$B:0"]
         wrapped = self._copied()
         wrapped._rust.post_processor = processors.TemplateProcessing(
             single=[f"{first}:0", "$A:0", f"{last}:0"],
-            pair=[f"{first}:0", "$A:0", f"{last}:0", "$B:1", f"{last}:1"],
+            pair=[f"{first}:0", "$A:0", f"{last}:0", *second, f"{last}:{int(segments)}"],
             special_tokens=[(first, cls), (last, sep)],
         )
         return wrapped

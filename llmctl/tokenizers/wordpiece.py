@@ -114,6 +114,8 @@ class WordPieceTokenizer(FastTokenizer):
         (folder / "vocab.txt").write_text("".join(lines), encoding="utf-8")
 
     def _transformers_fields(self) -> dict[str, Any]:
+        if self.layout.first_segment is None:  # that class would put its own around a pair
+            return super()._transformers_fields()
         rules = self._rust.normalizer
         return {
             "tokenizer_class": "BertTokenizer",

@@ -79,7 +79,8 @@ SINGLE: list[tuple[str, str | None]] = [(text, None) for text in TEXTS]
 PAIRS: list[tuple[str, str | None]] = [*pairwise(TEXTS), (TEXTS[0], "")]
 BASES = {
     "gpt2": "GPT2LMHeadModel", "qwen": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM",
-    "ours": "GPT2LMHeadModel", "bert": "BertForMaskedLM",
+    "ours": "GPT2LMHeadModel", "bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM",
+    "xlm-roberta": "XLMRobertaForMaskedLM",
 }  # fmt: skip
 
 
@@ -112,6 +113,8 @@ def test_a_classifier_from_anybodys_model_is_to_transformers_what_it_is_here(
         ("qwen", "Qwen3ForSequenceClassification"),
         ("llama", "LlamaForSequenceClassification"),
         ("bert", "BertForSequenceClassification"),
+        ("roberta", "RobertaForSequenceClassification"),
+        ("xlm-roberta", "XLMRobertaForSequenceClassification"),
     ],
 )
 def test_a_classifier_of_others_answers_as_in_transformers(
@@ -122,7 +125,11 @@ def test_a_classifier_of_others_answers_as_in_transformers(
     special = learned(kinds.get(like, "bpe")).special
     padding = {"pad_token_id": special.get(pad)} if pad else {}
     save_model(folder, kind, like=like, num_labels=3, **padding)
-    if pad and like != "bert":  # a text that ends with it is looked at before
+    if pad and like not in (
+        "bert",
+        "roberta",
+        "xlm-roberta",
+    ):  # a text that ends with it is looked at before
         rust = RustTokenizer.from_file(str(folder / "tokenizer.json"))
         rust.post_processor = processors.TemplateProcessing(
             single="$A </s>" if like == "llama" else "$A <|endoftext|>",

@@ -79,7 +79,7 @@ def test_transformers_gives_the_numbers_of_the_data(own_workspace: Path, numbers
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("arch", ["bert", "modernbert", "electra", "gpt", "llama"])
+@pytest.mark.parametrize("arch", ["bert", "modernbert", "electra", "roberta", "gpt", "llama"])
 def test_a_folder_opens_elsewhere_with_the_same_number(tmp_path: Path, arch: str):
     transformers = pytest.importorskip("transformers")
     spec = ARCHITECTURES[arch]

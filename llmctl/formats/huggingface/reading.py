@@ -117,7 +117,7 @@ def read_folder(path: Path, overlay: Overlay | None = None) -> Pretrained:
         files=(config_path, *(sorted(path.glob("*.safetensors")) or weights.files)),
         fields=fields,
         config=config,
-        tokenizer=_as_trained(tokenizer, fields, spec, purpose),
+        tokenizer=_as_trained(tokenizer, fields, spec, config, purpose),
         purpose=purpose,
         tensors=tensors,
         architecture=spec,
@@ -162,7 +162,7 @@ def _decoder(fields: Mapping[str, Any], tensors: int) -> Seq2SeqShape:
 
 
 def _as_trained(
-    tokenizer: Tokenizer, fields: Mapping[str, Any], spec: ModelSpec, purpose: Purpose
+    tokenizer: Tokenizer, fields: Mapping[str, Any], spec: ModelSpec, config: Any, purpose: Purpose
 ) -> Tokenizer:
     """A tokenizer that puts around a text what the model was trained on.
 
@@ -171,7 +171,7 @@ def _as_trained(
     if tokenizer.keeps_layout and (TASK in fields or TOKENIZER not in fields):
         return tokenizer
     if spec.kind == "encoder":
-        return tokenizer.for_encoder()
+        return tokenizer.for_encoder(segments=config.pairs_by_segments)
     if spec.kind == "encoder-decoder":
         return tokenizer.for_texts(opens=spec.build.opens_texts)
     if TOKENIZER not in fields or not {"bos", "eos"} <= tokenizer.special.keys():

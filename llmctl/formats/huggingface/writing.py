@@ -67,13 +67,15 @@ def write_description(
         if role in tokenizer.special
     }
     if spec.kind == "encoder":
-        tokenizer = tokenizer.for_encoder()
+        tokenizer = tokenizer.for_encoder(segments=config.pairs_by_segments)
     elif spec.kind == "encoder-decoder":
         tokenizer = tokenizer.for_texts(opens=model.body.opens_texts)
         # What it was trained with goes before what a new one would have.
         ids = _pair_ids(tokenizer, model.body) | {
             name: extra[name] for name in (START_FIELD,) if name in extra
         }
+    # What the network computes with goes before what its tokenizer has.
+    ids |= {name: fields[name] for name in ids if fields.get(name) is not None}
     fields = {
         "architectures": [class_name],
         "dtype": "float32",

@@ -86,7 +86,7 @@ class _Inputs:
             self.names += [PAST.format(*pair) for pair in pairs]
             self.outputs = ["logits", *(PRESENT.format(*pair) for pair in pairs)]
         else:
-            if model.spec.kind == "encoder" and hasattr(network.body, "segment_embedding"):
+            if model.spec.kind == "encoder" and self.config.reads_segments:
                 self.names.append("token_type_ids")
             self.outputs = ["sentence_embedding" if isinstance(network, Embedder) else "logits"]
 
