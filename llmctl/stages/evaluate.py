@@ -127,7 +127,11 @@ def prepare_evaluation(
             workspace, finetune(*given).manifest.name
         )
     model_name = start if model.run else slug(Path(start).resolve().name, "model")
-    data_name = slug(files.data.name.partition(".")[0], "data") if files.data else "validation"
+    data_name = "validation"
+    if files.data is not None:
+        data_name = slug(files.data.name.partition(".")[0], "data")
+    elif config.suite is not None:
+        data_name = config.suite
     if config.harness is not None:
         data_name = slug(config.harness, "harness")
     identity = Identity.of("eval", config, evaluator.inputs())

@@ -57,8 +57,9 @@ class EvaluateConfig(Config):
     they tell nothing."""
     rewards: MeasuredReward = MeasuredReward()
     """What answers are worth."""
-    suite: Literal["blimp", "glue"] | None = None
-    """A published set of tests, of which ``data`` is the folder."""
+    suite: Literal["blimp", "glue", "memory"] | None = None
+    """A published set of tests, of which ``data`` is the folder; with memory a file of canaries, or
+    nothing."""
     protocol: Literal["turc", "babylm"] = "turc"
     """With the suite glue: how its tasks are learned."""
     seeds: int = Field(5, ge=1)

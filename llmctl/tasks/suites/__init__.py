@@ -42,6 +42,17 @@ class GlueSuite(Suite):
         return GlueEvaluator
 
 
+class MemorySuite(Suite):
+    """Training text that a model gives back."""
+
+    name, asks = "memory", "how much of its training text a model gives back (needs no folder)"
+
+    def evaluator(self) -> Any:
+        from llmctl.tasks.suites.memory import MemoryEvaluator
+
+        return MemoryEvaluator
+
+
 class Harness(Suite):
     """The tasks of lm-evaluation-harness: not one set of tests, but as many as it has."""
 
@@ -55,5 +66,7 @@ class Harness(Suite):
 
 HARNESS = Harness()
 """Beside the table, as ``--harness`` has an option of its own."""
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (BlimpSuite(), GlueSuite())}
+SUITES: dict[str, Suite] = {
+    suite.name: suite for suite in (BlimpSuite(), GlueSuite(), MemorySuite())
+}
 """By their names."""
