@@ -24,7 +24,7 @@ from llmctl.data.random import integers, key_of, permute
 from llmctl.data.shards.files import ShardReader
 from llmctl.evaluation.wilson import wilson_interval
 
-STRETCH = 32
+PREFIX_TOKENS = 32
 """Tokens of a prefix, and of what is to follow it."""
 ALTERNATIVES = 999
 """Other numbers that a canary's secret is ranked among, at most."""

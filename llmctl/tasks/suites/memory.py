@@ -15,7 +15,7 @@ from llmctl.evaluation.report import MODEL, Figure, Report, share
 from llmctl.evaluation.suites.memory import (
     ALTERNATIVES,
     BY_CHANCE,
-    STRETCH,
+    PREFIX_TOKENS,
     alternatives,
     exposure,
     figures,
@@ -28,9 +28,9 @@ from llmctl.tasks.causal_lm.scoring import LanguageEvaluator
 from llmctl.tasks.evaluation import shards_of
 from llmctl.tasks.opened import OpenedModel
 
-STRETCHES = 200
+DOCUMENTS_TRIED = 200
 """Documents of each part that are tried where ``--limit`` says nothing."""
-SPLITS = {"train": "train", "held out": "validation"}
+PARTS_READ = {"train": "train", "held out": "validation"}
 """What is read of the shards, and how it is called in the report."""
 
 
@@ -90,9 +90,11 @@ class MemoryEvaluator(LanguageEvaluator):
     def run(self, reporter: Reporter) -> Report:
         """Ask each model to go on with beginnings of documents, and rank the canaries."""
         assert self.shards is not None
-        notes, limit = [], self.config.limit or STRETCHES
+        notes, limit = [], self.config.limit or DOCUMENTS_TRIED
         length = min(self._length(model) for model in self.models.values())
-        readers = {name: ShardReader(self.shards.folder, split) for name, split in SPLITS.items()}
+        readers = {
+            name: ShardReader(self.shards.folder, split) for name, split in PARTS_READ.items()
+        }
         asked = {
             name: stretches(reader, limit, length, self.config.seed)
             for name, reader in readers.items()
@@ -131,8 +133,8 @@ class MemoryEvaluator(LanguageEvaluator):
     def _length(model: OpenedModel) -> int:
         """Tokens of a prefix that a model can read with as many behind it."""
         if model.kind == "ngram":
-            return STRETCH
-        return max(1, min(STRETCH, model.folder.max_length // 2))
+            return PREFIX_TOKENS
+        return max(1, min(PREFIX_TOKENS, model.folder.max_length // 2))
 
     def _exposures(self, scorer: Any, model: OpenedModel) -> list[dict[str, float]]:
         """The exposure of each canary, from a document's start."""
