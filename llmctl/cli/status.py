@@ -39,6 +39,7 @@ def command(
         metavar="RUN RUN…",
         autocompletion=artefact_names.RUNS,
     ),
+    plot: bool = flag("With --compare, of what llmctl compress made: quality over size.", "--plot"),
     watch: bool = flag("Refresh until Ctrl-C.", "--watch"),
     workspace: Path = options.WORKSPACE,
     json: bool = options.JSON,
@@ -46,11 +47,17 @@ def command(
     """Show what the workspace holds and how far its runs are, or runs beside one another."""
     from llmctl.cli.console import out, print_json
     from llmctl.reporting.compare import render_compare
+    from llmctl.reporting.compression import render_sizes
     from llmctl.reporting.status import render_detail, render_newest, render_overview
     from llmctl.stages.compare import compare as compared
     from llmctl.stages.status import detail, overview
 
+    if plot:
+        from llmctl.stages.compress.sizes import sizes
+
     names = names or []
+    if plot and (watch or not compare):
+        raise UsageError("--plot goes with --compare RUN RUN…, and not with --watch")
     if watch and json:
         raise UsageError("--watch draws a table; leave out --json, or call it again and again")
     if len(names) > 1 and not compare:
@@ -67,12 +74,16 @@ def command(
     console = out()
 
     def document() -> dict[str, Any]:
+        if plot:
+            return sizes(place, [*compare, *names])
         if compare:
             # An option takes one word: those behind it are arguments.
             return compared(place, [*compare, *names])
         return detail(place, names[0]) if names else overview(place)
 
     def picture() -> RenderableType:
+        if plot:
+            return render_sizes(document(), console.width)
         if compare:
             return render_compare(document(), console.width)
         if names:

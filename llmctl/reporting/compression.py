@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 
+from llmctl.reporting.plot import Series, glyph, plot
 from llmctl.reporting.report import ReportTable, render_report
 from llmctl.reporting.units import size
+
+PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 100, 12, 12
+"""Columns and rows of a plot at most, and columns of its labels."""
 
 
 def render_compression(table: Mapping[str, Any]) -> RenderableType:
@@ -53,3 +57,23 @@ def _lost(row: Mapping[str, Any]) -> str:
         return f"{row['lost']:+.4f}"
     low, high = row["lost_interval"]
     return f"{row['lost']:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def render_sizes(document: Mapping[str, Any], width: int) -> RenderableType:
+    """Quality over size, a mark for each run, and which is which."""
+    runs = document["runs"]
+    series = [Series(run["name"], [(run["bytes_on_disk"], run["quality"])]) for run in runs]
+    better = "lower" if document["lower_is_better"] else "higher"
+    drawn = plot(
+        series, width=min(width, PLOT_WIDTH) - MARGIN, height=PLOT_HEIGHT, label="{:.4f}".format,
+        x_label=size,
+    )  # fmt: skip
+    table = ReportTable(
+        f"{document['quality']} on {document['data']} over size on disk; {better} is better",
+        ["on disk", document["quality"]],
+        [
+            [f"{glyph(number)} {run['name']}", size(run["bytes_on_disk"]), _quality(run)]
+            for number, run in enumerate(runs)
+        ],
+    )
+    return Group(drawn, render_report([table]))

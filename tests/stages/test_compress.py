@@ -3,16 +3,20 @@ much."""
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from llmctl.compression.config import CompressConfig
 from llmctl.errors import InputError, LossError, UsageError
 from llmctl.formats.open import open_model
+from llmctl.reporting.compression import render_sizes
+from llmctl.stages.compress.sizes import sizes
 from llmctl.stages.compress.stage import Compression, read_table
 from llmctl.workspace.artefacts import Artefact, Workspace
 from tests.language_models import measure
@@ -48,7 +52,7 @@ def test_a_run_in_four_bits(place: Workspace):
     assert [row["dtype"] for row in table["rows"]] == ["int4", "int4", "fp32"]
     assert small["bytes_on_disk"] < start["bytes_on_disk"]
     # Four bits and, for each 32, four bytes; an output layer that is the embedding besides.
-    _, (body, embedding) = open_model(place, "gpt"), sizes(place, "gpt")
+    body, embedding = weights_of(place, "gpt")
     matrices = body + embedding
     assert small["bytes_in_memory"] == start["bytes_in_memory"] - 4 * body + matrices * 5 // 8
     for row in (small, start):
@@ -62,7 +66,7 @@ def test_a_run_in_four_bits(place: Workspace):
     assert names == {"manifest.json", "compression.json", "model"}
 
 
-def sizes(place: Workspace, name: str) -> tuple[int, int]:
+def weights_of(place: Workspace, name: str) -> tuple[int, int]:
     """Weights of the blocks' matrices, and of the embedding."""
     body = open_model(place, name)[0].causal_lm().body
     matrices = (p for block in body.layers() for p in block.parameters() if p.dim() == 2)
@@ -149,3 +153,21 @@ def test_options_that_go_with_other_methods():
         CompressConfig(method="gptq", keep=0.25)
     with pytest.raises(ValueError, match="leave out sparsity"):
         CompressConfig(method="wanda", sparsity=0.4, pattern="2:4")
+
+
+def test_size_against_quality(place: Workspace):
+    for name, method in (("thin", "layers"), ("small", "round")):
+        config = CompressConfig(method=method, max_tokens=600, windows=4)
+        Compression(place, "gpt", config).run(name)
+    document = sizes(place, ["small", "thin"])
+    assert {run["name"] for run in document["runs"]} == {"small", "thin", "gpt"}
+    assert [run["bytes_on_disk"] for run in document["runs"]] == sorted(
+        run["bytes_on_disk"] for run in document["runs"]
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render_sizes(document, 80))
+    text = console.export_text()
+    assert all(f"{mark} " in text for mark in "●▲■")
+    assert "bits per byte" in text
+    with pytest.raises(UsageError, match="llama is in no table of these"):
+        sizes(place, ["small", "llama"])

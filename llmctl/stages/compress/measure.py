@@ -93,13 +93,17 @@ def without_training(model: OpenedModel, run: Artefact) -> OpenedModel:
     return replace(model, run=run)
 
 
+IN_INT8 = ("classify", "setfit")
+"""What readers do that compute in int8; others' matrices become fp32."""
+
+
 def fastest_type(kind: str, bits: int | None) -> WeightType:
     """The form in which a compressed model is used."""
     if bits is None:
         return "fp32"
     if kind in NEXT_TOKEN_KINDS:
         return "int4" if bits == 4 else "int8"
-    return "int8" if bits == 8 else "fp32"
+    return "int8" if bits == 8 and kind in IN_INT8 else "fp32"
 
 
 def rows_of(
