@@ -19,7 +19,7 @@ def command(
         autocompletion=artefact_names.RUNS,
     ),
     method: str = option(
-        "round, gptq or awq keep weights in few bits; magnitude or wanda set some to zero; "
+        "What is done: round, gptq or awq keep weights in few bits; magnitude or wanda set some to zero; "
         "channels, heads or layers leave them out, and an ordinary smaller model is left.",
         default=...,
     ),
