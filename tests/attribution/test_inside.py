@@ -151,6 +151,12 @@ def test_patching_is_that_of_transformers(tmp_path: Path):
     # Behind the last layer only the last token is read, and it has all of the answer.
     torch.testing.assert_close(float(found_LT[-1, -1]), 1.0, rtol=1e-4, atol=1e-4)
     assert float(found_LT[-1, :-1].abs().max()) < 1e-4
+    insight = VIEWS["patch"]().look(mine)
+    np.testing.assert_allclose(insight.record["recovered"], found_LT.numpy())
+    table: Any = insight.parts[0]
+    assert table.headings[-1] == "most by another"
+    assert len(table.rows) == len(found_LT)
+    assert {len(row) for row in table.rows} == {len(table.headings) + 1}
 
 
 def test_an_induction_head_has_a_score_of_its_attention(tmp_path: Path):

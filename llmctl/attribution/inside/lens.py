@@ -84,7 +84,7 @@ class LogitLens(Way):
             )
         rows = [
             [
-                "embeddings" if not one["layer"] else str(one["layer"]),
+                "input" if not one["layer"] else str(one["layer"]),
                 "  ".join(f"{b['token']} {b['probability']:.1%}" for b in one["best"]),
                 f"{one['probability']:.1%}",
                 str(one["rank"]),

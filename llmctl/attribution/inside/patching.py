@@ -19,9 +19,12 @@ from llmctl.attribution.inside.base import Insight, Subject, Way, recorded_state
 from llmctl.errors import InputError
 from llmctl.models.spec import Backbone
 from llmctl.reporting.report import ReportTable
+from llmctl.reporting.units import figure
 
 LEAST_DIFFERENCE = 1e-6
 """Where the two texts' numbers are nearer, there is nothing to recover."""
+SHOWN_PLACES = 4
+"""Places where the texts differ that are shown; the record has all."""
 
 
 def _score_with(text: ExplainedText, layer: nn.Module, ids_T: Tensor, states_TD: Tensor) -> Tensor:
@@ -82,13 +85,19 @@ class Patching(Way):
         first, second = subject.texts
         found_LT, whole, other = recovered(subject.body, first, second)
         tokens = [subject.tokens(text) for text in (first, second)]
-        names = [one if one == two else f"{two} → {one}" for one, two in zip(*tokens, strict=True)]
-        shares_TL = found_LT.T.tolist()
-        rows = [
-            [name, *(f"{share:+.2f}" for share in shares)]
-            for name, shares in zip(names, shares_TL, strict=True)
+        shown = _shown_places(first.ids_T, second.ids_T)
+        headings = [
+            f"{place + 1}: {tokens[1][place]} → {tokens[0][place]}"
+            if tokens[0][place] != tokens[1][place]
+            else f"{place + 1}: {tokens[0][place]}"
+            for place in shown
         ]
-        layers = [f"layer {number}" for number in range(1, len(found_LT) + 1)]
+        others = [place for place in range(len(tokens[0])) if place not in shown]
+        rows = []
+        for layer, found_T in enumerate(found_LT.tolist(), 1):
+            cells = [f"{found_T[place]:+.2f}" for place in shown]
+            rest = max((found_T[place] for place in others), key=abs, default=None)
+            rows.append([f"layer {layer}", *cells, figure(rest, "+.2f")])
         record = {
             "texts": [first.text, second.text],
             "answer": first.answer,
@@ -99,8 +108,18 @@ class Patching(Way):
         return Insight(
             record,
             [
-                ReportTable(f"{subject.name}: recovered of {first.answer}", layers, rows),
+                ReportTable(
+                    f"{subject.name}: recovered of {first.answer}",
+                    [*headings, "most by another"],
+                    rows,
+                ),
                 f"its number is {whole:.3f} by the first text and {other:.3f} by the second; 1: "
                 "all of it comes back with that one state, 0: nothing",
             ],
         )
+
+
+def _shown_places(first_T: Tensor, second_T: Tensor) -> list[int]:
+    """The places that a table has room for: those that differ, the first few, and the last."""
+    different = (first_T != second_T).nonzero().flatten().tolist()
+    return sorted({*different[:SHOWN_PLACES], len(first_T) - 1})
