@@ -19,6 +19,7 @@ from llmctl.formats.hub import HUB_FILE, REPOSITORY, download
 from llmctl.formats.open import format_of, open_folder
 from llmctl.formats.rewriting import write_rewritten
 from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.model_card import write_card
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.identity import Identity
 from llmctl.workspace.manifests import InputRecord, new_manifest
@@ -89,7 +90,9 @@ def import_model(
             format=format.name,
             parameters=parameters,
         )
-    return workspace.get("run", run_name), False
+    run = workspace.get("run", run_name)
+    write_card(workspace, run, reporter.note)
+    return run, False
 
 
 def _found(source: str, revision: str | None) -> Path:

@@ -105,6 +105,17 @@ def test_a_card_of_its_author_stays(own_workspace: Path):
     assert (run.folder / "model" / CARD).read_text() == "# Mine\n"
 
 
+def test_an_imported_model_without_a_card_has_one(own_workspace: Path):
+    folder = own_workspace / "runs" / "tiny" / "model"
+    (folder / CARD).unlink()
+    llmctl(own_workspace, "import", folder, "--name", "theirs")
+    run = Workspace(own_workspace).get("run", "theirs")
+    card = (run.folder / "model" / CARD).read_text()
+    assert "The manifests name no data" in card
+    assert UNMEASURED in card
+    run.verify()
+
+
 def test_code_and_tables_hold_any_text():
     assert markdown.code("a`b``c") == "``` a`b``c ```"
     assert markdown.table(["name", "value"], [["a|b", "*1*"]]).splitlines()[2] == (
