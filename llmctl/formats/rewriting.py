@@ -33,9 +33,21 @@ def fields_beside(model: Pretrained) -> dict[str, Any]:
     return kept
 
 
+def check_is_whole(model: Pretrained) -> None:
+    """Raises InputError for a model with virtual tokens before its texts, which are no weights of
+    its network: without them it would answer as another."""
+    if model.virtual is not None:
+        raise InputError(
+            f"{model.path} has virtual tokens before its texts (a soft prompt or a prefix), which "
+            "lie beside a model's weights: use its folder as it is, or finetune by a method that "
+            "becomes part of the weights, as lora"
+        )
+
+
 def write_rewritten(model: Pretrained, folder: Path) -> None:
     """Write a model anew, its tensors in fp32. Raises InputError for one that transformers has no
-    class for."""
+    class for, or with virtual tokens."""
+    check_is_whole(model)
     if model.architecture is None or model.decoder is not None:
         raise InputError(
             f"{model.path} is {model.described}, for which transformers has no class; use it with "

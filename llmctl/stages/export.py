@@ -21,7 +21,7 @@ from llmctl.formats.gguf.writing import CALLED, MADE_FROM, QUANTISATION
 from llmctl.formats.ollama import Ollama
 from llmctl.formats.onnx.writing import write_onnx
 from llmctl.formats.open import open_any_model
-from llmctl.formats.rewriting import fields_beside, write_rewritten
+from llmctl.formats.rewriting import check_is_whole, fields_beside, write_rewritten
 from llmctl.parsing import read_json_object
 from llmctl.reporting.reporter import Reporter
 from llmctl.workspace.artefacts import Workspace
@@ -86,6 +86,7 @@ def export(
     model, run, record = open_any_model(workspace, start)
     if model.architecture is None:
         raise InputError(f"{start} is {model.described}, which no other program opens")
+    check_is_whole(model)
     name = run.manifest.name if run else slug(model.path.resolve().stem, "model")
     target = out or Path(f"{name}{ENDINGS[config.format]}")
     if not target.parent.is_dir():

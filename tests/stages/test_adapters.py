@@ -144,3 +144,22 @@ def test_one_with_virtual_tokens_is_no_start(decoders: Workspace, labelled_file:
         decoders.root, "finetune", "--from", "prompted", "--data", str(labelled_file), code=3
     )
     assert "20 virtual tokens before each text" in " ".join(result.stderr.split())
+
+
+def test_virtual_tokens_are_not_dropped_on_the_way_out_or_in(
+    decoders: Workspace, labelled_file: Path, tmp_path: Path
+):
+    """Neither the file of another program nor a folder written anew has a place for them."""
+    config = resolve("classify", {"method": "prefix", "training": {**QUICK, "max_steps": 1}})
+    run, _ = finetune(decoders, "tiny-gpt", labelled_file, config, name="prefixed")
+    out = tmp_path / "out"
+    for format in ("gguf", "onnx", "hf", "ollama"):
+        words = ["export", "prefixed", "--format", format, "--out", str(out)]
+        result = llmctl(decoders.root, *words, code=3)
+        assert "has virtual tokens before its texts" in " ".join(result.stderr.split())
+        assert not out.exists()
+    for folder in ("adapter", "model"):
+        words = ["import", str(run.folder / folder), "--name", "taken"]
+        result = llmctl(decoders.root, *words, code=3)
+        assert "has virtual tokens before its texts" in " ".join(result.stderr.split())
+        assert not decoders.path("run", "taken").exists()
