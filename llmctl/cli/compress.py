@@ -19,8 +19,8 @@ def command(
         autocompletion=artefact_names.RUNS,
     ),
     method: str = option(
-        "What is done: round, gptq or awq keep weights in few bits; magnitude or wanda set some to zero; "
-        "channels, heads or layers leave them out, and an ordinary smaller model is left.",
+        "What is done: round, gptq or awq keep weights in few bits; magnitude or wanda set some "
+        "to zero; channels, heads or layers leave them out, and an ordinary smaller model is left.",
         default=...,
     ),
     bits: int | None = option("Bits of a weight: 4 or 8.", show_default="4"),

@@ -108,8 +108,7 @@ def keep_layers(body: Backbone, keep: float, windows_NT: Tensor, progress: Layer
     change = layer_changes(body, windows_NT)
     progress(total, total)
     kept = sorted(sorted(range(total), key=lambda layer: -change[layer])[:count])
-    blocks = body.blocks
-    body.blocks = nn.ModuleList(blocks[layer] for layer in kept)
+    body.keep_layers(kept)
     return config.replace(num_layers=count)
 
 

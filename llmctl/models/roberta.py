@@ -86,7 +86,7 @@ _CLASSIFIER = (
     Rename("pooler", "classifier.dense", BOTH),
     Rename("output", "classifier.out_proj", BOTH),
 )
-_RULES = encoder_rules("roberta.")
+_BODY_RULES = encoder_rules("roberta.")
 _HEADS = {
     "masked_lm": (
         Rename("transform", "lm_head.dense", BOTH),
@@ -101,7 +101,7 @@ _HEADS = {
     "tag": (Rename("output", "classifier", BOTH),),
 }
 # Published files have a pooler that nothing was learned with, and that no head of theirs uses.
-_POOLER = tuple(f"roberta.pooler.dense.{part}" for part in BOTH)
+_NO_POOLER = tuple(f"roberta.pooler.dense.{part}" for part in BOTH)
 
 
 def to_hugging_face(config: RobertaConfig) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _spec(name: str, config: type[RobertaConfig], class_prefix: str) -> ModelSpe
         build=Bert,
         presets=PRESETS,
         tasks=("masked_lm",),
-        weights={HUGGING_FACE: WeightMap(what, "roberta.", _RULES, _HEADS, _POOLER)},
+        weights={HUGGING_FACE: WeightMap(what, "roberta.", _BODY_RULES, _HEADS, _NO_POOLER)},
         model_type=config.model_type,
         class_prefix=class_prefix,
         to_hugging_face=to_hugging_face,
@@ -176,7 +176,7 @@ def _spec(name: str, config: type[RobertaConfig], class_prefix: str) -> ModelSpe
     )
 
 
-SPECS = (
+ROBERTA_SPECS = (
     _spec("roberta", RobertaConfig, "Roberta"),
     _spec("xlm-roberta", XlmRobertaConfig, "XLMRoberta"),
 )

@@ -197,6 +197,11 @@ class Backbone(nn.Module, ABC):
         """What is computed one after another, from the lowest."""
         return list(self.blocks)
 
+    def keep_layers(self, kept: Sequence[int]) -> None:
+        """Leave out the other layers, in place."""
+        layers = self.layers()
+        self.blocks = nn.ModuleList(layers[number] for number in kept)
+
     def embedding(self) -> nn.Embedding:
         """The tokens', which an output layer may share."""
         return self.token_embedding
