@@ -168,7 +168,7 @@ def _open(
     elif opened.kind == "classify":
         predictor = TASKS["classify"].predictor()
         assert predictor is not None
-        served.predictor = predictor(opened, device)
+        served.predictor = predictor.for_model(opened)(opened, device)
     else:
         raise InputError(
             f"{start} is {opened.described}, which llmctl serve has no address for; give a model "

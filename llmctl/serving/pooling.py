@@ -92,6 +92,21 @@ async def _vectors(
         raise HTTPError(f"input: {error}", param="input") from None
 
 
+def _classified(index: int, record: dict[str, Any], labels: list[str]) -> dict[str, Any]:
+    """An answer in vLLM's shape. What a classifier of several labels gives a text stands in
+    ``predicted_labels``, and ``label`` is the likeliest."""
+    shares = record["probabilities"]
+    several = {"predicted_labels": record["labels"]} if "labels" in record else {}
+    return {
+        "index": index,
+        "label": record["label"] if "label" in record else next(iter(shares)),
+        **several,
+        "probs": [shares[label] for label in labels],
+        "labels": labels,
+        "num_classes": len(labels),
+    }
+
+
 async def classify(asked: Asked) -> Response:
     """Classes of texts, with probabilities."""
     serving: Serving = asked.app.state.serving
@@ -116,16 +131,7 @@ async def classify(asked: Asked) -> Response:
             records = await until_gone(asked, serving.worker.compute(compute))
     except LlmctlError as error:
         raise HTTPError(f"input: {error}", param="input") from None
-    data = [
-        {
-            "index": index,
-            "label": record["label"],
-            "probs": [record["probabilities"][label] for label in labels],
-            "labels": labels,
-            "num_classes": len(labels),
-        }
-        for index, record in enumerate(records)
-    ]
+    data = [_classified(index, record, labels) for index, record in enumerate(records)]
     return JSONResponse(
         {
             "id": f"classify-{secrets.token_hex(12)}",
