@@ -5,9 +5,26 @@ An entry of ``ARCHITECTURES`` is all that a new one needs outside its own file.
 
 from __future__ import annotations
 
-from llmctl.models import bart, bert, electra, gpt, llama, modernbert, nanochat, roberta, t5
+from llmctl.models import (
+    bart,
+    bert,
+    distilbert,
+    electra,
+    gpt,
+    llama,
+    modernbert,
+    nanochat,
+    roberta,
+    t5,
+)
 
-ENCODERS = (bert.SPEC, electra.SPEC, modernbert.SPEC, *roberta.ROBERTA_SPECS)
+ENCODERS = (
+    bert.SPEC,
+    distilbert.SPEC,
+    electra.SPEC,
+    modernbert.SPEC,
+    *roberta.ROBERTA_SPECS,
+)
 DECODERS = (gpt.SPEC, *llama.SPECS, nanochat.SPEC)
 ENCODER_DECODERS = (t5.SPEC, bart.SPEC)
 ARCHITECTURES = {spec.name: spec for spec in (*ENCODERS, *DECODERS, *ENCODER_DECODERS)}

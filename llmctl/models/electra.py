@@ -39,7 +39,7 @@ class ElectraConfig(BertConfig):
     embedding_size: int = Field(0, ge=0, strict=True)
     """Width of the embeddings, from which a linear layer leads to the hidden states' where they
     differ. 0: that of the hidden states."""
-    pooler_activation: ClassVar[Literal["tanh", "gelu"]] = "gelu"
+    pooler_activation: ClassVar[Literal["tanh", "gelu", "relu"]] = "gelu"
 
     @model_validator(mode="before")
     @classmethod

@@ -47,7 +47,7 @@ class ModelConfig(Config):
     pooled_by: ClassVar[Literal["pooler", "transform"]] = "pooler"
     """What a classifier puts between an encoder and its classes: BERT's pooler on [CLS], or the
     transform of masked language modelling on what ``classifier_pooling`` says."""
-    pooler_activation: ClassVar[Literal["tanh", "gelu"]] = "tanh"
+    pooler_activation: ClassVar[Literal["tanh", "gelu", "relu"]] = "tanh"
     """The pooler's activation."""
 
     vocab_size: int = Field(0, ge=0)

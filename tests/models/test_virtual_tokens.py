@@ -23,7 +23,7 @@ V, POSITIONS = 50, 64
 WORDS = [7, 3, 11, 7]
 MORE: dict[str, dict[str, Any]] = {"llama": {"num_kv_heads": 1}, "mistral": {"sliding_window": 3}}
 DECODERS = ["gpt", "llama", "nanochat", "mistral"]
-ENCODERS = ["bert", "modernbert", "electra", "roberta"]
+ENCODERS = ["bert", "modernbert", "electra", "roberta", "distilbert"]
 
 
 def body_of(name: str, **fields: Any) -> Any:

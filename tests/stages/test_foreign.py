@@ -113,6 +113,7 @@ def test_a_classifier_from_anybodys_model_is_to_transformers_what_it_is_here(
         ("qwen", "Qwen3ForSequenceClassification"),
         ("llama", "LlamaForSequenceClassification"),
         ("bert", "BertForSequenceClassification"),
+        ("bert", "DistilBertForSequenceClassification"),
         ("roberta", "RobertaForSequenceClassification"),
         ("xlm-roberta", "XLMRobertaForSequenceClassification"),
     ],

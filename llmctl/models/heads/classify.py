@@ -25,7 +25,11 @@ from llmctl.models.spec import Backbone, ModelConfig
 
 CLASSES = "output.weight"
 """The matrix of the last layer, a row for each class."""
-POOLER_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": F.gelu}
+POOLER_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
 EXAMPLE_LENGTH_STEP = 8
 """The longest example of a batch is padded too, to a multiple of this: see ``rounded_up``."""
 
