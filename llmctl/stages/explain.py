@@ -89,8 +89,8 @@ def open_explainer(
     if explainer is None:
         kinds = [MODEL_KINDS[n] for n, t in TASKS.items() if t.explainer() is not None]
         raise InputError(
-            f"{start} is {model.described}, whose answers come from no gradient or attention; give "
-            f"{' or '.join(kinds)}"
+            f"{start} is {model.described}, whose answers are not explained yet; give one of: "
+            f"{', '.join(kinds)}"
         )
     return explainer(model, asked, device)
 

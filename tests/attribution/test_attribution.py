@@ -226,6 +226,7 @@ def test_the_command_explains_each_kind_of_model(own_workspace: Path, tmp_path: 
         (["subjects", "a text", "--method", "lime"], "there is no such method"),
         (["subjects", "a text", "--answer", "forest"], "no such label"),
         (["subjects", "a text", "--word", "1"], "--word is not for a classifier"),
+        (["subjects", "a text", "--text-pair", "another"], "was trained on single texts"),
         (["tiny", "no mask here"], "has no [MASK]"),
         (["subjects", "the sea " * 40], "shorten it"),
         (["subjects", " "], "no word that could be explained"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from llmctl.attribution.explained import ExplainedText
 from llmctl.data.tables.encoded import encode_examples
 from llmctl.data.tables.labelled import Example
-from llmctl.errors import InputError
+from llmctl.errors import InputError, UsageError
 from llmctl.tasks.explanation import Explainer, rather
 from llmctl.tasks.prediction import softmax
 
@@ -27,7 +27,13 @@ class ClassExplainer(Explainer):
 
     def explained(self, example: Example) -> ExplainedText:
         """The words of the first text are explained; the second of a pair stays as it is."""
-        folder = self.folder
+        folder, trained = self.folder, self.model.labelled
+        if trained is not None and bool(trained.text_pair) != (example.text_pair is not None):
+            raise UsageError(
+                f"{self.model.name} was trained on pairs of texts; give the second with --text-pair"
+                if trained.text_pair
+                else f"{self.model.name} was trained on single texts; leave the second text out"
+            )
         (row,) = encode_examples(
             self.tokenizer, [example], folder.max_length, pad=folder.end_padding
         )
