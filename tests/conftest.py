@@ -115,9 +115,14 @@ def tiny_workspace(
 
 
 @pytest.fixture
-def own_workspace(tiny_workspace: Path, tmp_path: Path) -> Path:
-    """That, for a test that leaves something in it: others count what is there."""
-    return Path(shutil.copytree(tiny_workspace, tmp_path / "own"))
+def own_workspace(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, corpus_file: Path, labelled_file: Path
+) -> Path:
+    """That as it was made, for a test that leaves something in it: others count what is there."""
+    made = made_once(
+        tmp_path_factory, "tiny", lambda root: make_tiny_workspace(root, corpus_file, labelled_file)
+    )
+    return Path(shutil.copytree(made, tmp_path / "own"))
 
 
 SAYINGS = {

@@ -24,14 +24,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Sanh et al. 2019, §2.
     "base": {"num_layers": 6, "hidden_size": 768},
 }
-EPSILON = 1e-12
+FIXED_EPSILON = 1e-12
 """The term in every normalisation, which no field of theirs says."""
 
 
 class DistilBertConfig(BertConfig):
     """The shape of a DistilBERT."""
 
-    norm_epsilon: float = Field(EPSILON, ge=EPSILON, le=EPSILON)
+    norm_epsilon: float = Field(FIXED_EPSILON, gt=0.0, ge=FIXED_EPSILON, le=FIXED_EPSILON)
     """Term added to the variance in every normalisation, ε: that of all DistilBERTs."""
     pooler_activation: ClassVar[Literal["tanh", "gelu", "relu"]] = "relu"
 
@@ -41,7 +41,7 @@ class DistilBertConfig(BertConfig):
 
 
 _LAYER = "distilbert.transformer.layer.{}."
-_RULES = (
+_DISTIL_RULES = (
     Rename("token_embedding", "distilbert.embeddings.word_embeddings"),
     Rename("position_embedding", "distilbert.embeddings.position_embeddings"),
     Rename("norm", "distilbert.embeddings.LayerNorm", BOTH),
@@ -61,11 +61,11 @@ _RULES = (
         }.items()
     ),
 )
-_CLASSIFIER = (Rename("pooler", "pre_classifier", BOTH), Rename("output", "classifier", BOTH))
+_PRE_CLASSIFIER = (Rename("pooler", "pre_classifier", BOTH), Rename("output", "classifier", BOTH))
 WEIGHTS = WeightMap(
     "a DistilBERT",
     "distilbert.",
-    _RULES,
+    _DISTIL_RULES,
     {
         "masked_lm": (
             Rename("transform", "vocab_transform", BOTH),
@@ -73,8 +73,8 @@ WEIGHTS = WeightMap(
             Rename("output_bias", "vocab_projector.bias", ()),
             Rename("output", "vocab_projector", where="not tie_embeddings"),
         ),
-        "classify": _CLASSIFIER,
-        "regress": _CLASSIFIER,
+        "classify": _PRE_CLASSIFIER,
+        "regress": _PRE_CLASSIFIER,
         "tag": (Rename("output", "classifier", BOTH),),
     },
 )

@@ -96,7 +96,7 @@ def test_watching_ends_quietly_with_ctrl_c(
 
     monkeypatch.setattr("time.sleep", interrupt)
     monkeypatch.setenv("COLUMNS", "400")  # the path is long, and a screen cuts what is wider
-    status.command(names=None, compare=[], watch=True, workspace=tmp_path, json=False)
+    status.command(names=None, compare=[], watch=True, plot=False, workspace=tmp_path, json=False)
     out, err = capsys.readouterr()
     assert "is empty" in out
     assert not err

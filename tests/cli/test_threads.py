@@ -150,7 +150,7 @@ def test_every_command_that_computes_has_the_option():
     }
     assert with_it == {
         "pretrain", "finetune", "sweep", "plan", "predict", "generate", "embed", "search", "eval",
-        "chat",
+        "chat", "serve", "explain", "compress",
     }  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def test_a_format_is_a_folder_of_code_and_a_line(
     assert open_model(workspace, str(path))[1].digest == open_folder(path).digest()
 
 
-def test_an_adapter_is_no_model(tmp_path: Path):
+def test_an_adapter_without_its_base_is_no_model(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="holds what LoRA added to a model, and no model"):
+    with pytest.raises(InputError, match="names no base_model_name_or_path; write the folder"):
         open_model(Workspace(tmp_path / "w"), str(tmp_path))

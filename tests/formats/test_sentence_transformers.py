@@ -100,6 +100,8 @@ def test_every_architecture_opens_there(
     tokenizer = open_folder(run / "model").tokenizer
     torch.manual_seed(0)
     shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "max_positions": 128}
+    if "padding_id" in spec.config.model_fields:
+        shape["padding_id"] = tokenizer.special["pad"]
     body = spec.build(spec.config(vocab_size=tokenizer.vocab_size, **shape))
     for parameter in body.parameters():
         if parameter.dim() > 1:

@@ -79,7 +79,14 @@ def test_one_that_writes_goes_on_and_chats(
     assert written[2:] == written[:2]
     asked = "Where does the ship sail?\n"
     words = ["--max-new-tokens", "6", "--temperature", "0"]
-    assert llmctl(decoders.root, "chat", "--from", "talks", *words, stdin=asked).stdout.strip()
+    told = [
+        json.loads(
+            llmctl(decoders.root, "chat", "--from", model, *words, "--json", stdin=asked).stdout
+        )
+        for model in ("talks", str(run.folder / "adapter"))
+    ]
+    assert told[0] == told[1]
+    assert told[0]["new_tokens"] > 0
     assert open_folder(run.folder / "model").longest_text == 128 - 4
 
 

@@ -37,7 +37,7 @@ from tests.language_models import PAIRS, TEMPLATE, WINDOW, measure, split, write
          "did you mean 'label'"),
         ("subjects", {"data": "labelled", "template": "t"}, UsageError, "--template is for lang"),
         ("subjects", {"data": "labelled", "compare": ["gpt"]}, UsageError, "--compare gpt"),
-        ("gpt", {"dtype": "int4"}, UsageError, "dtype.*'int8'"),
+        ("gpt", {"dtype": "int3"}, UsageError, "dtype.*'int8'"),
         ("grams", {"dtype": "int8"}, UsageError, "grams is an n-gram model"),
         ("subjects", {"data": "labelled", "dtype": "int8"}, UsageError, "--dtype is for lang"),
         ("grans", {}, InputError, "did you mean 'grams'"),
