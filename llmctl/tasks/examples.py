@@ -162,14 +162,18 @@ class ExamplesTask(FinetuningTask):
     def batch(self, number: int) -> TensorBatch:
         """Batch ``number``: random examples of like length."""
         epoch, place = divmod(number, self.batches_per_epoch)
-        return collate([self._train[i] for i in self._epoch(epoch)[place]], self._pad)
+        return self._collated([self._train[i] for i in self._epoch(epoch)[place]])
 
     def validation_batches(self) -> list[TensorBatch]:
         ordered = sorted(self._held_out, key=lambda example: len(example.ids))
         return [
-            collate(ordered[i : i + EVAL_BATCH_SIZE], self._pad)
+            self._collated(ordered[i : i + EVAL_BATCH_SIZE])
             for i in range(0, len(ordered), EVAL_BATCH_SIZE)
         ]
+
+    def _collated(self, examples: Sequence[Any]) -> TensorBatch:
+        """Some examples as a batch."""
+        return collate(examples, self._pad)
 
     @property
     def folder_fields(self) -> dict[str, Any]:

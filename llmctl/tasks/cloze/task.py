@@ -37,8 +37,8 @@ from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.cloze.batches import ClozeBatch, ClozeExample, collate, example_of
 from llmctl.tasks.cloze.loss import LabelWords, cloze_loss
 from llmctl.tasks.cloze.template import template_record
-from llmctl.tasks.examples import EVAL_BATCH_SIZE, ExamplesData, ExamplesTask, labels_in_order
-from llmctl.tasks.finetuning import FinetuneConfig, Method
+from llmctl.tasks.examples import ExamplesData, ExamplesTask, labels_in_order
+from llmctl.tasks.finetuning import FinetuneConfig
 from llmctl.training.batches import LossParts, TensorBatch
 from llmctl.training.config import TrainingConfig
 from llmctl.workspace.manifests import InputRecord
@@ -163,11 +163,6 @@ class ClozeTask(ExamplesTask):
                 f"{self._max_length} tokens that are read, and lost what was farthest from the mask"
             )
 
-    @staticmethod
-    def peak_rate(base: Pretrained, method: Method, *, scratch: bool) -> float:
-        """The learning rate where none is given: a classifier's."""
-        return ExamplesTask.peak_rate(base, method, scratch=scratch)
-
     @property
     def new_parts(self) -> tuple[str, ...]:
         return ()
@@ -201,16 +196,8 @@ class ClozeTask(ExamplesTask):
         # On few examples accuracy has ties, which the loss breaks.
         return {**values, "criterion": 1.0 - values["accuracy"] + 1e-3 * values["loss"]}
 
-    def batch(self, number: int) -> TensorBatch:
-        epoch, place = divmod(number, self.batches_per_epoch)
-        return collate([self._train[i] for i in self._epoch(epoch)[place]], self._pad)
-
-    def validation_batches(self) -> list[TensorBatch]:
-        ordered = sorted(self._held_out, key=lambda example: len(example.ids))
-        return [
-            collate(ordered[i : i + EVAL_BATCH_SIZE], self._pad)
-            for i in range(0, len(ordered), EVAL_BATCH_SIZE)
-        ]
+    def _collated(self, examples: Sequence[Any]) -> TensorBatch:
+        return collate(examples, self._pad)
 
     def write(self, folder: Path, model: nn.Module) -> None:
         # With each label's word, so that the folder says all of them.

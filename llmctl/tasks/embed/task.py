@@ -27,12 +27,12 @@ from llmctl.errors import ConfigError, InputError
 from llmctl.formats.base import Pretrained
 from llmctl.formats.description import COLUMNS, MAX_LENGTH
 from llmctl.formats.sentence_transformers.folder import SentenceTransformers
-from llmctl.models.heads.embed import POOLING, Embedder, Pooling
+from llmctl.models.heads.embed import Embedder, Pooling
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.embed.batches import EncodedTexts, collate
 from llmctl.tasks.embed.config import EmbedConfig, Loss
 from llmctl.tasks.embed.loss import MOMENTS, EmbedLoss, correlation
-from llmctl.tasks.embed.texts import new_embedder
+from llmctl.tasks.embed.texts import new_embedder, pooling_for
 from llmctl.tasks.finetuning import METHOD_FACTOR, FinetuningTask, Method, scale_lr_by_width
 from llmctl.training.batches import TensorBatch
 
@@ -160,12 +160,8 @@ class EmbedTask(FinetuningTask):
 
     @property
     def pooling(self) -> Pooling:
-        """How a text's vector is made: as asked for, as the model has it, or the mean."""
-        if self.config.pooling != "auto":
-            return self.config.pooling
-        given = self.base.fields.get(POOLING) if self.base.purpose.kind == "embed" else None
-        pooling: Pooling = given or "mean"
-        return pooling
+        """How a text's vector is made."""
+        return pooling_for(self.base, self.config.pooling)
 
     @property
     def introduction(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from llmctl.data.tables.labelled import Example
 from llmctl.errors import LOGITS_NOT_FINITE, ConfigError, InputError
 from llmctl.formats.base import Pretrained
 from llmctl.inference.embedding import embed_ids, narrowed
-from llmctl.models.heads.embed import Embedder, Pooling
+from llmctl.models.heads.embed import POOLING, Embedder, Pooling
 from llmctl.tasks.opened import OpenedModel
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Workspace
@@ -75,6 +76,15 @@ class TextEmbedder:
         stream = iter(texts)
         while block := list(islice(stream, TEXTS_AT_A_TIME)):
             yield block, self.vectors(block)
+
+
+def pooling_for(base: Pretrained, asked: Pooling | Literal["auto"]) -> Pooling:
+    """How a text's vector is made: as asked for, as the model has it, or the mean."""
+    if asked != "auto":
+        return asked
+    given = base.fields.get(POOLING) if base.purpose.kind == "embed" else None
+    pooling: Pooling = given or "mean"
+    return pooling
 
 
 def new_embedder(

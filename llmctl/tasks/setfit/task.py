@@ -24,9 +24,9 @@ from llmctl.formats.columns import labelled_record
 from llmctl.formats.description import COLUMNS
 from llmctl.formats.sentence_transformers.folder import SentenceTransformers
 from llmctl.inference.embedding import embed_ids
-from llmctl.models.heads.embed import POOLING, Embedder, Pooling
+from llmctl.models.heads.embed import Embedder, Pooling
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks.embed.texts import new_embedder
+from llmctl.tasks.embed.texts import new_embedder, pooling_for
 from llmctl.tasks.examples import EVAL_BATCH_SIZE, ExamplesData, ExamplesTask, labels_in_order
 from llmctl.tasks.finetuning import FinetuneConfig
 from llmctl.tasks.setfit.loss import SetfitLoss, collate
@@ -94,12 +94,8 @@ class SetfitTask(ExamplesTask):
 
     @property
     def pooling(self) -> Pooling:
-        """How a text's vector is made: as asked for, as the model has it, or the mean."""
-        if self.config.pooling != "auto":
-            return self.config.pooling
-        given = self.base.fields.get(POOLING) if self.base.purpose.kind == "embed" else None
-        pooling: Pooling = given or "mean"
-        return pooling
+        """How a text's vector is made."""
+        return pooling_for(self.base, self.config.pooling)
 
     @property
     def new_parts(self) -> tuple[str, ...]:

@@ -28,8 +28,8 @@ from llmctl.formats.base import Pretrained
 from llmctl.formats.peft.virtual import PROMPT_EMBEDDINGS
 from llmctl.formats.peft.writing import Learned
 from llmctl.models.layers.virtual_tokens import VirtualShape, VirtualTokens, recorded
-from llmctl.training.adapters.base import Method, freeze_all_but
-from llmctl.training.adapters.prompt import check_alone, check_fit, start_ids, virtual_of
+from llmctl.training.adapters.base import freeze_all_but
+from llmctl.training.adapters.prompt import VirtualTokensMethod, start_ids, virtual_of
 
 
 class PrefixConfig(Config):
@@ -78,21 +78,11 @@ class ProjectedPrefix(VirtualTokens):
         return self.start + rows_PE.view(P, L, 2, K, H).permute(1, 2, 3, 0, 4)
 
 
-class PTuning(Method):
+class PTuning(VirtualTokensMethod):
     """Keys and values of virtual tokens before each text train."""
 
     name, table, rate = "ptuning", "prefix", 30.0
     new_rate = 0.1
-    merges = False
-
-    def check(self, config: Any, base: Pretrained) -> None:
-        super().check(config, base)
-        check_fit(f"prefix.tokens {config.prefix.tokens}", config.prefix.tokens, base)
-        check_alone(self.name, config, base)
-        start_ids("prefix.words", config.prefix.words, config.prefix.tokens, base.tokenizer, 0)
-
-    def virtual_tokens(self, config: Any) -> int:
-        return int(config.prefix.tokens)
 
     def prepare(self, model: nn.Module, config: Any, base: Pretrained, new: Sequence[str]) -> None:
         freeze_all_but(model, new)

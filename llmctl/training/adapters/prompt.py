@@ -10,7 +10,7 @@ P virtual tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,21 +41,28 @@ class PromptConfig(Config):
     of tokens of the vocabulary, drawn by the seed."""
 
 
-class SoftPrompt(Method):
-    """Embeddings of virtual tokens before each text train."""
+class VirtualTokensMethod(Method):
+    """Something of virtual tokens before each text trains."""
 
-    name, table, rate = "prompt", "prompt", 100.0
-    new_rate = 0.03
+    table: ClassVar[str]
     merges = False
 
     def check(self, config: Any, base: Pretrained) -> None:
         super().check(config, base)
-        check_fit(f"prompt.tokens {config.prompt.tokens}", config.prompt.tokens, base)
+        options = getattr(config, self.table)
+        check_fit(f"{self.table}.tokens {options.tokens}", options.tokens, base)
         check_alone(self.name, config, base)
-        start_ids("prompt.words", config.prompt.words, config.prompt.tokens, base.tokenizer, 0)
+        start_ids(f"{self.table}.words", options.words, options.tokens, base.tokenizer, 0)
 
     def virtual_tokens(self, config: Any) -> int:
-        return int(config.prompt.tokens)
+        return int(getattr(config, self.table).tokens)
+
+
+class SoftPrompt(VirtualTokensMethod):
+    """Embeddings of virtual tokens before each text train."""
+
+    name, table, rate = "prompt", "prompt", 100.0
+    new_rate = 0.03
 
     def prepare(self, model: nn.Module, config: Any, base: Pretrained, new: Sequence[str]) -> None:
         freeze_all_but(model, new)
