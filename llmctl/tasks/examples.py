@@ -187,6 +187,23 @@ class ExamplesTask(FinetuningTask):
         }
 
 
+def class_labels(counts: Collection[str]) -> list[str]:
+    """Label names in order. Raises InputError where there is nothing to tell apart."""
+    labels = labels_in_order(counts)
+    if len(labels) < 2:
+        raise InputError(
+            f"the label column has one class only ({labels[0]!r}); a classifier needs "
+            "two or more: check --label-column"
+        )
+    return labels
+
+
+def counted_labels(labels: Sequence[str], counts: Mapping[str, int]) -> str:
+    """The first labels with how often each comes, in words."""
+    shown = ", ".join(f"{label} {counts[label]}" for label in labels[:8])
+    return shown + (f", … ({len(labels)} classes)" if len(labels) > 8 else "")
+
+
 def labels_in_order(counts: Collection[str]) -> list[str]:
     """Label names in order: by number if all are numbers, else by the alphabet."""
     try:

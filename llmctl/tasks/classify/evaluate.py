@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -159,6 +159,28 @@ class ClassifierEvaluator(Evaluator):
         for name, model in self.models.items():
             probabilities_NC = probabilities(model, read[name], labels, self.config.device, notes)
             table.add(name, probabilities_NC)
+        trained, seen = self._trained_on(examples, notes)
+        if trained:
+            notes += table.add_baselines(
+                [joined(example) for example in examples],
+                [joined(example) for example in trained],
+                self._numbers(trained, labels),
+            )
+        return Report(
+            task=self.reports[0],
+            data=str(self.path),
+            facts=self._facts(examples, columns, seen),
+            results=table.rows,
+            differences=table.differences(MODEL),
+            notes=notes,
+            summary=table.summary(MODEL),
+        )
+
+    def _trained_on(
+        self, examples: Sequence[Example], notes: list[str]
+    ) -> tuple[Sequence[Example], dict[str, Any] | None]:
+        """The examples that baselines learn from, none where none are wanted or there, and how many
+        of those measured on were seen in training, which is noted."""
         # The very file is told by its digest, other files with texts of it by these.
         unread: list[str] = []
         training = training_examples(self.model, unread)
@@ -169,28 +191,24 @@ class ClassifierEvaluator(Evaluator):
         for model in self.models.values():
             if model is not self.model or seen is None or not seen["trained"]:
                 notes += seen_in_training(model, self.path)
-        if self.config.baselines:
-            notes += unread
-            if training is not None and training.trained:
-                notes += table.add_baselines(
-                    [joined(example) for example in examples],
-                    [joined(example) for example in training.trained],
-                    self._numbers(training.trained, labels),
-                )
-        return Report(
-            task=self.reports[0],
-            data=str(self.path),
-            facts={
-                "examples": len(examples),
-                "columns": {name: labelled_record(taken) for name, taken in columns.items()},
-                "training_file": is_training_file(self.model, self.path),
-                "seen_in_training": seen,
-            },
-            results=table.rows,
-            differences=table.differences(MODEL),
-            notes=notes,
-            summary=table.summary(MODEL),
-        )
+        if not self.config.baselines:
+            return (), seen
+        notes += unread
+        return () if training is None else training.trained, seen
+
+    def _facts(
+        self,
+        examples: Sequence[Example],
+        columns: Mapping[str, Columns],
+        seen: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        """What else is to be known of the measurement."""
+        return {
+            "examples": len(examples),
+            "columns": {name: labelled_record(taken) for name, taken in columns.items()},
+            "training_file": is_training_file(self.model, self.path),
+            "seen_in_training": seen,
+        }
 
     @staticmethod
     def parts(report: Report) -> Iterator[ReportPart]:

@@ -19,7 +19,6 @@ from llmctl.errors import InputError, UsageError
 from llmctl.evaluation import baselines, multilabel, ordinal
 from llmctl.evaluation.bootstrap import percentile_interval
 from llmctl.evaluation.report import MODEL, Figure, Gap, Report, share
-from llmctl.formats.columns import labelled_record
 from llmctl.reporting.report import ReportPart, ReportTable
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.classify.evaluate import (
@@ -34,12 +33,6 @@ from llmctl.tasks.classify.evaluate import (
 )
 from llmctl.tasks.classify.labels import thresholds_of
 from llmctl.tasks.opened import OpenedModel
-from llmctl.tasks.training_data import (
-    is_training_file,
-    seen_examples,
-    seen_in_training,
-    training_examples,
-)
 
 SEVERAL_FIGURES = (
     share("micro F1 (95 %)", "micro_f1", "intervals.micro_f1"),
@@ -76,34 +69,20 @@ class MultiLabelEvaluator(ClassifierEvaluator):
         """Measure all on the same rows, and the baselines that the training's texts give."""
         labels = self.model.folder.labels or []
         read, columns = self._same_rows(reporter)
-        examples, notes, unread = read[MODEL], list[str](), list[str]()
+        examples, notes = read[MODEL], list[str]()
         true_NC = self._sets(examples, labels)
         answers = {
             name: self._answers(model, read[name], labels, notes)
             for name, model in self.models.items()
         }
-        training = training_examples(self.model, unread)
-        seen = None
-        if training is not None:
-            seen, told = seen_examples(self.model, examples, training)
-            notes += told
-        for model in self.models.values():
-            if model is not self.model or seen is None or not seen["trained"]:
-                notes += seen_in_training(model, self.path)
-        if self.config.baselines:
-            notes += unread
-            if training is not None and training.trained:
-                answers |= self._baselines(examples, training.trained, labels, notes)
+        trained, seen = self._trained_on(examples, notes)
+        if trained:
+            answers |= self._baselines(examples, trained, labels, notes)
         results, differences = self._figures(answers, true_NC, labels)
         return Report(
             task="multi_label",
             data=str(self.path),
-            facts={
-                "examples": len(examples),
-                "columns": {name: labelled_record(taken) for name, taken in columns.items()},
-                "training_file": is_training_file(self.model, self.path),
-                "seen_in_training": seen,
-            },
+            facts=self._facts(examples, columns, seen),
             results=results,
             differences=differences,
             notes=notes,

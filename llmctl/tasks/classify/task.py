@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from llmctl.data.tables.labelled import Example
 from llmctl.data.tables.labelled_files import read_labelled
 from llmctl.data.text.decoding import ReadOptions
-from llmctl.errors import InputError
 from llmctl.formats.columns import labelled_record
 from llmctl.formats.description import COLUMNS, PROBLEM
 from llmctl.formats.huggingface.writing import write_model_folder
@@ -22,7 +21,7 @@ from llmctl.models.heads.classify import Classifier
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.classify.batches import ExampleBatch
 from llmctl.tasks.classify.loss import classification_loss
-from llmctl.tasks.examples import ExamplesData, ExamplesTask, labels_in_order
+from llmctl.tasks.examples import ExamplesData, ExamplesTask, class_labels, counted_labels
 from llmctl.tasks.finetuning import FinetuneConfig
 from llmctl.training.batches import LossParts
 from llmctl.training.config import TrainingConfig
@@ -100,26 +99,20 @@ class ClassifyTask(ExamplesTask):
 
     def _numbers(self, examples: Sequence[Example]) -> Mapping[str, float]:
         self._counts = Counter(example.label or "" for example in examples)
-        self.labels = labels_in_order(self._counts)
+        self.labels = class_labels(self._counts)
         self._class_weights: Tensor | None = None
         if self.config.class_weights == "balanced":
             counts = [self._counts[label] for label in self.labels]
             weights = [sum(counts) / (len(counts) * count) for count in counts]
             self._class_weights = torch.tensor(weights)
-        if len(self.labels) < 2:
-            raise InputError(
-                f"the label column has one class only ({self.labels[0]!r}); a classifier needs "
-                "two or more: check --label-column"
-            )
         return {label: number for number, label in enumerate(self.labels)}
 
     @property
     def introduction(self) -> str:
-        shown = ", ".join(f"{label} {self._counts[label]}" for label in self.labels[:8])
-        more = f", … ({len(self.labels)} classes)" if len(self.labels) > 8 else ""
+        shown = counted_labels(self.labels, self._counts)
         return (
             f"{self.train_examples} examples to train on, {self.held_out_examples} held out; "
-            f"labels: {shown}{more}"
+            f"labels: {shown}"
         )
 
     @property

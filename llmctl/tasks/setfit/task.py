@@ -19,7 +19,6 @@ from llmctl.data.random import key_of, permute
 from llmctl.data.tables.labelled import Example
 from llmctl.data.tables.labelled_files import read_labelled
 from llmctl.data.text.decoding import ReadOptions
-from llmctl.errors import InputError
 from llmctl.formats.columns import labelled_record
 from llmctl.formats.description import COLUMNS
 from llmctl.formats.sentence_transformers.folder import SentenceTransformers
@@ -27,7 +26,13 @@ from llmctl.inference.embedding import embed_ids
 from llmctl.models.heads.embed import Embedder, Pooling
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.embed.texts import new_embedder, pooling_for
-from llmctl.tasks.examples import EVAL_BATCH_SIZE, ExamplesData, ExamplesTask, labels_in_order
+from llmctl.tasks.examples import (
+    EVAL_BATCH_SIZE,
+    ExamplesData,
+    ExamplesTask,
+    class_labels,
+    counted_labels,
+)
 from llmctl.tasks.finetuning import FinetuneConfig
 from llmctl.tasks.setfit.loss import SetfitLoss, collate
 from llmctl.training.batches import TensorBatch
@@ -74,19 +79,13 @@ class SetfitTask(ExamplesTask):
 
     def _numbers(self, examples: Sequence[Example]) -> Mapping[str, float]:
         self._counts = Counter(example.label or "" for example in examples)
-        self.labels = labels_in_order(self._counts)
-        if len(self.labels) < 2:
-            raise InputError(
-                f"the label column has one class only ({self.labels[0]!r}); a classifier needs "
-                "two or more: check --label-column"
-            )
+        self.labels = class_labels(self._counts)
         return {label: number for number, label in enumerate(self.labels)}
 
     @property
     def introduction(self) -> str:
-        shown = ", ".join(f"{label} {self._counts[label]}" for label in self.labels[:8])
-        more = f", … ({len(self.labels)} classes)" if len(self.labels) > 8 else ""
-        return f"{self.train_examples} examples to train on; labels: {shown}{more}"
+        shown = counted_labels(self.labels, self._counts)
+        return f"{self.train_examples} examples to train on; labels: {shown}"
 
     @property
     def facts(self) -> dict[str, Any]:
