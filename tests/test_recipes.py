@@ -51,6 +51,13 @@ def test_every_recipe_is_understood(path: Path):
         build(others[stage], table)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.name)
+def test_every_recipe_has_the_tables_that_its_script_asks_for(path: Path):
+    script = path.with_suffix(".sh").read_text().replace("\\\n", " ")
+    commands = set(re.findall(r'^ *llmctl (\w+)[^\n]*--recipe "\$recipe"', script, re.MULTILINE))
+    assert commands <= set(tomllib.loads(path.read_text()))
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "recipes" / "prompts").glob("*.toml")), ids=lambda p: p.name
 )
@@ -163,8 +170,8 @@ def test_dpo_runs_as_written(tmp_path: Path):
 
 def test_grpo_runs_as_written(tmp_path: Path):
     recipe = (ROOT / "recipes" / "grpo.toml").read_text()
-    recipe = recipe.replace("max_steps = 300", "max_steps = 8").replace("128", "32")
-    recipe += "[finetune.training]\nmax_steps = 3\n"
+    recipe = recipe.replace("max_steps = 1000", "max_steps = 8").replace("128", "32")
+    recipe = recipe.replace("[finetune]", "[finetune.training]\nmax_steps = 3")
     out = run_recipe(tmp_path, recipe, ROOT / "recipes" / "grpo.sh")
     assert "reward over untuned" in out
 
