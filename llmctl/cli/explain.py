@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,23 @@ def command(
         "--from",
         autocompletion=artefact_names.RUNS,
     ),
-    data: Path | None = option("A file of texts (a line each, or a table), - for standard input."),
+    data: Path | None = option(
+        "A file of texts (a line each, or a table), - for standard input. With --inside: texts for "
+        "heads; words with tags or texts with a label for probe; documents for tuned-lens and "
+        "nearest, or shards: those that the run was trained on.",
+        metavar="FILE|shards",
+    ),
     text_column: str | None = options.TEXT_COLUMN,
     text_pair_column: str | None = options.TEXT_PAIR_COLUMN,
+    label_column: str | None = option("With --inside probe: the label's or the tags' column."),
     encoding: str | None = options.ENCODING,
     encoding_errors: str | None = options.ENCODING_ERRORS,
     header: str | None = options.HEADER,
-    limit: int = option("Texts of --data that are explained.", default=100, min=1),
+    limit: int | None = option(
+        "Texts of --data that are explained, or looked at.",
+        min=1,
+        show_default="100; with --inside 2,000, with heads 20",
+    ),
     text_pair: str | None = option("The second text, for an embedder or a classifier of pairs."),
     method: list[str] = option(
         "How words are weighed: integrated-gradients, gradient-input, occlusion, shapley or "
@@ -44,9 +55,16 @@ def command(
         "The number of the word whose tag is explained.", min=1, show_default="the surest entity"
     ),
     inside: str | None = option(
-        "Look into the network instead: attention (by head), lens (each layer's answer), heads "
-        "(what the answer loses without each), patch (of two texts, which states make the "
-        "difference), induction (needs no text)."
+        "Look into the network instead: attention (by head), lens or tuned-lens (each layer's "
+        "answer), heads (what the answer loses without each, and each neuron), patch (of two "
+        "texts, which states make the difference), induction (needs no text), probe (what can be "
+        "read from each layer, of the labels of --data), nearest (of --data, to the text)."
+    ),
+    steps: int | None = option(
+        "With --inside tuned-lens: training steps for each layer.", min=1, show_default="200"
+    ),
+    lens: Path | None = option(
+        "With --inside tuned-lens: a file to keep the lens in, read where it is there."
     ),
     html: Path | None = option("Write a page of its own, which needs no network."),
     device: str | None = options.DEVICE,
@@ -57,12 +75,12 @@ def command(
 ) -> None:
     """Tell which words of a text decided what a model answered, and how far that can be
     believed."""
-    asked_columns = locals()
+    asked_for = locals()
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.data.tables.labelled import Example
     from llmctl.data.tables.labelled_files import LabelledColumns
     from llmctl.reporting.explanation import page, render_explanation, render_methods
-    from llmctl.stages.explain import (
+    from llmctl.stages.explain.words import (
         explain,
         methods_named,
         open_explainer,
@@ -76,20 +94,22 @@ def command(
     run = start or (given.pop(0) if given else None)
     if run is None:
         raise UsageError('give a run and a text: llmctl explain RUN "a text"')
+    columns = options.configured(LabelledColumns, "explain", asked_for)
     if inside is not None:
-        if data is not None or method or html is not None or text_pair is not None:
-            raise UsageError(
-                f"--inside {inside} takes texts, and neither --data, --text-pair, --method nor "
-                "--html; leave those out"
-            )
-        asked_for = {"answer": answer, "against": against, "word": word}
-        _look_inside(options.open_workspace(workspace), run, given, inside, asked_for, device, json)
+        _look_inside(run, given, columns, asked_for)
         return
+    for name in ("label_column", "steps", "lens"):
+        if asked_for[name] is not None:
+            said = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{said} goes with --inside; leave it out, or say what to look at")
+    if given == ["-"]:
+        given, data = [], data or Path("-")
+    if not given and data is None and not sys.stdin.isatty():
+        data = Path("-")
     if bool(given) == (data is not None):
         raise UsageError(f'give texts or --data FILE, one of them: llmctl explain {run} "a text"')
     methods_named(method)
     page_file = None if html is None else output_at(html)
-    columns = options.configured(LabelledColumns, "explain", asked_columns)
     place = options.open_workspace(workspace)
     with TerminalReporter(quiet=quiet) as reporter:
         asked = ExplainedAnswer(answer=answer, against=against, word=word)
@@ -99,7 +119,7 @@ def command(
                 [Example(text, text_pair, None, f"text {n}") for n, text in enumerate(given, 1)]
             )
         else:
-            examples = islice(texts_of_file(explainer, data, columns, reporter), limit)
+            examples = islice(texts_of_file(explainer, data, columns, reporter), limit or 100)
         found = []
         for one in explain(explainer, examples, method, reporter):
             found.append(one)
@@ -116,25 +136,46 @@ def command(
             reporter.note(f"wrote {html}")
 
 
-def _look_inside(
-    place: Any,
-    run: str,
-    texts: list[str],
-    inside: str,
-    asked_for: dict[str, Any],
-    device: str | None,
-    json: bool,
-) -> None:
+def _look_inside(run: str, texts: list[str], columns: Any, asked_for: dict[str, Any]) -> None:
     """Show what happens in the network."""
-    from llmctl.cli.console import out, print_json
+    from llmctl.cli.console import TerminalReporter, out, print_json
+    from llmctl.reporting.explanation import inside_page
     from llmctl.reporting.report import render_report
-    from llmctl.stages.explain import look_inside, open_explainer, way_named
+    from llmctl.stages.explain.inside import LookedAt, look_inside, way_named
     from llmctl.tasks.explanation import ExplainedAnswer
+    from llmctl.workspace.outputs import output_at
 
-    way = way_named(inside, len(texts))
-    asked = ExplainedAnswer(**asked_for)
-    found = look_inside(open_explainer(place, run, asked, device=device or "auto"), way, texts)
-    if json:
-        print_json({"model": run, "inside": inside, **found.record})
-    else:
-        out().print(render_report(found.parts))
+    inside, html, json = (asked_for[name] for name in ("inside", "html", "json"))
+    for name in ("method", "text_pair", "text_pair_column"):
+        if asked_for[name]:
+            said = f"--{name.replace('_', '-')}"
+            raise UsageError(f"--inside {inside} takes no {said}; leave it out")
+    if texts == ["-"]:
+        texts = [line.strip() for line in sys.stdin if line.strip()]
+    data = asked_for["data"]
+    looked_at = LookedAt(
+        data=None if data is None else str(data),
+        **{name: asked_for[name] for name in ("limit", "steps", "lens")},
+    )
+    way = way_named(inside, len(texts), looked_at)
+    page_file = None if html is None else output_at(html)
+    asked = ExplainedAnswer(**{name: asked_for[name] for name in ("answer", "against", "word")})
+    with TerminalReporter(quiet=asked_for["quiet"]) as reporter:
+        found = look_inside(
+            options.open_workspace(asked_for["workspace"]),
+            run,
+            way,
+            texts,
+            asked,
+            looked_at=looked_at,
+            columns=columns,
+            device=asked_for["device"] or "auto",
+            reporter=reporter,
+        )
+        if json:
+            print_json({"model": run, "inside": inside, **found.record})
+        else:
+            out().print(render_report(found.parts))
+        if page_file is not None:
+            page_file.write(inside_page(f"{run}: {way.described}", found.parts))
+            reporter.note(f"wrote {html}")

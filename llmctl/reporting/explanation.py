@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from llmctl.reporting.report import ReportPart
 from llmctl.reporting.tables import simple_table
 from llmctl.reporting.visible import visible
 
@@ -111,11 +112,33 @@ ABOUT = (
 def page(title: str, records: Sequence[Mapping[str, Any]]) -> str:
     """One HTML page with everything in it."""
     sections = "".join(f"<section>{''.join(_section(record))}</section>" for record in records)
+    return _whole(title, f"<p>{ABOUT}</p>{sections}")
+
+
+def inside_page(title: str, parts: Sequence[ReportPart]) -> str:
+    """What was found inside a network as one HTML page with everything in it."""
+    return _whole(title, "".join(_part(part) for part in parts))
+
+
+def _part(part: ReportPart) -> str:
+    if isinstance(part, str):
+        return f"<p>{html.escape(visible(part))}</p>"
+    heads = "".join(f"<th>{html.escape(visible(head))}</th>" for head in ("", *part.headings))
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(visible(cell))}</td>' for cell in row)}</tr>"
+        for row in part.rows
+    )
+    title = html.escape(visible(part.title))
+    return f"<h2>{title}</h2><table><tr>{heads}</tr>{rows}</table>"
+
+
+def _whole(title: str, body: str) -> str:
+    """A page around its contents."""
     name = html.escape(title)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{PAGE_STYLE}</style></head><body><h1>{name}</h1><p>{ABOUT}</p>{sections}</body></html>"
+        f"<style>{PAGE_STYLE}</style></head><body><h1>{name}</h1>{body}</body></html>"
     )
 
 

@@ -16,7 +16,7 @@ from llmctl.attribution.explained import ExplainedText, words_of_tokens
 from llmctl.attribution.faithfulness import Curves
 from llmctl.cli.app import app
 from llmctl.data.tables.labelled import Example
-from llmctl.stages.explain import open_explainer
+from llmctl.stages.explain.words import open_explainer
 from llmctl.tasks.explanation import ExplainedAnswer
 from llmctl.workspace.artefacts import Workspace
 from tests.foreign_models import save_model

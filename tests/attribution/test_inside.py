@@ -18,7 +18,7 @@ from llmctl.attribution.inside.lens import lens_of
 from llmctl.attribution.inside.patching import recovered
 from llmctl.cli.app import app
 from llmctl.data.tables.labelled import Example
-from llmctl.stages.explain import open_explainer
+from llmctl.stages.explain.words import open_explainer
 from llmctl.tasks.explanation import ExplainedAnswer
 from llmctl.workspace.artefacts import Workspace
 from tests.foreign_models import save_model
@@ -197,7 +197,7 @@ def test_the_command_shows_a_run_of_ours(models: Workspace, way: str):
         (["gpt", TEXT, "--inside", "lenses"], 2, "did you mean 'lens'"),
         (["gpt", TEXT, "--inside", "patch"], 2, "looks at two texts, and 1 were given"),
         (["gpt", TEXT, "--inside", "induction"], 2, "looks at no text, and 1 were given"),
-        (["gpt", TEXT, "--inside", "lens", "--method", "shapley"], 2, "neither --data"),
+        (["gpt", TEXT, "--inside", "lens", "--method", "shapley"], 2, "takes no --method"),
         (["gpt", TEXT, "the sea", "--inside", "patch"], 3, "of equally many tokens"),
         (["subjects", TEXT, "--inside", "lens"], 3, "no output layer for tokens"),
         (["subjects", "--inside", "induction"], 3, "no language model"),

@@ -9,9 +9,15 @@ from llmctl.attribution.inside.base import Way
 from llmctl.attribution.inside.heads import Importance
 from llmctl.attribution.inside.induction import Induction
 from llmctl.attribution.inside.lens import LogitLens
+from llmctl.attribution.inside.nearest import Nearest
 from llmctl.attribution.inside.patching import Patching
+from llmctl.attribution.inside.probe import Probe
+from llmctl.attribution.inside.tuned_lens import TunedLens
 
 VIEWS: Mapping[str, type[Way]] = {
-    way.name: way for way in (Attention, LogitLens, Induction, Importance, Patching)
-}
+    way.name: way
+    for way in (
+        Attention, LogitLens, TunedLens, Importance, Patching, Induction, Probe, Nearest,
+    )
+}  # fmt: skip
 """By the name that ``--inside`` takes."""

@@ -6,15 +6,13 @@ B rows, L layers, T tokens, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from llmctl.attribution.explained import ExplainedText
-from llmctl.errors import InputError
 from llmctl.models.spec import Backbone
 from llmctl.reporting.report import ReportPart
 from llmctl.tokenizers import Tokenizer
@@ -29,14 +27,10 @@ class Subject:
     body: Backbone
     tokenizer: Tokenizer
     texts: Sequence[ExplainedText] = ()
-
-    def __post_init__(self) -> None:
-        """Raises InputError for a network of two stacks."""
-        if self.body.kind == "encoder-decoder":
-            raise InputError(
-                f"{self.name} has an encoder and a decoder, and only networks of one stack are "
-                "looked into; give an encoder or a language model"
-            )
+    data: Any = None
+    """What a way looks at beside texts: of the class that its module has for it."""
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    """Is told what is done, and how much of it."""
 
     def tokens(self, text: ExplainedText) -> list[str]:
         """A text's tokens as the tokenizer writes them."""
@@ -59,32 +53,16 @@ class Way(ABC):
     """In a few words, with its source."""
     num_texts: ClassVar[int] = 1
     """How many texts it looks at."""
+    takes: ClassVar[Literal["none", "texts", "labels", "documents"]] = "none"
+    """What it takes ``--data`` for: nothing, texts in the place of the one, texts with a class or
+    words with tags, or documents beside the text."""
+    of_answer: ClassVar[bool] = True
+    """Whether it looks at a number that the model answers with; if not, any network will do, and
+    of one of two stacks the encoder is looked into."""
 
     @abstractmethod
     def look(self, subject: Subject) -> Insight:
         """What is to be seen. Raises InputError for a network that has nothing of the kind."""
-
-
-@contextmanager
-def recorded_states(body: Backbone) -> Iterator[list[Tensor]]:
-    """Keep the residual stream (B, T, D) of the next pass: what goes into the lowest layer, then
-    what comes out of each, L + 1 of them."""
-    states: list[Tensor] = []
-
-    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        states.append(inputs[0].detach())
-
-    def behind(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        states.append(output.detach())
-
-    layers = body.layers()
-    handles = [layers[0].register_forward_pre_hook(before)]
-    handles += [layer.register_forward_hook(behind) for layer in layers]
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def head_inputs(layer: nn.Module) -> nn.Linear:

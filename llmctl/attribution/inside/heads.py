@@ -1,15 +1,16 @@
 """How much an answer owes to each head and to each neuron of the feed-forward networks.
 
 A head: what the answer's number loses where the head gives nothing, one pass each (Michel et al.
-2019, §3.2). A neuron: the gradient times the activation, Σ_t a ∂F/∂a, which estimates the same to
-first order (Molchanov et al. 2017, eq. 8); of the strongest it is measured as well.
+2019, §3.2). Beside it, and for each neuron, the gradient times the activation, Σ_t a ∂F/∂a, which
+estimates the same to first order (Michel et al. 2019, eq. 2; Molchanov et al. 2017, eq. 8); of the
+strongest neurons it is measured as well.
 
-T tokens, N heads, H head width, F feed-forward width.
+S texts, T tokens, L layers, N heads, H head width, F feed-forward width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,16 +40,22 @@ def without(linear: nn.Linear, columns: slice) -> Iterator[None]:
         handle.remove()
 
 
-@torch.no_grad()
-def lost_without(text: ExplainedText, linear: nn.Linear, columns: slice) -> float:
-    """What the answer's number loses where a layer sees 0 in some columns."""
-    whole = text.score(text.ids_T[None])
+def number_of(text: ExplainedText) -> float:
+    """The answer's number."""
+    return float(text.score(text.ids_T[None]))
+
+
+def number_without(text: ExplainedText, linear: nn.Linear, columns: slice) -> float:
+    """The answer's number where a layer sees 0 in some columns."""
     with without(linear, columns):
-        return float(whole - text.score(text.ids_T[None]))
+        return number_of(text)
 
 
-def neuron_weights(text: ExplainedText, contracts: list[nn.Linear]) -> list[Tensor]:
-    """Σ_t a ∂F/∂a (F,) of each layer's neurons."""
+def by_gradient(
+    text: ExplainedText, projections: list[nn.Linear], contracts: list[nn.Linear]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Σ a ∂F/∂a of what each layer's projections take: (N·H,) of its heads' outputs, (F,) of its
+    neurons, summed over tokens."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -57,73 +64,128 @@ def neuron_weights(text: ExplainedText, contracts: list[nn.Linear]) -> list[Tens
         seen.append(x)
         return (x, *inputs[1:])
 
-    handles = [linear.register_forward_pre_hook(keep) for linear in contracts]
+    linears = [linear for pair in zip(projections, contracts, strict=True) for linear in pair]
+    handles = [linear.register_forward_pre_hook(keep) for linear in linears]
     try:
         with torch.enable_grad():
             gradients = torch.autograd.grad(text.score(text.ids_T[None]).sum(), seen)
     finally:
         for handle in handles:
             handle.remove()
-    pairs = zip(seen, gradients, strict=True)
-    return [(x * gradient).detach().double().flatten(0, -2).sum(0) for x, gradient in pairs]
+    sums = [
+        (x * gradient).detach().double().flatten(0, -2).sum(0)
+        for x, gradient in zip(seen, gradients, strict=True)
+    ]
+    return sums[0::2], sums[1::2]
 
 
 class Importance(Way):
-    """What the answer loses without each head, and without each of the strongest neurons."""
+    """What the answer loses without each head, and without each of the strongest neurons; over
+    several texts, on average."""
 
     name = "heads"
     described = "what the answer loses without each head or neuron (Michel et al. 2019)"
+    takes = "texts"
 
     def look(self, subject: Subject) -> Insight:
         """The record has all heads, and as many neurons as are shown."""
-        (text,) = subject.texts
-        layers = subject.body.layers()
-        N = subject.body.config.num_heads
-        heads: list[dict[str, Any]] = []
-        for layer, module in enumerate(layers):
-            linear = head_inputs(module)
+        layers, texts = subject.body.layers(), subject.texts
+        projections = [head_inputs(module) for module in layers]
+        contracts = [_contract(module) for module in layers]
+        N, count = subject.body.config.num_heads, len(texts)
+        # By the gradient: one pass back through each text.
+        of_heads, of_neurons = [], []
+        for number, text in enumerate(texts, 1):
+            heads, neurons = by_gradient(text, projections, contracts)
+            of_heads.append(torch.stack([one.unflatten(0, (N, -1)).sum(-1) for one in heads]))
+            of_neurons.append(torch.stack(neurons))
+            subject.progress("gradients", number, count)
+        heads_SLN, neurons_SLF = torch.stack(of_heads), torch.stack(of_neurons)
+        # By leaving each head out, and the neurons that the gradient finds strongest.
+        with torch.no_grad():
+            whole_S = [number_of(text) for text in texts]
+        found: list[dict[str, Any]] = []
+        for layer, linear in enumerate(projections):
             H = linear.in_features // N
             for head in range(N):
-                lost = lost_without(text, linear, slice(head * H, (head + 1) * H))
-                heads.append({"layer": layer, "head": head, "lost": lost})
-        contracts = [_contract(module) for module in layers]
-        weights = neuron_weights(text, contracts)
-        flat = torch.cat([w.abs() for w in weights])
-        neurons: list[dict[str, Any]] = []
-        for number in flat.topk(min(SHOWN_NEURONS, len(flat))).indices.tolist():
-            layer, neuron = divmod(number, len(weights[0]))
-            lost = lost_without(text, contracts[layer], slice(neuron, neuron + 1))
-            estimate = float(weights[layer][neuron])
-            neurons.append({"layer": layer, "neuron": neuron, "estimate": estimate, "lost": lost})
-        heads.sort(key=lambda one: -abs(one["lost"]))
-        with torch.no_grad():
-            whole = float(text.score(text.ids_T[None]))
-        record = {
-            "text": text.text,
-            "answer": text.answer,
-            "number": whole,
-            "heads": heads,
-            "neurons": neurons,
-        }
-        return Insight(record, self._parts(subject, text, whole, heads, neurons))
+                columns = slice(head * H, (head + 1) * H)
+                estimates_S = heads_SLN[:, layer, head].tolist()
+                figures = _figures(texts, whole_S, linear, columns, estimates_S)
+                found.append({"layer": layer, "head": head, **figures})
+                subject.progress("heads", len(found), len(layers) * N)
+        strongest = neurons_SLF.abs().mean(0).flatten()
+        F, neurons_found = neurons_SLF.shape[-1], []
+        for number in strongest.topk(min(SHOWN_NEURONS, len(strongest))).indices.tolist():
+            layer, neuron = divmod(number, F)
+            estimates_S = neurons_SLF[:, layer, neuron].tolist()
+            column = slice(neuron, neuron + 1)
+            figures = _figures(texts, whole_S, contracts[layer], column, estimates_S)
+            neurons_found.append({"layer": layer, "neuron": neuron, **figures})
+        size = "lost" if count == 1 else "size"
+        found.sort(key=lambda one: -abs(one[size]))
+        record = self._of_texts(texts, whole_S) | {"heads": found, "neurons": neurons_found}
+        return Insight(record, self._parts(subject, record))
 
     @staticmethod
-    def _parts(
-        subject: Subject, text: ExplainedText, whole: float, heads: Any, neurons: Any
-    ) -> list[Any]:
-        of_heads = [
-            [f"{one['layer']}.{one['head']}", f"{one['lost']:+.4f}"] for one in heads[:SHOWN_LOSSES]
-        ]
-        of_neurons = [
-            [f"{one['layer']}.{one['neuron']}", f"{one['lost']:+.4f}", f"{one['estimate']:+.4f}"]
-            for one in neurons
-        ]
+    def _of_texts(texts: Sequence[ExplainedText], whole_S: list[float]) -> dict[str, Any]:
+        if len(texts) == 1:
+            return {"text": texts[0].text, "answer": texts[0].answer, "number": whole_S[0]}
+        return {"texts": len(texts), "number": sum(whole_S) / len(whole_S)}
+
+    @staticmethod
+    def _parts(subject: Subject, record: dict[str, Any]) -> list[Any]:
+        many = "texts" in record
+        names = ["size", "lost", "share", "estimate"] if many else ["lost", "estimate"]
+        headings = {
+            "size": "changed without it",
+            "lost": "lost without it",
+            "share": "texts that lose",
+            "estimate": "by the gradient",
+        }
+
+        def rows(kind: str, count: int) -> list[list[str]]:
+            shown = record[f"{kind}s"][:count]
+            written = {name: ".4f" if name == "size" else "+.4f" for name in names}
+            written["share"] = ".0%"
+            return [
+                [f"{one['layer']}.{one[kind]}", *(format(one[n], written[n]) for n in names)]
+                for one in shown
+            ]
+
+        said = f"over {record['texts']} texts" if many else f"for {record['answer']}"
+        heads = [headings[name] for name in names]
+        title = f"{subject.name}: heads, {said}"
+        mean = ", on average" if many else ""
         return [
-            ReportTable(f"{subject.name}: heads, for {text.answer}", ["lost without it"], of_heads),
-            ReportTable("neurons", ["lost without it", "by the gradient"], of_neurons),
-            f"of the answer's number, {whole:.4f}: a logit or a log-probability; below 0 the "
-            "answer would be stronger without it",
+            ReportTable(title, heads, rows("head", SHOWN_LOSSES)),
+            ReportTable("neurons", heads, rows("neuron", SHOWN_NEURONS)),
+            f"of the answer's number, {record['number']:.4f}{mean}: a logit or a log-probability; "
+            "below 0 the answer would be stronger without it",
         ]
+
+
+@torch.no_grad()
+def _figures(
+    texts: Sequence[ExplainedText],
+    whole_S: list[float],
+    linear: nn.Linear,
+    columns: slice,
+    estimates_S: list[float],
+) -> dict[str, float]:
+    """What texts' numbers lose without some inputs of a layer, beside what the gradient tells; of
+    several texts means, and the mean of what changes either way."""
+    lost_S = [
+        whole - number_without(text, linear, columns)
+        for text, whole in zip(texts, whole_S, strict=True)
+    ]
+    mean = {
+        "lost": sum(lost_S) / len(lost_S),
+        "estimate": sum(estimates_S) / len(estimates_S),
+    }
+    if len(texts) == 1:
+        return mean
+    size = sum(map(abs, lost_S)) / len(lost_S)
+    return {**mean, "size": size, "share": sum(lost > 0 for lost in lost_S) / len(lost_S)}
 
 
 def _contract(layer: nn.Module) -> nn.Linear:

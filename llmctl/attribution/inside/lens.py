@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmctl.attribution.inside.base import Insight, Subject, Way, recorded_states
+from llmctl.attribution.inside.base import Insight, Subject, Way
+from llmctl.attribution.inside.states import recorded_reading
 from llmctl.errors import InputError
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.masked_lm import MaskedLM
@@ -46,9 +47,39 @@ def lens_of(subject: Subject) -> Tensor:
     """The log-probabilities (L + 1, T, V) of each layer for the subject's text."""
     (text,) = subject.texts
     logits_of = unembedding(subject)
-    with recorded_states(subject.body) as states:
+    with recorded_reading(subject.body) as states:
         text.score(text.ids_T[None])
     return torch.stack([logits_of(state[0]).log_softmax(-1) for state in states])
+
+
+def layer_answers(
+    subject: Subject, logs_LTV: Tensor, place: int
+) -> tuple[str, list[dict[str, Any]]]:
+    """The model's own answer at a place, and what each layer answers there, in JSON values.
+
+    logs_LTV: log-probabilities of each layer; those of the last are the model's.
+    """
+    final_V = logs_LTV[-1, place]
+    answer = int(final_V.argmax())
+    name_of = subject.tokenizer.id_to_token
+    layers: list[dict[str, Any]] = []
+    for layer, logs_TV in enumerate(logs_LTV):
+        log_V = logs_TV[place]
+        best = log_V.topk(min(BEST, len(log_V)))
+        layers.append(
+            {
+                "layer": layer,
+                "best": [
+                    {"token": name_of(int(token)), "probability": float(log.exp())}
+                    for log, token in zip(*best, strict=True)
+                ],
+                "probability": float(log_V[answer].exp()),
+                "rank": int((log_V > log_V[answer]).sum()) + 1,
+                "kl": float((final_V.exp() * (final_V - log_V)).sum()),
+                "tokens": [name_of(int(token)) for token in logs_TV.argmax(-1)],
+            }
+        )
+    return name_of(answer), layers
 
 
 class LogitLens(Way):
@@ -60,28 +91,8 @@ class LogitLens(Way):
     def look(self, subject: Subject) -> Insight:
         """Shown at one place; the record has every place's best token by layer."""
         (text,) = subject.texts
-        logs_LTV = lens_of(subject).double()
         place = text.read_at[0]
-        final_V = logs_LTV[-1, place]
-        answer = int(final_V.argmax())
-        name_of = subject.tokenizer.id_to_token
-        layers: list[dict[str, Any]] = []
-        for layer, logs_TV in enumerate(logs_LTV):
-            log_V = logs_TV[place]
-            best = log_V.topk(min(BEST, len(log_V)))
-            layers.append(
-                {
-                    "layer": layer,
-                    "best": [
-                        {"token": name_of(int(token)), "probability": float(log.exp())}
-                        for log, token in zip(*best, strict=True)
-                    ],
-                    "probability": float(log_V[answer].exp()),
-                    "rank": int((log_V > log_V[answer]).sum()) + 1,
-                    "kl": float((final_V.exp() * (final_V - log_V)).sum()),
-                    "tokens": [name_of(int(token)) for token in logs_TV.argmax(-1)],
-                }
-            )
+        said, layers = layer_answers(subject, lens_of(subject).double(), place)
         rows = [
             [
                 "input" if not one["layer"] else str(one["layer"]),
@@ -92,9 +103,8 @@ class LogitLens(Way):
             ]
             for one in layers
         ]
-        said = name_of(answer)
         title = f"{subject.name}: logit lens at token {place + 1} of {len(text.ids_T)}"
-        headings = ["likeliest", f"{said}", "its rank", "KL"]
+        headings = ["likeliest", said, "its rank", "KL"]
         record = {
             "text": text.text,
             "tokens": subject.tokens(text),

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.attribution.explained import ExplainedText
-from llmctl.attribution.inside.base import Insight, Subject, Way, recorded_states
+from llmctl.attribution.inside.base import Insight, Subject, Way
+from llmctl.attribution.inside.states import recorded_reading
 from llmctl.errors import InputError
 from llmctl.models.spec import Backbone
 from llmctl.reporting.report import ReportTable
@@ -58,7 +59,7 @@ def recovered(
             f"the texts have {len(first.ids_T)} and {len(second.ids_T)} tokens, and states are put "
             "from one into the other token by token; write texts of equally many tokens"
         )
-    with recorded_states(body) as states:
+    with recorded_reading(body) as states:
         whole = float(first.score(first.ids_T[None]))
     other = float(first.score(second.ids_T[None]))
     if abs(whole - other) < LEAST_DIFFERENCE:

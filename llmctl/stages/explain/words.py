@@ -15,14 +15,11 @@ import numpy as np
 from llmctl.attribution import ATTRIBUTION_METHODS
 from llmctl.attribution.explained import ExplainedText, Floats
 from llmctl.attribution.faithfulness import Curves, Faithfulness
-from llmctl.attribution.inside import VIEWS
-from llmctl.attribution.inside.base import Insight, Subject, Way
 from llmctl.data.tables.labelled import Columns, Example, read_examples, resolve_columns
 from llmctl.data.tables.labelled_files import LabelledColumns
 from llmctl.errors import InputError, UsageError, did_you_mean
 from llmctl.evaluation.bootstrap import percentile_interval
 from llmctl.formats.description import MODEL_KINDS
-from llmctl.models.spec import Backbone
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks import TASKS
 from llmctl.tasks.explanation import ExplainedAnswer, Explainer
@@ -136,36 +133,6 @@ def explain(
             found[name] = Weighed(weights_W, curves.of(weights_W), method.facts())
         best_first = sorted(found, key=lambda name: -found[name].faithfulness.better)
         yield Explanation(text, {name: found[name] for name in best_first})
-
-
-def way_named(name: str, num_texts: int) -> Way:
-    """A way of looking inside. Raises UsageError for an unknown one, or one that looks at another
-    number of texts."""
-    if name not in VIEWS:
-        raise UsageError(
-            f"--inside {name}: there is no such view{did_you_mean(name, VIEWS)}; choose from "
-            f"{', '.join(VIEWS)}"
-        )
-    way = VIEWS[name]()
-    if num_texts != way.num_texts:
-        asked = ("no text", "one text", "two texts")[way.num_texts]
-        raise UsageError(f"--inside {name} looks at {asked}, and {num_texts} were given")
-    return way
-
-
-def look_inside(explainer: Explainer, way: Way, texts: Sequence[str]) -> Insight:
-    """What happens in a network while it reads texts. Raises InputError for a text or a network
-    with which it can't be seen."""
-    body = explainer.network.get_submodule("body")
-    if not isinstance(body, Backbone):
-        raise InputError(
-            f"{explainer.model.name} has two networks, and one is looked into; give an encoder or "
-            "a language model"
-        )
-    examples = (Example(text, None, None, f"text {n}") for n, text in enumerate(texts, 1))
-    explained = [explainer.explained(example) for example in examples]
-    name, tokenizer = explainer.model.name, explainer.tokenizer
-    return way.look(Subject(name, explainer.network, body, tokenizer, explained))
 
 
 def over_texts(explanations: Sequence[Explanation]) -> dict[str, dict[str, float]]:

@@ -1,0 +1,1 @@
+"""Explain: which words decided, and what happens inside."""
