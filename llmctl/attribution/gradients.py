@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.attribution.explained import TOKENS_AT_ONCE, AttributionMethod, ExplainedText, Floats
+from llmctl.reporting.explanation import MISSED_SHARE
 
 FEWEST_PATH_STEPS, MOST_PATH_STEPS = 32, 512
-MISSED_SHARE = 0.01
-"""Share of what is to be explained that the weights of integrated gradients may miss in sum."""
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -23,6 +23,10 @@ GRADE_COLOURS = {
     -1: "red3",
     -2: "bold white on red3",
 }
+SPACES = "\n\t"
+"""Control characters that are shown as the space that they are."""
+MISSED_SHARE = 0.01
+"""Share of what is to be explained that weights which add up to it may miss."""
 SHOWN_WORDS = 12
 """Words with their weights that are listed below a text."""
 
@@ -54,6 +58,7 @@ def render_explanation(record: Mapping[str, Any]) -> RenderableType:
     head = Text(f"{visible(record['answer'])}{'' if sure is None else f'  {sure:.1%}'}", "bold")
     parts: list[RenderableType] = [head, line, _words_table(words, best, record["methods"])]
     parts.append(render_methods(record["methods"], f"by {best}"))
+    parts += incomplete(record["methods"])
     return Group(*parts)
 
 
@@ -97,11 +102,16 @@ body { font: 16px/1.6 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto
   background: Canvas; color: CanvasText; overflow-wrap: anywhere; }
 .word { border-radius: .2em; padding: .05em .1em; }
 .word sup { font-size: .65em; opacity: .75; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto;
+  overflow-wrap: normal; }
 td, th { padding: .2rem .8rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); }
+td { unicode-bidi: plaintext; }
 td:first-child, th:first-child { text-align: left; }
 section { border-bottom: 1px solid var(--line); padding-bottom: 1rem; }
+@media (max-width: 30rem) { table { font-size: .85rem; } td, th { padding-right: .5rem; } }
 """
+NO_NETWORK = "default-src 'none'; style-src 'unsafe-inline'"
+"""What a browser is told to load: nothing, but the style that is in the page."""
 ABOUT = (
     "Green words speak for the answer, red words against it. Faithfulness is measured by leaving "
     "words out and putting them back in the order of their weights, and is what that is better "
@@ -122,7 +132,7 @@ def inside_page(title: str, parts: Sequence[ReportPart]) -> str:
 
 def _part(part: ReportPart) -> str:
     if isinstance(part, str):
-        return f"<p>{html.escape(visible(part))}</p>"
+        return f'<p dir="auto">{html.escape(visible(part))}</p>'
     heads = "".join(f"<th>{html.escape(visible(head))}</th>" for head in ("", *part.headings))
     rows = "".join(
         f"<tr>{''.join(f'<td>{html.escape(visible(cell))}</td>' for cell in row)}</tr>"
@@ -134,9 +144,10 @@ def _part(part: ReportPart) -> str:
 
 def _whole(title: str, body: str) -> str:
     """A page around its contents."""
-    name = html.escape(title)
+    name = html.escape(visible(title))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{PAGE_STYLE}</style></head><body><h1>{name}</h1>{body}</body></html>"
     )
@@ -145,25 +156,55 @@ def _whole(title: str, body: str) -> str:
 def _section(record: Mapping[str, Any]) -> Iterator[str]:
     best, methods = record["best_method"], record["methods"]
     sure = record.get("probability")
-    yield f"<h2>{html.escape(record['answer'])}{'' if sure is None else f' · {sure:.1%}'}</h2><p>"
+    answer = html.escape(visible(record["answer"]))
+    yield f"<h2><bdi>{answer}</bdi>{'' if sure is None else f' · {sure:.1%}'}</h2>"
+    yield '<p dir="auto">'
     largest = max((abs(word["weights"][best]) for word in record["words"]), default=0.0) or 1.0
     end = 0
     for word in record["words"]:
-        yield html.escape(record["text"][end : word["start"]])
+        yield html.escape(visible(record["text"][end : word["start"]], keep=SPACES))
         weight = word["weights"][best]
         side, strength = "for" if weight > 0 else "against", min(1.0, abs(weight) / largest)
         mark = GRADE_MARKS[grade(weight, largest)].replace("-", "−")
         yield (
             f'<span class="word" title="{weight:+.4f}" '
             f'style="background: rgb(var(--{side}) / {0.6 * strength:.2f})">'
-            f"{html.escape(word['text'])}{f'<sup>{mark}</sup>' if mark else ''}</span>"
+            f"{html.escape(visible(word['text']))}{f'&NoBreak;<sup>{mark}</sup>' if mark else ''}"
+            "</span>"
         )
         end = word["end"]
-    yield f"{html.escape(record['text'][end:])}</p>"
+    yield f"{html.escape(visible(record['text'][end:], keep=SPACES))}</p>"
     yield "<table><tr><th>method</th><th>faithfulness</th><th>deletion</th><th>insertion</th></tr>"
     for name, found in methods.items():
         yield (
             f"<tr><td>{name}</td><td>{found['faithfulness']:+.3f}</td>"
             f"<td>{found['deletion']:.3f}</td><td>{found['insertion']:.3f}</td></tr>"
         )
-    yield "</table>"
+    random = methods[best]
+    yield (
+        f"<tr><td>random order</td><td>0</td><td>{random['random_deletion']:.3f}</td>"
+        f"<td>{random['random_insertion']:.3f}</td></tr></table>"
+    )
+    yield from (f"<p>{html.escape(line)}</p>" for line in incomplete(methods))
+    heads = "".join(f"<th>{name}</th>" for name in methods)
+    rows = "".join(_word_row(word, methods) for word in record["words"])
+    yield (
+        "<details><summary>Each word by each method</summary>"
+        f"<table><tr><th>word</th>{heads}</tr>{rows}</table></details>"
+    )
+
+
+def _word_row(word: Mapping[str, Any], methods: Iterable[str]) -> str:
+    cells = "".join(f"<td>{word['weights'][name]:+.3f}</td>" for name in methods)
+    return f"<tr><td>{html.escape(visible(word['text']))}</td>{cells}</tr>"
+
+
+def incomplete(methods: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What is to be said of weights that are to add up, and don't."""
+    for name, found in methods.items():
+        missed = float(found.get("missed", 0.0))
+        if missed > MISSED_SHARE:
+            yield (
+                f"{name}: after {found['steps']} steps the weights still miss {missed:.1%} of what "
+                f"they are to add up to, more than {MISSED_SHARE:.0%}; go by another method"
+            )
