@@ -38,11 +38,13 @@ class ExplainedText:
     """The token that stands for a word that is left out."""
     network: nn.Module
     embedding: nn.Module
-    """Token ids to vectors; called once for the rows, before whatever else it is called for."""
+    """Token ids to vectors; called for the rows first, before whatever else it is called for."""
     score: Callable[[Tensor], Tensor]
     """The answer's number (R,), a logit or a log-probability, of rows of tokens (R, T)."""
     read_at: tuple[int, ...] = (0,)
     """The places of the hidden states that the answer is read from."""
+    passes: int = 1
+    """How often ``score`` reads the rows."""
     facts: dict[str, object] = field(default_factory=dict)
     """What else was answered, in JSON values."""
 

@@ -20,9 +20,9 @@ FEWEST_PATH_STEPS, MOST_PATH_STEPS = 32, 512
 
 
 @contextmanager
-def embedded_as(embedding: nn.Module, x_RTD: Tensor) -> Iterator[None]:
-    """Let the next call of an embedding give these vectors for its first T tokens."""
-    pending = [x_RTD]
+def embedded_as(embedding: nn.Module, x_RTD: Tensor, calls: int = 1) -> Iterator[None]:
+    """Let the next calls of an embedding give these vectors for their first T tokens."""
+    pending = [x_RTD] * calls
 
     def replaced(module: nn.Module, inputs: Any, output_RTD: Tensor) -> Tensor | None:
         if not pending:
@@ -40,7 +40,7 @@ def embedded_as(embedding: nn.Module, x_RTD: Tensor) -> Iterator[None]:
 def gradients(text: ExplainedText, x_RTD: Tensor) -> Tensor:
     """The gradient (R, T, D) of each row's score with respect to its vectors."""
     x_RTD = x_RTD.detach().requires_grad_(True)
-    with torch.enable_grad(), embedded_as(text.embedding, x_RTD):
+    with torch.enable_grad(), embedded_as(text.embedding, x_RTD, text.passes):
         scores_R = text.score(text.ids_T.expand(len(x_RTD), -1))
         (gradient_RTD,) = torch.autograd.grad(scores_R.sum(), x_RTD)
     return gradient_RTD

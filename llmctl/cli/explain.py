@@ -146,10 +146,8 @@ def _look_inside(run: str, texts: list[str], columns: Any, asked_for: dict[str, 
     from llmctl.workspace.outputs import output_at
 
     inside, html, json = (asked_for[name] for name in ("inside", "html", "json"))
-    for name in ("method", "text_pair", "text_pair_column"):
-        if asked_for[name]:
-            said = f"--{name.replace('_', '-')}"
-            raise UsageError(f"--inside {inside} takes no {said}; leave it out")
+    if asked_for["method"]:
+        raise UsageError(f"--inside {inside} takes no --method; leave it out")
     if texts == ["-"]:
         texts = [line.strip() for line in sys.stdin if line.strip()]
     data = asked_for["data"]
@@ -167,6 +165,7 @@ def _look_inside(run: str, texts: list[str], columns: Any, asked_for: dict[str, 
             way,
             texts,
             asked,
+            text_pair=asked_for["text_pair"],
             looked_at=looked_at,
             columns=columns,
             device=asked_for["device"] or "auto",

@@ -66,8 +66,11 @@ def _words_table(
     words: Sequence[Mapping[str, Any]], best: str, methods: Mapping[str, Any]
 ) -> RenderableType:
     table = simple_table(
-        "", [("word", "left"), *((name.replace("-", " "), "right") for name in methods)]
+        "", [("word", "left"), *((name.replace("-", "\n"), "right") for name in methods)]
     )
+    # Where a terminal is narrow, words are broken and not numbers.
+    for column in table.columns[1:]:
+        column.no_wrap = True
     ranked = sorted(words, key=lambda word: -abs(word["weights"][best]))
     for word in ranked[:SHOWN_WORDS]:
         cells = [f"{word['weights'][name]:+.3f}" for name in methods]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -21,6 +22,8 @@ class ReportTable:
     """Each begins with its name."""
 
 
+WHOLE_NAME = 16
+"""Columns of a terminal up to which a row's name is never broken."""
 ReportPart = ReportTable | str
 """A table, or a line below or between tables."""
 
@@ -32,9 +35,11 @@ def render_report(parts: Iterable[ReportPart]) -> RenderableType:
 
 def _table(table: ReportTable) -> RenderableType:
     shown = Table(box=box.SIMPLE_HEAD, title=table.title, padding=(0, 1, 0, 0))
-    shown.add_column("")
+    # Where a terminal is narrow, cells wrap between their words, and names of rows stay whole.
+    names = max((cell_len(row[0]) for row in table.rows), default=0)
+    shown.add_column("", min_width=min(names, WHOLE_NAME))
     for heading in table.headings:
-        shown.add_column(heading, justify="right", no_wrap=True)
+        shown.add_column(heading, justify="right", overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
     return shown

@@ -86,6 +86,7 @@ class Explainer(ABC):
         answer: str,
         ends: Sequence[int] | None = None,
         read_at: Sequence[int] = (0,),
+        passes: int = 1,
         facts: dict[str, object] | None = None,
     ) -> ExplainedText:
         """A text's tokens put together with its words.
@@ -110,7 +111,8 @@ class Explainer(ABC):
             raise InputError(
                 f"{example.source} has {len(words)} words, more than {EXPLAINED_WORDS}; shorten it"
             )
-        special = self.tokenizer.special_ids
+        # What is unknown is a word as well, and may have decided.
+        special = set(self.tokenizer.special_ids) - {self.tokenizer.special.get("unk")}
         word_T = np.full(len(ids), -1)
         for place, word in zip(places, own_N.tolist(), strict=True):
             if ids[place] not in special:
@@ -126,6 +128,7 @@ class Explainer(ABC):
             embedding=self.network.get_submodule("body").embedding(),  # type: ignore[operator]
             score=score,
             read_at=tuple(read_at),
+            passes=passes,
             facts=facts or {},
         )
 

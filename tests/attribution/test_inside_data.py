@@ -139,7 +139,7 @@ def test_the_nearest_are_those_of_transformers_states(tmp_path: Path, kind: str,
 
     folder, file = tmp_path / "model", tmp_path / "texts.txt"
     theirs = save_model(folder, kind, like=like).float()
-    file.write_text("\n\n".join(TEXTS[:8]))
+    file.write_text("\n".join(TEXTS[:8]))
     record = told(folder, TEXTS[3], "--inside", "nearest", "--data", file)
     layout, tokenizer = open_folder(folder).tokenizer.layout, open_folder(folder).tokenizer
     vectors = []

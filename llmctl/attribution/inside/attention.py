@@ -24,6 +24,8 @@ def attention_of(text: ExplainedText) -> list[Tensor]:
     with recorded_attention() as layers:
         text.score(text.ids_T[None])
     T = len(text.ids_T)
+    # An answer of several tokens takes a pass for each word.
+    layers = layers[: len(text.network.get_submodule("body").layers())]  # type: ignore[operator]
     seen = [weights for weights in layers if weights.shape[0] == 1]
     if not seen or len(seen) < len(layers) or any(w.shape[-1] < T for w in seen):
         raise InputError(

@@ -72,10 +72,11 @@ def by_gradient(
     finally:
         for handle in handles:
             handle.remove()
-    sums = [
-        (x * gradient).detach().double().flatten(0, -2).sum(0)
-        for x, gradient in zip(seen, gradients, strict=True)
-    ]
+    # An answer of several tokens takes a pass for each word.
+    sums = [torch.zeros(linear.in_features, dtype=torch.float64) for linear in linears]
+    for number, (x, gradient) in enumerate(zip(seen, gradients, strict=True)):
+        product = (x * gradient).detach().double().flatten(0, -2).sum(0)
+        sums[number % len(linears)] += product.cpu()
     return sums[0::2], sums[1::2]
 
 

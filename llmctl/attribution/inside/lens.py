@@ -49,7 +49,8 @@ def lens_of(subject: Subject) -> Tensor:
     logits_of = unembedding(subject)
     with recorded_reading(subject.body) as states:
         text.score(text.ids_T[None])
-    return torch.stack([logits_of(state[0]).log_softmax(-1) for state in states])
+    T = len(text.ids_T)
+    return torch.stack([logits_of(state[0, :T]).log_softmax(-1) for state in states])
 
 
 def layer_answers(

@@ -31,7 +31,8 @@ class Passage:
 def passages_of(
     documents: Iterable[tuple[str, Ids]], tokenizer: Tokenizer, length: int, *, closed: bool
 ) -> Iterator[Passage]:
-    """Documents in pieces of so many tokens at most, special ones included.
+    """Documents in pieces of so many tokens at most, special ones included; those of one document
+    are about as long.
 
     documents: a name and ids without special tokens. closed: whether what stands behind a text is
     put there, as for what reads both ways.
@@ -40,8 +41,9 @@ def passages_of(
     after = tokenizer.layout.after if closed else ()
     room = max(1, length - len(before) - len(after))
     for name, ids in documents:
-        for begin in range(0, len(ids), room):
-            part = ids[begin : begin + room]
+        each = -(-len(ids) // max(1, -(-len(ids) // room)))
+        for begin in range(0, len(ids), max(1, each)):
+            part = ids[begin : begin + each]
             own = slice(len(before), len(before) + len(part))
             told = name if len(ids) <= room else f"{name}, from token {begin + 1}"
             yield Passage(told, np.concatenate([before, part, after]).astype(np.int64), own)

@@ -68,7 +68,7 @@ def recovered(
             "texts that differ in it, or ask for another --answer"
         )
     numbers = [
-        _score_with(first, layer, second.ids_T, state[0]).double()
+        _score_with(first, layer, second.ids_T, state[0, : len(first.ids_T)]).double()
         for layer, state in zip(body.layers(), states[1:], strict=True)
     ]
     return (torch.stack(numbers) - other) / (whole - other), whole, other

@@ -42,16 +42,20 @@ def read(body: Backbone, ids_BT: Tensor) -> Tensor:
 @contextmanager
 def recorded_reading(body: Backbone) -> Iterator[list[Tensor]]:
     """Keep the residual stream (B, T, D) of the next pass: what goes into the lowest layer, then
-    what comes out of each that reads, L + 1 of them."""
+    what comes out of each that reads, L + 1 of them. Of a second pass nothing is kept."""
     states: list[Tensor] = []
+    layers = reading_layers(body)
+
+    def keep(state: Tensor) -> None:
+        if len(states) <= len(layers):
+            states.append(state.detach())
 
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        states.append(inputs[0].detach())
+        keep(inputs[0])
 
     def behind(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        states.append(output.detach())
+        keep(output)
 
-    layers = reading_layers(body)
     handles = [layers[0].register_forward_pre_hook(before)]
     handles += [layer.register_forward_hook(behind) for layer in layers]
     try:

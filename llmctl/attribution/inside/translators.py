@@ -47,6 +47,7 @@ class LensText:
     """What translators are learned from, or where they are kept."""
 
     source: str
+    """What the text is called; empty where they are read from a file."""
     passages: list[Passage]
     steps: int
     kept: Path | None = None
@@ -64,6 +65,8 @@ class Translators:
     bias_LD: Tensor
     losses: dict[str, list[float]]
     """KL on held-out text, in nats, by layer: of the plain lens and of the tuned one."""
+    source: str
+    """What they were tuned on."""
 
     def translated(self, layer: int, h_PD: Tensor) -> Tensor:
         """A layer's states as the last layer's would be."""
@@ -148,7 +151,7 @@ def tune(subject: Subject, unembed: Unembed, text: LensText) -> Translators:
         for name, value in zip(losses, found, strict=True):
             losses[name].append(value)
         subject.progress("translators trained", layer + 1, total)
-    return Translators(torch.stack(weights), torch.stack(biases), losses)
+    return Translators(torch.stack(weights), torch.stack(biases), losses, text.source)
 
 
 def _trained(unembed: Unembed, h_PD: Tensor, last_PD: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -188,8 +191,17 @@ def _held_out(
     return sums[0] / len(h_PD), sums[1] / len(h_PD)
 
 
-KEPT_PARTS = {"weight", "bias", "lens", "tuned", "model"}
-"""Tensors of a file of translators; the last is the model's digest, in bytes."""
+KEPT_PARTS = {"weight", "bias", "lens", "tuned", "model", "source"}
+"""Tensors of a file of translators; the last two are texts in bytes: the model's digest, and what
+they were tuned on."""
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def _text(tensor: Tensor) -> str:
+    return bytes(tensor.tolist()).decode(errors="replace")
 
 
 def keep(path: Path, found: Translators, digest: str) -> None:
@@ -200,8 +212,12 @@ def keep(path: Path, found: Translators, digest: str) -> None:
             tensors = {
                 "weight": found.weight_LDD,
                 "bias": found.bias_LD,
-                **{name: torch.tensor(values) for name, values in found.losses.items()},
-                "model": torch.tensor(list(digest.encode()), dtype=torch.uint8),
+                **{
+                    name: torch.tensor(values, dtype=torch.float64)
+                    for name, values in found.losses.items()
+                },
+                "model": _bytes(digest),
+                "source": _bytes(found.source),
             }
             write_tensors(partial, tensors)
             partial.replace(path)
@@ -216,11 +232,12 @@ def kept(path: Path, subject: Subject, digest: str) -> Translators:
         raise InputError(f"--lens {path} holds no translators; name a file that isn't there yet")
     layers, width = len(subject.body.layers()), int(subject.body.config.hidden_size)
     right = tensors["weight"].shape == (layers, width, width)
-    if bytes(tensors["model"].tolist()).decode(errors="replace") != digest or not right:
+    if _text(tensors["model"]) != digest or not right:
         raise InputError(
             f"--lens {path} was tuned on another model than {subject.name}; name a file that isn't "
             "there yet"
         )
     device = subject.body.embedding().weight.device
     losses = {name: tensors[name].tolist() for name in ("lens", "tuned")}
-    return Translators(tensors["weight"].to(device), tensors["bias"].to(device), losses)
+    weight_LDD, bias_LD = tensors["weight"].to(device), tensors["bias"].to(device)
+    return Translators(weight_LDD, bias_LD, losses, _text(tensors["source"]))

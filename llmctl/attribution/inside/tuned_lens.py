@@ -42,11 +42,12 @@ class TunedLens(Way):
         with torch.no_grad():
             with recorded_reading(subject.body) as states:
                 text.score(text.ids_T[None])
+            read = [state[0, : len(text.ids_T)] for state in states]
             logs = [
-                unembed(translators.translated(layer, state[0].float())).log_softmax(-1)
-                for layer, state in enumerate(states[:-1])
+                unembed(translators.translated(layer, state.float())).log_softmax(-1)
+                for layer, state in enumerate(read[:-1])
             ]
-            logs.append(unembed(states[-1][0]).log_softmax(-1))
+            logs.append(unembed(read[-1]).log_softmax(-1))
         place = text.read_at[0]
         said, layers = layer_answers(subject, torch.stack(logs).double(), place)
         for one, plain, tuned in zip(layers, *translators.losses.values(), strict=False):
@@ -69,14 +70,14 @@ class TunedLens(Way):
             "tokens": subject.tokens(text),
             "place": place,
             "answer": said,
-            "data": subject.data.source,
+            "data": translators.source,
             "layers": layers,
         }
         title = f"{subject.name}: tuned lens at token {place + 1} of {len(text.ids_T)}"
         headings = ["likeliest", said, "its rank", "KL", "KL held out", "logit lens"]
         about = (
             "KL: of the model's own answer from the layer's, in nats; held out: its mean over "
-            f"text of {subject.data.source} that the lens was not tuned on, and that of the logit "
+            f"text of {translators.source} that the lens was not tuned on, and that of the logit "
             "lens there"
         )
         return Insight(record, [ReportTable(title, headings, rows), about])

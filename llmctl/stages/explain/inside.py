@@ -24,6 +24,7 @@ from llmctl.data.shards.encoding import encode_text
 from llmctl.data.shards.files import ShardReader
 from llmctl.data.tables.labelled import Example
 from llmctl.data.tables.labelled_files import LabelledColumns
+from llmctl.data.tables.tagged import words_in
 from llmctl.data.text.documents import Corpus
 from llmctl.errors import InputError, UsageError, did_you_mean
 from llmctl.inference.embedding import embed_ids
@@ -125,7 +126,8 @@ class _Looked:
             source, documents, total = self._of_shards(most)
         else:
             source = str(data)
-            corpus = Corpus([source], text_column=self.columns.text_column)
+            # A line each, as every other file of texts that is explained.
+            corpus = Corpus([source], text_column=self.columns.text_column, unit="line")
             for note in corpus.notes:
                 self.reporter.note(note)
             texts = [document.text for document in corpus]
@@ -169,6 +171,7 @@ def look_inside(
     texts: Sequence[str],
     asked: ExplainedAnswer,
     *,
+    text_pair: str | None = None,
     looked_at: LookedAt = LookedAt(),  # noqa: B008
     columns: LabelledColumns = LabelledColumns(),  # noqa: B008
     device: str = "auto",
@@ -182,7 +185,7 @@ def look_inside(
         model, network, tokenizer = explainer.model, explainer.network, explainer.tokenizer
         body = _one_stack(model.name, network)
         looked = _Looked(workspace, model, looked_at, columns, reporter)
-        examples = _examples(texts)
+        examples = _examples(texts, text_pair)
         if way.takes == "texts" and looked_at.data is not None:
             examples = texts_of_file(explainer, Path(looked_at.data), columns, reporter)
             examples = islice(examples, looked.most("texts"))
@@ -191,7 +194,7 @@ def look_inside(
             raise InputError(f"{looked_at.data} has no texts to look at; give another file")
     else:
         model = OpenedModel.open(workspace, start)
-        _check_readable(model, asked)
+        _check_readable(model, asked, text_pair)
         looked = _Looked(workspace, model, looked_at, columns, reporter)
         body, explained = model.folder.backbone(dropout=0.0), []
         body = body.to(choose_device(device, "--device")).eval()
@@ -201,9 +204,9 @@ def look_inside(
     return way.look(subject)
 
 
-def _examples(texts: Sequence[str]) -> Iterator[Example]:
+def _examples(texts: Sequence[str], text_pair: str | None) -> Iterator[Example]:
     for number, text in enumerate(texts, 1):
-        yield Example(text, None, None, f"text {number}")
+        yield Example(text, text_pair, None, f"text {number}")
 
 
 def _one_stack(name: str, network: Any) -> Backbone:
@@ -222,10 +225,10 @@ def _one_stack(name: str, network: Any) -> Backbone:
     return body
 
 
-def _check_readable(model: OpenedModel, asked: ExplainedAnswer) -> None:
+def _check_readable(model: OpenedModel, asked: ExplainedAnswer, text_pair: str | None) -> None:
     """Raises InputError for a model without a network that could be read, UsageError for an
     answer, which isn't looked at."""
-    for name, value in asked.model_dump().items():
+    for name, value in {**asked.model_dump(), "text-pair": text_pair}.items():
         if value is not None:
             raise UsageError(f"--{name} is not for a way that looks at no answer; leave it out")
     if model.folder.architecture is None:
@@ -252,7 +255,7 @@ def _data_of(way: Way, looked: _Looked, texts: Sequence[str]) -> Any:
     if way.name != Nearest.name:
         digest = looked.model.folder.digest()
         if at.lens is not None and at.lens.is_file():
-            return LensText(f"--lens {at.lens}", [], 0, at.lens, digest)
+            return LensText("", [], 0, at.lens, digest)
         source, passages = looked.passages(min(LENS_TOKENS, looked.length))
         return LensText(source, passages, at.steps or LENS_STEPS, at.lens, digest)
     return _searched(looked, texts[0])
@@ -264,7 +267,7 @@ def _searched(looked: _Looked, text: str) -> SearchedDocuments:
     ids = encode_text(folder.tokenizer, text).astype(np.int64)
     closed = folder.spec.kind != "decoder"
     query = list(passages_of([("text 1", ids)], folder.tokenizer, looked.length, closed=closed))
-    if not query:
+    if not query or not words_in(text):
         raise InputError("text 1 has no word that could be looked for; write some")
     if len(query) > 1:
         raise InputError(

@@ -1,6 +1,7 @@
-"""Why a word comes next: its log-probability, or its logit above another's.
+"""Why a word comes next: its log-probability, or what that is above another's; for words of several
+tokens, of all of them, one after another.
 
-R rows, T tokens, V vocabulary.
+R rows, T tokens, P pieces of a word, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from llmctl.attribution.explained import ExplainedText
 from llmctl.data.tables.labelled import Example
+from llmctl.data.text.words import UNSPACED
+from llmctl.errors import InputError, UsageError
 from llmctl.tasks.explanation import Explainer, rather
 
 
@@ -22,18 +25,90 @@ class NextWordExplainer(Explainer):
         return self.folder.causal_lm()
 
     def explained(self, example: Example) -> ExplainedText:
-        """The likeliest next token, unless another is asked for."""
+        """The likeliest next token, unless another word is asked for."""
         pieces, begins = self.tokenizer.encode_offsets(example.text)
         before = self.tokenizer.layout.before
         ids = [*before, *pieces.tolist()]
+        if not ids:
+            raise InputError(f"{example.source} has no word that could be explained; write some")
+        places = range(len(before), len(ids))
         network: Any = self.network
+        asked = {"--answer": self.asked.answer, "--against": self.asked.against}
+        words = {
+            option: self._pieces(example.text, pieces.tolist(), word, option)
+            for option, word in asked.items()
+            if word is not None
+        }
+        if any(len(word) > 1 for word in words.values()):
+            return self._of_words(example, ids, places, begins.tolist(), words)
 
         def logits_of(ids_RT: Tensor) -> Tensor:
             logits: Tensor = network.logits(network.body(ids_RT)[:, -1])
             return logits
 
-        return self.of_token(
-            example, ids, range(len(before), len(ids)), begins.tolist(), logits_of, len(ids) - 1
+        return self.of_token(example, ids, places, begins.tolist(), logits_of, len(ids) - 1)
+
+    def _pieces(self, text: str, before: list[int], word: str, option: str) -> list[int]:
+        """The tokens of a word: one, if there is one that is spelt so, or those that the tokenizer
+        cuts it into behind the text."""
+        try:
+            return [self.piece(word, option)]
+        except UsageError:
+            if not word.strip():
+                raise
+        apart = "" if UNSPACED.match(word) or text[-1:].isspace() else " "
+        whole = self.tokenizer.encode(f"{text}{apart}{word}")
+        if whole[: len(before)] == before and len(whole) > len(before):
+            return whole[len(before) :]
+        return self.tokenizer.encode(f"{apart}{word}")
+
+    def _of_words(
+        self,
+        example: Example,
+        ids: list[int],
+        places: Any,
+        begins: list[int],
+        words: dict[str, list[int]],
+    ) -> ExplainedText:
+        """What is said of words of several tokens, of which one answers or both do."""
+        network: Any = self.network
+        T = len(ids)
+
+        def log_prob(ids_RT: Tensor, word: list[int]) -> Tensor:
+            behind_RP = torch.tensor([word], device=ids_RT.device).expand(len(ids_RT), -1)
+            hidden_RTD = network.body(torch.cat([ids_RT, behind_RP[:, :-1]], dim=1))
+            logs_RPV = network.logits(hidden_RTD[:, T - 1 :]).log_softmax(-1)
+            return logs_RPV.gather(2, behind_RP[:, :, None])[:, :, 0].sum(1)
+
+        with torch.no_grad():
+            own_1T = torch.tensor([ids], device=self.device)
+            first = words.get("--answer")
+            if first is None:
+                first = [int(network.logits(network.body(own_1T)[:, -1]).argmax())]
+            longest = T + max(len(first), len(words.get("--against", ())))
+            if longest > self.folder.longest_text:
+                raise InputError(
+                    f"{example.source} and its answer have {longest} tokens and the model takes "
+                    f"{self.folder.longest_text}; shorten it"
+                )
+            probability = float(log_prob(own_1T, first).exp())
+        other = words.get("--against")
+
+        def score(ids_RT: Tensor) -> Tensor:
+            own_R = log_prob(ids_RT, first)
+            return own_R if other is None else own_R - log_prob(ids_RT, other)
+
+        said = [self.tokenizer.decode(word) for word in (first, other) if word is not None]
+        return self.text(
+            example,
+            ids,
+            places,
+            begins,
+            score,
+            answer=rather(said[0], said[1] if other is not None else None),
+            read_at=(T - 1,),
+            passes=1 if other is None else 2,
+            facts={"probability": probability},
         )
 
     def of_token(

@@ -95,6 +95,9 @@ class ClassExplainer(Explainer):
 
     def _read_at(self, length: int) -> list[int]:
         config = self.folder.config
+        pooling = getattr(self.network, "pooling", None)
+        if pooling is not None:
+            return {"cls": [0], "last": [length - 1]}.get(pooling, list(range(length)))
         if self.folder.spec.kind == "decoder":
             return [length - 1]
         mean = config.pooled_by == "transform" and config.classifier_pooling == "mean"

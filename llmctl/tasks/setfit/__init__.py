@@ -28,3 +28,8 @@ class SetfitEntry(TaskEntry):
         from llmctl.tasks.classify.predict import ClassPredictor
 
         return ClassPredictor
+
+    def explainer(self) -> Any:
+        from llmctl.tasks.classify.explain import ClassExplainer
+
+        return ClassExplainer
