@@ -85,6 +85,7 @@ def command(
         methods_named,
         open_explainer,
         over_texts,
+        texts_explained,
         texts_of_file,
     )
     from llmctl.tasks.explanation import ExplainedAnswer
@@ -121,7 +122,8 @@ def command(
         else:
             examples = islice(texts_of_file(explainer, data, columns, reporter), limit or 100)
         found = []
-        for one in explain(explainer, examples, method, reporter):
+        texts = texts_explained(explainer, examples, None if data is None else reporter)
+        for one in explain(texts, method, reporter):
             found.append(one)
             if json:
                 print_json(one.record())

@@ -95,11 +95,7 @@ class Explainer(ABC):
         each begins and ends, by default where the next begins. A word that no token begins with is
         left out.
         """
-        if len(ids) > self.folder.longest_text:
-            raise InputError(
-                f"{example.source} has {len(ids)} tokens and the model takes "
-                f"{self.folder.longest_text}; shorten it"
-            )
+        self.check_length(example, len(ids))
         words = words_in(example.text)
         own = words_of_tokens(words, begins, ends or ends_of(begins, len(example.text)))
         told, own_N = np.unique(own, return_inverse=True)
@@ -131,6 +127,15 @@ class Explainer(ABC):
             passes=passes,
             facts=facts or {},
         )
+
+    def check_length(self, example: Example, length: int, beside: str = "") -> None:
+        """Raises InputError for a text of more tokens than the network reads."""
+        most = self.folder.longest_text
+        if length > most:
+            raise InputError(
+                f"{example.source}{beside} has {length} tokens and {self.model.name} takes {most}; "
+                "shorten it"
+            )
 
     def choose(self, given: str | None, labels: Sequence[str], option: str) -> int | None:
         """The number of a label that was given. Raises UsageError for one that isn't there."""

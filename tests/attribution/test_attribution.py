@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from llmctl.attribution import ATTRIBUTION_METHODS
@@ -16,6 +18,7 @@ from llmctl.attribution.explained import ExplainedText, words_of_tokens
 from llmctl.attribution.faithfulness import Curves
 from llmctl.cli.app import app
 from llmctl.data.tables.labelled import Example
+from llmctl.reporting.explanation import incomplete, render_explanation
 from llmctl.stages.explain.words import open_explainer
 from llmctl.tasks.explanation import ExplainedAnswer
 from llmctl.workspace.artefacts import Workspace
@@ -236,3 +239,59 @@ def test_what_can_not_be_explained_is_told(tiny_workspace: Path, words: list[str
     result = CliRunner().invoke(app, ["explain", *words, "-w", str(tiny_workspace)])
     assert result.exit_code in (2, 3), result.output
     assert said in " ".join(result.output.split())
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("against", [None, "hens lay"])
+def test_a_word_of_several_tokens_is_explained(tmp_path: Path, against: str | None):
+    folder = tmp_path / "model"
+    theirs = save_model(folder, "GPT2LMHeadModel", like="gpt2").float()
+    text = explained(folder, answer="captain watches", against=against)
+    explainer = open_explainer(Workspace(tmp_path), str(folder), ExplainedAnswer(), device="cpu")
+
+    def log_prob(ids_T: torch.Tensor, words: str) -> float:
+        behind = explainer.tokenizer.encode(f" {words}")
+        with torch.no_grad():
+            logits = theirs(torch.tensor([[*ids_T.tolist(), *behind]])).logits[0]
+        rows = logits.log_softmax(-1)[len(ids_T) - 1 : -1]
+        return float(rows[range(len(behind)), behind].sum())
+
+    def number(ids_T: torch.Tensor) -> float:
+        own = log_prob(ids_T, "captain watches")
+        return own if against is None else own - log_prob(ids_T, against)
+
+    whole = number(text.ids_T)
+    assert text.score(text.ids_T[None]).item() == pytest.approx(whole, abs=1e-4)
+    nothing = number(text.rows(np.zeros((1, len(text.words)), dtype=bool))[0])
+    weights = ATTRIBUTION_METHODS["integrated-gradients"]().weights(text)
+    assert weights.sum() == pytest.approx(whole - nothing, rel=0.01, abs=1e-3)
+
+
+def test_weights_that_do_not_add_up_say_so():
+    found = list(incomplete({"shapley": {}, "integrated-gradients": {"missed": 0.2, "steps": 512}}))
+    assert len(found) == 1
+    assert "20.0%" in found[0]
+    assert not list(incomplete({"integrated-gradients": {"missed": 0.009, "steps": 32}}))
+
+
+def test_an_explanation_is_read_without_colour_in_a_narrow_terminal():
+    figures = dict.fromkeys(
+        ("faithfulness", "deletion", "insertion", "random_deletion", "random_insertion"), 0.125
+    )
+    words = [
+        {"text": word, "start": begin, "end": begin + len(word),
+         "weights": dict.fromkeys(ATTRIBUTION_METHODS, weight)}
+        for word, begin, weight in (
+            ("good", 0, 1.25), ("不", 5, -1.0), ("extraordinarily", 7, 0.25),
+        )
+    ]  # fmt: skip
+    record = {
+        "text": "good 不 extraordinarily", "answer": "a class", "best_method": "shapley",
+        "words": words, "methods": dict.fromkeys(ATTRIBUTION_METHODS, figures),
+    }  # fmt: skip
+    console = Console(width=60, no_color=True, force_terminal=True, record=True, file=io.StringIO())
+    console.print(render_explanation(record))
+    shown = console.export_text()
+    assert "good++ 不-- extraordinarily+" in shown
+    assert shown.count("+1.250") == len(ATTRIBUTION_METHODS)
+    assert max(map(len, shown.splitlines())) <= 60

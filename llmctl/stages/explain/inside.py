@@ -31,7 +31,7 @@ from llmctl.inference.embedding import embed_ids
 from llmctl.models.spec import Backbone
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.explain.probed import labelled_texts
-from llmctl.stages.explain.words import open_explainer, texts_of_file
+from llmctl.stages.explain.words import open_explainer, texts_explained, texts_of_file
 from llmctl.tasks.evaluation import shards_of, shards_record
 from llmctl.tasks.explanation import ExplainedAnswer
 from llmctl.tasks.opened import OpenedModel
@@ -186,10 +186,11 @@ def look_inside(
         body = _one_stack(model.name, network)
         looked = _Looked(workspace, model, looked_at, columns, reporter)
         examples = _examples(texts, text_pair)
-        if way.takes == "texts" and looked_at.data is not None:
-            examples = texts_of_file(explainer, Path(looked_at.data), columns, reporter)
+        of_file = way.takes == "texts" and looked_at.data is not None
+        if of_file:
+            examples = texts_of_file(explainer, Path(str(looked_at.data)), columns, reporter)
             examples = islice(examples, looked.most("texts"))
-        explained = [explainer.explained(example) for example in examples]
+        explained = list(texts_explained(explainer, examples, reporter if of_file else None))
         if not explained and (texts or looked_at.data is not None):
             raise InputError(f"{looked_at.data} has no texts to look at; give another file")
     else:

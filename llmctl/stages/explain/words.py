@@ -104,20 +104,44 @@ def methods_named(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names)) or list(ATTRIBUTION_METHODS)
 
 
+def texts_explained(
+    explainer: Explainer, examples: Iterable[Example], reporter: Reporter | None = None
+) -> Iterator[ExplainedText]:
+    """Texts with their answers.
+
+    reporter: is told how many of a file can't be explained, which are left out. Raises InputError
+    for a text that can't be, where there is no reporter, or where none of them can.
+    """
+    first: InputError | None = None
+    left_out = count = 0
+    for example in examples:
+        try:
+            text = explainer.explained(example)
+        except InputError as error:
+            if reporter is None:
+                raise
+            first, left_out = first or error, left_out + 1
+            continue
+        count += 1
+        yield text
+    if first is not None and not count:
+        raise first
+    if first is not None and reporter is not None:
+        reporter.note(f"left out {left_out:,} of {left_out + count:,} texts (the first: {first})")
+
+
 def explain(
-    explainer: Explainer,
-    examples: Iterable[Example],
+    texts: Iterable[ExplainedText],
     names: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> Iterator[Explanation]:
     """What decided the answer to each text.
 
-    names: methods, all that the model can have by default. Raises InputError for a text that can't
-    be explained, or a method by name that the model can't have.
+    names: methods, all that the model can have by default. Raises InputError for a method by name
+    that the model can't have.
     """
     told: set[str] = set()
-    for example in examples:
-        text = explainer.explained(example)
+    for text in texts:
         curves, found = Curves(text), {}
         for name in methods_named(names):
             method = ATTRIBUTION_METHODS[name]()

@@ -31,6 +31,7 @@ class NextWordExplainer(Explainer):
         ids = [*before, *pieces.tolist()]
         if not ids:
             raise InputError(f"{example.source} has no word that could be explained; write some")
+        self.check_length(example, len(ids))
         places = range(len(before), len(ids))
         network: Any = self.network
         asked = {"--answer": self.asked.answer, "--against": self.asked.against}
@@ -85,12 +86,8 @@ class NextWordExplainer(Explainer):
             first = words.get("--answer")
             if first is None:
                 first = [int(network.logits(network.body(own_1T)[:, -1]).argmax())]
-            longest = T + max(len(first), len(words.get("--against", ())))
-            if longest > self.folder.longest_text:
-                raise InputError(
-                    f"{example.source} and its answer have {longest} tokens and the model takes "
-                    f"{self.folder.longest_text}; shorten it"
-                )
+            longest = T - 1 + max(len(first), len(words.get("--against", ())))
+            self.check_length(example, longest, " with its answer")
             probability = float(log_prob(own_1T, first).exp())
         other = words.get("--against")
 

@@ -44,6 +44,7 @@ class MaskExplainer(NextWordExplainer):
             ids += pieces.tolist()
             at += len(part)
         ids += self.tokenizer.layout.after
+        self.check_length(example, len(ids))
         place = ids.index(mask)
         network: Any = self.network
 
