@@ -13,6 +13,8 @@ from llmctl.cli.options import argument, flag, option
 from llmctl.errors import UsageError
 
 EXAMPLE = 'Example: llmctl explain reviews "The rooms were small but the view was great"'
+TEXTS_OF_FILE = 100
+"""Texts of a file that are explained, unless more or fewer are asked for."""
 
 
 @guarded
@@ -76,20 +78,7 @@ def command(
     """Tell which words of a text decided what a model answered, and how far that can be
     believed."""
     asked_for = locals()
-    from llmctl.cli.console import TerminalReporter, out, print_json
-    from llmctl.data.tables.labelled import Example
     from llmctl.data.tables.labelled_files import LabelledColumns
-    from llmctl.reporting.explanation import page, render_explanation, render_methods
-    from llmctl.stages.explain.words import (
-        explain,
-        methods_named,
-        open_explainer,
-        over_texts,
-        texts_explained,
-        texts_of_file,
-    )
-    from llmctl.tasks.explanation import ExplainedAnswer
-    from llmctl.workspace.outputs import output_at
 
     given = list(words or [])
     run = start or (given.pop(0) if given else None)
@@ -109,30 +98,56 @@ def command(
         data = Path("-")
     if bool(given) == (data is not None):
         raise UsageError(f'give texts or --data FILE, one of them: llmctl explain {run} "a text"')
+    _explain(run, given, data, columns, asked_for)
+
+
+def _explain(
+    run: str, texts: list[str], data: Path | None, columns: Any, asked_for: dict[str, Any]
+) -> None:
+    """Show which words decided."""
+    from llmctl.cli.console import TerminalReporter, out, print_json
+    from llmctl.data.tables.labelled import Example
+    from llmctl.reporting.explanation import page, render_explanation, render_methods
+    from llmctl.stages.explain.words import (
+        explain,
+        methods_named,
+        open_explainer,
+        over_texts,
+        texts_explained,
+        texts_of_file,
+    )
+    from llmctl.tasks.explanation import ExplainedAnswer
+    from llmctl.workspace.outputs import output_at
+
+    method, json, html = (asked_for[name] for name in ("method", "json", "html"))
     methods_named(method)
     page_file = None if html is None else output_at(html)
-    place = options.open_workspace(workspace)
-    with TerminalReporter(quiet=quiet) as reporter:
-        asked = ExplainedAnswer(answer=answer, against=against, word=word)
-        explainer = open_explainer(place, run, asked, device=device or "auto")
+    place = options.open_workspace(asked_for["workspace"])
+    with TerminalReporter(quiet=asked_for["quiet"]) as reporter:
+        asked = ExplainedAnswer(**{name: asked_for[name] for name in ("answer", "against", "word")})
+        explainer = open_explainer(place, run, asked, device=asked_for["device"] or "auto")
         if data is None:
+            pair = asked_for["text_pair"]
             examples = iter(
-                [Example(text, text_pair, None, f"text {n}") for n, text in enumerate(given, 1)]
+                [Example(text, pair, None, f"text {n}") for n, text in enumerate(texts, 1)]
             )
         else:
-            examples = islice(texts_of_file(explainer, data, columns, reporter), limit or 100)
+            most = asked_for["limit"] or TEXTS_OF_FILE
+            examples = islice(texts_of_file(explainer, data, columns, reporter), most)
         found = []
-        texts = texts_explained(explainer, examples, None if data is None else reporter)
-        for one in explain(texts, method, reporter):
+        told = texts_explained(explainer, examples, None if data is None else reporter)
+        for one in explain(told, method, reporter):
             found.append(one)
             if json:
                 print_json(one.record())
-            elif data is None:
+            elif data is None or str(data) == "-":
                 out().print(render_explanation(one.record()))
         if not found:
             raise UsageError("there was no text to explain; give texts or --data FILE")
         if len(found) > 1 and not json:
             out().print(render_methods(over_texts(found), f"over {len(found)} texts"))
+        elif data is not None and str(data) != "-" and not json:
+            out().print(render_explanation(found[0].record()))
         if page_file is not None:
             page_file.write(page(f"{run}: what decided", [o.record() for o in found]))
             reporter.note(f"wrote {html}")

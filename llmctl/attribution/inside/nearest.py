@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.attribution.inside.base import Insight, Subject, Way
-from llmctl.attribution.inside.passages import Passage, own_places
+from llmctl.attribution.inside.passages import DocumentPart, own_places
 from llmctl.attribution.inside.states import states_of
 
 NEAREST = 10
@@ -29,14 +29,14 @@ class SearchedDocuments:
     """A text, and the documents among which its nearest are looked for."""
 
     text: str
-    query: Passage
+    query: DocumentPart
     source: str
-    passages: Sequence[Passage]
+    passages: Sequence[DocumentPart]
     embed: Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]] | None = None
     """What makes vectors (N, D) of ids, of an embedder; None: the mean of the last states."""
 
 
-def mean_states(subject: Subject, passages: Sequence[Passage]) -> NDArray[np.float32]:
+def mean_states(subject: Subject, passages: Sequence[DocumentPart]) -> NDArray[np.float32]:
     """The means (N, D) of the last layer's states over the texts' own tokens."""
     is_decoder = subject.body.kind == "decoder"
     rows: list[NDArray[np.float32] | None] = [None] * len(passages)

@@ -17,7 +17,7 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Passage:
+class DocumentPart:
     """A piece of a document."""
 
     name: str
@@ -30,7 +30,7 @@ class Passage:
 
 def passages_of(
     documents: Iterable[tuple[str, Ids]], tokenizer: Tokenizer, length: int, *, closed: bool
-) -> Iterator[Passage]:
+) -> Iterator[DocumentPart]:
     """Documents in pieces of so many tokens at most, special ones included; those of one document
     are about as long.
 
@@ -46,7 +46,7 @@ def passages_of(
             part = ids[begin : begin + each]
             own = slice(len(before), len(before) + len(part))
             told = name if len(ids) <= room else f"{name}, from token {begin + 1}"
-            yield Passage(told, np.concatenate([before, part, after]).astype(np.int64), own)
+            yield DocumentPart(told, np.concatenate([before, part, after]).astype(np.int64), own)
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -56,7 +56,7 @@ def evenly(count: int, most: int) -> list[int]:
     return np.linspace(0, count - 1, most).round().astype(int).tolist()
 
 
-def own_places(passage: Passage, *, is_decoder: bool) -> slice:
+def own_places(passage: DocumentPart, *, is_decoder: bool) -> slice:
     """The places whose states stand for a text.
 
     In a decoder a row's first token takes the attention that no other has a use for (Xiao et al.

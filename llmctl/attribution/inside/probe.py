@@ -36,7 +36,7 @@ PROBE_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class LabelledText:
+class ProbedText:
     """A text as ids with special tokens, and what is labelled in it."""
 
     ids: NDArray[np.int64]
@@ -48,13 +48,13 @@ class LabelledText:
 
 
 @dataclass(frozen=True)
-class LabelledTexts:
+class ProbedTexts:
     """What probes learn from and are measured on."""
 
     source: str
     unit: str
     """``words`` or ``texts``."""
-    texts: Sequence[LabelledText]
+    texts: Sequence[ProbedText]
 
 
 def control_labels(types: Sequence[str], labels_M: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -65,7 +65,7 @@ def control_labels(types: Sequence[str], labels_M: NDArray[np.int64]) -> NDArray
     return np.array([of_type[word] for word in types], dtype=np.int64)
 
 
-def layer_states(subject: Subject, texts: Sequence[LabelledText]) -> Tensor:
+def layer_states(subject: Subject, texts: Sequence[ProbedText]) -> Tensor:
     """The mean state (L + 1, M, D) of each labelled word or text, in their order."""
     begins = np.cumsum([0, *(len(text.labels) for text in texts)]).tolist()
     result: Tensor | None = None
@@ -94,7 +94,7 @@ class Probe(Way):
 
     def look(self, subject: Subject) -> Insight:
         """Raises InputError for labels of which there is nothing to learn."""
-        data: LabelledTexts = subject.data
+        data: ProbedTexts = subject.data
         texts = data.texts
         if len(texts) < LEAST_TEXTS:
             raise InputError(
@@ -159,7 +159,7 @@ class Probe(Way):
         return layers
 
     @staticmethod
-    def _parts(subject: Subject, data: LabelledTexts, record: dict[str, Any]) -> list[Any]:
+    def _parts(subject: Subject, data: ProbedTexts, record: dict[str, Any]) -> list[Any]:
         rows = [
             [
                 "input" if not one["layer"] else str(one["layer"]),

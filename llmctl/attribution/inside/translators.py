@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llmctl.attribution.inside.base import Subject
-from llmctl.attribution.inside.passages import Passage
+from llmctl.attribution.inside.passages import DocumentPart
 from llmctl.attribution.inside.states import states_of
 from llmctl.errors import InputError
 from llmctl.workspace.files import errors_naming
@@ -48,7 +48,7 @@ class LensText:
 
     source: str
     """What the text is called; empty where they are read from a file."""
-    passages: list[Passage]
+    passages: list[DocumentPart]
     steps: int
     kept: Path | None = None
     """A file that they are read from where it is there, and written to where it isn't."""
@@ -73,7 +73,7 @@ class Translators:
         return h_PD + h_PD @ self.weight_LDD[layer].T + self.bias_LD[layer]
 
 
-def _masked(subject: Subject, passages: list[Passage]) -> list[tuple[Passage, list[int]]]:
+def _masked(subject: Subject, passages: list[DocumentPart]) -> list[tuple[DocumentPart, list[int]]]:
     """Passages with some tokens masked, and the places where the model answers."""
     mask = subject.tokenizer.special.get("mask")
     if subject.body.kind == "decoder":
@@ -87,11 +87,11 @@ def _masked(subject: Subject, passages: list[Passage]) -> list[tuple[Passage, li
         places = np.sort(generator.choice(own, size=count, replace=False))
         ids = one.ids.copy()
         ids[places] = mask
-        result.append((Passage(one.name, ids, one.own), places.tolist()))
+        result.append((DocumentPart(one.name, ids, one.own), places.tolist()))
     return result
 
 
-def places_of(subject: Subject, passages: list[Passage]) -> tuple[Tensor, Tensor]:
+def places_of(subject: Subject, passages: list[DocumentPart]) -> tuple[Tensor, Tensor]:
     """States (L + 1, P, D) at places where the model answers: to learn from, and held out."""
     masked = _masked(subject, passages)
     width = int(subject.body.config.hidden_size)

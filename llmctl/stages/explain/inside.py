@@ -17,7 +17,7 @@ import numpy as np
 from llmctl.attribution.inside import VIEWS
 from llmctl.attribution.inside.base import Insight, Subject, Way
 from llmctl.attribution.inside.nearest import Nearest, SearchedDocuments
-from llmctl.attribution.inside.passages import Ids, Passage, evenly, passages_of
+from llmctl.attribution.inside.passages import DocumentPart, Ids, evenly, passages_of
 from llmctl.attribution.inside.translators import LensText
 from llmctl.config import Config
 from llmctl.data.shards.encoding import encode_text
@@ -38,7 +38,7 @@ from llmctl.tasks.opened import OpenedModel
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Workspace
 
-SHARDS = "shards"
+OWN_SHARDS = "shards"
 """What ``--data`` takes for those that a run was trained on."""
 TEXTS_LOOKED_AT = {"texts": 20, "labels": 2000, "documents": 2000}
 """Texts of ``--data``, unless more or fewer are asked for: each is read once, but where heads are
@@ -76,13 +76,13 @@ def way_named(name: str, num_texts: int, looked_at: LookedAt = LookedAt()) -> Wa
         raise UsageError(
             f"--inside {name} takes no --data; leave it out, or choose from {', '.join(able)}"
         )
-    if way.takes == "labels" and (not given or looked_at.data == SHARDS):
+    if way.takes == "labels" and (not given or looked_at.data == OWN_SHARDS):
         raise UsageError(
             f"--inside {name} reads what is labelled; give --data FILE: words with tags, or texts "
             "with a label"
         )
     if given and way.takes == "texts":
-        if looked_at.data == SHARDS:
+        if looked_at.data == OWN_SHARDS:
             raise UsageError(f"--inside {name} looks at texts one by one; give --data FILE")
         expected = 0
     if num_texts != expected:
@@ -115,14 +115,14 @@ class _Looked:
         """Texts that are looked at."""
         return self.looked_at.limit or TEXTS_LOOKED_AT[kind]
 
-    def passages(self, length: int) -> tuple[str, list[Passage]]:
+    def passages(self, length: int) -> tuple[str, list[DocumentPart]]:
         """Documents to look at, cut to a length, and what they are called.
 
         Raises UsageError or InputError where there are none.
         """
         tokenizer, folder = self.model.folder.tokenizer, self.model.folder
         data, most = self.looked_at.data, self.most("documents")
-        if data in (None, SHARDS):
+        if data in (None, OWN_SHARDS):
             source, documents, total = self._of_shards(most)
         else:
             source = str(data)

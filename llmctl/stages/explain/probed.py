@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from llmctl.attribution.explained import ends_of, words_of_tokens
-from llmctl.attribution.inside.passages import Passage, own_places
-from llmctl.attribution.inside.probe import LabelledText, LabelledTexts
+from llmctl.attribution.inside.passages import DocumentPart, own_places
+from llmctl.attribution.inside.probe import ProbedText, ProbedTexts
 from llmctl.data.tables.labelled import Example
 from llmctl.data.tables.labelled_files import LabelledColumns, read_labelled, resolve_labelled
 from llmctl.data.tables.rows import RowReader
@@ -49,7 +49,7 @@ def labelled_texts(
     length: int,
     most: int,
     reporter: Reporter,
-) -> LabelledTexts:
+) -> ProbedTexts:
     """The texts of a file with what is labelled in them, so many at most.
 
     length: tokens that the network reads. Raises InputError for a file without labels.
@@ -61,7 +61,7 @@ def labelled_texts(
         given = columns.model_dump(include=set(TaggedColumns.model_fields))
         tagged, _ = read_tagged(path, TaggedColumns(**given), reporter)
         found = list(_of_words(model, islice(tagged, most), length, reporter))
-        return LabelledTexts(path.name, "words", found)
+        return ProbedTexts(path.name, "words", found)
     reading = columns.read_options(reporter.note)
     chosen = resolve_labelled(path, columns, reading)
     if chosen.text_pair is not None:
@@ -71,10 +71,10 @@ def labelled_texts(
         )
     examples = read_labelled(path, chosen, reporter, reading)
     found = list(_of_texts(model, examples[:most], length, reporter))
-    return LabelledTexts(path.name, "texts", found)
+    return ProbedTexts(path.name, "texts", found)
 
 
-def _around(model: OpenedModel, ids: list[int], length: int) -> Passage:
+def _around(model: OpenedModel, ids: list[int], length: int) -> DocumentPart:
     """A text with its special tokens, cut to what the network reads."""
     folder = model.folder
     before, after = folder.tokenizer.layout.before, folder.tokenizer.layout.after
@@ -82,12 +82,12 @@ def _around(model: OpenedModel, ids: list[int], length: int) -> Passage:
         after = ()
     ids = ids[: max(1, length - len(before) - len(after))]
     own = slice(len(before), len(before) + len(ids))
-    return Passage("", np.array([*before, *ids, *after], dtype=np.int64), own)
+    return DocumentPart("", np.array([*before, *ids, *after], dtype=np.int64), own)
 
 
 def _of_words(
     model: OpenedModel, texts: Iterator[TaggedText], length: int, reporter: Reporter
-) -> Iterator[LabelledText]:
+) -> Iterator[ProbedText]:
     """Words with the places of their pieces; those without a piece are left out."""
     left_out = total = 0
     for text in texts:
@@ -103,7 +103,7 @@ def _of_words(
         if not present:
             continue
         tags = text.tags or ()
-        yield LabelledText(
+        yield ProbedText(
             passage.ids,
             [(np.flatnonzero(word_N == word) + passage.own.start).tolist() for word in present],
             [tags[word] for word in present],
@@ -118,7 +118,7 @@ def _of_words(
 
 def _of_texts(
     model: OpenedModel, examples: list[Example], length: int, reporter: Reporter
-) -> Iterator[LabelledText]:
+) -> Iterator[ProbedText]:
     """Texts as one labelled thing each."""
     is_decoder, cut = model.folder.spec.kind == "decoder", 0
     for example in examples:
@@ -130,7 +130,7 @@ def _of_texts(
         cut += passage.own.stop - passage.own.start < len(ids)
         own = own_places(passage, is_decoder=is_decoder)
         begin, end = words[0]
-        yield LabelledText(
+        yield ProbedText(
             passage.ids,
             [list(range(own.start, own.stop))],
             [example.label or ""],
