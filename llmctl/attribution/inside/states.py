@@ -25,8 +25,9 @@ STATE_TOKENS = 2048
 
 
 def reading_layers(body: Backbone) -> Sequence[nn.Module]:
-    """The layers that read a text: all, or the encoder's."""
-    return list(body.encoder.blocks) if isinstance(body, EncoderDecoder) else body.layers()
+    """The layers that read a text: all, or the encoder's, which are the first."""
+    layers = body.layers()
+    return layers[: body.config.num_layers] if isinstance(body, EncoderDecoder) else layers
 
 
 def read(body: Backbone, ids_BT: Tensor) -> Tensor:
