@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llmctl.models.encoder_decoder import EncoderDecoder
+from llmctl.models.layers.cross_attention import EncoderOutput
 from llmctl.models.spec import Backbone
 
 STATE_TOKENS = 2048
@@ -27,15 +27,15 @@ STATE_TOKENS = 2048
 def reading_layers(body: Backbone) -> Sequence[nn.Module]:
     """The layers that read a text: all, or the encoder's, which are the first."""
     layers = body.layers()
-    return layers[: body.config.num_layers] if isinstance(body, EncoderDecoder) else layers
+    return layers[: body.config.num_layers] if body.kind == "encoder-decoder" else layers
 
 
 def read(body: Backbone, ids_BT: Tensor) -> Tensor:
     """The states (B, T, D) that a network gives of texts, an encoder–decoder those of its
     encoder."""
-    if isinstance(body, EncoderDecoder):
-        states_BTD: Tensor = body.read(ids_BT).states_GSD
-        return states_BTD
+    if body.kind == "encoder-decoder":
+        source: EncoderOutput = body.read(ids_BT)  # type: ignore[operator]
+        return source.states_GSD
     found: Tensor = body(ids_BT)
     return found
 
