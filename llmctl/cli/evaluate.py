@@ -67,6 +67,10 @@ def command(
     apply_chat_template: bool = flag(
         "With --harness: write questions as turns of a chat.", "--apply-chat-template"
     ),
+    terms: Path | None = option(
+        "With --suite bias of a classifier: pairs of terms that are swapped, term<TAB>counterpart "
+        "a line; by default a short list of llmctl's own, English or Chinese."
+    ),
     limit: int | None = option(
         "With --suite or --harness: so many examples of each set, for a quick look."
     ),
@@ -159,7 +163,14 @@ def command(
         raise UsageError(f"{directory}: a folder goes with --suite, and data with --data; give one")
     place = options.open_workspace(workspace)
     files = Files(
-        data or directory, as_given(template), examples, target, templates, dev, harness_include
+        data or directory,
+        as_given(template),
+        examples,
+        target,
+        templates,
+        dev,
+        harness_include,
+        terms,
     )
     with data_parallel(nproc, reads_stdin=False), TerminalReporter(quiet=quiet) as reporter:
         note_others(reporter)

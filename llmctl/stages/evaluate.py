@@ -159,7 +159,9 @@ def _way(model: OpenedModel, files: Files, config: EvaluateConfig) -> type[Evalu
                 f"{option} is not for {model.name}, which is {model.described}; give "
                 + " or ".join(MODEL_KINDS[kind] for kind in way.kinds)
             )
-        return way
+        return way.for_model(model)
+    if files.terms is not None:
+        raise UsageError("--terms goes with --suite bias; add it, or leave it out")
     if files.include is not None:
         raise UsageError("--harness-include goes with --harness TASKS; add it")
     for option, owner in (

@@ -57,9 +57,9 @@ class EvaluateConfig(Config):
     they tell nothing."""
     rewards: MeasuredReward = MeasuredReward()
     """What answers are worth."""
-    suite: Literal["blimp", "glue", "memory"] | None = None
+    suite: Literal["blimp", "glue", "memory", "bias"] | None = None
     """A published set of tests, of which ``data`` is the folder; with memory a file of canaries, or
-    nothing."""
+    nothing; with bias a set's files, or a classifier's texts."""
     protocol: Literal["turc", "babylm"] = "turc"
     """With the suite glue: how its tasks are learned."""
     seeds: int = Field(5, ge=1)
@@ -167,6 +167,8 @@ class Files:
     """Rows by which one of them is chosen."""
     include: Path | None = None
     """A folder of further tasks for the harness."""
+    terms: Path | None = None
+    """Pairs of terms that are swapped, for the bias of a classifier."""
 
 
 class Evaluator(ABC):
@@ -259,7 +261,7 @@ class Evaluator(ABC):
     def inputs(self) -> list[InputRecord]:
         """All that the report is made from. Raises InputError for a file that isn't there."""
         records = [self.model.record, *([self.data] if self.data else [])]
-        for role in ("template", "templates", "dev", "examples", "target"):
+        for role in ("template", "templates", "dev", "examples", "target", "terms"):
             if (given := getattr(self.files, role)) is not None:
                 records.append(_record(given, role))
         if self.shards is not None:

@@ -53,6 +53,21 @@ class MemorySuite(Suite):
         return MemoryEvaluator
 
 
+class BiasSuite(Suite):
+    """Stereotypes that a model prefers, and answers that change with who is spoken of."""
+
+    name = "bias"
+    asks = (
+        "social bias, by CrowS-Pairs, StereoSet, WinoBias or BBQ, or of a classifier by swapped "
+        "terms (its texts with --data)"
+    )
+
+    def evaluator(self) -> Any:
+        from llmctl.tasks.suites.bias import BiasEvaluator
+
+        return BiasEvaluator
+
+
 class Harness(Suite):
     """The tasks of lm-evaluation-harness: not one set of tests, but as many as it has."""
 
@@ -67,6 +82,6 @@ class Harness(Suite):
 HARNESS = Harness()
 """Beside the table, as ``--harness`` has an option of its own."""
 SUITES: dict[str, Suite] = {
-    suite.name: suite for suite in (BlimpSuite(), GlueSuite(), MemorySuite())
+    suite.name: suite for suite in (BlimpSuite(), GlueSuite(), MemorySuite(), BiasSuite())
 }
 """By their names."""

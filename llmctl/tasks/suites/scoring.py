@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from llmctl.errors import UsageError
 from llmctl.formats.description import NEXT_TOKEN_KINDS
 from llmctl.inference.masked_scoring import MaskedScorer
@@ -21,7 +23,7 @@ class TextEvaluator(LanguageEvaluator):
     """A way of measuring models by the likelihood of whole texts: from left to right, or for those
     that find hidden tokens the pseudo-likelihood."""
 
-    kinds = (*NEXT_TOKEN_KINDS, "ngram", MaskedLMHead.kind)
+    kinds: ClassVar[tuple[str, ...]] = (*NEXT_TOKEN_KINDS, "ngram", MaskedLMHead.kind)
 
     def choose(self) -> None:
         super().choose()
@@ -54,9 +56,11 @@ class TextEvaluator(LanguageEvaluator):
             )
         return scoring
 
-    def scorer(self, model: OpenedModel, dtype: WeightType | None = None) -> Scorer:
-        """A model that is ready to score texts."""
-        scoring, folder = self.scoring_of(model), model.folder
+    def scorer(
+        self, model: OpenedModel, dtype: WeightType | None = None, *, scoring: str | None = None
+    ) -> Scorer:
+        """A model that is ready to score texts. scoring: where it isn't as asked for."""
+        scoring, folder = scoring or self.scoring_of(model), model.folder
         if scoring == "causal":
             return super().scorer(model, dtype)
         network = folder.network().to(choose_device(self.config.device, "--device"))
