@@ -67,6 +67,10 @@ def command(
     apply_chat_template: bool = flag(
         "With --harness: write questions as turns of a chat.", "--apply-chat-template"
     ),
+    contamination: bool = flag(
+        "Tell beside the figures how much of the data stood in what the model was trained on.",
+        "--contamination",
+    ),
     terms: Path | None = option(
         "With --suite bias of a classifier: pairs of terms that are swapped, term<TAB>counterpart "
         "a line; by default a short list of llmctl's own, English or Chinese."
@@ -147,7 +151,11 @@ def command(
 ) -> None:
     """Measure a model on held-out data, with baselines and intervals; keeps a report."""
     # A flag that isn't given says nothing.
-    asked = {**locals(), "apply_chat_template": apply_chat_template or None}
+    flags = {
+        "apply_chat_template": apply_chat_template or None,
+        "contamination": contamination or None,
+    }
+    asked = {**locals(), **flags}
     if reward is not None:
         asked = {**asked, "set_": [f"rewards.reward={reward}", *set_]}
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json

@@ -12,6 +12,7 @@ from llmctl.evaluation.report import MODEL, Report
 from llmctl.formats.description import MODEL_KINDS
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks import TASKS
+from llmctl.tasks.contamination import TrainingTexts, find_overlap, rows_of, sentence_of
 from llmctl.tasks.evaluation import COMPARED, EvaluateConfig, Evaluator, Files
 from llmctl.tasks.kept_reports import REPORT, read_report
 from llmctl.tasks.learned import weak_start
@@ -76,7 +77,12 @@ class Evaluation:
         )
         # Before the work: a report that can't be kept is not worth its minutes.
         self.workspace.prepare("report")
+        training = None
+        if config.contamination:
+            training = _training_of(self.workspace, evaluator)
         report = evaluator.run(self.reporter)
+        if training is not None:
+            report = _with_contamination(report, training, evaluator, self.reporter)
         learned = weak_start(self.workspace, evaluator.model.run)
         for note in (*report.notes, *([learned] if learned else [])):
             self.reporter.note(note)
@@ -146,6 +152,35 @@ def prepare_evaluation(
     for note in evaluator.notes:
         reporter.note(note)
     return Evaluation(workspace, evaluator, identity, report_name, found, reporter)
+
+
+def _training_of(workspace: Workspace, evaluator: Evaluator) -> TrainingTexts:
+    """The training text that data is looked for in. Raises UsageError or InputError if there is
+    none, or no data."""
+    if evaluator.files.data is None:
+        raise UsageError(
+            "--contamination looks for the test in the training text; give --data FILE"
+        )
+    return TrainingTexts(workspace, evaluator.model, "--contamination")
+
+
+def _with_contamination(
+    report: Report, training: TrainingTexts, evaluator: Evaluator, reporter: Reporter
+) -> Report:
+    """The report, with how much of its data stood in the training text."""
+    config = evaluator.config
+    rows = rows_of(
+        evaluator.path,
+        columns=config.text_column,
+        unit=config.document,
+        reading=evaluator.read_options(reporter, as_trained=True),
+    )
+    found = find_overlap(training, list(rows), reporter, seed=config.seed)
+    return replace(
+        report,
+        notes=[*report.notes, sentence_of(found, evaluator.model.name)],
+        facts={**report.facts, "contamination": found},
+    )
 
 
 def _way(model: OpenedModel, files: Files, config: EvaluateConfig) -> type[Evaluator]:

@@ -57,9 +57,11 @@ class EvaluateConfig(Config):
     they tell nothing."""
     rewards: MeasuredReward = MeasuredReward()
     """What answers are worth."""
-    suite: Literal["blimp", "glue", "memory", "bias"] | None = None
+    suite: Literal["blimp", "glue", "memory", "overlap", "bias"] | None = None
     """A published set of tests, of which ``data`` is the folder; with memory a file of canaries, or
-    nothing; with bias a set's files, or a classifier's texts."""
+    nothing; with bias a set's files, or a classifier's texts; with overlap any test."""
+    contamination: bool = False
+    """Whether the report says how much of the data stood in the training text."""
     protocol: Literal["turc", "babylm"] = "turc"
     """With the suite glue: how its tasks are learned."""
     seeds: int = Field(5, ge=1)

@@ -68,6 +68,18 @@ class BiasSuite(Suite):
         return BiasEvaluator
 
 
+class OverlapSuite(Suite):
+    """Rows of a test that a model has read in training."""
+
+    name = "overlap"
+    asks = "how much of a test (--data) stood in the training text, by n-grams and near-duplicates"
+
+    def evaluator(self) -> Any:
+        from llmctl.tasks.suites.overlap import OverlapEvaluator
+
+        return OverlapEvaluator
+
+
 class Harness(Suite):
     """The tasks of lm-evaluation-harness: not one set of tests, but as many as it has."""
 
@@ -82,6 +94,7 @@ class Harness(Suite):
 HARNESS = Harness()
 """Beside the table, as ``--harness`` has an option of its own."""
 SUITES: dict[str, Suite] = {
-    suite.name: suite for suite in (BlimpSuite(), GlueSuite(), MemorySuite(), BiasSuite())
+    suite.name: suite
+    for suite in (BlimpSuite(), GlueSuite(), MemorySuite(), OverlapSuite(), BiasSuite())
 }
 """By their names."""

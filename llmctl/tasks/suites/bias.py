@@ -62,7 +62,7 @@ class BiasEvaluator(TextEvaluator):
                     f"and {model.name} is {model.described}; give a language model"
                 )
         self.set: BiasSet = kind(place, reading, self.config.limit)
-        self.data = _record(place)
+        self.data = record_of(place)
 
     def run(self, reporter: Reporter) -> Report:
         """Ask each model the same questions."""
@@ -129,7 +129,7 @@ class BiasEvaluator(TextEvaluator):
         yield from BIAS_SETS[report.facts["set"]].parts(report)
 
 
-def _record(place: Path) -> InputRecord:
+def record_of(place: Path) -> InputRecord:
     """A file or a folder of files as an input."""
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     digests = [[file.name, sha256_file(file)] for file in files if file.is_file()]
