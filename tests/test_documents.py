@@ -219,6 +219,9 @@ def add_files(folder: Path, corpus: Path, labelled: Path, sayings: Path) -> None
             json.dumps({"sentence_good": good, "sentence_bad": bad}) + "\n"
             for good, bad in pairwise(stories[:4])
         ),
+        "crows.csv": "sent_more,sent_less,stereo_antistereo,bias_type\n"
+        + "".join(f"{a},{b},stereo,age\n" for a, b in pairwise(stories[:4])),
+        "terms.tsv": "ship\ttram\tthings\n",
         "subjects.csv": "text,labels\n"
         + "".join(f"{s},{'|'.join('abc'[: n % 4])}\n" for n, s in enumerate(stories[:40])),
         "templates.txt": "{mask}: {text}\n{text} About the {mask}.\n",

@@ -44,8 +44,7 @@ def pseudo_perplexity(
             if passes % part[1] == part[0]:
                 hidden_BT = row.repeat(len(group), 1)
                 hidden_BT[torch.arange(len(group)), group] = special["mask"]
-                states_BTD = model.body(hidden_BT.to(device))
-                at_masks_BD = states_BTD[torch.arange(len(group)), group.to(device)]
+                at_masks_BD = model.body.hidden_at(hidden_BT.to(device), group.to(device))
                 nll = F.cross_entropy(
                     model.token_logits(at_masks_BD), row[group].to(device), reduction="sum"
                 )

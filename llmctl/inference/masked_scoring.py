@@ -121,23 +121,37 @@ class MaskedScorer:
         for length, numbers in by_length.items():
             owner_S = np.repeat(numbers, [texts[number].scored for number in numbers])
             offset_S = np.concatenate([np.arange(texts[number].scored) for number in numbers])
+            ids_ST, place_S, hidden_ST = self._copies(texts, owner_S, offset_S)
+            target_S = ids_ST[np.arange(len(ids_ST)), place_S]
+            # Two sentences that differ in one word are the same with it hidden.
+            keys_ST = np.concatenate((hidden_ST, place_S[:, None]), axis=1)
+            order_C, copy_S = _distinct(keys_ST)
+            # Targets of a copy stand side by side.
+            by_copy_S = np.argsort(copy_S, kind="stable")
+            first_C = np.searchsorted(copy_S[by_copy_S], np.arange(len(order_C) + 1))
             rows = max(1, at_once // length)
-            for begin in range(0, len(owner_S), rows):
-                owner_B, offset_B = owner_S[begin : begin + rows], offset_S[begin : begin + rows]
-                log_probs_B, best_B = self._score_copies(texts, owner_B, offset_B)
-                for owner, offset, value, best in zip(
-                    owner_B, offset_B, log_probs_B, best_B, strict=True
-                ):
-                    results[owner][0][offset], results[owner][1][offset] = value, best
+            for begin in range(0, len(order_C), rows):
+                end = min(begin + rows, len(order_C))
+                these = by_copy_S[first_C[begin] : first_C[end]]
+                log_probs, best = self._score_copies(
+                    hidden_ST[order_C[begin:end]],
+                    place_S[order_C[begin:end]],
+                    copy_S[these] - begin,
+                    target_S[these],
+                )
+                for number, value, is_best in zip(these, log_probs, best, strict=True):
+                    own = results[owner_S[number]]
+                    own[0][offset_S[number]], own[1][offset_S[number]] = value, is_best
         return results
 
-    def _score_copies(
-        self, texts: Sequence[_Text], owner_B: TokenArray, offset_B: TokenArray
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        ids_BT = np.stack([texts[owner].ids for owner in owner_B])
-        place_B = np.array([texts[owner].begin for owner in owner_B]) + offset_B
+    def _copies(
+        self, texts: Sequence[_Text], owner_S: TokenArray, offset_S: TokenArray
+    ) -> tuple[TokenArray, TokenArray, TokenArray]:
+        """The copies of texts of one length: as they are, (S, T); the place that is scored of each,
+        (S,); and with what is hidden, (S, T)."""
+        ids_BT = np.stack([texts[owner].ids for owner in owner_S])
+        place_B = np.array([texts[owner].begin for owner in owner_S]) + offset_S
         rows = np.arange(len(ids_BT))
-        target_B = ids_BT[rows, place_B]
         hidden_BT = ids_BT.copy()
         hidden_BT[rows, place_B] = self._mask
         if self._continues is not None:
@@ -145,19 +159,39 @@ class MaskedScorer:
             behind_BT = np.arange(ids_BT.shape[1]) > place_B[:, None]
             ends_BT = np.maximum.accumulate(behind_BT & ~self._continues[ids_BT], axis=1)
             hidden_BT[behind_BT & ~ends_BT] = self._mask
+        return ids_BT, place_B, hidden_BT
+
+    def _score_copies(
+        self, hidden_BT: TokenArray, place_B: TokenArray, row_S: TokenArray, target_S: TokenArray
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The log-probability of each target at the place of its copy, and whether it is the
+        likeliest there, (S,). row_S: the copy of each."""
         logits_BV = self._logits(torch.from_numpy(hidden_BT), torch.from_numpy(place_B)).float()
-        target = torch.from_numpy(target_B).to(self.device)
-        chosen_B = logits_BV.gather(1, target[:, None])[:, 0]
-        log_probs_B = (chosen_B - logits_BV.logsumexp(-1)).double().cpu().numpy()
-        return log_probs_B, (logits_BV.argmax(-1) == target).cpu().numpy()
+        row, target = (torch.from_numpy(part).to(self.device) for part in (row_S, target_S))
+        log_probs_S = (logits_BV[row, target] - logits_BV.logsumexp(-1)[row]).double().cpu().numpy()
+        return log_probs_S, (logits_BV.argmax(-1)[row] == target).cpu().numpy()
 
     def _logits(self, ids_BT: Tensor, place_B: Tensor) -> Tensor:
         """Logits (B, V) at one place of each copy."""
         ids_BT, place_B = ids_BT.to(self.device), place_B.to(self.device)
-        rows = torch.arange(len(ids_BT), device=self.device)
         if isinstance(self.model, MaskedNextTokenLM):
+            rows = torch.arange(len(ids_BT), device=self.device)
             return self.model.logits(self.model.read(ids_BT)[rows, place_B - 1])
-        return self.model.token_logits(self.model.body(ids_BT)[rows, place_B])
+        return self.model.token_logits(self.model.body.hidden_at(ids_BT, place_B))
+
+
+def _distinct(keys_ST: TokenArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of rows that may be equal: the number of the first of each, in their order, and which of
+    these each row is."""
+    number_of: dict[bytes, int] = {}
+    firsts: list[int] = []
+    copy_S = np.empty(len(keys_ST), dtype=np.int64)
+    for row, key in enumerate(np.ascontiguousarray(keys_ST)):
+        number = number_of.setdefault(key.tobytes(), len(firsts))
+        if number == len(firsts):
+            firsts.append(row)
+        copy_S[row] = number
+    return np.array(firsts, dtype=np.int64), copy_S
 
 
 class _Text:

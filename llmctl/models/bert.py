@@ -28,6 +28,7 @@ from llmctl.models.layers.initialisation import initialise
 from llmctl.models.layers.kernels import cast_residual_stream
 from llmctl.models.layers.packing import PackedSequences
 from llmctl.models.layers.virtual_tokens import Virtual
+from llmctl.models.one_place import hidden_at, is_plain
 from llmctl.models.scaling import CAUSAL
 from llmctl.models.spec import HUGGING_FACE, MOST_LAYERS, Backbone, ModelConfig, ModelSpec
 from llmctl.models.weight_map import BOTH, Copy, Fuse, Rename, Rule, WeightMap
@@ -106,7 +107,10 @@ class BertBlock(nn.Module):
         virtual: Virtual | None = None,
         layer: int = 0,
     ) -> Tensor:
-        mixed_BTD = self.attention(x_BTD, mask, packed, virtual, layer)
+        return self.combined(x_BTD, self.attention(x_BTD, mask, packed, virtual, layer))
+
+    def combined(self, x_BTD: Tensor, mixed_BTD: Tensor) -> Tensor:
+        """What the layer gives of its input and of what attention has mixed."""
         x_BTD = cast_residual_stream(self.norm_1(x_BTD + self.dropout(mixed_BTD)))
         return cast_residual_stream(self.norm_2(x_BTD + self.dropout(self.feed_forward(x_BTD))))
 
@@ -177,21 +181,37 @@ class Bert(Backbone):
         elif mask is not None:
             added = additive_mask(mask[:, None, None, :])
         virtual = None if rows is None else rows.virtual
+        rows_BT = self.position_rows(input_ids_BT, position_ids_BT)
+        x_BTD = self.embedded(input_ids_BT, rows_BT, segment_ids_BT, virtual)
+        for layer, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, added, packed, virtual, layer)
+        return x_BTD if rows is None else rows.of_texts(x_BTD, with_prompt=with_prompt)
+
+    def embedded(
+        self,
+        input_ids_BT: Tensor,
+        position_rows_BT: Tensor,
+        segment_ids_BT: Tensor | None = None,
+        virtual: Virtual | None = None,
+    ) -> Tensor:
+        """What the first layer reads, (B, T, D)."""
         x_BTD = self.token_embedding(input_ids_BT)
         if virtual is not None:
             x_BTD = virtual.embed(x_BTD)
-        x_BTD = x_BTD + self.position_embedding(self._position_rows(input_ids_BT, position_ids_BT))
+        x_BTD = x_BTD + self.position_embedding(position_rows_BT)
         if self.config.segment_types:
             x_BTD = x_BTD + self._segments(segment_ids_BT)
         x_BTD = self.dropout(self.norm(x_BTD))
         if self.embedding_projection is not None:
             x_BTD = self.embedding_projection(x_BTD)
-        x_BTD = cast_residual_stream(x_BTD)
-        for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, added, packed, virtual, layer)
-        return x_BTD if rows is None else rows.of_texts(x_BTD, with_prompt=with_prompt)
+        return cast_residual_stream(x_BTD)
 
-    def _position_rows(self, input_ids_BT: Tensor, position_ids_BT: Tensor | None) -> Tensor:
+    def hidden_at(self, input_ids_BT: Tensor, places_B: Tensor) -> Tensor:
+        if is_plain(self):
+            return hidden_at(self, input_ids_BT, places_B)
+        return super().hidden_at(input_ids_BT, places_B)
+
+    def position_rows(self, input_ids_BT: Tensor, position_ids_BT: Tensor | None) -> Tensor:
         """Rows of the position embedding, (T,) or (B, T)."""
         padding = self.config.padding_row
         if padding is None:

@@ -17,6 +17,7 @@ from itertools import takewhile
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -187,6 +188,13 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, input_ids_BT: Tensor, *args: Any, **options: Any) -> Tensor:
         """Hidden states (B, T, D) of the last layer."""
+
+    def hidden_at(self, input_ids_BT: Tensor, places_B: Tensor) -> Tensor:
+        """Hidden states (B, D) of the last layer at one place of each row, whose other tokens are
+        all read."""
+        rows = torch.arange(len(input_ids_BT), device=input_ids_BT.device)
+        found: Tensor = self(input_ids_BT)[rows, places_B]
+        return found
 
     def finish(self, x_BTD: Tensor) -> Tensor:
         """The highest layer's states as the network gives them."""

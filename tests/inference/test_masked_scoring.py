@@ -113,3 +113,47 @@ def test_a_network_that_reads_both_ways_finds_a_token_before_its_mask():
             logits_V = both.logits(hidden_BTD)[0, place - 1].double()
         expected = float(logits_V.log_softmax(-1)[ids[place]])
         assert answer.scores[0].log_probs[place - 1] == pytest.approx(expected, abs=2e-5)
+
+
+class Watched(MaskedScorer):
+    """Keeps what was read."""
+
+    def _logits(self, ids_BT: torch.Tensor, place_B: torch.Tensor) -> torch.Tensor:
+        self.read = [*getattr(self, "read", []), *zip(ids_BT.tolist(), place_B.tolist())]  # noqa: B905
+        return super()._logits(ids_BT, place_B)
+
+
+def test_copies_that_are_the_same_are_read_once(folder: Path):
+    opened = open_folder(folder)
+    model, tokenizer = opened.masked_lm(), opened.tokenizer
+    one, other = (np.array([20, 21, last, 23]) for last in (22, 30))
+    cls = np.array([tokenizer.special["cls"]])
+    scorer = Watched(model, tokenizer)
+    together, alone = (
+        list(scorer.score([Query(cls, [*texts]) for texts in queries], greedy=True))
+        for queries in ([[one, other], [one]], [[one], [other]])
+    )
+    # Five places of two sentences, of which one is hidden where they differ; then they are alone.
+    assert len(scorer.read) == 2 * 7
+    expected = [alone[0].scores[0], alone[1].scores[0], alone[0].scores[0]]
+    found = [*together[0].scores, *together[1].scores]
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine.log_probs, theirs.log_probs, atol=1e-6)
+        assert mine.greedy == theirs.greedy
+
+
+@pytest.mark.parametrize("arch", ["bert", "roberta", "distilbert", "electra", "modernbert"])
+def test_states_at_a_place_are_those_of_the_whole(arch: str):
+    from llmctl.models import ARCHITECTURES, SPECS
+
+    spec = ARCHITECTURES.get(arch) or SPECS[arch]
+    torch.manual_seed(0)
+    config = spec.config(vocab_size=60, num_layers=3, hidden_size=32, num_heads=2, max_positions=64)
+    body = spec.build(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    ids_BT = torch.randint(5, 60, (6, 9), generator=generator)
+    ids_BT[3:] = ids_BT[:3]
+    places_B = torch.tensor([0, 3, 8, 1, 3, 7])
+    with torch.inference_mode():
+        expected_BD = body(ids_BT)[torch.arange(6), places_B]
+        torch.testing.assert_close(body.hidden_at(ids_BT, places_B), expected_BD, rtol=0, atol=1e-5)

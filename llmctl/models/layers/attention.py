@@ -211,17 +211,28 @@ class SelfAttention(nn.Module):
         those of packed rows, in a mask's place, where ``PackedSequences.supports_varlen`` says so.
         virtual: tokens whose keys and values of the ``layer`` may be learned."""
         B, T, D = x_BTD.shape
-        qkv_3BNTH = (
-            self.query_key_value(x_BTD)
-            .view(B, T, 3, self.num_heads, D // self.num_heads)
-            .permute(2, 0, 3, 1, 4)
-        )
+        q_BNTH, k_BNTH, v_BNTH = self._heads(self.query_key_value(x_BTD))
         dropout = self.dropout if self.training else 0.0
-        q_BNTH, k_BNTH, v_BNTH = qkv_3BNTH.unbind(0)
         if virtual is not None:
             k_BNTH, v_BNTH = virtual.keys_values(layer, k_BNTH, v_BNTH)
         mixed_BNTH = attention(q_BNTH, k_BNTH, v_BNTH, mask=mask, packed=packed, dropout=dropout)
         return self.output(mixed_BNTH.transpose(1, 2).reshape(B, T, D))
+
+    def mixed_at(self, qkv_BTE: Tensor, places_B: Tensor | None) -> Tensor:
+        """What attention gives for projections that are there already, without a mask: (B, T, D),
+        or of one place of each row (B, 1, D)."""
+        q_BNTH, k_BNTH, v_BNTH = self._heads(qkv_BTE)
+        if places_B is not None:
+            rows = torch.arange(len(places_B), device=places_B.device)
+            q_BNTH = q_BNTH[rows, :, places_B].unsqueeze(2)
+        mixed_BNTH = attention(q_BNTH, k_BNTH, v_BNTH)
+        return self.output(mixed_BNTH.transpose(1, 2).flatten(2))
+
+    def _heads(self, qkv_BTE: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, (B, N, T, H) each. E: three widths."""
+        B, T, E = qkv_BTE.shape
+        parts_3BNTH = qkv_BTE.view(B, T, 3, self.num_heads, E // (3 * self.num_heads))
+        return parts_3BNTH.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class CausalSelfAttention(nn.Module):

@@ -16,7 +16,7 @@ from llmctl.data.text.words import is_unspaced
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.bootstrap import paired_difference
 from llmctl.evaluation.ordinal import median_class
-from llmctl.evaluation.report import MODEL, Figure, Gap, Report, share
+from llmctl.evaluation.report import MODEL, Figure, Report, share
 from llmctl.evaluation.suites.bias.counterfactual import (
     BUNDLED,
     Terms,
@@ -41,9 +41,8 @@ EXPLAINED = (
 RATES_EXPLAINED = (
     "true-positive rates: of the texts of a class, how many are found, among those that tell of "
     "the first group alone and of the second (95 %, Newcombe 1998), and of all texts with terms, "
-    "rewritten for either group; 0 points would be equal opportunity (Hardt et al. 2016)"
+    "rewritten for either group, in points; 0 would be equal opportunity (Hardt et al. 2016)"
 )
-POINTS = Gap("", "+.1f", 100, " points")
 FIGURES = (
     Figure("texts", "texts", ","),
     share("changed (95 %)", "changed", "interval"),
@@ -175,7 +174,7 @@ class CounterfactualEvaluator(Evaluator):
             if rows := list(_rate_rows(row["rates"])):
                 yield ReportTable(
                     f"{report.shown(name)}: true-positive rates, first group less second",
-                    ["texts", "rates", "as written", "rewritten"],
+                    ["found", "as written", "rewritten"],
                     rows,
                 )
                 yield RATES_EXPLAINED
@@ -187,14 +186,19 @@ def _rate_rows(rates: Mapping[str, Any]) -> Iterator[list[str]]:
             written, rewritten = entry["written"], entry["rewritten"]
             if written["difference"] is None and rewritten is None:
                 continue
-            shown = ("–" if rate is None else f"{rate:.1%}" for rate in written["rates"])
-            yield [
-                f"{kind}: {label}",
-                " / ".join(f"{count:,}" for count in written["texts"]),
-                " / ".join(shown),
-                "–" if written["difference"] is None else POINTS.cell(written),
-                "–" if rewritten is None else POINTS.cell(rewritten),
-            ]
+            counts = (
+                f"{round((rate or 0) * total):,} of {total:,}"
+                for rate, total in zip(written["rates"], written["texts"], strict=True)
+            )
+            yield [f"{kind}: {label}", " / ".join(counts), _points(written), _points(rewritten)]
+
+
+def _points(gap: Mapping[str, Any] | None) -> str:
+    """A difference of rates in points, in few letters."""
+    if gap is None or gap["difference"] is None:
+        return "–"
+    value, low, high = (100 * gap[key] for key in ("difference", "low", "high"))
+    return f"{value:+.1f} ({low:+.0f} to {high:+.0f})"
 
 
 class _Asked:

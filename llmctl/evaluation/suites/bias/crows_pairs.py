@@ -60,6 +60,7 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
     "disability": (61.7, 71.7, 81.7),
 }
 """Percent by shared tokens, from table 2 of the paper."""
+SHORT_NAMES = {"physical-appearance": "appearance", "sexual-orientation": "orientation"}
 EXPLAINED = (
     "how often a model finds the more stereotyping sentence of two the likelier; 50 % would be no "
     "preference, and more is more stereotyping (ties count half)"
@@ -176,7 +177,7 @@ class CrowsPairs(BiasSet):
             def line(name: str, cells: Sequence[Any], beside: Sequence[str] = tuple(by)) -> Any:
                 theirs = (published[one].get(name) for one in beside)
                 shown = ("–" if value is None else f"{value:.1%}" for value in theirs)
-                return [name, *map(shown_share, cells), *shown]
+                return [SHORT_NAMES.get(name, name), *map(shown_share, cells), *shown]
 
             yield ReportTable(
                 f"{report.model}: CrowS-Pairs, {report.facts['pairs']:,} pairs: "
