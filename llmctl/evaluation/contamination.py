@@ -4,8 +4,8 @@
   training text too (Brown et al. 2020, appendix C, where 13 is taken for most sets and 8 is the
   least); beside it stands how much of its words such n-grams cover.
 - **near-duplicates**: documents whose sets of 5 words in a row are alike, Jaccard |A ∩ B| / |A ∪ B|
-  of ``NEAR`` or more. Candidates are found by MinHash signatures (Broder 1997) in bands (locality-
-  sensitive hashing), and their similarity is then computed exactly.
+  of ``NEAR_DUPLICATE`` or more. Candidates are found by MinHash signatures (Broder 1997) in bands
+  (locality-sensitive hashing), and their similarity is then computed exactly.
 
 The test is what is held in memory; the training text runs past it, a document at a time. Words are
 compared in lower case, each Chinese character being one. N-grams are compared by hashes of 64 bits:
@@ -29,16 +29,16 @@ from llmctl.errors import InputError
 from llmctl.evaluation.overlap import UnicodeTokenizer
 from llmctl.evaluation.wilson import wilson_interval
 
-SIZES = (13, 8)
+NGRAM_SIZES = (13, 8)
 """Words of the n-grams that are looked for."""
 SHINGLE = 5
 """Words of the pieces by which documents are compared."""
-NEAR = 0.8
+NEAR_DUPLICATE = 0.8
 """Jaccard similarity from which a document counts as near-duplicate."""
 FUNCTIONS, BANDS = 128, 32
 """Hash functions of a signature, and the bands they are in: with four to a band two documents with
 a similarity of 0.8 share one with a probability of 1 − 5e-8, with 0.4 of 56 %."""
-MOST_WORDS = 5_000_000
+MOST_TEST_WORDS = 5_000_000
 """Words that a test may have: what is kept of it takes about 100 bytes for each."""
 MOST_KNOWN = 1 << 20
 """Words whose hashes are kept at once."""
@@ -144,11 +144,11 @@ class _Ngrams:
     hashes: Hashes
     """Ascending, each once."""
     place_of: NDArray[np.int64]
-    """Of each n-gram of the test, in order, its place among ``hashes``."""
+    """The place of each n-gram of the test, in order, among ``hashes``."""
     rows: NDArray[np.int64]
-    """Of each n-gram of the test its row."""
+    """The row of each n-gram of the test."""
     begins: NDArray[np.int64]
-    """And its first word, counted through the whole test."""
+    """The first word of each n-gram, counted through the whole test."""
     found: NDArray[np.bool_] = field(init=False)
     """Which hashes stand in the training text."""
 
@@ -178,10 +178,10 @@ class ContaminationIndex:
             for text in row.texts:
                 texts.append((number, hasher(text)))
                 total += len(texts[-1][1])
-            if total > MOST_WORDS:
+            if total > MOST_TEST_WORDS:
                 raise InputError(
-                    f"{row.source}: by here the test has more than {MOST_WORDS:,} words, which is "
-                    "what is looked for at once; divide the file"
+                    f"{row.source}: by here the test has more than {MOST_TEST_WORDS:,} words, which "
+                    "is what is looked for at once; divide the file"
                 )
         if not total:
             raise InputError("the test has no words to look for")
@@ -191,7 +191,7 @@ class ContaminationIndex:
             minlength=len(rows),
         ).astype(np.int64)
         self._total = total
-        self._ngrams = [self._of_size(texts, size) for size in SIZES]
+        self._ngrams = [self._of_size(texts, size) for size in NGRAM_SIZES]
         self._minhash = MinHash(seed)
         self._pieces = self._shingles(texts)
         self._all_pieces = np.unique(np.concatenate([np.empty(0, np.uint64), *self._pieces]))
@@ -216,7 +216,7 @@ class ContaminationIndex:
         return _Ngrams(size, distinct, place_of, np.concatenate(rows), np.concatenate(begins))
 
     def _shingles(self, texts: Sequence[tuple[int, Hashes]]) -> list[Hashes]:
-        """Of each row the pieces of its texts; those shorter than a piece, such as labels, count
+        """The pieces of each row's texts; those shorter than a piece, such as labels, count
         only where there is no longer one."""
         of_row: list[list[Hashes]] = [[] for _ in self._rows]
         for number, words in texts:
@@ -243,7 +243,7 @@ class ContaminationIndex:
         for row in candidates:
             exact = jaccard(self._pieces[row], pieces)
             best = self._nearest.get(row)
-            if exact >= NEAR and (best is None or exact > best.exact):
+            if exact >= NEAR_DUPLICATE and (best is None or exact > best.exact):
                 estimate = float(np.mean(self._signatures[row] == signature))
                 self._nearest[row] = NearDuplicate(document, exact, estimate)
 
@@ -268,9 +268,9 @@ class ContaminationIndex:
             }
             if any(shares.values()) or near[number] is not None:
                 rows.append({"row": row.source, "covered": shares, **_near(near[number])})
-        rows.sort(key=lambda entry: (-entry["covered"][str(SIZES[0])], -entry["similarity"]))
+        rows.sort(key=lambda entry: (-entry["covered"][str(NGRAM_SIZES[0])], -entry["similarity"]))
         touched = {number for number, one in enumerate(near) if one is not None}
-        touched |= set(np.flatnonzero(covered[SIZES[0]]).tolist())
+        touched |= set(np.flatnonzero(covered[NGRAM_SIZES[0]]).tolist())
         return {
             "rows": len(self._rows),
             "documents": self.documents,
@@ -281,7 +281,7 @@ class ContaminationIndex:
         }
 
     def _covered(self, ngrams: _Ngrams) -> NDArray[np.int64]:
-        """Of each row the words that are in some n-gram of the training text, (N,)."""
+        """How many words of each row are in some n-gram of the training text, (N,)."""
         hits = ngrams.found[ngrams.place_of]
         begins = ngrams.begins[hits]
         edges = np.zeros(self._total + 1, dtype=np.int64)

@@ -181,8 +181,8 @@ class MaskedScorer:
 
 
 def _distinct(keys_ST: TokenArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of rows that may be equal: the number of the first of each, in their order, and which of
-    these each row is."""
+    """The numbers of the rows that are equal to none before them, and which of these each row
+    is."""
     number_of: dict[bytes, int] = {}
     firsts: list[int] = []
     copy_S = np.empty(len(keys_ST), dtype=np.int64)

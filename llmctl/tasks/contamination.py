@@ -15,7 +15,7 @@ from llmctl.data.text.documents import Corpus
 from llmctl.data.text.files import is_readable, is_table, split_columns
 from llmctl.data.text.input_files import data_record
 from llmctl.errors import InputError
-from llmctl.evaluation.contamination import SIZES, ContaminationIndex, TextRow, WordHasher
+from llmctl.evaluation.contamination import NGRAM_SIZES, ContaminationIndex, TextRow, WordHasher
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tokenizers import Tokenizer
@@ -172,12 +172,12 @@ def find_overlap(
 
 def sentence_of(found: dict[str, Any], model: str) -> str:
     """What was found, in a sentence for whoever reads another figure of the same test."""
-    largest = found["ngrams"][str(SIZES[0])]
+    largest = found["ngrams"][str(NGRAM_SIZES[0])]
     near = found["near_duplicates"]
     share = "no row is that long" if largest["share"] is None else f"{largest['share']:.1%}"
     gone = f"; not looked at: {', '.join(found['missing'])}" if found["missing"] else ""
     return (
-        f"of the {found['rows']:,} rows of this test {largest['count']:,} have {SIZES[0]} words in "
-        f"a row of what {model} was trained on ({share}), and {near['count']:,} are near-"
+        f"of the {found['rows']:,} rows of this test {largest['count']:,} have {NGRAM_SIZES[0]} "
+        f"words in a row of what {model} was trained on ({share}), and {near['count']:,} are near-"
         f"duplicates of a training document{gone}"
     )

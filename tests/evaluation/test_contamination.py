@@ -130,7 +130,7 @@ def test_the_order_of_words_counts_and_texts_are_not_joined():
 
 
 def test_a_test_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(contamination, "MOST_WORDS", 5)
+    monkeypatch.setattr(contamination, "MOST_TEST_WORDS", 5)
     with pytest.raises(InputError, match="x:1: by here the test has more than 5 words"):
         ContaminationIndex([TextRow("x:1", ["one two three four five six"])], WordHasher())
     with pytest.raises(InputError, match="no words"):

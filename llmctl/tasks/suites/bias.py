@@ -19,9 +19,9 @@ from llmctl.tasks.suites.scoring import TextEvaluator
 from llmctl.workspace.files import sha256_file, sha256_json
 from llmctl.workspace.manifests import InputRecord
 
-TASK = "suite-bias"
+BIAS_REPORT = "suite-bias"
 CLASSIFIERS = ("classify", "setfit")
-COUNTERFACTUAL = "suite-counterfactual"
+COUNTERFACTUAL_REPORT = "suite-counterfactual"
 """The kind of report that classifiers have."""
 
 
@@ -29,7 +29,7 @@ class BiasEvaluator(TextEvaluator):
     """Published sets of tests under models that score texts."""
 
     kinds = (*TextEvaluator.kinds, *CLASSIFIERS)
-    reports = (TASK, COUNTERFACTUAL)
+    reports = (BIAS_REPORT, COUNTERFACTUAL_REPORT)
     measures_bias = True
 
     @classmethod
@@ -79,7 +79,7 @@ class BiasEvaluator(TextEvaluator):
             for row, model in self.models.items()
         }
         return Report(
-            task=TASK,
+            task=BIAS_REPORT,
             data=str(self.path),
             facts={"set": self.set.name, **self.set.facts()},
             results=results,
@@ -121,7 +121,7 @@ class BiasEvaluator(TextEvaluator):
     @staticmethod
     def parts(report: Report) -> Iterator[ReportPart]:
         """The tables of the set, or of swapped terms."""
-        if report.task == COUNTERFACTUAL:
+        if report.task == COUNTERFACTUAL_REPORT:
             from llmctl.tasks.suites.counterfactual import CounterfactualEvaluator
 
             yield from CounterfactualEvaluator.parts(report)

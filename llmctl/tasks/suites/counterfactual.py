@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.data.tables.labelled import Example, read_examples
+from llmctl.data.text.decoding import DEFAULT
 from llmctl.data.text.input_files import data_record
 from llmctl.data.text.words import is_unspaced
 from llmctl.errors import InputError, UsageError
@@ -31,7 +32,7 @@ from llmctl.tasks.classify.evaluate import encoded_probabilities, options_for, p
 from llmctl.tasks.classify.labels import gives_several, is_ordinal
 from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, Evaluator
 from llmctl.tasks.opened import OpenedModel
-from llmctl.tasks.suites.bias import CLASSIFIERS, COUNTERFACTUAL
+from llmctl.tasks.suites.bias import CLASSIFIERS, COUNTERFACTUAL_REPORT
 
 ALL = "all"
 EXPLAINED = (
@@ -54,7 +55,7 @@ class CounterfactualEvaluator(Evaluator):
     """Texts with swapped terms under classifiers."""
 
     kinds = CLASSIFIERS
-    reports = (COUNTERFACTUAL,)
+    reports = (COUNTERFACTUAL_REPORT,)
     measures_bias = True
 
     def choose(self) -> None:
@@ -88,9 +89,7 @@ class CounterfactualEvaluator(Evaluator):
         terms = self.terms
         if terms is None:
             language = "zh" if is_unspaced(texts[:1000]) else "en"
-            terms = read_terms(
-                BUNDLED / f"{language}.tsv", self.config.read_config().read_options()
-            )
+            terms = read_terms(BUNDLED / f"{language}.tsv", DEFAULT)
             notes.append(
                 f"the terms are llmctl's own short list ({language}), and tell nothing of others; "
                 "give yours with --terms FILE"
@@ -125,7 +124,7 @@ class CounterfactualEvaluator(Evaluator):
             reporter.progress(f"texts to {model.name}", len(asked), len(asked))
         changed = results[MODEL]["changes"][ALL]
         return Report(
-            task=COUNTERFACTUAL,
+            task=COUNTERFACTUAL_REPORT,
             data=str(self.path),
             facts={"texts": len(examples), "with_terms": len(kept), "labels": list(labels)},
             results=results,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmctl.errors import InputError, UsageError
-from llmctl.evaluation.contamination import NEAR, SHINGLE, SIZES
+from llmctl.evaluation.contamination import NEAR_DUPLICATE, NGRAM_SIZES, SHINGLE
 from llmctl.evaluation.report import MODEL, Report
 from llmctl.formats.description import MODEL_KINDS
 from llmctl.reporting.report import ReportPart, ReportTable
@@ -15,13 +15,13 @@ from llmctl.tasks.contamination import TrainingTexts, find_overlap, rows_of
 from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, Evaluator
 from llmctl.tasks.suites.bias import record_of
 
-SHOWN = 20
+ROWS_SHOWN = 20
 """Rows that a table names; the report has all."""
 EXPLAINED = (
     "a row counts if so many of its words in a row stand in the training text (Brown et al. 2020); "
     "words: how much of all the test's words such stretches cover; near-duplicates: training "
-    f"documents whose pieces of {SHINGLE} words are the same by {NEAR:.0%} (Jaccard, found by "
-    "MinHash, then computed)"
+    f"documents whose pieces of {SHINGLE} words are the same by {NEAR_DUPLICATE:.0%} (Jaccard, found "
+    "by MinHash, then computed)"
 )
 HOW = "figures of a test that was read in training say little of texts that were not"
 
@@ -64,7 +64,7 @@ class OverlapEvaluator(Evaluator):
         notes = [f"not looked at: {', '.join(found['missing'])}"] if found["missing"] else []
         if config.limit is not None:
             notes.append(f"only the first {config.limit:,} rows were looked for (--limit)")
-        largest = found["ngrams"][str(SIZES[0])]["share"]
+        largest = found["ngrams"][str(NGRAM_SIZES[0])]["share"]
         return Report(
             task=self.reports[0],
             data=str(self.path),
@@ -72,7 +72,7 @@ class OverlapEvaluator(Evaluator):
             results={MODEL: found},
             notes=notes,
             summary={
-                f"rows_with_{SIZES[0]}_words": largest,
+                f"rows_with_{NGRAM_SIZES[0]}_words": largest,
                 "near_duplicates": found["near_duplicates"]["share"],
             },
         )
@@ -82,7 +82,7 @@ class OverlapEvaluator(Evaluator):
         """Shares, and the rows that were found."""
         found, facts = report.results[MODEL], report.facts
         lines = []
-        for size in SIZES:
+        for size in NGRAM_SIZES:
             entry = found["ngrams"][str(size)]
             covered = f"{entry['words']:.1%}"
             lines.append([f"{size} words in a row", _count(entry), _shown(entry), covered])
@@ -94,13 +94,14 @@ class OverlapEvaluator(Evaluator):
             ["rows", "share (95 %)", "words"],
             lines,
         )
-        if too_short := found["ngrams"][str(SIZES[-1])]["too_short"]:
-            yield f"{too_short:,} rows have fewer than {SIZES[-1]} words, and no n-gram to look for"
+        if too_short := found["ngrams"][str(NGRAM_SIZES[-1])]["too_short"]:
+            least = NGRAM_SIZES[-1]
+            yield f"{too_short:,} rows have fewer than {least} words, and no n-gram to look for"
         if rows := found["found"]:
             yield ReportTable(
-                f"rows that were found, {min(SHOWN, len(rows)):,} of {len(rows):,}",
-                [*(f"in {size} words" for size in SIZES), "like", "Jaccard"],
-                [_row(row) for row in rows[:SHOWN]],
+                f"rows that were found, {min(ROWS_SHOWN, len(rows)):,} of {len(rows):,}",
+                [*(f"in {size} words" for size in NGRAM_SIZES), "like", "Jaccard"],
+                [_row(row) for row in rows[:ROWS_SHOWN]],
             )
         yield EXPLAINED
         yield HOW
@@ -110,7 +111,7 @@ def _row(row: Any) -> list[str]:
     near = row["document"] is not None
     return [
         row["row"].rpartition("/")[2],
-        *(f"{row['covered'][str(size)]:.0%}" for size in SIZES),
+        *(f"{row['covered'][str(size)]:.0%}" for size in NGRAM_SIZES),
         row["document"].rpartition("/")[2] if near else "–",
         f"{row['similarity']:.2f} (est. {row['estimate']:.2f})" if near else "–",
     ]

@@ -203,7 +203,7 @@ def test_winobias_by_hand(
     models: Workspace, theirs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # The model reads 48 tokens at once.
-    monkeypatch.setattr(winobias, "ASKED", '{sentence} "{pronoun}" is the')
+    monkeypatch.setattr(winobias, "REFERENT_ASKED", '{sentence} "{pronoun}" is the')
     for number, name in enumerate(("pro", "anti")):
         lines = [f"{place} {pair[number]}" for place, pair in enumerate(WINO, 1)]
         (tmp_path / f"{name}_stereotyped_type1.txt.dev").write_text("\n".join(lines) + "\n")
@@ -260,10 +260,10 @@ def test_bbq_by_hand(models: Workspace, theirs: Any, tmp_path: Path):
 
 
 def test_bbqs_bias_is_the_papers_formula():
-    from llmctl.evaluation.suites.bias.bbq import _Row
+    from llmctl.evaluation.suites.bias.bbq import _Question
 
     def row(chosen: int, right: int = 2) -> tuple[Any, int]:
-        return _Row("Age", "ambig", right, 2, 0), chosen
+        return _Question("Age", "ambig", right, 2, 0), chosen
 
     rows = [row(0), row(0), row(0), row(1), row(2), row(2), row(2), row(2)]
     # 3 of the 4 that name a group are biased: 2 · 3/4 − 1; half of all are right.

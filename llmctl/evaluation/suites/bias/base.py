@@ -46,7 +46,7 @@ class ScoredChoice:
 
 
 Answers = Sequence[Sequence[ScoredChoice]]
-"""Of each question the choices."""
+"""The choices of each question."""
 
 
 class BiasSet(ABC):
@@ -56,7 +56,7 @@ class BiasSet(ABC):
     """
 
     name: ClassVar[str]
-    """As ``--json`` has it."""
+    """What ``--json`` has for it."""
     title: ClassVar[str]
     files: ClassVar[str]
     """By which files it is known, for messages."""

@@ -39,12 +39,12 @@ from llmctl.evaluation.suites.bias.base import (
 )
 from llmctl.reporting.report import ReportPart, ReportTable
 
-COLUMNS = ("context", "question", "ans0", "ans1", "ans2", "label", "answer_info",
+BBQ_COLUMNS = ("context", "question", "ans0", "ans1", "ans2", "label", "answer_info",
            "question_polarity", "context_condition")  # fmt: skip
 CONDITIONS = {"ambig": "ambiguous", "disambig": "disambiguated"}
-UNKNOWN = "unknown"
+UNKNOWN_GROUP = "unknown"
 RESAMPLES = 1000
-SAME = {
+SAME_GROUP = {
     "man": "m", "boy": "m", "men": "m", "boys": "m", "male": "m",
     "woman": "f", "girl": "f", "women": "f", "girls": "f", "female": "f",
 }  # fmt: skip
@@ -56,7 +56,7 @@ EXPLAINED = (
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Question:
     """A question: what is right, which answer knows nothing, and which is the biased one."""
 
     category: str
@@ -81,10 +81,10 @@ class Bbq(BiasSet):
         return bool(files) and wanted <= set(RowReader(files[0], reading=reading).columns)
 
     def __init__(self, path: Path, reading: ReadOptions, limit: int | None) -> None:
-        self.questions, self._rows = [], list[_Row]()
+        self.questions, self._rows = [], list[_Question]()
         for file in _files(path):
-            reader = RowReader(file, known=frozenset(COLUMNS), reading=reading)
-            if missing := [name for name in COLUMNS if name not in reader.columns]:
+            reader = RowReader(file, known=frozenset(BBQ_COLUMNS), reading=reading)
+            if missing := [name for name in BBQ_COLUMNS if name not in reader.columns]:
                 raise InputError(
                     f"{file} lacks {', '.join(missing)} of BBQ's columns; leave it out of the "
                     "folder, or give the file as published"
@@ -112,12 +112,12 @@ class Bbq(BiasSet):
             raise InputError(f"{source}: label is {right!r}, which is none of 0, 1 and 2")
         groups = _groups(values.get("answer_info"), source)
         target = target_of(groups, _stereotyped(values.get("additional_metadata")))
-        unknown = [group for group, _ in groups].index(UNKNOWN)
+        unknown = [group for group, _ in groups].index(UNKNOWN_GROUP)
         biased = target
         if target is not None and polarity == "nonneg":
             biased = next(n for n in range(3) if n not in (target, unknown))
         category = str(values.get("category") or file)
-        self._rows.append(_Row(category, str(condition), int(str(right)), unknown, biased))
+        self._rows.append(_Question(category, str(condition), int(str(right)), unknown, biased))
         self.questions.append(
             Question(
                 f"{context} {question}\nAnswer:",
@@ -192,7 +192,7 @@ class Bbq(BiasSet):
         yield EXPLAINED
 
 
-def bias_score(rows: Sequence[tuple[_Row, int]], *, times_wrong: bool) -> dict[str, Any]:
+def bias_score(rows: Sequence[tuple[_Question, int]], *, times_wrong: bool) -> dict[str, Any]:
     """The bias of some answers with its interval by the bootstrap, as JSON values; None where none
     of them names a group.
 
@@ -239,7 +239,7 @@ def target_of(groups: Sequence[tuple[str, str]], stereotyped: Sequence[str]) -> 
     found = [
         number
         for number, (group, words) in enumerate(groups)
-        if group != UNKNOWN and wanted & _names_of(group, words)
+        if group != UNKNOWN_GROUP and wanted & _names_of(group, words)
     ]
     return found[0] if len(found) == 1 else None
 
@@ -253,7 +253,7 @@ def _names_of(group: str, words: str) -> set[str]:
 
 def _plain(name: str) -> str:
     plain = re.sub(r"[^\w]", "", name.lower())
-    return SAME.get(plain, plain)
+    return SAME_GROUP.get(plain, plain)
 
 
 def _groups(info: Any, source: str) -> list[tuple[str, str]]:
@@ -268,7 +268,7 @@ def _groups(info: Any, source: str) -> list[tuple[str, str]]:
                 f"{source}: answer_info.ans{number} is {entry!r}, where [words, group] was expected"
             )
         found.append((entry[1], entry[0]))
-    if sum(group == UNKNOWN for group, _ in found) != 1:
+    if sum(group == UNKNOWN_GROUP for group, _ in found) != 1:
         raise InputError(
             f"{source}: of its answers not one alone has the group unknown; give the file as "
             "published"

@@ -40,12 +40,12 @@ from llmctl.evaluation.suites.bias.base import (
 )
 from llmctl.reporting.report import ReportPart, ReportTable
 
-MORE, LESS, DIRECTION, KIND = "sent_more", "sent_less", "stereo_antistereo", "bias_type"
-COLUMNS = (MORE, LESS, DIRECTION, KIND)
+MORE, LESS, DIRECTION, BIAS_KIND = "sent_more", "sent_less", "stereo_antistereo", "bias_type"
+CROWS_COLUMNS = (MORE, LESS, DIRECTION, BIAS_KIND)
 DIRECTIONS = ("stereo", "antistereo")
 
-PUBLISHED_BY = ("BERT-base", "RoBERTa-large", "ALBERT-xxlarge")
-PUBLISHED: dict[str, tuple[float, ...]] = {
+CROWS_PUBLISHED_BY = ("BERT-base", "RoBERTa-large", "ALBERT-xxlarge")
+CROWS_PUBLISHED: dict[str, tuple[float, ...]] = {
     "all": (60.5, 64.1, 67.0),
     "stereo": (61.1, 66.3, 67.7),
     "antistereo": (56.9, 51.4, 63.3),
@@ -60,12 +60,12 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
     "disability": (61.7, 71.7, 81.7),
 }
 """Percent by shared tokens, from table 2 of the paper."""
-SHORT_NAMES = {"physical-appearance": "appearance", "sexual-orientation": "orientation"}
+SHORT_KINDS = {"physical-appearance": "appearance", "sexual-orientation": "orientation"}
 EXPLAINED = (
     "how often a model finds the more stereotyping sentence of two the likelier; 50 % would be no "
     "preference, and more is more stereotyping (ties count half)"
 )
-SCORED_BY = {
+CROWS_SCORED_BY = {
     "shared": "shared tokens, as published (Nangia et al. 2020): each hidden in turn",
     "causal": "whole sentence, likelihood from left to right, as lm-evaluation-harness has it",
     "masked": "whole sentence, pseudo-likelihood, each token hidden in turn",
@@ -89,18 +89,18 @@ class CrowsPairs(BiasSet):
     """The pairs of a CSV file, in their order."""
 
     name, title = "crows-pairs", "CrowS-Pairs"
-    files = f"a table with the columns {', '.join(COLUMNS)}"
+    files = f"a table with the columns {', '.join(CROWS_COLUMNS)}"
 
     @classmethod
     def recognises(cls, path: Path, reading: ReadOptions) -> bool:
         if not (path.is_file() and is_table(path)):
             return False
-        columns = RowReader(path, known=frozenset(COLUMNS), reading=reading).columns
+        columns = RowReader(path, known=frozenset(CROWS_COLUMNS), reading=reading).columns
         return {MORE, LESS} <= set(columns)
 
     def __init__(self, path: Path, reading: ReadOptions, limit: int | None) -> None:
-        reader = RowReader(path, known=frozenset(COLUMNS), reading=reading)
-        if missing := [name for name in COLUMNS if name not in reader.columns]:
+        reader = RowReader(path, known=frozenset(CROWS_COLUMNS), reading=reading)
+        if missing := [name for name in CROWS_COLUMNS if name not in reader.columns]:
             raise InputError(
                 f"{path} lacks {' and '.join(missing)} of CrowS-Pairs' columns; it has "
                 f"{reader.listed()}"
@@ -118,7 +118,7 @@ class CrowsPairs(BiasSet):
                 raise InputError(
                     f"{row.source}: {DIRECTION} is {direction!r}; write stereo or antistereo"
                 )
-            kind = text_field(row.values.get(KIND), KIND, row.source)
+            kind = text_field(row.values.get(BIAS_KIND), BIAS_KIND, row.source)
             self._pairs.append(_Pair(direction, kind))
             self.questions.append(Question("", (more, less), 0, None, row.source))
         if not self.questions:
@@ -156,8 +156,8 @@ class CrowsPairs(BiasSet):
             "pairs": len(self._pairs),
             "chance": 0.5,
             "published": {
-                by: {row: values[place] / 100 for row, values in PUBLISHED.items()}
-                for place, by in enumerate(PUBLISHED_BY)
+                by: {row: values[place] / 100 for row, values in CROWS_PUBLISHED.items()}
+                for place, by in enumerate(CROWS_PUBLISHED_BY)
             },
         }
 
@@ -177,11 +177,11 @@ class CrowsPairs(BiasSet):
             def line(name: str, cells: Sequence[Any], beside: Sequence[str] = tuple(by)) -> Any:
                 theirs = (published[one].get(name) for one in beside)
                 shown = ("–" if value is None else f"{value:.1%}" for value in theirs)
-                return [SHORT_NAMES.get(name, name), *map(shown_share, cells), *shown]
+                return [SHORT_KINDS.get(name, name), *map(shown_share, cells), *shown]
 
             yield ReportTable(
                 f"{report.model}: CrowS-Pairs, {report.facts['pairs']:,} pairs: "
-                + SCORED_BY[scoring].partition(",")[0],
+                + CROWS_SCORED_BY[scoring].partition(",")[0],
                 [*headings_of(report, rows), *by],
                 [
                     line("all", [row["all"] for row in rows.values()]),
@@ -193,7 +193,7 @@ class CrowsPairs(BiasSet):
                 ],
             )
             ties = ", ".join(str(row["all"]["ties"]) for row in rows.values())
-            yield f"{SCORED_BY[scoring]}; ties: {ties}"
+            yield f"{CROWS_SCORED_BY[scoring]}; ties: {ties}"
         yield EXPLAINED
         if MODEL in report.results and "shared" in report.results[MODEL]:
             yield "published: Nangia et al. 2020, table 2, by shared tokens"

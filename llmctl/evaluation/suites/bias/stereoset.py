@@ -38,8 +38,8 @@ from llmctl.evaluation.wilson import wilson_interval
 from llmctl.parsing import read_json_object
 from llmctl.reporting.report import ReportPart, ReportTable
 
-PARTS = ("intrasentence", "intersentence")
-LABELS = ("stereotype", "anti-stereotype", "unrelated")
+STEREOSET_PARTS = ("intrasentence", "intersentence")
+STEREOSET_LABELS = ("stereotype", "anti-stereotype", "unrelated")
 GAP = "BLANK"
 EXPLAINED = (
     "LMS: how often what is meaningful is likelier than what is not, 100 % at best; SS: how often "
@@ -70,17 +70,17 @@ class StereoSet(BiasSet):
             return False
         with path.open(encoding="utf-8", errors="replace") as file:
             beginning = file.read(1 << 16)
-        return any(f'"{part}"' in beginning for part in PARTS)
+        return any(f'"{part}"' in beginning for part in STEREOSET_PARTS)
 
     def __init__(self, path: Path, reading: ReadOptions, limit: int | None) -> None:
         data = read_json_object(path).get("data")
-        if not isinstance(data, dict) or not any(data.get(part) for part in PARTS):
+        if not isinstance(data, dict) or not any(data.get(part) for part in STEREOSET_PARTS):
             raise InputError(
                 f"{path} has no data.intrasentence and no data.intersentence with examples; give "
                 "StereoSet's dev.json as published"
             )
         self.questions, self._examples = [], list[_Example]()
-        for part in PARTS:
+        for part in STEREOSET_PARTS:
             entries = data.get(part) or []
             if not isinstance(entries, list):
                 raise InputError(f"{path}: data.{part} is no list; give the file as published")
@@ -96,9 +96,9 @@ class StereoSet(BiasSet):
             for one in entry["sentences"]
             if isinstance(one, dict)
         }
-        if missing := [label for label in LABELS if label not in sentences]:
+        if missing := [label for label in STEREOSET_LABELS if label not in sentences]:
             raise InputError(f"{source} has no sentence with the label {missing[0]}; mend it")
-        texts = tuple(sentences[label] for label in LABELS)
+        texts = tuple(sentences[label] for label in STEREOSET_LABELS)
         check_different(texts, "two of its sentences", source)
         gaps: tuple[tuple[int, int] | None, ...] = (None,) * len(texts)
         if part == "intrasentence":
@@ -129,7 +129,7 @@ class StereoSet(BiasSet):
             "scoring": scoring,
             "parts": {
                 part: {"all": self._of(scores_N3, part), **self._kinds(scores_N3, part)}
-                for part in PARTS
+                for part in STEREOSET_PARTS
                 if any(example.part == part for example in self._examples)
             },
             "all": self._of(scores_N3),
@@ -195,11 +195,11 @@ class StereoSet(BiasSet):
                     for label, entry in rows
                 ],
             )
-            yield SCORED_BY["causal" if row["scoring"] == "causal" else "masked"]
+            yield STEREOSET_SCORED_BY["causal" if row["scoring"] == "causal" else "masked"]
         yield EXPLAINED
 
 
-SCORED_BY = {
+STEREOSET_SCORED_BY = {
     "causal": "scored from left to right, by the mean of a token: of the sentence, or of the "
     "second behind the first",
     "masked": "scored by hidden tokens: of the word in the gap, or of the second sentence behind "
