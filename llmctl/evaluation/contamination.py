@@ -180,8 +180,8 @@ class ContaminationIndex:
                 total += len(texts[-1][1])
             if total > MOST_TEST_WORDS:
                 raise InputError(
-                    f"{row.source}: by here the test has more than {MOST_TEST_WORDS:,} words, which "
-                    "is what is looked for at once; divide the file"
+                    f"{row.source}: by here the test has more than {MOST_TEST_WORDS:,} words, "
+                    "as many as are looked for at once; divide the file"
                 )
         if not total:
             raise InputError("the test has no words to look for")

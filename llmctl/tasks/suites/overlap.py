@@ -20,8 +20,8 @@ ROWS_SHOWN = 20
 EXPLAINED = (
     "a row counts if so many of its words in a row stand in the training text (Brown et al. 2020); "
     "words: how much of all the test's words such stretches cover; near-duplicates: training "
-    f"documents whose pieces of {SHINGLE} words are the same by {NEAR_DUPLICATE:.0%} (Jaccard, found "
-    "by MinHash, then computed)"
+    f"documents whose pieces of {SHINGLE} words are the same by {NEAR_DUPLICATE:.0%} (Jaccard, "
+    "found by MinHash, then computed)"
 )
 HOW = "figures of a test that was read in training say little of texts that were not"
 
