@@ -39,7 +39,8 @@ def command(
     ),
     device: str | None = options.DEVICE,
     dtype: str | None = option(
-        "Number format of the weights: fp32, bf16, or int8, the fastest on a processor.",
+        "Number format of the weights: fp32, bf16, int8 or int4, the smallest; the last two are "
+        "the fastest on a processor.",
         show_default="fp32",
     ),
     threads: int | None = options.THREADS,

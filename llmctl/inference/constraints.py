@@ -10,8 +10,10 @@ V vocabulary.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +30,12 @@ GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"
 
 MOST_GRAMMAR = 200_000
 """Characters of a schema, an expression or a grammar."""
+LEXER_FUEL, STEP_FUEL, LEXER_STATES = 200_000, 20_000, 50_000
+"""What llguidance may spend on a grammar at its start and at a token: a fifth of its own bounds and
+less, with which an expression such as ``(a{1000}){1000}`` holds every other text up for seconds."""
+MOST_MULTIPLE = 50_000
+"""The largest ``multipleOf`` of a schema, in units of its last digit: its automaton has a state for
+each remainder, which llguidance counts nowhere (1,000,003 takes 24 s and 300 MB)."""
 
 
 class GrammarError(InputError):
@@ -60,10 +68,13 @@ class Grammars:
         """What makes a constraint for a text. value: the schema (a table or JSON), the expression,
         the choices or the grammar in Lark's notation. Raises GrammarError for one that can't be
         used."""
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
 
         grammar = _grammar(kind, value)
-        matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
+        limits = LLParserLimits(
+            initial_lexer_fuel=LEXER_FUEL, step_lexer_fuel=STEP_FUEL, max_lexer_states=LEXER_STATES
+        )
+        matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise GrammarError(
                 f"{GRAMMAR_NAMES[kind]} can't be used: {_reason(matcher.get_error())}"
@@ -75,7 +86,7 @@ class Grammars:
             raise GrammarError(
                 f"{GRAMMAR_NAMES[kind]} can't be used: {_reason(matcher.get_error())}"
             )
-        matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
+        matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
         return lambda: GrammarConstraint(matcher.deep_copy(), self._size, self._ends)
 
 
@@ -124,6 +135,7 @@ def _grammar(kind: GrammarKind, value: Any) -> str:
             raise GrammarError('the JSON schema is no object; write for example {"type": "object"}')
         text = json.dumps(value)
         _check_length(kind, text)
+        _check_multiples(value)
         try:
             return LLMatcher.grammar_from_json_schema(text, defaults=JSON_STYLE)
         except ValueError as error:
@@ -142,6 +154,29 @@ def _grammar(kind: GrammarKind, value: Any) -> str:
     if kind == "grammar":
         return LLMatcher.grammar_from_lark(value)
     return LLMatcher.grammar_from_regex(value)
+
+
+def _check_multiples(schema: Any) -> None:
+    """Raises GrammarError for multiples whose automaton would be too large."""
+    found, merged, pending = [1], False, [schema]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            merged = merged or "allOf" in part or "$ref" in part
+            given = part.get("multipleOf")
+            if isinstance(given, int | float) and math.isfinite(given) and given:
+                digits = "".join(map(str, Decimal(repr(given)).as_tuple().digits))
+                found.append(int(digits.rstrip("0")))
+            pending += part.values()
+        elif isinstance(part, list):
+            pending += part
+    largest = math.lcm(*found) if merged else max(found)
+    if largest > MOST_MULTIPLE:
+        together = " together, as parts of the schema are merged," if merged else ""
+        raise GrammarError(
+            f"the JSON schema can't be used: its multipleOf come{together} to "
+            f"{str(largest)[:30]}, more than {MOST_MULTIPLE:,}; leave it out, or take a smaller one"
+        )
 
 
 def _check_length(kind: GrammarKind, text: str) -> None:

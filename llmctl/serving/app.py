@@ -18,9 +18,11 @@ from llmctl.serving.chat import chat_completions
 from llmctl.serving.completions import completions
 from llmctl.serving.disconnects import ClientGone
 from llmctl.serving.errors import HTTPError
+from llmctl.serving.explaining import explain
+from llmctl.serving.openapi import openapi
 from llmctl.serving.pooling import classify, embeddings, rerank
 from llmctl.serving.responses import responses
-from llmctl.serving.state import PAGE, Serving
+from llmctl.serving.state import Serving, page_text
 from llmctl.serving.tokens import detokenize, tokenize, tokenizer_info
 
 AddressHandler = Callable[[Asked], Awaitable[Response]]
@@ -44,6 +46,7 @@ def make_app(serving: Serving) -> Starlette:
         "/v1/embeddings": embeddings,
         "/classify": classify,
         "/v1/classify": classify,
+        "/explain": explain,
         "/rerank": rerank,
         "/v1/rerank": rerank,
         "/tokenize": tokenize,
@@ -53,6 +56,7 @@ def make_app(serving: Serving) -> Starlette:
         "/": page,
         "/health": health,
         "/metrics": metrics,
+        "/openapi.json": openapi,
         "/v1/models": models,
         "/v1/models/{name:path}": model_card,
         "/tokenizer_info": tokenizer_info,
@@ -97,7 +101,7 @@ class Guard:
 async def page(asked: Asked) -> Response:
     """The chat page."""
     headers = {"Content-Security-Policy": PAGE_POLICY, "Referrer-Policy": "no-referrer"}
-    return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=headers)
+    return HTMLResponse(page_text(), headers=headers)
 
 
 async def health(asked: Asked) -> Response:

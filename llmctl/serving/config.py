@@ -20,7 +20,7 @@ class ServeConfig(EngineConfig):
     device: str = "auto"
     """Device that computes; auto: the accelerator if there is one."""
     dtype: WeightType = "fp32"
-    """Number format of the weights; int8 is fastest on a processor."""
+    """Number format of the weights; int8 and int4 are the fastest on a processor."""
     max_waiting: int = Field(256, ge=0)
     """Texts that may wait for a place; further requests are answered with 429."""
     max_body_bytes: int = Field(4 << 20, ge=1 << 10)

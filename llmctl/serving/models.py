@@ -17,6 +17,7 @@ from llmctl.inference.weights import WeightType, prepare
 from llmctl.serving.errors import HTTPError
 from llmctl.tasks import TASKS
 from llmctl.tasks.embed.texts import TextEmbedder
+from llmctl.tasks.explanation import ExplainedAnswer, Explainer
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.prediction import Predictor
 from llmctl.tokenizers import Tokenizer
@@ -32,6 +33,7 @@ class ServedModel:
     name: str
     opened: OpenedModel
     created: int
+    device: str = "auto"
     engine: Engine | None = None
     """What writes its texts; None: it writes none."""
     predictor: Predictor | None = None
@@ -89,6 +91,15 @@ class ServedModel:
             return Grammars(self.tokenizer, self.ends)
         except UsageError as error:
             raise HTTPError(str(error), param="response_format") from None
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """What explains its answers, with a network of its own. Raises InputError if they can't
+        be explained."""
+        explainer = TASKS[self.opened.kind].explainer()
+        if explainer is None:
+            raise InputError(f"the answers of {self.opened.described} are not explained yet")
+        return explainer(self.opened, ExplainedAnswer(), self.device)
 
     def card(self) -> dict[str, Any]:
         """What ``/v1/models`` says of it."""
@@ -153,7 +164,7 @@ def _open(
     created: int,
 ) -> ServedModel:
     opened = OpenedModel.open(workspace, start)
-    served = ServedModel(name, opened, created)
+    served = ServedModel(name, opened, created, device)
     if opened.kind in NEXT_TOKEN_KINDS:
         folder = opened.folder
         model = folder.causal_lm().to(choose_device(device, "--device"))

@@ -8,12 +8,39 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+)
 
 from llmctl.serving.errors import HTTPError
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 TokenNumbers = list[StrictInt]
+
+
+def _no_other_kind(value: Any) -> Any:
+    """Python takes 0 for False and True for 1; JSON doesn't."""
+    if value is not None and not isinstance(value, bool):
+        raise ValueError("has to be true or false")
+    return value
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("has to be a number")
+    return value
+
+
+OnlyTrue = Annotated[Literal[True], BeforeValidator(_no_other_kind)]
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_no_other_kind)]
+OnlyZero = Annotated[Literal[0], BeforeValidator(_no_truth)]
+OnlyOne = Annotated[Literal[1], BeforeValidator(_no_truth)]
 
 
 class Body(BaseModel):
@@ -33,7 +60,7 @@ class StreamOptions(BaseModel):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: OnlyFalse | None = None
 
 
 class Structured(BaseModel):
@@ -90,15 +117,15 @@ class Sampling(Body):
     truncate_prompt_tokens: StrictInt | None = None
     add_special_tokens: bool | None = None
     # Taken at the value that says what is done anyway.
-    priority: Literal[0] = 0
-    skip_special_tokens: Literal[True] = True
+    priority: OnlyZero = 0
+    skip_special_tokens: OnlyTrue = True
     spaces_between_special_tokens: StrictBool | None = None
-    include_stop_str_in_output: Literal[False] = False
-    use_beam_search: Literal[False] = False
-    length_penalty: Literal[1] | None = None
+    include_stop_str_in_output: OnlyFalse = False
+    use_beam_search: OnlyFalse = False
+    length_penalty: OnlyOne | None = None
     service_tier: Literal["auto", "default"] | None = None
     metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
+    store: OnlyFalse | None = None
 
 
 TextsOrIds = str | list[str] | TokenNumbers | list[TokenNumbers]
@@ -145,7 +172,7 @@ class ChatBody(Sampling):
     tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    add_generation_prompt: Literal[True] = True
+    add_generation_prompt: OnlyTrue = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
     modalities: list[Literal["text"]] | None = None
@@ -167,7 +194,7 @@ class ResponsesBody(Body):
     truncation: Literal["disabled"] | None = None
     parallel_tool_calls: bool | None = None
     service_tier: Literal["auto", "default"] | None = None
-    background: Literal[False] | None = None
+    background: OnlyFalse | None = None
 
 
 class EmbeddingBody(Body):
@@ -182,6 +209,14 @@ class ClassifyBody(Body):
     """Texts to be classified."""
 
     input: str | list[str]
+
+
+class ExplainBody(Body):
+    """A text whose class is to be explained."""
+
+    input: str
+    method: str | None = None
+    answer: str | None = None
 
 
 class RerankBody(Body):
@@ -199,7 +234,7 @@ class TokenizeBody(Body):
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: Literal[True] = True
+    add_generation_prompt: OnlyTrue = True
     return_token_strs: bool | None = None
 
 

@@ -7,7 +7,9 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,10 @@ class Serving:
     """Texts that are being written or wait."""
     draining: bool = False
     """Whether nothing new is taken, because the server is about to end."""
+    explaining: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="explain")
+    )
+    """Where answers are explained, one after another."""
 
     def model(self, name: str | None) -> ServedModel:
         """The model of a name; without one the first. Raises HTTPError if there is none."""
@@ -127,5 +133,14 @@ def encoded(value: Any) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-PAGE = Path(__file__).with_name("page.html")
+@cache
+def page_text() -> str:
+    """The page to chat at: its parts put into one, so that it asks for nothing else."""
+    folder = Path(__file__).with_name("static")
+    text = (folder / "page.html").read_text(encoding="utf-8")
+    for name in ("style.css", "chat.js", "texts.js"):
+        text = text.replace(f"/* {name} */", (folder / name).read_text(encoding="utf-8"))
+    return text
+
+
 EventLines = AsyncIterator[str]

@@ -1,13 +1,12 @@
 """A server measured from outside: streams at once, time to the first token, many clients for
-minutes, and what is sent to hurt it.
+minutes. What is sent to hurt it is in tests/benchmarks/hostile.py.
 
     python -m tests.benchmarks.serving load                    16 at once beside one by one
     python -m tests.benchmarks.serving soak --seconds 300      64 clients, each answer checked
-    python -m tests.benchmarks.serving hostile --requests 10000
 
 Without --model a Llama with random weights is served: of SmolLM2-135M's shape for load, whose time
 doesn't depend on what the weights are (only its logits are cut to a vocabulary of 320), and a tiny
-one for the others.
+one for soak.
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ from statistics import median, quantiles
 from typing import Any
 
 import httpx
-
-from tests.serving.hostile import request
 
 SMOL = {
     "num_layers": 30, "hidden_size": 576, "num_heads": 9, "num_kv_heads": 3,
@@ -187,34 +184,15 @@ def soak(running: Running, clients: int, seconds: float) -> None:
     print(json.dumps({**counts, "MiB": [size >> 20 for size in memory]}, indent=1))
 
 
-def hostile(running: Running, requests: int) -> None:
-    """Requests of tests/serving/hostile.py; none may be answered with a bug of ours."""
-    counts: Counter[int] = Counter()
-    slowest = 0.0
-    with httpx.Client(base_url=running.address, timeout=60) as client:
-        for number in range(requests):
-            method, path, body, headers = request(number)
-            begin = time.perf_counter()
-            answer = client.request(method, path, content=body, headers=headers)
-            slowest = max(slowest, time.perf_counter() - begin)
-            counts[answer.status_code] += 1
-            bug = answer.status_code >= 500 or "Traceback" in answer.text
-            assert not bug, (number, method, path, body[:500], answer.text[:500])
-        alive = client.get("/health").status_code
-    answered = dict(sorted(counts.items()))
-    print(json.dumps({"statuses": answered, "slowest, s": round(slowest, 2), "health": alive}))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["load", "soak", "hostile"])
+    parser.add_argument("what", choices=["load", "soak"])
     parser.add_argument("--model", type=Path)
     parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=300.0)
-    parser.add_argument("--requests", type=int, default=10_000)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = given.model or Path(folder) / "model"
@@ -225,10 +203,8 @@ def main() -> None:
         try:
             if given.what == "load":
                 load(running, given.streams, given.tokens)
-            elif given.what == "soak":
-                soak(running, given.clients, given.seconds)
             else:
-                hostile(running, given.requests)
+                soak(running, given.clients, given.seconds)
         finally:
             running.stop()
 

@@ -108,3 +108,21 @@ def test_generate_keeps_to_a_schema(decoder_workspace: Path, tmp_path: Path):
     assert "--schema" in one_sentence(absent)
     beams = llmctl(decoder_workspace, *words, "--regex", "a", "--num-beams", "2", code=2)
     assert "num_beams" in one_sentence(beams)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 99999999},
+        {"type": "number", "multipleOf": 0.99999999},
+        {"allOf": [{"type": "integer", "multipleOf": k} for k in (997, 991)]},
+    ],
+)
+def test_a_schema_that_would_take_minutes_is_refused(schema: Any):
+    with pytest.raises(GrammarError, match="multipleOf"):
+        Grammars(TOKENIZER, frozenset([0])).constraint("json_schema", schema)
+
+
+def test_multiples_that_can_be_kept_to_are():
+    schema = {"type": "integer", "multipleOf": 997, "minimum": 0, "maximum": 99999}
+    assert all(int(text) % 997 == 0 for text in written("json_schema", schema))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,3 +54,37 @@ def judges(tiny_workspace: Path) -> Iterator[httpx.Client]:
     """A server of a classifier, which writes nothing."""
     with served(tiny_workspace, "subjects") as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def embedder(tiny_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A BERT whose mean is a vector, as an embedder's folder has it."""
+    from llmctl.data.tables.labelled import Example
+    from llmctl.formats.open import open_folder
+    from llmctl.inference.embedding import embed_ids
+    from llmctl.models.heads.embed import Embedder
+
+    folder = tmp_path_factory.mktemp("embedder") / "embedder"
+    shutil.copytree(tiny_workspace / "runs" / "tiny" / "model", folder)
+    model = open_folder(folder)
+    parts = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{part}"}
+        for n, (path, part) in enumerate(parts.items())
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    width = int(model.config.hidden_size)
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    network = Embedder(model.backbone(), "mean", normalize=False)
+
+    def expected(texts: list[str]) -> Any:
+        from llmctl.data.tables.encoded import encode_examples
+
+        examples = [Example(text, None, None, "a test") for text in texts]
+        encoded = encode_examples(model.tokenizer, examples, model.max_length)
+        return embed_ids(network, [one.ids for one in encoded], 0)
+
+    with served(tiny_workspace, f"vectors={folder}") as client:
+        yield client, expected

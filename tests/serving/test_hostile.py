@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.serving.conftest import served
-from tests.serving.hostile import request
+from tests.serving.hostile import refusal, request
 from tests.serving.test_server import ASKED, post
 
 
@@ -23,12 +23,7 @@ def test_whatever_is_sent_is_answered_or_refused(talker: httpx.Client):
         method, path, body, headers = request(number)
         answer = talker.request(method, path, content=body, headers=headers)
         seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
-        assert answer.status_code < 500, (number, method, path, body[:300], answer.text)
-        assert "Traceback" not in answer.text
-        if answer.status_code >= 400 and method != "HEAD":
-            error = answer.json()["error"]
-            assert error["message"], number
-            assert set(error) == {"message", "type", "param", "code"}
+        assert not refusal(answer, method), (number, method, path, body[:300])
     assert {200, 400, 404, 405, 415} <= set(seen)
     assert talker.get("/health").status_code == 200
 

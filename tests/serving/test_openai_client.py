@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from tests.serving.conftest import served
 from tests.serving.test_server import ASKED, QUESTION, TOOLS
 
 openai = pytest.importorskip("openai")
@@ -71,42 +68,6 @@ def test_errors_are_its_own(client: Any, kind: str, fields: dict[str, Any]):
     with pytest.raises(getattr(openai, kind)) as caught:
         client.chat.completions.create(messages=ASKED, **fields)
     assert caught.value.param in ("temperature", "model")
-
-
-@pytest.fixture(scope="module")
-def embedder(tiny_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A BERT whose mean is a vector, as an embedder's folder has it."""
-    import shutil
-
-    from llmctl.data.tables.labelled import Example
-    from llmctl.formats.open import open_folder
-    from llmctl.inference.embedding import embed_ids
-    from llmctl.models.heads.embed import Embedder
-
-    folder = tmp_path_factory.mktemp("embedder") / "embedder"
-    shutil.copytree(tiny_workspace / "runs" / "tiny" / "model", folder)
-    model = open_folder(folder)
-    parts = {"": "Transformer", "1_Pooling": "Pooling"}
-    modules = [
-        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{part}"}
-        for n, (path, part) in enumerate(parts.items())
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
-    width = int(model.config.hidden_size)
-    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    network = Embedder(model.backbone(), "mean", normalize=False)
-
-    def expected(texts: list[str]) -> np.ndarray:
-        from llmctl.data.tables.encoded import encode_examples
-
-        examples = [Example(text, None, None, "a test") for text in texts]
-        encoded = encode_examples(model.tokenizer, examples, model.max_length)
-        return embed_ids(network, [one.ids for one in encoded], 0)
-
-    with served(tiny_workspace, f"vectors={folder}") as client:
-        yield client, expected
 
 
 def test_vectors_and_order(embedder: Any):

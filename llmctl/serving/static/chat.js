@@ -1,90 +1,10 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>llmctl</title>
-<link rel="icon" href="data:,">
-<style>
-:root { --ground: #fff; --ink: #1c1c1e; --faint: #6b6b70; --line: #d9d9de; --mine: #eef3fb; --accent: #1f5fbf; --wrong: #b3261e; }
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #161618; --ink: #ececf0; --faint: #9d9da5; --line: #36363b; --mine: #222a38; --accent: #8ab4f8; --wrong: #f2b8b5; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; height: 100dvh; display: flex; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-aside { width: 16rem; flex: none; border-right: 1px solid var(--line); padding: .75rem; overflow-y: auto; }
-main { flex: 1; min-width: 0; display: flex; flex-direction: column; }
-header { display: flex; gap: .5rem; align-items: center; padding: .5rem .75rem; border-bottom: 1px solid var(--line); }
-header h1 { font-size: 1rem; margin: 0; flex: 1; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-#talk { flex: 1; overflow-y: auto; padding: .75rem; }
-article { max-width: 46rem; margin: 0 auto .75rem; padding: .5rem .75rem; border-radius: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-article.user { background: var(--mine); }
-article .who { display: block; color: var(--faint); font-size: .8rem; }
-article .tools { margin-top: .25rem; display: flex; gap: .5rem; flex-wrap: wrap; }
-.token { background: none; border: 0; border-radius: .2rem; padding: 0; font: inherit; color: inherit; white-space: pre-wrap; cursor: pointer; display: inline; }
-.token:hover, .token:focus-visible { outline: 2px solid var(--accent); }
-form { display: flex; gap: .5rem; padding: .75rem; border-top: 1px solid var(--line); max-width: 48rem; width: 100%; margin: 0 auto; }
-textarea, input, select { font: inherit; color: inherit; background: var(--ground); border: 1px solid var(--line); border-radius: .4rem; padding: .35rem .5rem; width: 100%; }
-textarea { resize: vertical; }
-button { font: inherit; color: inherit; background: var(--mine); border: 1px solid var(--line); border-radius: .4rem; padding: .35rem .7rem; cursor: pointer; }
-button.small { font-size: .8rem; padding: .1rem .45rem; }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-label { display: block; font-size: .85rem; color: var(--faint); margin-top: .5rem; }
-label.row { display: flex; gap: .5rem; align-items: center; }
-label.row input { width: auto; }
-ul { list-style: none; margin: .5rem 0; padding: 0; }
-li { display: flex; gap: .25rem; margin: .15rem 0; }
-li button:first-child { flex: 1; min-width: 0; text-align: left; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-li button[aria-current=true] { border-color: var(--accent); }
-.note { color: var(--faint); font-size: .85rem; text-align: center; }
-.wrong { color: var(--wrong); }
-dialog { color: inherit; background: var(--ground); border: 1px solid var(--line); border-radius: .6rem; max-width: 24rem; width: calc(100% - 2rem); }
-dialog button { display: flex; width: 100%; justify-content: space-between; gap: 1rem; margin: .2rem 0; }
-dialog code { white-space: pre-wrap; overflow-wrap: anywhere; }
-#menu { display: none; }
-@media (max-width: 46rem) {
-  #menu { display: block; }
-  aside { position: fixed; inset: 0 auto 0 0; z-index: 1; background: var(--ground); width: min(20rem, 85vw); display: none; }
-  aside.open { display: block; }
-}
-@media (prefers-reduced-motion: no-preference) { #talk { scroll-behavior: smooth; } }
-</style>
-</head>
-<body>
-<aside id="side" aria-label="Conversations and settings">
-  <button id="new" type="button">New conversation</button>
-  <ul id="list"></ul>
-  <label>Model <select id="model"></select></label>
-  <label>What stands before the conversation <textarea id="system" rows="2"></textarea></label>
-  <label>Temperature <input id="temperature" type="number" min="0" max="5" step="0.1" value="0.7"></label>
-  <label>Top p <input id="top_p" type="number" min="0.01" max="1" step="0.01" value="0.9"></label>
-  <label>Min p <input id="min_p" type="number" min="0" max="1" step="0.01" value="0"></label>
-  <label>Repetition penalty <input id="repetition_penalty" type="number" min="0.1" max="5" step="0.05" value="1"></label>
-  <label>Tokens at most <input id="max_tokens" type="number" min="1" step="1" value="256"></label>
-  <label>Seed <input id="seed" type="number" step="1" placeholder="another each time"></label>
-  <label class="row"><input id="shade" type="checkbox"> Shade tokens by probability</label>
-  <label>API key <input id="key" type="password" autocomplete="off"></label>
-</aside>
-<main>
-  <header>
-    <button id="menu" type="button" aria-expanded="false" aria-controls="side">Menu</button>
-    <h1 id="title">llmctl</h1>
-    <button id="export" type="button">Save</button>
-  </header>
-  <div id="talk" role="log" aria-live="polite" aria-label="Conversation" tabindex="0"></div>
-  <form id="ask">
-    <textarea id="say" rows="2" aria-label="What you say" placeholder="Enter sends, Shift+Enter begins a line, Escape stops an answer"></textarea>
-    <button id="send" type="submit">Send</button>
-  </form>
-</main>
-<dialog id="others" aria-label="Alternatives of a token"></dialog>
-<script>
+// Conversations: kept in the browser, answered as a stream, each token with its alternatives.
 "use strict";
 const $ = (id) => document.getElementById(id);
 const STORE = "llmctl.conversations", SETTINGS = "llmctl.settings", MOST = 100;
-const FIELDS = ["model", "system", "temperature", "top_p", "min_p", "repetition_penalty", "max_tokens", "seed"];
+const FIELDS = ["system", "temperature", "top_p", "min_p", "repetition_penalty", "max_tokens", "seed"];
 let talks = load(STORE, []), talk = null, models = {}, running = null;
+const settings = load(SETTINGS, {}), chosen = { ...settings.chosen };
 
 function load(name, other) {
   try { return JSON.parse(localStorage.getItem(name)) ?? other; } catch { return other; }
@@ -93,7 +13,7 @@ function keep() {
   try {
     localStorage.setItem(STORE, JSON.stringify(talks.slice(0, MOST)));
     const values = Object.fromEntries(FIELDS.map((field) => [field, $(field).value]));
-    localStorage.setItem(SETTINGS, JSON.stringify({ ...values, shade: $("shade").checked }));
+    localStorage.setItem(SETTINGS, JSON.stringify({ ...values, shade: $("shade").checked, chosen, tab }));
   } catch { note("The browser keeps no more; save what you need.", true); }
 }
 function make(tag, text, attributes = {}) {
@@ -117,8 +37,9 @@ function begin() {
   $("say").focus();
 }
 function show() {
-  $("title").textContent = talk.title;
+  $("title").textContent = tab === "chat" ? talk.title : "";
   $("talk").replaceChildren(...talk.turns.map(shown));
+  if (!talk.turns.length) $("talk").append(make("p", "Say something. Choose a token of an answer to see what else could have come, and go on from that.", { className: "empty" }));
   $("list").replaceChildren(...talks.map((one) => {
     const item = make("li");
     const open = make("button", one.title, { type: "button" });
@@ -269,6 +190,7 @@ $("ask").onsubmit = (event) => {
   if (running) { stop(); return; }
   const said = $("say").value;
   if (!said.trim()) return;
+  if (!$("model").value) { note(NONE.chat, true); return; }
   if (!talk.turns.length) { talk.title = said.slice(0, 60); talks.unshift(talk); }
   talk.turns.push({ role: "user", content: said });
   $("say").value = "";
@@ -298,17 +220,10 @@ $("export").onclick = () => {
 async function models_of() {
   const answered = await fetch("v1/models", { headers: headers() });
   if (!answered.ok) { note((await answered.json()).error.message, true); return; }
-  const writing = (await answered.json()).data.filter((model) => ["causal_lm", "gpt_bert"].includes(model.kind));
-  models = Object.fromEntries(writing.map((model) => [model.id, model]));
-  $("model").replaceChildren(...writing.map((model) => make("option", model.id, { value: model.id })));
-  const last = load(SETTINGS, {}).model;
-  if (last in models) $("model").value = last;
+  cards = (await answered.json()).data;
+  models = Object.fromEntries(cards.map((model) => [model.id, model]));
+  choose_model();
 }
-const settings = load(SETTINGS, {});
-for (const field of FIELDS) if (settings[field] && field !== "model") $(field).value = settings[field];
+$("model").onchange = () => { chosen[tab] = $("model").value; keep(); };
+for (const field of FIELDS) if (settings[field]) $(field).value = settings[field];
 $("shade").checked = Boolean(settings.shade);
-begin();
-models_of().catch((error) => note(error.message, true));
-</script>
-</body>
-</html>
