@@ -30,9 +30,10 @@ GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"
 
 MOST_GRAMMAR = 200_000
 """Characters of a schema, an expression or a grammar."""
-LEXER_FUEL, STEP_FUEL, LEXER_STATES = 200_000, 20_000, 50_000
-"""What llguidance may spend on a grammar at its start and at a token: a fifth of its own bounds and
-less, with which an expression such as ``(a{1000}){1000}`` holds every other text up for seconds."""
+LEXER_FUEL, STEP_FUEL, LEXER_STATES = 200_000, 100_000, 50_000
+"""What llguidance may spend on a grammar at its start and at a token: half of its own bounds and
+less, with which an expression such as ``(a{1000}){1000}`` holds every other text up for seconds; a
+multiple of 997 below 99,999 needs more than 20,000 at a token."""
 MOST_MULTIPLE = 50_000
 """The largest ``multipleOf`` of a schema, in units of its last digit: its automaton has a state for
 each remainder, which llguidance counts nowhere (1,000,003 takes 24 s and 300 MB)."""

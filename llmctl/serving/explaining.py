@@ -33,6 +33,13 @@ async def explain(asked: Asked) -> Response:
     serving: Serving = asked.app.state.serving
     body = parsed(ExplainBody, await read_body(asked, serving.config))
     served = serving.kind_of(body.model, "predictor", "is no classifier")
+    trained = served.opened.labelled
+    if trained is not None and trained.text_pair:
+        raise HTTPError(
+            f"{served.name} judges pairs of texts; llmctl explain --text-pair tells what decides "
+            "there",
+            param="model",
+        )
     sampling.checked_text(body.input, "input")
     name = DEFAULT_METHOD if body.method is None else body.method
     if name not in ATTRIBUTION_METHODS:
