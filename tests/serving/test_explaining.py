@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from llmctl.data.tables.labelled import Example
-from llmctl.stages.explain import explain, open_explainer
+from llmctl.stages.explain.words import explain, open_explainer
 from llmctl.tasks.explanation import ExplainedAnswer
 from llmctl.workspace.artefacts import Workspace
 from tests.serving.test_server import post
@@ -25,7 +25,8 @@ def test_words_are_weighed_as_llmctl_explain_does(
     asked = ExplainedAnswer(answer="farm")
     explainer = open_explainer(Workspace(tiny_workspace), "subjects", asked, device="cpu")
     example = Example(TEXT, None, None, "a test")
-    (expected,) = (one.record() for one in explain(explainer, [example], [method]))
+    texts = [explainer.explained(example)]
+    (expected,) = (one.record() for one in explain(texts, [method]))
     assert found["answer"] == expected["answer"] == "farm"
     assert [word["text"] for word in found["words"]] == TEXT.split()
     weights = [word["weights"][method] for word in expected["words"]]
