@@ -238,6 +238,7 @@ def test_a_page_has_what_was_found(models: Workspace, tmp_path: Path):
         (["gpt", "the sea " * 300, "--inside", "nearest"], 3, "shorten it"),
         (["subjects", TEXT, "--inside", "tuned-lens", "--data", "FILE"], 3, "no output layer"),
         (["gpt", TEXT, "--inside", "tuned-lens", "--data", "SHORT"], 3, "give a longer text"),
+        (["gpt", TEXT, "--inside", "tuned-lens", "--lens", "none/x"], 3, "there is no folder none"),
         (["gpt", "--inside", "heads", "--data", "shards"], 2, "looks at texts one by one"),
     ],
 )
