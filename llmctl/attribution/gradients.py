@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from llmctl.attribution.explained import TOKENS_AT_ONCE, AttributionMethod, ExplainedText, Floats
 from llmctl.reporting.explanation import MISSED_SHARE
 
-FEWEST_PATH_STEPS, MOST_PATH_STEPS = 32, 2048
+FEWEST_PATH_STEPS, STRICT_PATH_STEPS, MOST_PATH_STEPS = 32, 512, 2048
+"""Steps at least and at most, and those up to which what stretches miss must not cancel out."""
 FIRST_STRETCHES, STRETCH_STEPS = 8, 4
 """Stretches that a way is divided into first, and the steps of each."""
 HALVED_SHARE = 0.9
@@ -113,8 +114,11 @@ class IntegratedGradients(AttributionMethod):
         self.steps += STRETCH_STEPS * len(bounds_S2)
         ends_S2 = np.stack([numbers[:-1], numbers[1:]], axis=1)
         while self.steps < MOST_PATH_STEPS:
-            missed_S = np.abs(parts_ST.sum(1) - expected_S)
-            if missed_S.sum() <= allowed:
+            signed_S = parts_ST.sum(1) - expected_S
+            missed_S = np.abs(signed_S)
+            # After many steps it is fp32's last digits that stretches miss, one way and the other.
+            enough = self.steps >= STRICT_PATH_STEPS and abs(signed_S.sum()) <= allowed
+            if missed_S.sum() <= allowed or enough:
                 break
             # The fewest that miss most of it all.
             order = np.argsort(-missed_S)
