@@ -67,6 +67,30 @@ def command(
         "texts in one sequence.",
         show_default="decoder",
     ),
+    teacher: str | None = option(
+        "With --task distil: the model to learn from, a run or a model folder.",
+        autocompletion=artefact_names.RUNS,
+    ),
+    layers: int | None = option(
+        "With --task distil, without --from: the student is so many of its teacher's layers.",
+        min=1,
+    ),
+    arch: str | None = option(
+        "With --task distil, without --from: the student has random weights, of this architecture."
+    ),
+    preset: str | None = option("With --arch: which of its sizes.", show_default="mini"),
+    hidden: float | None = option(
+        "With --task distil: weight of the hidden states, which are to be like the teacher's."
+    ),
+    attention: float | None = option(
+        "With --task distil: weight of the relations between tokens in attention."
+    ),
+    on_policy: float | None = option(
+        "With --task distil: share of steps in which a decoder's student writes itself."
+    ),
+    unlabelled: Path | None = option(
+        "With --task distil: a file of further texts for a classifier's student, without labels."
+    ),
     reward: str | None = option(
         "With --task grpo: what an answer is worth, number (its last number is the row's), regex, "
         "json-schema, or a function as FILE.py:NAME; several are written a,b.",

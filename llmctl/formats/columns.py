@@ -207,6 +207,15 @@ def _check_pair(
         )
 
 
+def check_pairs_alike(
+    model: Finetuned, path: Path, columns: Columns, requested: LabelledColumns
+) -> None:
+    """Raises UsageError where a model of pairs would read single texts, or one of single texts
+    pairs."""
+    if (trained := model.labelled) is not None:
+        _check_pair(model.name, path, columns, trained, requested)
+
+
 def check_single(model: Finetuned) -> None:
     """Raises UsageError if a model of pairs is given texts that stand alone."""
     trained = model.labelled

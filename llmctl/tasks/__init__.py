@@ -10,6 +10,7 @@ from llmctl.tasks.causal_lm import CausalLMEntry
 from llmctl.tasks.classify import ClassifyEntry
 from llmctl.tasks.cloze import ClozeEntry
 from llmctl.tasks.denoise import DenoiseEntry
+from llmctl.tasks.distil import DistilEntry
 from llmctl.tasks.dpo import DpoEntry
 from llmctl.tasks.electra import ElectraEntry
 from llmctl.tasks.embed import EmbedEntry
@@ -47,6 +48,7 @@ TASKS: dict[str, TaskEntry] = {
         Seq2SeqEntry(),
         EmbedEntry(),
         SimcseEntry(),
+        DistilEntry(),
     )
 }
 """By their names."""

@@ -17,6 +17,7 @@ from llmctl.formats.peft.folder import Adapter, Peft
 from llmctl.parsing import read_json_object
 from llmctl.tasks import DEFAULT_TASK, finetuning_task
 from llmctl.tasks.base import NetworkTask
+from llmctl.tasks.opened import OpenedModel
 from llmctl.tokenizers import load
 from llmctl.training.adapters import METHODS
 from llmctl.training.adapters.base import merge
@@ -27,6 +28,7 @@ from llmctl.training.checkpoints import CheckpointStore
 from llmctl.training.config import TrainingConfig
 from llmctl.training.progress import Progress
 from llmctl.training.run import ADAPTER
+from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import published_folder
 from llmctl.workspace.manifests import InputRecord
 
@@ -113,6 +115,8 @@ class FinetuningTask(NetworkTask):
     peft_task: ClassVar[str]
     """The task's name in PEFT."""
     keeps_best = True
+    starts_alone: ClassVar[bool] = False
+    """Whether it has a network to train where none is named to start from."""
     train_examples: int
     held_out_examples: int
 
@@ -146,6 +150,27 @@ class FinetuningTask(NetworkTask):
     def further_inputs(cls, config: Any) -> list[InputRecord]:
         """Files beside the data that the configuration names."""
         return []
+
+    @classmethod
+    def check_start(cls, config: Any, start: str) -> None:
+        """Raises UsageError where what is named to start from and the configuration both say which
+        network it is."""
+        return
+
+    @classmethod
+    def open_teacher(cls, workspace: Workspace, config: Any) -> OpenedModel | None:
+        """The model that is learned from, where there is one beside that which is trained."""
+        return None
+
+    @classmethod
+    def with_teacher(cls, teacher: OpenedModel) -> Any:
+        """The class that learns from such a teacher; it is given it as ``teacher``."""
+        return cls
+
+    @classmethod
+    def new_student(cls, config: Any, teacher: OpenedModel) -> tuple[Pretrained, str]:
+        """The network to train where none is named to start from, and what it is in words."""
+        raise NotImplementedError
 
     @staticmethod
     @abstractmethod

@@ -12,6 +12,7 @@ from llmctl import tokenizers
 from llmctl.data.shards.choosing import choose_shards
 from llmctl.data.text.input_files import data_record
 from llmctl.errors import InputError, UsageError
+from llmctl.formats.base import Pretrained
 from llmctl.formats.open import open_model
 from llmctl.models import ARCHITECTURES
 from llmctl.reporting.reporter import Reporter
@@ -30,6 +31,7 @@ from llmctl.tasks.pretraining import task_field
 from llmctl.training.adapters import METHODS
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.identity import Identity
+from llmctl.workspace.manifests import InputRecord
 from llmctl.workspace.names import slug
 
 DEFAULT_ARCH = "bert"
@@ -203,8 +205,9 @@ class FinetuneRequest(Request):
     stage = "finetune"
     keys = ("from", "like", "data.file", "task")
     config: FinetuneConfig
-    start: str
-    """A run's name, a model folder, or ``scratch``: the network of ``like`` with random weights."""
+    start: str | None
+    """A run's name, a model folder, or ``scratch``: the network of ``like`` with random weights.
+    None: the task has one of its own."""
     data: Path
     like: str | None = None
     """None: the newest pretrained run that suits."""
@@ -220,8 +223,11 @@ class FinetuneRequest(Request):
         chosen, (recipe, *above) = taken(cls.keys, named, layers)
         if named.get("from") is not None and named.get("like") is None:
             chosen.pop("like", None)
-        start, data = needed(chosen, **{"from": "from", "data": "data.file"})
         task = finetuning_task(chosen.get("task", DEFAULT_TASK))
+        if task.starts_alone and not chosen.keys() & {"from", "like"}:
+            start, [data] = None, needed(chosen, data="data.file")
+        else:
+            start, data = needed(chosen, **{"from": "from", "data": "data.file"})
 
         def refusal(name: str) -> str:
             owners = [
@@ -234,7 +240,10 @@ class FinetuneRequest(Request):
             )
 
         layer = options_layer(task.config_type, options, refusal)
-        return cls(task.resolve(recipe, layer, *above), start, Path(data), chosen.get("like"))
+        config = task.resolve(recipe, layer, *above)
+        if start is not None:
+            task.check_start(config, start)
+        return cls(config, start, Path(data), chosen.get("like"))
 
     @property
     def task(self) -> Any:
@@ -247,27 +256,47 @@ class FinetuneRequest(Request):
                 f"--method {config.method} keeps most weights as they are, and those of --from "
                 "scratch are random; leave --method out"
             )
-        base, record = open_model(workspace, self._network(workspace, reporter))
-        if (kinds := self.task.kinds(config)) and base.kind not in kinds:
-            raise InputError(f"--from {self.start} is {base.described} {self.task.lacks}")
-        if base.spec.kind not in self.task.backbones:
+        task, teacher = self.task, self.task.open_teacher(workspace, config)
+        taught: dict[str, Any] = {}
+        if teacher is not None:
+            task, taught = task.with_teacher(teacher), {"teacher": teacher}
+        base, record, start = self._base(workspace, task, teacher, reporter)
+        if (kinds := task.kinds(config)) and base.kind not in kinds:
+            raise InputError(f"--from {start} is {base.described} {task.lacks}")
+        if base.spec.kind not in task.backbones:
             raise InputError(
-                f"--task {config.task} is not for --from {self.start}, whose network is an "
+                f"--task {config.task} is not for --from {start}, whose network is an "
                 f"{base.spec.kind}: a {base.spec.name}"
             )
         check_method(config, base)
         base = replace(base, before=METHODS[config.method].virtual_tokens(config))
-        inputs = [record, data_record(self.data), *self.task.further_inputs(config)]
-        suffix = SCRATCH if scratch else Path(record.name).name
-        parent = record.artefact if not scratch else None
+        inputs = [] if record is None else [record]
+        if teacher is not None:
+            inputs.append(teacher.record.model_copy(update={"role": "teacher"}))
+        inputs += [data_record(self.data), *task.further_inputs(config)]
+        named = record or inputs[0]
+        suffix = SCRATCH if scratch else Path(named.name).name
+        suffix += "" if teacher is None else "-student"
+        parent = named.artefact if not scratch else None
         return Sources(
             Identity.of(self.stage, config, inputs, scratch=scratch),
             f"{slug(self.data.name.partition('.')[0], 'data')}-{suffix}",
-            lambda config, reporter: self.task(
-                self.data, base, config, start=self.start, reporter=reporter
+            lambda config, reporter: task(
+                self.data, base, config, start=start, reporter=reporter, **taught
             ),
             workspace.get(*parent) if parent else None,
         )
+
+    def _base(
+        self, workspace: Workspace, task: Any, teacher: OpenedModel | None, reporter: Reporter
+    ) -> tuple[Pretrained, InputRecord | None, str]:
+        """The network to train, its record where it is a run's or a folder's, and what it is
+        called."""
+        if self.start is None:
+            assert teacher is not None
+            base, called = task.new_student(self.config, teacher)
+            return base, None, called
+        return *open_model(workspace, self._network(workspace, reporter)), self.start
 
     def pinned(
         self,
@@ -291,6 +320,7 @@ class FinetuneRequest(Request):
 
     def _network(self, workspace: Workspace, reporter: Reporter) -> str:
         """The run or folder that has the network."""
+        assert self.start is not None
         if self.start != SCRATCH:
             if self.like is not None:
                 raise UsageError(

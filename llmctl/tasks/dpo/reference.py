@@ -12,31 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from llmctl.errors import InputError
 from llmctl.formats.base import Pretrained
-from llmctl.parsing import read_json_object
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.dpo.answers import EncodedAnswer, answer_log_probs, answer_rows
+from llmctl.tasks.kept_tensors import kept_tensor
 from llmctl.training.device import Machine
 from llmctl.training.precision import autocast
-from llmctl.workspace.files import published_folder, sha256_file, sha256_json, write_json
-from llmctl.workspace.tensors import read_tensors, write_tensors
+from llmctl.workspace.files import sha256_json
 
 REFERENCE = "reference"
 """The folder of a run that they are kept in."""
-KEPT_LOG_PROBS, KEPT_RECORD = "log_probs.safetensors", "record.json"
+KEPT_LOG_PROBS = "log_probs"
 TOKENS_AT_ONCE = 1 << 13
 """Tokens, padding counted, of the answers that are read together."""
-
-
-class _KeptRecord(BaseModel):
-    """What the kept figures are of, and the digest of their file."""
-
-    of: str
-    sha256: str
 
 
 def reference_log_probs(
@@ -49,24 +40,15 @@ def reference_log_probs(
     """Log-probability of each answer under the reference (A,), in nats: those that a run's folder
     keeps, where they are of the same model and answers and whole; otherwise computed, and kept
     there. All processes must call it, which divide the work."""
-    of = _digest(base, answers, machine)
-    path, found = folder / REFERENCE, None
-    if path.exists():
-        try:
-            found = _kept(path, of)
-        except InputError as error:
-            reporter.note(f"{error}; the reference's log-probabilities are computed again")
-    if machine.world.all_reduce_min(int(found is not None)):
-        assert found is not None
-        return found
-    computed = _computed(base, answers, machine, reporter)
-    if machine.world.is_main:
-        with published_folder(path) as hidden:
-            write_tensors(hidden / KEPT_LOG_PROBS, {"log_probs": computed})
-            record = _KeptRecord(of=of, sha256=sha256_file(hidden / KEPT_LOG_PROBS))
-            write_json(hidden / KEPT_RECORD, record.model_dump())
-    machine.world.barrier()
-    return computed
+    return kept_tensor(
+        folder / REFERENCE,
+        KEPT_LOG_PROBS,
+        _digest(base, answers, machine),
+        lambda: _computed(base, answers, machine, reporter),
+        machine,
+        reporter,
+        "the reference's log-probabilities",
+    )
 
 
 def _digest(base: Pretrained, answers: Sequence[EncodedAnswer], machine: Machine) -> str:
@@ -76,20 +58,6 @@ def _digest(base: Pretrained, answers: Sequence[EncodedAnswer], machine: Machine
         hashed.update(np.asarray([len(answer.ids), answer.start]).tobytes())
         hashed.update(answer.ids.tobytes())
     return sha256_json([base.digest(), hashed.hexdigest(), machine.precision])
-
-
-def _kept(folder: Path, of: str) -> Tensor:
-    """What a folder keeps. Raises InputError where it is damaged or of something else."""
-    try:
-        record = _KeptRecord.model_validate(read_json_object(folder / KEPT_RECORD))
-    except ValidationError:
-        raise InputError(f"{folder / KEPT_RECORD} is damaged") from None
-    if record.of != of:
-        raise InputError(f"{folder} is of another model or of other answers")
-    path = folder / KEPT_LOG_PROBS
-    if not path.is_file() or sha256_file(path) != record.sha256:
-        raise InputError(f"{path} is missing or damaged")
-    return read_tensors(path)["log_probs"]
 
 
 def _computed(

@@ -27,17 +27,19 @@ class AnswerSampler:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        template: ChatTemplate,
+        template: ChatTemplate | None,
         *,
         longest: int,
         max_new_tokens: int,
         at_once: int,
         seed: int,
     ) -> None:
-        """longest: tokens of a prompt with its answer. at_once: answers that are written together.
-        Raises InputError if the template gives an answer no end."""
+        """template: which says what ends an answer; None: what ends a text. longest: tokens of a
+        prompt with its answer. at_once: answers that are written together. Raises InputError if the
+        template gives an answer no end."""
         self._tokenizer = copy.copy(tokenizer)
-        self._tokenizer.special = {**tokenizer.special, "turn_end": template.answer_end}
+        if template is not None:
+            self._tokenizer.special = {**tokenizer.special, "turn_end": template.answer_end}
         self._longest, self._max_new_tokens = longest, max_new_tokens
         self._at_once, self._seed = at_once, seed
 

@@ -1,0 +1,145 @@
+"""What decides a distillation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from llmctl.config import Config
+from llmctl.models.heads.embed import Pooling
+from llmctl.tasks.examples import ExamplesData
+from llmctl.tasks.finetuning import FinetuneConfig
+from llmctl.training.config import TrainingConfig
+
+DEFAULT_PRESET = "mini"
+LANGUAGE_LENGTH = 128
+"""Tokens of a row of text where none are given, if the models take as many."""
+
+Divergence = Literal["forward", "reverse", "jsd"]
+Relation = Literal["qk", "qq", "kk", "vv"]
+
+
+def _parts(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+class DistilObjective(Config):
+    """What the student is to have in common with its teacher."""
+
+    temperature: float = Field(2.0, gt=0)
+    """What the logits of both are divided by, T (Hinton et al. 2015): above 1 what is unlikely
+    counts more. The loss is multiplied with T², so that its gradient stays as large."""
+    divergence: Divergence = "forward"
+    """How the two distributions are compared. forward: the student covers all that the teacher
+    finds likely, KL(teacher‖student); reverse: it keeps to what the teacher finds likely,
+    KL(student‖teacher); jsd: between the two, by jsd_weight (Agarwal et al. 2023, eq. 1)."""
+    jsd_weight: float = Field(0.5, gt=0, lt=1)
+    """With the divergence jsd: the teacher's share in the mixture that both are compared with, β;
+    near 0 it is like forward, near 1 like reverse."""
+    labels: float = Field(0.5, ge=0, le=1)
+    """Share of the cross-entropy with what is true, where that is known: the labels of classified
+    texts, the tokens of the text."""
+    hidden: float = Field(0.0, ge=0)
+    """Weight of the hidden states: those of each layer of the student are to be in the direction of
+    those of the teacher's layer as far up, through a learned projection where it is narrower
+    (DistilBERT, Sanh et al. 2019; FitNets, Romero et al. 2015)."""
+    attention: float = Field(0.0, ge=0)
+    """Weight of the last layer's relations between tokens (MiniLMv2, Wang et al. 2021)."""
+    relations: Annotated[tuple[Relation, ...], BeforeValidator(_parts)] = ("qq", "kk", "vv")
+    """With attention: between which of queries, keys and values. qq, kk and vv are MiniLMv2's; qk
+    is the attention itself, before a rotation by positions, and with vv MiniLM's."""
+    relation_heads: int = Field(0, ge=0)
+    """With attention: into how many heads they are divided, of both models alike. 0: as many as the
+    teacher has of attention, or the most that divide both."""
+    relation_layer: int = Field(0, ge=0)
+    """With attention: the teacher's layer that is taken, from 1. 0: its last."""
+    on_policy: float = Field(0.0, ge=0, le=1)
+    """Share of the batches in which the student goes on with the beginnings of texts itself, and is
+    told by the teacher what would have been likely there (GKD, Agarwal et al. 2023)."""
+    prompt_tokens: int = Field(16, ge=1)
+    """With on_policy: tokens of such a beginning."""
+    max_new_tokens: int = Field(48, ge=1)
+    """With on_policy: tokens that the student writes."""
+    mask_rate: float = Field(0.15, gt=0, lt=1)
+    """Of a masked language model: the share of tokens that are to be told."""
+    vectors: Literal["auto", "cosine", "similarities"] = "auto"
+    """Of an embedder: cosine, each text's vector is to be its teacher's; similarities, the cosines
+    between the texts of a batch are to be (Tung and Mori 2019), which a narrower student can do.
+    auto: cosine where both are as wide."""
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        kinds = type(self).model_fields
+        owners = {
+            "jsd_weight": self.divergence == "jsd",
+            "relations": self.attention > 0,
+            "relation_heads": self.attention > 0,
+            "relation_layer": self.attention > 0,
+            "prompt_tokens": self.on_policy > 0,
+            "max_new_tokens": self.on_policy > 0,
+        }
+        needed = {"jsd_weight": "divergence jsd", "prompt_tokens": "on_policy",
+                  "max_new_tokens": "on_policy"}  # fmt: skip
+        for name, used in owners.items():
+            if not used and getattr(self, name) != kinds[name].default:
+                raise ValueError(f"{name} goes with {needed.get(name, 'attention')}; leave it out")
+        if not self.relations:
+            raise ValueError("relations names none; leave attention out instead")
+        return self
+
+
+class DistilData(ExamplesData):
+    """Which columns hold what, and what is held out."""
+
+    unlabelled: Path | None = None
+    """A file of further texts without labels, for a classifier's student: plain text, or a table
+    whose text columns are called the same."""
+
+
+class DistilConfig(FinetuneConfig):
+    """Everything that decides a distillation."""
+
+    task: Literal["distil"] = "distil"
+    """What is learned."""
+    teacher: str | None = None
+    """The model to learn from: a run or a folder."""
+    layers: int | None = Field(None, ge=1)
+    """The student is the teacher with so many of its layers, evenly chosen from the first to the
+    last."""
+    arch: str | None = None
+    """The student is a network of this architecture with random weights, and the teacher's
+    tokenizer."""
+    preset: str | None = None
+    """With arch: which of its sizes. Unset: mini."""
+    pooling: Pooling | Literal["auto"] = "auto"
+    """Of an embedder: what a text's vector is. auto: as the model has it, else as the teacher."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in the student's body, where the architecture has any."""
+    objective: DistilObjective = DistilObjective()
+    data: DistilData = DistilData()
+    training: TrainingConfig = TrainingConfig(
+        epochs=5, batch_size=32, warmup=0.1, schedule="linear"
+    )
+
+    @model_validator(mode="after")
+    def _check_student(self) -> Self:
+        if self.layers is not None and self.arch is not None:
+            raise ValueError(
+                f"--layers {self.layers} takes the student from its teacher and --arch {self.arch} "
+                "builds another; give one of them"
+            )
+        if self.preset is not None and self.arch is None:
+            raise ValueError(f"--preset {self.preset} goes with --arch; give it, or leave it out")
+        if self.arch is not None and self.method != "full":
+            raise ValueError(
+                f"--method {self.method} keeps most weights as they are, and those of --arch "
+                f"{self.arch} are random; leave --method out"
+            )
+        return self
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether the student is compared with its teacher inside, and not by answers alone."""
+        return self.objective.hidden > 0 or self.objective.attention > 0
