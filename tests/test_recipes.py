@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,14 @@ max_new_tokens = 8
 """
 
 
-def run_recipe(folder: Path, recipe: str, *words: Any) -> str:
+def run_recipe(
+    folder: Path, recipe: str, *words: Any, environment: Mapping[str, str] | None = None
+) -> str:
     """Run a script, with other words of the recipe's and a tenth of the library; what it prints."""
     path = folder / "tiny.toml"
     path.write_text(recipe)
     environment = {
+        **(environment or {}),
         **{name: value for name, value in os.environ.items() if name.startswith(READ_AT_LOAD)},
         "LLMCTL_PYTHON": str(fork_server().python) if AVAILABLE else sys.executable,
         "LLMCTL_WORKSPACE": str(folder / "w"),
@@ -462,6 +466,37 @@ def test_embed_runs_as_written(tmp_path: Path):
     assert report["examples"] == 90
     last = out.strip().splitlines()[-4:-1]
     assert [len(line.split("\t")) for line in last] == [3, 3, 3]  # score, row, text
+
+
+def test_small_runs_as_written(tmp_path: Path, own_workspace: Path, labelled_file: Path):
+    generator = random.Random(0)
+
+    def sentence(number: int) -> str:
+        return make_sentences(list(SUBJECTS)[number % 3], 1, generator)
+
+    for part in ("train", "dev", "test"):
+        rows = [
+            f"genre\tfile\t2012\t{n}\t{n % 6}\t{sentence(n)}\t{sentence(n + n % 2)}"
+            for n in range(60)
+        ]
+        (tmp_path / f"sts-{part}.csv").write_text("\n".join(rows) + "\n")
+    pairs = tmp_path / "pairs.jsonl"
+    lines = [{"sentence1": sentence(n), "sentence2": sentence(n)} for n in range(40)]
+    pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    from tests.run import llmctl
+
+    llmctl(own_workspace, "finetune", "--from", "tiny", "--task", "embed", "--data", pairs,
+           "--name", "encoder", "--set", "training.max_steps=1")  # fmt: skip
+    recipe = "[finetune.objective]\nhidden = 1.0\n[finetune.training]\nmax_steps = 2\n"
+    model = own_workspace / "runs/encoder/model"
+    script = ROOT / "recipes" / "small.sh"
+    environment = {"LLMCTL_LAYERS": "1", "LLMCTL_TRAIN": "90", "LLMCTL_EPOCHS": "1"}
+    out = run_recipe(
+        tmp_path, recipe, script, model, tmp_path, pairs, labelled_file, "text", "label",
+        environment=environment,
+    )  # fmt: skip
+    for row in ("small-encoder-table", "small-news-table", "news-8bit", "Spearman", "accuracy"):
+        assert row in out
 
 
 def test_adapt_runs_as_written(tmp_path: Path, tiny_workspace: Path, labelled_file: Path):

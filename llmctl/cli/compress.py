@@ -20,7 +20,8 @@ def command(
     ),
     method: str = option(
         "What is done: round, gptq or awq keep weights in few bits; magnitude or wanda set some "
-        "to zero; channels, heads or layers leave them out, and an ordinary smaller model is left.",
+        "to zero; channels, heads or layers leave them out, and an ordinary smaller model is left; "
+        "distil takes a student, which learned from it.",
         default=...,
     ),
     bits: int | None = option("Bits of a weight: 4 or 8.", show_default="4"),
@@ -38,6 +39,15 @@ def command(
     pattern: str | None = option("With magnitude or wanda: 2:4, two of each four become zero."),
     keep: float | None = option(
         "With channels, heads or layers: the share that is kept.", show_default="0.5"
+    ),
+    importance: str | None = option(
+        "With channels, heads or layers: kept by activations or by gradient (decoders).",
+        show_default="activations",
+    ),
+    student: str | None = option(
+        "With distil: the run or folder of a model that learned from this one (llmctl finetune "
+        "--task distil).",
+        autocompletion=artefact_names.RUNS,
     ),
     data: str | None = option(
         "A file of text to calibrate on, or shards: those that the run was trained on.",

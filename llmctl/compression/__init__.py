@@ -11,8 +11,9 @@ from typing import Literal
 class CompressionMethod:
     """A way of making a model smaller."""
 
-    family: Literal["quantise", "mask", "cut"]
-    """Whether weights are kept in fewer bits, set to zero, or left out with what they stand in."""
+    family: Literal["quantise", "mask", "cut", "student"]
+    """Whether weights are kept in fewer bits, set to zero, or left out with what they stand in; or
+    the smaller model is there already, as one that learned from it."""
     purpose: str
     """What it does, as a clause."""
     reads: bool = False
@@ -47,5 +48,6 @@ COMPRESSION_METHODS: Mapping[str, CompressionMethod] = {
     "channels": CompressionMethod("cut", "leaves out channels within layers", reads=True),
     "heads": CompressionMethod("cut", "leaves out heads with their keys and values", reads=True),
     "layers": CompressionMethod("cut", "leaves out the layers that change least", reads=True),
+    "distil": CompressionMethod("student", "takes a student that learned from it"),
 }
 """By the name that ``--method`` takes."""

@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 
 from llmctl.config import ColumnName, Config
 
-MethodName = Literal["round", "gptq", "awq", "magnitude", "wanda", "channels", "heads", "layers"]
+MethodName = Literal[
+    "round", "gptq", "awq", "magnitude", "wanda", "channels", "heads", "layers", "distil"
+]  # fmt: skip
 
 
 class CompressConfig(Config):
@@ -28,6 +30,11 @@ class CompressConfig(Config):
     """Two of each four neighbouring inputs become zero, in the place of ``sparsity``."""
     keep: float = Field(0.5, gt=0.0, lt=1.0)
     """Share of the channels, heads or layers that is kept."""
+    importance: Literal["activations", "gradient"] = "activations"
+    """By what channels, heads or layers are kept: how large what they add is, or by the gradient
+    how the loss would change without them, of a decoder."""
+    student: str | None = None
+    """With distil: the run or folder of a model that learned from it."""
     windows: int = Field(64, ge=1)
     """Rows of text that the model is calibrated on."""
     window: int = Field(512, ge=8)
@@ -54,12 +61,21 @@ class CompressConfig(Config):
             "sparsity": ("magnitude", "wanda"),
             "pattern": ("magnitude", "wanda"),
             "keep": ("channels", "heads", "layers"),
+            "importance": ("channels", "heads", "layers"),
+            "student": ("distil",),
         }
         for name, methods in owners.items():
             if name in asked and self.method not in methods:
+                several = "s" if len(methods) > 1 else ""
                 raise ValueError(
-                    f"{name} goes with the methods {', '.join(methods)}, not with {self.method}"
+                    f"{name} goes with the method{several} {', '.join(methods)}, not with "
+                    f"{self.method}"
                 )
+        if self.method == "distil" and self.student is None:
+            raise ValueError(
+                "--student is missing: name the model that learned from it; llmctl finetune --task "
+                "distil makes one"
+            )
         if {"sparsity", "pattern"} <= asked:
             raise ValueError("pattern 2:4 says what share goes; leave out sparsity")
         return self

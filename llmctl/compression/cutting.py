@@ -4,9 +4,10 @@
     head n      Σ over its entries h of ‖mixed_h‖₂ · ‖W_O[:, h]‖₂, over the heads that share keys
     layer       1 − cos(x, layer(x)), the mean over tokens           (Men et al. 2024, ShortGPT)
 
-What matters least goes. Each layer is measured behind those that were cut already; what is left
-has one shape in all layers, so the result is an ordinary smaller model of the same architecture.
-(The products of norms bound what a channel adds to the residual stream.)
+What matters least goes, by these or by the gradient (importance.py). Each layer is measured behind
+those that were cut already; what is left has one shape in all layers, so the result is an ordinary
+smaller model of the same architecture. (The products of norms bound what a channel adds to the
+residual stream.)
 
 D width, F channels, H head width, N heads, K key/value heads.
 """
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.compression.calibration import Statistics, through_layers
+from llmctl.compression.importance import Importance
 from llmctl.errors import InputError
 from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.feed_forward import FeedForward, GatedFeedForward, SwiGLU
@@ -30,7 +32,13 @@ CHANNEL_STEP = 32
 """Channels are kept in such numbers, where there are so many: kernels like it."""
 
 
-def keep_channels(body: Backbone, keep: float, windows_NT: Tensor, progress: LayerProgress) -> Any:
+def keep_channels(
+    body: Backbone,
+    keep: float,
+    windows_NT: Tensor,
+    progress: LayerProgress,
+    by_gradient: Importance | None = None,
+) -> Any:
     """Leave out channels, in place; returns the configuration of what is left."""
     inner = int(body.config.intermediate_size)
     step = CHANNEL_STEP if inner >= 2 * CHANNEL_STEP else 1
@@ -41,7 +49,11 @@ def keep_channels(body: Backbone, keep: float, windows_NT: Tensor, progress: Lay
         if not isinstance(part, FeedForward | SwiGLU | GatedFeedForward):
             raise InputError("--method channels does not know this feed-forward network")
         counted = statistics["feed_forward.contract"]
-        score_F = output_scores(part.contract, counted.product_II)
+        score_F = (
+            output_scores(part.contract, counted.product_II)
+            if by_gradient is None
+            else by_gradient.channels(number)
+        )
         kept_F = score_F.topk(count).indices.sort().values
         _take_inputs(part.contract, kept_F)
         if isinstance(part, FeedForward):
@@ -53,7 +65,13 @@ def keep_channels(body: Backbone, keep: float, windows_NT: Tensor, progress: Lay
     return body.config.replace(intermediate_size=count)
 
 
-def keep_heads(body: Backbone, keep: float, windows_NT: Tensor, progress: LayerProgress) -> Any:
+def keep_heads(
+    body: Backbone,
+    keep: float,
+    windows_NT: Tensor,
+    progress: LayerProgress,
+    by_gradient: Importance | None = None,
+) -> Any:
     """Leave out heads, with the keys and values that they share, in place; returns the
     configuration of what is left.
 
@@ -80,8 +98,12 @@ def keep_heads(body: Backbone, keep: float, windows_NT: Tensor, progress: LayerP
         part = block.attention
         assert isinstance(part, CausalSelfAttention)
         counted = statistics["attention.output"]
-        score_I = output_scores(part.output, counted.product_II)
-        kept_K = score_I.view(groups, each * size).sum(1).topk(count).indices.sort().values
+        if by_gradient is None:
+            score_I = output_scores(part.output, counted.product_II)
+            score_K = score_I.view(groups, each * size).sum(1)
+        else:
+            score_K = by_gradient.heads(number, groups)
+        kept_K = score_K.topk(count).indices.sort().values
         queries = _rows(kept_K, each * size)
         start = config.num_heads * size
         keys = start + _rows(kept_K, size)
@@ -93,7 +115,13 @@ def keep_heads(body: Backbone, keep: float, windows_NT: Tensor, progress: LayerP
     return config.replace(num_heads=count * each, num_kv_heads=count)
 
 
-def keep_layers(body: Backbone, keep: float, windows_NT: Tensor, progress: LayerProgress) -> Any:
+def keep_layers(
+    body: Backbone,
+    keep: float,
+    windows_NT: Tensor,
+    progress: LayerProgress,
+    by_gradient: Importance | None = None,
+) -> Any:
     """Leave out the layers that change least, in place; returns the configuration of what is left.
 
     Raises InputError for an architecture whose layers differ by their number.
@@ -105,7 +133,7 @@ def keep_layers(body: Backbone, keep: float, windows_NT: Tensor, progress: Layer
             "left out; use channels"
         )
     count = max(1, round(keep * total))
-    change = layer_changes(body, windows_NT)
+    change = layer_changes(body, windows_NT) if by_gradient is None else by_gradient.layers
     progress(total, total)
     kept = sorted(sorted(range(total), key=lambda layer: -change[layer])[:count])
     body.keep_layers(kept)

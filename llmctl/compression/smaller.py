@@ -14,12 +14,15 @@ from llmctl.compression import COMPRESSION_METHODS
 from llmctl.compression.calibration import Statistics, linears, through_layers
 from llmctl.compression.config import CompressConfig
 from llmctl.compression.cutting import LayerProgress, keep_channels, keep_heads, keep_layers
+from llmctl.compression.importance import Importance
 from llmctl.compression.masking import masked, weight_scores
 from llmctl.compression.quantising import quantise
 from llmctl.compression.rounding import Grid
+from llmctl.errors import InputError
 from llmctl.formats.base import Pretrained
 from llmctl.formats.huggingface.packed import Packing, pack_folder
 from llmctl.formats.rewriting import write_rewritten
+from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.layers.quantised_matrix import QuantisedMatrix
 from llmctl.models.spec import HUGGING_FACE
 
@@ -59,7 +62,15 @@ def make_smaller(
         _mask(body, config, windows_NT, progress)
     else:
         assert windows_NT is not None
-        shape = CUTTERS[config.method](body, config.keep, windows_NT, progress)
+        by_gradient = None
+        if config.importance == "gradient":
+            if not isinstance(network, CausalLM):
+                raise InputError(
+                    f"--importance gradient is by the loss of next tokens, and {model.path} is "
+                    f"{model.described}; leave it out"
+                )
+            by_gradient = Importance(network, windows_NT)
+        shape = CUTTERS[config.method](body, config.keep, windows_NT, progress, by_gradient)
     weights = [part.weight for block in body.layers() for part in linears(block).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     total = sum(weight.numel() for weight in weights)

@@ -8,6 +8,7 @@ import torch
 
 from llmctl.compression.calibration import linears
 from llmctl.compression.cutting import keep_channels, keep_heads, keep_layers, layer_changes
+from llmctl.compression.importance import Importance
 from llmctl.compression.masking import masked, weight_scores
 from llmctl.errors import InputError
 from llmctl.models import ARCHITECTURES
@@ -95,3 +96,34 @@ def test_masks_are_their_formulas():
             least = first + np.argsort(score[row, first : first + 4])[:2]
             assert set(first + np.flatnonzero(kept[row, first : first + 4] == 0)) == set(least)
     assert (kept[:, 8:] == weight.numpy()[:, 8:]).all()
+
+
+def test_importance_is_how_the_loss_changes_with_a_gate():
+    """By central differences: a part's output is scaled by 1 ± ε, text by text."""
+    model = make_model("llama", num_layers=2, intermediate_size=6, num_heads=2, num_kv_heads=1)
+    model = model.double()
+    found = Importance(model, IDS)
+    step = 1e-4
+
+    @torch.no_grad()
+    def slope(weight: torch.Tensor, columns: slice) -> float:
+        kept, losses = weight[:, columns].clone(), []
+        for factor in (1 + step, 1 - step):
+            weight[:, columns] = kept * factor
+            logits = torch.stack([model.logits(model.body(row[None, :-1]))[0] for row in IDS])
+            nll = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1).double(), IDS[:, 1:].flatten(), reduction="none"
+            )
+            losses.append(nll.view(len(IDS), -1).mean(1))
+        weight[:, columns] = kept
+        return float(((losses[0] - losses[1]) / (2 * step)).abs().mean())
+
+    block = model.body.blocks[1]
+    for channel in range(3):
+        expected = slope(block.feed_forward.contract.weight, slice(channel, channel + 1))
+        assert float(found.channels(1)[channel]) == pytest.approx(expected, rel=0.02, abs=1e-4)
+    expected = slope(block.attention.output.weight, slice(None))
+    assert float(found.heads(1, 1)[0]) == pytest.approx(expected, rel=0.02, abs=1e-4)
+    assert len(found.layers) == 2
+    assert min(found.layers) > 0
+    assert not any(p.requires_grad for p in (block.attention.output.weight,))

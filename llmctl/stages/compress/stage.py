@@ -19,6 +19,7 @@ from llmctl.data.text.input_files import data_record
 from llmctl.errors import InputError, LossError, UsageError
 from llmctl.evaluation.report import MODEL
 from llmctl.formats.open import open_folder
+from llmctl.formats.rewriting import write_rewritten
 from llmctl.parsing import read_json_object
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.compress.measure import (
@@ -30,6 +31,7 @@ from llmctl.stages.compress.measure import (
     without_training,
 )
 from llmctl.tasks.evaluation import shards_of
+from llmctl.tasks.model_card import write_card
 from llmctl.tasks.opened import OpenedModel
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import write_json
@@ -68,8 +70,11 @@ class Compression:
         self.start = OpenedModel.open(workspace, start)
         self.method = COMPRESSION_METHODS[config.method]
         self._check_model()
+        self.student = self._open_student()
         self.measure = Measure(workspace, self.start, held_out, config)
         self.inputs = [self.start.record]
+        if self.student is not None:
+            self.inputs.append(self.student.record.model_copy(update={"role": "student"}))
         self.windows: Tensor | None = None
         if self.method.reads:
             self.windows = self._calibration(data)
@@ -97,6 +102,19 @@ class Compression:
                 f"{name} has an encoder and a decoder, and only models of one network are "
                 "compressed; give a decoder or an encoder"
             )
+
+    def _open_student(self) -> OpenedModel | None:
+        """The smaller model, where it is there already. Raises InputError where it does something
+        else."""
+        if self.config.student is None:
+            return None
+        student = OpenedModel.open(self.workspace, self.config.student)
+        if student.folder.architecture is None or student.kind != self.start.kind:
+            raise InputError(
+                f"--student {student.name} is {student.described}, and {self.start.name} is "
+                f"{self.start.described}; name one that learned from it"
+            )
+        return student
 
     def _calibration(self, data: str | None) -> Tensor:
         """The rows to calibrate on, whose source becomes an input."""
@@ -142,7 +160,9 @@ class Compression:
         )
         with self.workspace.publish(manifest) as (folder, summary):
             summary.update(self._make(folder, manifest))
-        return self.workspace.get("run", run_name), False
+        made = self.workspace.get("run", run_name)
+        write_card(self.workspace, made, self.reporter.note)
+        return made, False
 
     def _trained(self) -> Mapping[str, Any]:
         """What later commands ask of a finetuned run's configuration: how its data was read."""
@@ -203,8 +223,11 @@ class Compression:
         def progress(done: int, total: int) -> None:
             self.reporter.progress(f"{config.method}, layers", done, total)
 
-        smaller = make_smaller(self.start.folder, config, windows, progress)
-        write_smaller(smaller, self.start.folder, config, folder / "model")
+        if self.student is not None:
+            write_rewritten(self.student.folder, folder / "model")
+        else:
+            smaller = make_smaller(self.start.folder, config, windows, progress)
+            write_smaller(smaller, self.start.folder, config, folder / "model")
         opened = open_folder(folder / "model")
         record = InputRecord(role="model", name=name, digest=opened.digest())
         return OpenedModel(name, opened, self.start.run, record)

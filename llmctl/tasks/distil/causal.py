@@ -23,7 +23,7 @@ from llmctl.models.heads.cross_entropy import IGNORED
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.distil.batches import TokenBatch, padded
 from llmctl.tasks.distil.config import DistilConfig
-from llmctl.tasks.distil.language import FEWEST_TOKENS, LanguageDistilTask
+from llmctl.tasks.distil.language import SHORTEST_ROW, LanguageDistilTask
 from llmctl.tasks.dpo.sampling import AnswerSampler
 from llmctl.training.batches import LossParts, SumAndCount, TensorBatch
 
@@ -77,7 +77,7 @@ class CausalDistilTask(LanguageDistilTask):
         rows: list[EncodedExample] = []
         for begin in range(0, len(ids) - 1, self._length):
             piece = ids[begin : begin + self._length + 1]
-            if len(piece) > FEWEST_TOKENS:
+            if len(piece) > SHORTEST_ROW:
                 rows.append(EncodedExample(piece, len(piece), len(rows)))
         return rows
 

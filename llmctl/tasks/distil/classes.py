@@ -53,11 +53,11 @@ from llmctl.training.device import Machine
 from llmctl.workspace.files import sha256_json
 from llmctl.workspace.manifests import InputRecord
 
-ANSWERS = "teacher"
+TAUGHT = "teacher"
 """The folder of a run that the teacher's answers are kept in."""
-LEAST_SHARE = 1e-12
+LEAST_PROBABILITY = 1e-12
 """Probabilities are taken for at least that: their logarithms are finite."""
-UNKNOWN = -1.0
+NO_LABEL = -1.0
 """The label of a text that has none."""
 
 
@@ -165,7 +165,7 @@ class ClassDistilTask(DistilTask):
         Raises InputError for a label that its teacher doesn't know."""
         width = len(self.labels) if self.several else 1
         if example.label is None:
-            return [UNKNOWN] * width
+            return [NO_LABEL] * width
         names = labels_of(example.label) if self.several else [example.label]
         for name in names:
             if name not in self.labels:
@@ -216,7 +216,7 @@ class ClassDistilTask(DistilTask):
 
     def before_training(self, folder: Path, machine: Machine, reporter: Reporter) -> None:
         self._teacher_NC = kept_tensor(
-            folder / ANSWERS,
+            folder / TAUGHT,
             "log_probabilities",
             self._digest(),
             lambda: self._answered(reporter),
@@ -241,9 +241,9 @@ class ClassDistilTask(DistilTask):
             rows.append([prediction.probabilities[label] for label in self.labels])
             if len(rows) % 64 == 0:
                 reporter.progress("texts answered by the teacher", len(rows), len(self._examples))
-        share_NC = torch.tensor(rows, dtype=torch.float64).clamp(LEAST_SHARE, 1.0)
+        share_NC = torch.tensor(rows, dtype=torch.float64).clamp(LEAST_PROBABILITY, 1.0)
         if self.several:
-            return torch.logit(share_NC.clamp(max=1 - LEAST_SHARE)).float()
+            return torch.logit(share_NC.clamp(max=1 - LEAST_PROBABILITY)).float()
         return share_NC.log().float()
 
     def _questions(self) -> Iterator[Any]:

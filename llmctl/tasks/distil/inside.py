@@ -19,7 +19,7 @@ from llmctl.models.spec import Backbone
 from llmctl.tasks.distil.config import DistilObjective
 from llmctl.tasks.distil.losses import hidden_distance, relation_distance
 
-FUSED = "query_key_value"
+FUSED_LAYER = "query_key_value"
 """What the layer that makes queries, keys and values is called in every architecture here."""
 
 
@@ -38,8 +38,8 @@ def fused_layer(layer: nn.Module) -> tuple[nn.Module, list[int]]:
     for an architecture that has them otherwise."""
     for module in layer.modules():
         rows = getattr(module, "fused_rows", {})
-        if FUSED in rows:
-            return module.get_submodule(FUSED), list(rows[FUSED])
+        if FUSED_LAYER in rows:
+            return module.get_submodule(FUSED_LAYER), list(rows[FUSED_LAYER])
     raise InputError(
         "objective.attention: this architecture does not make its queries, keys and values "
         "together; leave it out, and take objective.hidden"

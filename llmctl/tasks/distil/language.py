@@ -36,7 +36,7 @@ from llmctl.tasks.distil.losses import divergence
 from llmctl.tasks.distil.task import DistilTask
 from llmctl.training.batches import LossParts, SumAndCount
 
-FEWEST_TOKENS = 4
+SHORTEST_ROW = 4
 """A row of fewer tokens of text tells next to nothing."""
 Logits = Callable[[Tensor], Tensor]
 

@@ -19,7 +19,7 @@ from llmctl.models.heads.cross_entropy import IGNORED
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.tasks.distil.batches import TokenBatch, padded
 from llmctl.tasks.distil.config import DistilConfig
-from llmctl.tasks.distil.language import FEWEST_TOKENS, LanguageDistilTask
+from llmctl.tasks.distil.language import SHORTEST_ROW, LanguageDistilTask
 from llmctl.tasks.masked_lm.batches import apply_mask, masking_vocab, select_masked
 from llmctl.tasks.masked_lm.config import MaskedLMConfig
 from llmctl.training.batches import LossParts, TensorBatch
@@ -48,7 +48,7 @@ class MaskedDistilTask(LanguageDistilTask):
         for ids in documents:
             for begin in range(0, len(ids), room):
                 piece = ids[begin : begin + room]
-                if len(piece) >= FEWEST_TOKENS:
+                if len(piece) >= SHORTEST_ROW:
                     whole = np.concatenate([[special["cls"]], piece, [special["sep"]]])
                     rows.append(EncodedExample(whole, len(whole), len(rows)))
         return rows

@@ -35,7 +35,7 @@ from llmctl.training.batches import LossParts, SumAndCount, TensorBatch
 from llmctl.training.device import Machine
 from llmctl.workspace.files import sha256_json
 
-VECTORS = "teacher"
+TAUGHT = "teacher"
 """The folder of a run that the teacher's vectors are kept in."""
 
 
@@ -119,7 +119,7 @@ class VectorDistilTask(DistilTask):
         for example in self._examples:
             hashed.update(f"{len(example.text)}:{example.text}".encode())
         self._teacher_NF = kept_tensor(
-            folder / VECTORS,
+            folder / TAUGHT,
             "vectors",
             sha256_json([self.teacher.folder.digest(), hashed.hexdigest()]),
             lambda: self._embedded(machine, reporter),
