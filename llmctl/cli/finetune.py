@@ -88,7 +88,7 @@ def command(
     on_policy: float | None = option(
         "With --task distil: share of steps in which a decoder's student writes itself."
     ),
-    unlabelled: Path | None = option(
+    unlabelled: str | None = option(
         "With --task distil: a file of further texts for a classifier's student, without labels."
     ),
     reward: str | None = option(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.compression.calibration import Statistics, through_layers
-from llmctl.compression.importance import Importance
+from llmctl.compression.importance import GateImportance
 from llmctl.errors import InputError
 from llmctl.models.layers.attention import CausalSelfAttention
 from llmctl.models.layers.feed_forward import FeedForward, GatedFeedForward, SwiGLU
@@ -37,7 +37,7 @@ def keep_channels(
     keep: float,
     windows_NT: Tensor,
     progress: LayerProgress,
-    by_gradient: Importance | None = None,
+    by_gradient: GateImportance | None = None,
 ) -> Any:
     """Leave out channels, in place; returns the configuration of what is left."""
     inner = int(body.config.intermediate_size)
@@ -70,7 +70,7 @@ def keep_heads(
     keep: float,
     windows_NT: Tensor,
     progress: LayerProgress,
-    by_gradient: Importance | None = None,
+    by_gradient: GateImportance | None = None,
 ) -> Any:
     """Leave out heads, with the keys and values that they share, in place; returns the
     configuration of what is left.
@@ -120,7 +120,7 @@ def keep_layers(
     keep: float,
     windows_NT: Tensor,
     progress: LayerProgress,
-    by_gradient: Importance | None = None,
+    by_gradient: GateImportance | None = None,
 ) -> Any:
     """Leave out the layers that change least, in place; returns the configuration of what is left.
 

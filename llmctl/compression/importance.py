@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from llmctl.models.heads.causal_lm import CausalLM
 
 
-class Importance:
+class GateImportance:
     """The sizes of gates' gradients, means over windows of text."""
 
     def __init__(self, model: CausalLM, windows_NT: Tensor) -> None:
@@ -59,11 +59,11 @@ class Importance:
         self._channels, self._heads = stacked[: len(layers)], stacked[len(layers) :]
 
     def channels(self, layer: int) -> Tensor:
-        """Of each channel of a layer's feed-forward network (F,)."""
+        """The importance of each channel of a layer's feed-forward network (F,)."""
         return self._channels[layer].abs().mean(0)
 
     def heads(self, layer: int, groups: int) -> Tensor:
-        """Of each group of a layer's heads (K,)."""
+        """The importance of each group of a layer's heads (K,)."""
         return self._heads[layer].unflatten(1, (groups, -1)).sum(-1).abs().mean(0)
 
     def _keep(self, module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

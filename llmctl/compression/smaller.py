@@ -14,7 +14,7 @@ from llmctl.compression import COMPRESSION_METHODS
 from llmctl.compression.calibration import Statistics, linears, through_layers
 from llmctl.compression.config import CompressConfig
 from llmctl.compression.cutting import LayerProgress, keep_channels, keep_heads, keep_layers
-from llmctl.compression.importance import Importance
+from llmctl.compression.importance import GateImportance
 from llmctl.compression.masking import masked, weight_scores
 from llmctl.compression.quantising import quantise
 from llmctl.compression.rounding import Grid
@@ -69,7 +69,7 @@ def make_smaller(
                     f"--importance gradient is by the loss of next tokens, and {model.path} is "
                     f"{model.described}; leave it out"
                 )
-            by_gradient = Importance(network, windows_NT)
+            by_gradient = GateImportance(network, windows_NT)
         shape = CUTTERS[config.method](body, config.keep, windows_NT, progress, by_gradient)
     weights = [part.weight for block in body.layers() for part in linears(block).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)

@@ -71,7 +71,7 @@ class ClassDistilTask(DistilTask):
     @classmethod
     def further_inputs(cls, config: DistilConfig) -> list[InputRecord]:
         more = config.data.unlabelled
-        return [] if more is None else [data_record(more, "unlabelled")]
+        return [] if more is None else [data_record(Path(more), "unlabelled")]
 
     def _read(self, reporter: Reporter) -> None:
         folder = self.teacher.folder
@@ -122,7 +122,7 @@ class ClassDistilTask(DistilTask):
         examples = list(read_examples(self.data, self._columns, reading=reading))
         if options.unlabelled is not None:
             further = Columns(self._columns.text, self._columns.text_pair, None)
-            examples += read_examples(options.unlabelled, further, reading=reading)
+            examples += read_examples(Path(options.unlabelled), further, reading=reading)
         kept = [example for example in examples if example.text]
         if len(kept) < len(examples):
             reporter.note(f"left out {len(examples) - len(kept):,} rows without text")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -63,11 +62,11 @@ class DistilObjective(Config):
     max_new_tokens: int = Field(48, ge=1)
     """With on_policy: tokens that the student writes."""
     mask_rate: float = Field(0.15, gt=0, lt=1)
-    """Of a masked language model: the share of tokens that are to be told."""
+    """With a masked language model: the share of tokens that are to be told."""
     vectors: Literal["auto", "cosine", "similarities"] = "auto"
-    """Of an embedder: cosine, each text's vector is to be its teacher's; similarities, the cosines
-    between the texts of a batch are to be (Tung and Mori 2019), which a narrower student can do.
-    auto: cosine where both are as wide."""
+    """What is asked of an embedder's vectors. cosine: each text's is to be its teacher's;
+    similarities: the cosines between the texts of a batch are to be (Tung and Mori 2019), which a
+    narrower student can do. auto: cosine where both are as wide."""
 
     @model_validator(mode="after")
     def _check_parts(self) -> Self:
@@ -93,7 +92,7 @@ class DistilObjective(Config):
 class DistilData(ExamplesData):
     """Which columns hold what, and what is held out."""
 
-    unlabelled: Path | None = None
+    unlabelled: str | None = None
     """A file of further texts without labels, for a classifier's student: plain text, or a table
     whose text columns are called the same."""
 
@@ -114,7 +113,7 @@ class DistilConfig(FinetuneConfig):
     preset: str | None = None
     """With arch: which of its sizes. Unset: mini."""
     pooling: Pooling | Literal["auto"] = "auto"
-    """Of an embedder: what a text's vector is. auto: as the model has it, else as the teacher."""
+    """With an embedder: what a text's vector is. auto: as the model has it, else as the teacher."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout in the student's body, where the architecture has any."""
     objective: DistilObjective = DistilObjective()

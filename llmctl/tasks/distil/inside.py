@@ -28,7 +28,7 @@ class Inside:
     """What was seen of a network in one reading."""
 
     hidden_BTD: list[Tensor] = field(default_factory=list)
-    """Of each layer, from the lowest."""
+    """Those of each layer, from the lowest."""
     parts_BTP: dict[str, Tensor] = field(default_factory=dict)
     """``q``, ``k`` and ``v`` of one layer."""
 
@@ -113,7 +113,7 @@ class InsideLoss:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the losses."""
+        """The names of the losses."""
         weights = {"hidden_loss": self.objective.hidden, "attention_loss": self.objective.attention}
         return tuple(name for name, weight in weights.items() if weight)
 
