@@ -98,8 +98,8 @@ class InsideLoss:
     """Compares a student with its teacher inside."""
 
     def __init__(self, objective: DistilObjective, student: Any, teacher: Any) -> None:
-        """student, teacher: configurations of their backbones. Raises InputError for relation heads
-        that don't divide what they are made of."""
+        """student: the configuration of its backbone. teacher: that of its teacher's. Raises
+        InputError for a layer that the teacher doesn't have."""
         self.objective = objective
         self.layers, self.teacher_layers = student.num_layers, teacher.num_layers
         self.projects = objective.hidden > 0 and student.hidden_size != teacher.hidden_size
