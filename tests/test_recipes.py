@@ -35,10 +35,11 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.name)
 def test_every_recipe_is_understood(path: Path):
     tables = tomllib.loads(path.read_text())
-    pretrain = dict(tables.pop("pretrain"))
-    arch, preset = pretrain.pop("arch", "bert"), pretrain.pop("preset", None)
-    task = pretrain.pop("task", None)
-    assert isinstance(resolve(arch, preset, pretrain, task=task), Config)
+    if "pretrain" in tables:
+        pretrain = dict(tables.pop("pretrain"))
+        arch, preset = pretrain.pop("arch", "bert"), pretrain.pop("preset", None)
+        task = pretrain.pop("task", None)
+        assert isinstance(resolve(arch, preset, pretrain, task=task), Config)
     if "finetune" in tables:
         finetune = dict(tables.pop("finetune"))
         assert isinstance(resolve_finetune(finetune.get("task"), finetune), Config)
@@ -487,7 +488,7 @@ def test_small_runs_as_written(tmp_path: Path, own_workspace: Path, labelled_fil
 
     llmctl(own_workspace, "finetune", "--from", "tiny", "--task", "embed", "--data", pairs,
            "--name", "encoder", "--set", "training.max_steps=1")  # fmt: skip
-    recipe = "[finetune.objective]\nhidden = 1.0\n[finetune.training]\nmax_steps = 2\n"
+    recipe = "[finetune]\ntask = 'distil'\n[finetune.objective]\nhidden = 1.0\n[finetune.training]\nmax_steps = 2\n"
     model = own_workspace / "runs/encoder/model"
     script = ROOT / "recipes" / "small.sh"
     environment = {"LLMCTL_LAYERS": "1", "LLMCTL_TRAIN": "90", "LLMCTL_EPOCHS": "1"}
