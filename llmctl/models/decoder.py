@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pydantic import Field
+import torch
 from torch import Tensor, nn
 
 from llmctl.models.layers.attention import CausalSelfAttention
@@ -20,6 +21,7 @@ from llmctl.models.layers.context import Context, make_context
 from llmctl.models.layers.cross_attention import CrossAttention, EncoderOutput
 from llmctl.models.layers.initialisation import start_pre_norm
 from llmctl.models.layers.packing import PackedSequences
+from llmctl.models.layers.rotary import for_halves
 from llmctl.models.layers.sequences import SequenceBatch
 from llmctl.models.spec import Backbone, ModelConfig
 from llmctl.models.weight_map import BOTH, Rename
@@ -190,6 +192,8 @@ class RotaryDecoder(Decoder):
     def embed(self, input_ids_BT: Tensor, context: Context) -> tuple[Tensor, Context]:
         # The heads' dimension, where each row has positions of its own.
         cos, sin = (table[context.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
+        if not torch.is_grad_enabled():
+            cos, sin = for_halves(cos, sin)
         x_BTD = self.normalised(context.embedded(self.token_embedding(input_ids_BT)))
         x_BTD = context.add_initial_state(x_BTD)
         return x_BTD, replace(context, cos=cos, sin=sin)

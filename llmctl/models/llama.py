@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
+import torch
 from torch import Tensor, nn
 
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
@@ -194,11 +195,22 @@ class LlamaAttention(CausalSelfAttention):
             qkv_bias=config.qkv_bias,
             dropout=0.0,
         )
+        self.normalised = config.qk_norm
         self.query_norm: nn.Module = nn.Identity()
         self.key_norm: nn.Module = nn.Identity()
         if config.qk_norm:
             self.query_norm = RMSNorm(config.head_size, config.norm_epsilon)
             self.key_norm = RMSNorm(config.head_size, config.norm_epsilon)
+
+    def split_heads(self, heads_BMTH: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        if self.normalised or torch.is_grad_enabled():
+            return super().split_heads(heads_BMTH, context)
+        assert context.cos is not None
+        assert context.sin is not None
+        # Queries and keys turn together where no gradient has to be put together again.
+        N, K = self.num_heads, self.num_kv_heads
+        qk_BMTH = rotate(heads_BMTH[:, : N + K], context.cos, context.sin)
+        return qk_BMTH[:, :N], qk_BMTH[:, N:], heads_BMTH[:, N + K :]
 
     def apply_positions(
         self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context

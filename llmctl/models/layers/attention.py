@@ -267,12 +267,16 @@ class CausalSelfAttention(nn.Module):
         """Queries and keys that know their positions; here they are in the embeddings already."""
         return q_BNTH, k_BKTH
 
+    def split_heads(self, heads_BMTH: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys that know their positions, and values, of what the projection gives."""
+        N, K = self.num_heads, self.num_kv_heads
+        q_BNTH, k_BKTH, v_BKTH = heads_BMTH.split((N, K, K), dim=1)
+        return (*self.apply_positions(q_BNTH, k_BKTH, context), v_BKTH)
+
     def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
         B, T, _ = x_BTD.shape
         heads_BMTH = self.query_key_value(x_BTD).view(B, T, -1, self.head_size).transpose(1, 2)
-        N, K = self.num_heads, self.num_kv_heads
-        q_BNTH, k_BKSH, v_BKSH = heads_BMTH.split((N, K, K), dim=1)
-        q_BNTH, k_BKSH = self.apply_positions(q_BNTH, k_BKSH, context)
+        q_BNTH, k_BKSH, v_BKSH = self.split_heads(heads_BMTH, context)
         if context.virtual is not None:
             k_BKSH, v_BKSH = context.virtual.keys_values(layer, k_BKSH, v_BKSH)
         if context.sequences is not None:

@@ -25,15 +25,27 @@ def rms_norm(x_D: Tensor, epsilon: float) -> Tensor:
     gain."""
     if torch.compiler.is_compiling():
         return F.rms_norm(x_D, x_D.shape[-1:], eps=epsilon)
-    return _RMSNorm.apply(x_D, epsilon)
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(x_D, epsilon)
+    width = x_D.shape[-1]
+    if x_D.numel() == width and x_D.device.type == "cpu" and x_D.dtype == torch.float32:
+        # A tenth of the time of tokens that are written one by one went into tensors of one entry.
+        row_D = x_D.view(-1)
+        return x_D * (float(torch.dot(row_D, row_D)) / width + epsilon) ** -0.5
+    return x_D * _scale_1(x_D, epsilon)
+
+
+def _scale_1(x_D: Tensor, epsilon: float) -> Tensor:
+    """The factors 1 / √(mean(x²) + ε), (…, 1)."""
+    wide = torch.promote_types(x_D.dtype, torch.float32)
+    norm_1 = torch.linalg.vector_norm(x_D, dim=-1, keepdim=True, dtype=wide)
+    return norm_1.square_().div_(x_D.shape[-1]).add_(epsilon).rsqrt_().to(x_D.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_D: Tensor, epsilon: float) -> Tensor:
-        wide = torch.promote_types(x_D.dtype, torch.float32)
-        norm_1 = torch.linalg.vector_norm(x_D, dim=-1, keepdim=True, dtype=wide)
-        scale_1 = norm_1.square_().div_(x_D.shape[-1]).add_(epsilon).rsqrt_().to(x_D.dtype)
+        scale_1 = _scale_1(x_D, epsilon)
         y_D = x_D * scale_1
         ctx.save_for_backward(y_D, scale_1)
         return y_D

@@ -48,13 +48,21 @@ def plain_frequencies(head_size: int, theta: float) -> NDArray[np.float32]:
 def rotate(x_H: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The pairs (xᵢ, xᵢ₊ₕ) of a head's halves turned by their angles.
 
-    cos, sin: broadcastable to (…, H / 2).
+    cos, sin: broadcastable to (…, H / 2), or ``for_halves`` to (…, H).
     """
     cos, sin = cos.to(x_H.dtype), sin.to(x_H.dtype)
+    if cos.shape[-1] == x_H.shape[-1]:
+        return (x_H * cos).addcmul_(x_H.roll(x_H.shape[-1] // 2, -1), sin)
     if torch.compiler.is_compiling():
         first, second = x_H.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return _Rotation.apply(x_H, cos, sin)
+
+
+def for_halves(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Tables (…, H) of what both halves of a head are multiplied by, of (…, H / 2): without a
+    gradient a rotation is then three operations, and of the same bits."""
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 class _Rotation(torch.autograd.Function):
