@@ -115,6 +115,20 @@ class CausalDecoder:
         """Forget what was read beyond the first ``length`` slots, padding counted."""
         self.cache.truncate(self.model.body.slots_before + length)
 
+    @torch.inference_mode()
+    def virtual_keys_values(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values (L, K, P, H) of the virtual tokens before every text, which don't depend
+        on it; None: there are none."""
+        body = self.model.body
+        if body.virtual_tokens is None:
+            return None
+        before = body.slots_before
+        cache = body.config.new_cache(1, before + 1, body.embedding().weight)
+        body(torch.zeros(1, 1, dtype=torch.long, device=self.device), cache=cache)
+        tables = cache.keys_LFKSEH, cache.values_LFKSEH
+        keys_LKPH, values_LKPH = (table[:, 0, :, :before, 0].clone() for table in tables)
+        return keys_LKPH, values_LKPH
+
     def _read(self, ids_BT: Tensor) -> Tensor:
         return self.model.body(ids_BT, cache=self.cache)
 

@@ -152,7 +152,7 @@ class Decoder(Backbone):
         window = self.config.window()
         both = self.config.sees_both_sides() if bidirectional is None else bidirectional
         rows = None
-        # What serves many texts at once refuses a model with virtual tokens.
+        # Where many texts are written at once, each has the virtual tokens in its cache.
         begins = not isinstance(cache, SequenceBatch) and (cache is None or not cache.length)
         if self.virtual_tokens is not None and begins:
             assert not isinstance(cache, SequenceBatch)

@@ -16,7 +16,7 @@ from llmctl.inference.decoding import CompiledSamplingParams, Completion, Genera
 from llmctl.inference.decoding import generate as write_texts
 from llmctl.inference.decoding.batches import block_size
 from llmctl.inference.decoding.config import DEFAULT_CANDIDATES
-from llmctl.inference.engine import Constraint, Engine
+from llmctl.inference.engine import Constraint, Engine, EngineConfig
 from llmctl.inference.weights import WeightType
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks import TASKS
@@ -25,6 +25,8 @@ from llmctl.training.distributed.processes import get_world
 
 TEXTS = 8
 """Texts that are written together by default."""
+MOST_ROWS = 4096
+"""Texts that an engine writes together at most."""
 
 
 class GenerateConfig(GenerationConfig):
@@ -100,10 +102,19 @@ class TextGenerator(ABC):
         self._rules = CompiledSamplingParams(config, self.tokenizer)
         self._told = False
         self._constraint: Callable[[], Constraint] | None = None
+        self._rows = rows
+        self._token_by_token = (
+            isinstance(self._decoder, CausalDecoder)
+            and not self.from_sources
+            and draft is None
+            and config.num_beams == 1
+            and config.penalty_alpha is None
+        )
+        """Whether the engine writes, which knows neither beams nor drafts."""
         if form is not None:
             if draft is not None:
                 raise UsageError("--draft is not for texts that are kept to a form; leave it out")
-            self._engine()
+            self._check_constrained()
             self._constraint = Grammars(self.tokenizer, self._rules.ends).constraint(*form)
             self.identity["form"] = list(form)
 
@@ -169,8 +180,9 @@ class TextGenerator(ABC):
                 asked.append(prompt)
                 yield self.encode(prompt)
 
-        if self._constraint is not None:
-            engine = self._engine()
+        if self._token_by_token:
+            assert isinstance(self._decoder, CausalDecoder)
+            engine = Engine(self._decoder, EngineConfig(max_sequences=min(self._rows, MOST_ROWS)))
             written = engine.run(
                 encoded(),
                 self._rules,
@@ -178,22 +190,21 @@ class TextGenerator(ABC):
                 constraint=self._constraint,
                 on_text=on_text or (lambda text: None),
             )
-            for number, completions in enumerate(written):
-                yield Generated(asked[number], completions)
-            return
-        written = write_texts(
-            self._decoder,
-            encoded(),
-            self._rules,
-            draft=self._draft,
-            batch_size=self.config.batch_size,
-            first=first,
-            on_text=on_text,
-        )
+        else:
+            written = write_texts(
+                self._decoder,
+                encoded(),
+                self._rules,
+                draft=self._draft,
+                batch_size=self.config.batch_size,
+                first=first,
+                on_text=on_text,
+            )
         for number, completions in enumerate(written):
             yield Generated(asked[number], completions)
 
-    def _engine(self) -> Engine:
+    def _check_constrained(self) -> None:
+        """Raises UsageError where texts can't be kept to a form."""
         if not isinstance(self._decoder, CausalDecoder) or self.from_sources:
             raise UsageError(
                 f"{self.model.name} can't be kept to a form: that is for a GPT, a Llama or another "
@@ -204,7 +215,6 @@ class TextGenerator(ABC):
                 "a text that is kept to a form is written token by token: leave out num_beams and "
                 "penalty_alpha"
             )
-        return Engine(self._decoder)
 
     @property
     def block_size(self) -> int:

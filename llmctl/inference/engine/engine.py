@@ -33,7 +33,8 @@ from llmctl.inference.engine.sequences import EngineSequence, ranked_of, scored_
 from llmctl.models.layers.sequences import SequenceBatch
 
 FEWEST_ENGINE_ROWS = 2
-"""Rows of a product at the least: a single one is multiplied by another kernel."""
+"""Rows of a product at the least, where several texts may be written at once: a single one is
+multiplied by another kernel."""
 
 
 class Engine:
@@ -46,14 +47,9 @@ class Engine:
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Raises UsageError for a model with virtual tokens before its texts."""
-        if decoder.model.body.virtual_tokens is not None:
-            raise UsageError(
-                "the model has virtual tokens before its texts (a soft prompt or a prefix), which "
-                "is not served; take one whose adapter is part of its weights, or llmctl generate"
-            )
         self.decoder = decoder
         self.scheduler = Scheduler(decoder, config or EngineConfig())
+        self._fewest_rows = min(FEWEST_ENGINE_ROWS, self.scheduler.config.max_sequences)
         self._numbers, self._clock = count(), clock
 
     @property
@@ -158,7 +154,7 @@ class Engine:
             length = sequence.cache.length
             ids += sequence.state.ids[length : length + tokens]
             caches.append((sequence.cache, tokens))
-        padding = max(0, FEWEST_ENGINE_ROWS - len(ids))
+        padding = max(0, self._fewest_rows - len(ids))
         body = self.decoder.model.body
         batch = SequenceBatch(caches, window=body.config.window(), padding=padding)
         ids_1T = torch.tensor([ids + [0] * padding], device=self.decoder.device)
@@ -167,10 +163,9 @@ class Engine:
 
     def _logits(self, hidden_RD: Tensor) -> Tensor:
         rows = len(hidden_RD)
-        if rows < FEWEST_ENGINE_ROWS:
-            hidden_RD = torch.cat(
-                (hidden_RD, hidden_RD.new_zeros(FEWEST_ENGINE_ROWS - rows, hidden_RD.shape[1]))
-            )
+        if rows < self._fewest_rows:
+            padding_RD = hidden_RD.new_zeros(self._fewest_rows - rows, hidden_RD.shape[1])
+            hidden_RD = torch.cat((hidden_RD, padding_RD))
         return self.decoder.logits(hidden_RD)[:rows]
 
     # What it writes

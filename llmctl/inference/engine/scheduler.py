@@ -56,6 +56,7 @@ class Scheduler:
         self.preemptions = 0
         self.prefix_queries = self.prefix_hits = 0
         """Tokens of prompts that were looked for among those kept, and that were found."""
+        self._virtual = decoder.virtual_keys_values()
         self._rows = 0
         """Slots of all texts' rows."""
         self._ages = count()
@@ -113,6 +114,7 @@ class Scheduler:
             head_size=head_size,
             capacity=capacity,
             like=body.embedding().weight,
+            virtual=self._virtual,
         )
 
     def _make_room(self, slots: int) -> bool:

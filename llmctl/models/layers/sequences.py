@@ -7,7 +7,7 @@ attention is computed text by text, over that text's keys and values where they 
 A text is read in pieces that end at multiples of ``KV_BLOCK`` whatever else is read, so what comes
 out for it doesn't depend on how its reading was divided.
 
-L layers, N heads, K key/value heads, S slots, T tokens, H head width.
+L layers, N heads, K key/value heads, S slots, P slots before a text, T tokens, H head width.
 """
 
 from __future__ import annotations
@@ -32,39 +32,66 @@ class SequenceCache:
     keys_LKSH: Tensor
     values_LKSH: Tensor
     length: int = 0
+    before: int = 0
+    """Slots of virtual tokens, which stand before the text's own and aren't counted as these."""
+
+    def __post_init__(self) -> None:
+        self.layers = list(zip(self.keys_LKSH, self.values_LKSH, strict=True))
+        """The tables of each layer, (K, S, H)."""
 
     @classmethod
     def allocate(
-        cls, *, num_layers: int, num_heads: int, head_size: int, capacity: int, like: Tensor
+        cls,
+        *,
+        num_layers: int,
+        num_heads: int,
+        head_size: int,
+        capacity: int,
+        like: Tensor,
+        virtual: tuple[Tensor, Tensor] | None = None,
     ) -> SequenceCache:
-        """An empty cache of ``capacity`` slots, in the type and on the device of ``like``."""
-        shape = (num_layers, num_heads, capacity, head_size)
-        return cls(like.new_empty(shape), like.new_empty(shape))
+        """An empty cache of ``capacity`` slots, in the type and on the device of ``like``. virtual:
+        keys and values (L, K, P, H) of what stands before the text."""
+        before = 0 if virtual is None else virtual[0].shape[2]
+        shape = (num_layers, num_heads, before + capacity, head_size)
+        tables = like.new_empty(shape), like.new_empty(shape)
+        if virtual is not None:
+            for table_LKSH, own_LKPH in zip(tables, virtual, strict=True):
+                table_LKSH[:, :, :before] = own_LKPH
+        return cls(*tables, before=before)
 
     @property
     def capacity(self) -> int:
-        return self.keys_LKSH.shape[2]
+        return self.keys_LKSH.shape[2] - self.before
 
     def grow(self, capacity: int) -> None:
         """Make room for so many slots."""
         tables = []
+        filled = self.before + self.length
         for table_LKSH in (self.keys_LKSH, self.values_LKSH):
             L, K, _, H = table_LKSH.shape
-            larger = table_LKSH.new_empty(L, K, capacity, H)
-            larger[:, :, : self.length] = table_LKSH[:, :, : self.length]
+            larger = table_LKSH.new_empty(L, K, self.before + capacity, H)
+            larger[:, :, :filled] = table_LKSH[:, :, :filled]
             tables.append(larger)
         self.keys_LKSH, self.values_LKSH = tables
+        self.__post_init__()
 
     def slots(self, begin: int, stop: int) -> tuple[Tensor, Tensor]:
         """Copies of some slots' keys and values, (L, K, S, H) each."""
-        return self.keys_LKSH[:, :, begin:stop].clone(), self.values_LKSH[:, :, begin:stop].clone()
+        own = slice(self.before + begin, self.before + stop)
+        return self.keys_LKSH[:, :, own].clone(), self.values_LKSH[:, :, own].clone()
 
     def append(self, keys_LKSH: Tensor, values_LKSH: Tensor) -> None:
         """Add keys and values that were computed before."""
         stop = self.length + keys_LKSH.shape[2]
-        self.keys_LKSH[:, :, self.length : stop] = keys_LKSH
-        self.values_LKSH[:, :, self.length : stop] = values_LKSH
+        new = slice(self.before + self.length, self.before + stop)
+        self.keys_LKSH[:, :, new] = keys_LKSH
+        self.values_LKSH[:, :, new] = values_LKSH
         self.length = stop
+
+    def truncate(self, length: int) -> None:
+        """Forget what is beyond the first ``length`` tokens."""
+        self.length = min(self.length, length)
 
 
 class _Piece(NamedTuple):
@@ -73,11 +100,11 @@ class _Piece(NamedTuple):
     cache: SequenceCache
     begin: int
     """Their place in the row."""
-    first: int
-    """Their place in the text."""
     tokens: int
     low: int
     """The first slot that any of them attends to."""
+    seen: int
+    """The slots from ``low`` to the last of theirs."""
     mask_TS: Tensor | None
     """Additive; None: a single token attends to all slots from ``low`` on."""
 
@@ -100,13 +127,13 @@ class SequenceBatch:
             assert stop <= cache.capacity
             for first in _cuts(begin, stop):
                 last = min(stop, (first // KV_BLOCK + 1) * KV_BLOCK)
+                row, new = len(places) + first - begin, last - first
+                first, last = cache.before + first, cache.before + last  # as slots
                 low = max(0, first + 1 - window) if window else 0
-                mask_TS = _mask(first, last, low, window, device) if last - first > 1 else None
-                self._pieces.append(
-                    _Piece(cache, len(places) + first - begin, first, last - first, low, mask_TS)
-                )
-            places += range(begin, stop)
-        self._filled = len(places)
+                mask_TS = _mask(first, last, low, window, device) if new > 1 else None
+                self._pieces.append(_Piece(cache, row, new, low, last - low, mask_TS))
+            places += range(cache.before + begin, cache.before + stop)
+        self._padding = padding
         self.positions_T = torch.tensor([*places, *[0] * padding], device=device)
         """The position of each token in its text."""
 
@@ -115,24 +142,28 @@ class SequenceBatch:
     ) -> Tensor:
         """Keep a layer's new keys and values, and let each text's tokens attend to their own,
         (1, N, T, H). ``advance`` follows once every layer has done so."""
-        mixed_1NTH = torch.empty_like(q_1NTH)
-        mixed_1NTH[:, :, self._filled :] = 0.0
-        begin = 0
+        k_KTH, v_KTH, begin = k_1KTH[0], v_1KTH[0], 0
         for cache, tokens in self._parts:
-            slots, new = slice(cache.length, cache.length + tokens), slice(begin, begin + tokens)
-            cache.keys_LKSH[layer, :, slots] = k_1KTH[0, :, new]
-            cache.values_LKSH[layer, :, slots] = v_1KTH[0, :, new]
+            keys_KSH, values_KSH = cache.layers[layer]
+            slot = cache.before + cache.length
+            keys_KSH.narrow(1, slot, tokens).copy_(k_KTH.narrow(1, begin, tokens))
+            values_KSH.narrow(1, slot, tokens).copy_(v_KTH.narrow(1, begin, tokens))
             begin += tokens
-        for cache, begin, first, tokens, low, mask_TS in self._pieces:
-            new, seen = slice(begin, begin + tokens), slice(low, first + tokens)
-            mixed_1NTH[:, :, new] = attention(
-                q_1NTH[:, :, new],
-                cache.keys_LKSH[None, layer, :, seen],
-                cache.values_LKSH[None, layer, :, seen],
-                mask=mask_TS,
-                scale=scale,
+        mixed = []
+        for cache, begin, tokens, low, seen, mask_TS in self._pieces:
+            keys_KSH, values_KSH = cache.layers[layer]
+            mixed.append(
+                attention(
+                    q_1NTH.narrow(2, begin, tokens),
+                    keys_KSH.narrow(1, low, seen)[None],
+                    values_KSH.narrow(1, low, seen)[None],
+                    mask=mask_TS,
+                    scale=scale,
+                )
             )
-        return mixed_1NTH
+        if self._padding:
+            mixed.append(torch.zeros_like(q_1NTH[:, :, -self._padding :]))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, 2)
 
     def advance(self, tokens: int) -> None:
         """Count the new tokens of each text as read; ``tokens`` is how many there are in all."""
