@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from llmctl.cli import artefact_names, options
+from llmctl.cli import artefact_names, forms, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.options import flag, option
 from llmctl.errors import InputError
@@ -45,6 +45,10 @@ def command(
     top_p: float | None = option(
         "Choose among the likeliest tokens that have this probability together.", show_default="0.9"
     ),
+    schema: str | None = forms.SCHEMA,
+    regex: str | None = forms.REGEX,
+    choice: list[str] = forms.CHOICE,
+    grammar: Path | None = forms.GRAMMAR,
     seed: int | None = options.SEED,
     device: str | None = options.DEVICE,
     dtype: str | None = option(
@@ -66,7 +70,7 @@ def command(
 
     config = options.configured(ChatConfig, "chat", asked)
     place = options.open_workspace(workspace)
-    session = open_chat(place, start, config, system=system)
+    session = open_chat(place, start, config, system=system, form=forms.form(asked))
     _Talk(session, TerminalReporter(quiet=quiet), json=json).run()
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmctl.cli import artefact_names, options
+from llmctl.cli import artefact_names, forms, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.launch import data_parallel, is_rank_zero
 from llmctl.cli.options import option
-from llmctl.errors import InputError, UsageError, read_errors_naming
+from llmctl.errors import UsageError
 from llmctl.reporting.visible import visible
 
 if TYPE_CHECKING:
@@ -71,12 +71,10 @@ def command(
     no_repeat_ngram_size: int | None = option("No so many tokens in a row come twice."),
     bad_words: list[str] = option("A word that is not written; may be repeated.", default=[]),
     stop: list[str] = option("A text at which writing ends; may be repeated.", default=[]),
-    schema: str | None = option(
-        "Keep texts to JSON of this schema: a file, or the JSON itself ({…})."
-    ),
-    regex: str | None = option("Keep texts to a regular expression."),
-    choice: list[str] = option("A text that may be written, and no other; repeated.", default=[]),
-    grammar: Path | None = option("Keep texts to a grammar: a file in Lark's notation."),
+    schema: str | None = forms.SCHEMA,
+    regex: str | None = forms.REGEX,
+    choice: list[str] = forms.CHOICE,
+    grammar: Path | None = forms.GRAMMAR,
     num_beams: int | None = option("Beam search over so many texts.", show_default="1"),
     length_penalty: float | None = option(
         "Beam search: above 0 it favours long texts.", show_default="1"
@@ -140,7 +138,7 @@ def command(
 
     config = options.configured(GenerateConfig, "generate", table)
     _check(table)
-    form = _form(table)
+    form = forms.form(table)
     target = output_at(output) if output else None
     place = options.open_workspace(workspace)
     reads_stdin = not (prompt or prompt_file or template or source) or str(prompt_file) == "-"
@@ -180,30 +178,6 @@ def command(
             return
         for number, answer in enumerate(generation.answers(prompts)):
             _print(answer, first=number == 0, alone=generation.from_sources)
-
-
-def _form(asked: Mapping[str, Any]) -> tuple[Any, Any] | None:
-    """What texts are kept to."""
-    from llmctl.inference.constraints import form_of
-
-    schema, grammar = asked["schema"], asked["grammar"]
-    if schema is not None and not schema.lstrip().startswith("{"):
-        schema = _read_text(Path(schema), "--schema")
-    if grammar is not None:
-        grammar = _read_text(grammar, "--grammar")
-    return form_of({**asked, "schema": schema, "grammar": grammar})
-
-
-def _read_text(path: Path, option: str) -> str:
-    """A small file that an option names. Raises InputError where it can't be read."""
-    if not path.is_file():
-        raise InputError(f"{option} {path} is not there, or no file; check the path")
-    with read_errors_naming(path):
-        data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{option} {path} is not UTF-8; convert it") from None
 
 
 def _check(asked: Mapping[str, Any]) -> None:

@@ -12,15 +12,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmctl.errors import InputError
+from llmctl.inference.constraints import GrammarKind, Grammars
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig
 from llmctl.inference.decoding.rows import SequenceState
 from llmctl.inference.decoding.sampling import write
+from llmctl.inference.engine import Constraint
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.chat_template import ChatTemplate
 
@@ -111,8 +114,11 @@ class ChatSession:
         tokenizer: Tokenizer,
         template: ChatTemplate,
         config: GenerationConfig,
+        *,
+        form: tuple[GrammarKind, Any] | None = None,
     ) -> None:
-        """Raises InputError if the template gives an answer no end."""
+        """form: what answers are kept to. Raises InputError if the template gives an answer no end,
+        or the form can't be used."""
         assert decoder.max_positions is not None
         self._context = decoder.max_positions
         self._decoder = PrefixCachedRunner(decoder, self._context)
@@ -121,6 +127,9 @@ class ChatSession:
         # Whatever the template calls it.
         tokenizer.special = {**tokenizer.special, "turn_end": template.answer_end}
         self._rules = CompiledSamplingParams(config, tokenizer)
+        self._constraint: Callable[[], Constraint] | None = None
+        if form is not None:
+            self._constraint = Grammars(tokenizer, self._rules.ends).constraint(*form)
         self._system: str | None = None
         self.turns: list[dict[str, str]] = []
         """User and assistant in turns."""
@@ -164,8 +173,9 @@ class ChatSession:
         row.on_text = tell
         self._decoder.should_stop = should_stop
         finish = "stopped"
+        constraint = self._constraint() if self._constraint is not None else None
         try:
-            for finished in write(self._decoder, [row], self._rules):
+            for finished in write(self._decoder, [row], self._rules, constraint):
                 finish = finished.finish or finish
         except Stopped:
             if piece := row.writer.close():

@@ -11,8 +11,8 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 
-from pydantic import Field
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from llmctl.models.layers.attention import CausalSelfAttention

@@ -19,17 +19,15 @@ from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
 from llmctl.models.decoder import TWO_WAY_HEADS, Block, RotaryDecoder, start_decoder
-from llmctl.models.layers.attention import CausalSelfAttention
-from llmctl.models.layers.context import Context
 from llmctl.models.layers.cross_attention import CrossAttention
 from llmctl.models.layers.feed_forward import SwiGLU
 from llmctl.models.layers.norms import RMSNorm
-from llmctl.models.layers.rotary import rotary_table, rotate
+from llmctl.models.layers.rotary import rotary_table
+from llmctl.models.layers.rotary_attention import LlamaAttention
 from llmctl.models.rope_config import RopeConfig
 from llmctl.models.scaling import CAUSAL, ScalingLaw
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
@@ -180,47 +178,6 @@ class MistralConfig(LlamaConfig):
 
     def own_fields(self) -> dict[str, Any]:
         return {"sliding_window": self.sliding_window or None}
-
-
-class LlamaAttention(CausalSelfAttention):
-    """Self-attention with rotary positions, behind a normalisation where there is one."""
-
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__(
-            config.hidden_size,
-            config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_size=config.head_size,
-            bias=False,
-            qkv_bias=config.qkv_bias,
-            dropout=0.0,
-        )
-        self.normalised = config.qk_norm
-        self.query_norm: nn.Module = nn.Identity()
-        self.key_norm: nn.Module = nn.Identity()
-        if config.qk_norm:
-            self.query_norm = RMSNorm(config.head_size, config.norm_epsilon)
-            self.key_norm = RMSNorm(config.head_size, config.norm_epsilon)
-
-    def split_heads(self, heads_BMTH: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        if self.normalised or torch.is_grad_enabled():
-            return super().split_heads(heads_BMTH, context)
-        assert context.cos is not None
-        assert context.sin is not None
-        # Queries and keys turn together where no gradient has to be put together again.
-        N, K = self.num_heads, self.num_kv_heads
-        qk_BMTH = rotate(heads_BMTH[:, : N + K], context.cos, context.sin)
-        return qk_BMTH[:, :N], qk_BMTH[:, N:], heads_BMTH[:, N + K :]
-
-    def apply_positions(
-        self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context
-    ) -> tuple[Tensor, Tensor]:
-        assert context.cos is not None
-        assert context.sin is not None
-        return (
-            rotate(self.query_norm(q_BNTH), context.cos, context.sin),
-            rotate(self.key_norm(k_BKTH), context.cos, context.sin),
-        )
 
 
 class Llama(RotaryDecoder):

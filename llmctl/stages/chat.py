@@ -10,6 +10,7 @@ from llmctl.errors import InputError
 from llmctl.formats.description import CHAT, TOKENIZER
 from llmctl.formats.open import open_model
 from llmctl.inference.chat import ChatSession
+from llmctl.inference.constraints import GrammarKind
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import GenerationConfig
 from llmctl.inference.weights import WeightType, prepare
@@ -53,10 +54,12 @@ def open_chat(
     config: ChatConfig,
     *,
     system: str | None = None,
+    form: tuple[GrammarKind, Any] | None = None,
 ) -> ChatSession:
     """A conversation with the model of a run or of a folder.
 
-    system: what stands before the conversation. Raises InputError if the model doesn't answer.
+    system: what stands before the conversation. form: what answers are kept to. Raises InputError
+    if the model doesn't answer, or the form can't be used.
     """
     where = choose_device(config.device, "--device")
     folder, _ = open_model(workspace, start)
@@ -70,7 +73,7 @@ def open_chat(
     head = prepare(model, config.dtype, rows=1)
     decoder = CausalDecoder(model, longest=folder.max_length, head=head, tokenizer=folder.tokenizer)
     template = ChatTemplate(folder.tokenizer.chat_template, folder.tokenizer)
-    session = ChatSession(decoder, folder.tokenizer, template, config)
+    session = ChatSession(decoder, folder.tokenizer, template, config, form=form)
     if system is not None:
         session.set_system(system)
     return session

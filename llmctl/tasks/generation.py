@@ -15,7 +15,7 @@ from llmctl.inference.decoder import CausalDecoder, DecoderRunner
 from llmctl.inference.decoding import CompiledSamplingParams, Completion, GenerationConfig
 from llmctl.inference.decoding import generate as write_texts
 from llmctl.inference.decoding.batches import block_size
-from llmctl.inference.decoding.config import DEFAULT_CANDIDATES
+from llmctl.inference.decoding.config import DEFAULT_CANDIDATES, MOST_AT_ONCE
 from llmctl.inference.engine import Constraint, Engine, EngineConfig
 from llmctl.inference.weights import WeightType
 from llmctl.reporting.reporter import Reporter
@@ -25,8 +25,6 @@ from llmctl.training.distributed.processes import get_world
 
 TEXTS = 8
 """Texts that are written together by default."""
-MOST_ROWS = 4096
-"""Texts that an engine writes together at most."""
 
 
 class GenerateConfig(GenerationConfig):
@@ -182,7 +180,8 @@ class TextGenerator(ABC):
 
         if self._token_by_token:
             assert isinstance(self._decoder, CausalDecoder)
-            engine = Engine(self._decoder, EngineConfig(max_sequences=min(self._rows, MOST_ROWS)))
+            at_once = min(self._rows, MOST_AT_ONCE)
+            engine = Engine(self._decoder, EngineConfig(max_sequences=at_once))
             written = engine.run(
                 encoded(),
                 self._rules,

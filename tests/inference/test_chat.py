@@ -217,3 +217,18 @@ def test_others_models_answer_if_they_have_a_template(decoder_workspace: Path, t
 def test_what_a_chat_can_not_be_told(values: dict[str, Any], says: str):
     with pytest.raises(ConfigError, match=says):
         build(ChatConfig, values)
+
+
+def test_answers_keep_to_a_form():
+    pytest.importorskip("llguidance")
+    template = ChatTemplate(CHATML, TOKENIZER)
+    options = GenerationConfig(max_new_tokens=12)
+    talk = ChatSession(
+        decoder(), TOKENIZER, template, options, form=("choice", ["the ship", "hens"])
+    )
+    for said in ("sea", "eggs"):
+        answer = talk.answer(said)
+        assert answer.text in ("the ship", "hens")
+        assert answer.finish in ("stop", "eos")
+    with pytest.raises(InputError, match="can't be used"):
+        ChatSession(decoder(), TOKENIZER, template, options, form=("regex", "(unclosed"))

@@ -16,6 +16,7 @@ from llmctl.inference.engine import Engine, EngineConfig, EngineRequest, Token, 
 from llmctl.inference.weights import WeightType, prepare
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.layers.sequences import KV_BLOCK
+from llmctl.models.layers.virtual_tokens import VirtualShape, VirtualTokens
 from tests.small_decoders import PROMPTS, TOKENIZER, V, make_model, reread, write
 
 KINDS: list[tuple[str, dict[str, Any]]] = [
@@ -285,3 +286,30 @@ def test_prompts_that_can_not_be_served(prompt: list[int]):
         engine(make_model("gpt", max_positions=64)).submit(
             EngineRequest(prompt=prompt, rules=rules())
         )
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt"])
+@pytest.mark.parametrize("is_prompt", [True, False])
+def test_virtual_tokens_stand_before_every_text(arch: str, is_prompt: bool):
+    """A soft prompt, or keys and values of every layer, against a network that reads them anew
+    with each text; for texts that are read in pieces, and for one alone, without padding."""
+    model = make_model(arch, max_positions=200)
+    body = model.body
+    heads, head_size = body.config.kv_shape()
+    shape = (
+        VirtualShape(5, body.config.hidden_size)
+        if is_prompt
+        else VirtualShape(5, layers=body.config.num_layers, heads=heads, head_size=head_size)
+    )
+    torch.manual_seed(1)
+    virtual = VirtualTokens(shape)
+    with torch.no_grad():
+        virtual.learned().normal_()
+    body.put_before_texts(virtual)
+    prompts = [*PROMPTS, *LONG]
+    expected = [plain(one) for (one,) in write(model, prompts, max_new_tokens=20)]
+    for at_once in (1, 8):
+        found = engine(model, max_sequences=at_once).run(prompts, rules())
+        assert [plain(one) for (one,) in found] == expected
+    body.put_before_texts(None)
+    assert [plain(one) for (one,) in write(model, prompts, max_new_tokens=20)] != expected

@@ -14,6 +14,7 @@ from llmctl.models.layers.context import Context
 from llmctl.models.layers.feed_forward import SwiGLU
 from llmctl.models.layers.norms import RMSNorm
 from llmctl.models.layers.rotary import rotary_table
+from llmctl.models.layers.rotary_attention import LlamaAttention
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import Fuse, Rename, WeightMap
 
@@ -28,7 +29,7 @@ class Block(nn.Module):
     def __init__(self, config: ParallelConfig) -> None:
         super().__init__()
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.attention = llama.LlamaAttention(config)
+        self.attention = LlamaAttention(config)
         self.feed_forward = SwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
