@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import socket
 import tempfile
 import time
@@ -78,7 +77,7 @@ def main() -> None:
         with httpx.Client(base_url=running.address, timeout=120) as client:
             before = answers(client)
             for number in range(given.first, given.first + given.requests):
-                if random.Random(number).random() < 0.1:
+                if number % 10 == 0:
                     status = on_the_wire(running.address, number)
                     assert not status.startswith("5"), (number, status, wire(number)[0])
                     counts[f"bytes: {status}"] += 1
