@@ -132,13 +132,14 @@ def main() -> None:
     parser.add_argument("--q4")
     parser.add_argument("--threads", default="2")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, STREAMS])
     given = parser.parse_args()
     if given.serve:
         serve(given.serve)
         return
     asked = {
         f"{dtype}, {streams} at once": (dtype, given.model, given.threads, str(streams))
-        for streams in (1, STREAMS)
+        for streams in given.streams
         for dtype in ("int8", "int4")
     }
     for name, path in (("Q8_0", given.q8), ("Q4_0", given.q4)):
