@@ -127,7 +127,7 @@ def keep_layers(
     Raises InputError for an architecture whose layers differ by their number.
     """
     config, total = body.config, len(body.layers())
-    if hasattr(config, "is_global") or getattr(config, "scale_by_layer", False):
+    if config.layers_differ or getattr(config, "scale_by_layer", False):
         raise InputError(
             "--method layers: in this architecture layers differ by their number, so none can be "
             "left out; use channels"

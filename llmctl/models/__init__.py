@@ -10,11 +10,13 @@ from llmctl.models import (
     bert,
     distilbert,
     electra,
+    gemma3,
     gpt,
     llama,
     modernbert,
     nanochat,
     roberta,
+    smollm3,
     t5,
 )
 
@@ -25,7 +27,7 @@ ENCODERS = (
     modernbert.SPEC,
     *roberta.ROBERTA_SPECS,
 )
-DECODERS = (gpt.SPEC, *llama.SPECS, nanochat.SPEC)
+DECODERS = (gpt.SPEC, *llama.SPECS, smollm3.SPEC, gemma3.SPEC, nanochat.SPEC)
 ENCODER_DECODERS = (t5.SPEC, bart.SPEC)
 ARCHITECTURES = {spec.name: spec for spec in (*ENCODERS, *DECODERS, *ENCODER_DECODERS)}
 

@@ -347,3 +347,11 @@ def thetas_by_layer_type(rope: Any, kinds: Sequence[str]) -> dict[str, Any]:
         if theta is not None:
             thetas[kind] = theta
     return thetas
+
+
+def check_full_attention(layers: Any) -> None:
+    """Raises FieldError for a field layer_types by which not every layer sees all before it."""
+    if layers is not None and (
+        not isinstance(layers, list) or any(layer != "full_attention" for layer in layers)
+    ):
+        raise FieldError(f"layer_types is {shown(layers)}: only full_attention is supported")

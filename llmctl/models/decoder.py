@@ -51,6 +51,10 @@ class DecoderConfig(ModelConfig):
         """Tokens that a token attends to, itself the last of them; 0: all before it."""
         return 0
 
+    def wide_layers(self) -> frozenset[int]:
+        """Layers in which a token attends to all before it, whatever the window."""
+        return frozenset()
+
     def attention_dropout(self) -> float:
         """Dropout of attention's weights."""
         return 0.0
@@ -163,8 +167,15 @@ class Decoder(Backbone):
         here = make_context(
             input_ids_BT, mask, position_ids_BT, cache, source, dropout, window, both
         )
+        if self.config.wide_layers():
+            here = replace(
+                here,
+                wide=make_context(
+                    input_ids_BT, mask, position_ids_BT, cache, source, dropout, 0, both
+                ),
+            )
         if rows is not None:
-            here = replace(here, virtual=rows.virtual)
+            here = here.with_virtual(rows.virtual)
         x_BTD, here = self.embed(input_ids_BT, here)
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, here, layer)
@@ -190,17 +201,22 @@ class RotaryDecoder(Decoder):
         self.register_buffer("sin", sin, persistent=False)
 
     def embed(self, input_ids_BT: Tensor, context: Context) -> tuple[Tensor, Context]:
-        # The heads' dimension, where each row has positions of its own.
-        cos, sin = (table[context.position_ids].unsqueeze(-3) for table in (self.cos, self.sin))
-        if not torch.is_grad_enabled():
-            cos, sin = for_halves(cos, sin)
         x_BTD = self.normalised(context.embedded(self.token_embedding(input_ids_BT)))
         x_BTD = context.add_initial_state(x_BTD)
-        return x_BTD, replace(context, cos=cos, sin=sin)
+        return x_BTD, turned(context, self.cos, self.sin)
 
     def normalised(self, x_BTD: Tensor) -> Tensor:
         """The embeddings as the first block takes them."""
         return x_BTD
+
+
+def turned(context: Context, cos: Tensor, sin: Tensor) -> Context:
+    """A context with the angles of its tokens, from tables (positions, H / 2)."""
+    # The heads' dimension, where each row has positions of its own.
+    cos, sin = (table[context.position_ids].unsqueeze(-3) for table in (cos, sin))
+    if not torch.is_grad_enabled():
+        cos, sin = for_halves(cos, sin)
+    return replace(context, cos=cos, sin=sin)
 
 
 def start_decoder(body: nn.Module, config: DecoderConfig) -> None:

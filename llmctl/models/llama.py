@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import nn
 
-from llmctl.models.config_json import FieldError, FieldTable, Only, Read, shown
+from llmctl.models.config_json import FieldTable, Only, Read, check_full_attention
 from llmctl.models.decoder import TWO_WAY_HEADS, Block, RotaryDecoder, start_decoder
 from llmctl.models.layers.cross_attention import CrossAttention
 from llmctl.models.layers.feed_forward import SwiGLU
@@ -195,13 +195,13 @@ class Llama(RotaryDecoder):
         self.blocks = nn.ModuleList(
             Block(
                 norm,
-                LlamaAttention(config),
+                LlamaAttention(config, layer),
                 CrossAttention(width, config.num_heads, norm=norm(), bias=False)
                 if cross_attention
                 else None,
                 SwiGLU(width, config.intermediate_size),
             )
-            for _ in range(config.num_layers)
+            for layer in range(config.num_layers)
         )
         self.norm = norm()
         positions, scaling = config.max_positions, config.rope_scaling()
@@ -272,46 +272,46 @@ _COMMON = {
     "tie_word_embeddings": Read("tie_embeddings", bool, False),
     "is_causal": Read("bidirectional", bool, True, names={True: False, False: True}),
 }
-_ONLY = {
+ONLY = {
     "hidden_act": Only(("silu",)),
     "attention_bias": Only((None, False), "attention with biases is not supported"),
     "mlp_bias": Only((None, False), "a feed-forward network with biases is not supported"),
 }
-_NO_WINDOW = {
-    "use_sliding_window": Only((None, False), "attention in a window is not supported"),
-}
+NO_WINDOW = "attention in a window is not supported"
+_NO_WINDOW = {"use_sliding_window": Only((None, False), NO_WINDOW)}
 _QWEN_WINDOW = ("max_window_layers", "sliding_window")
 """What there are none of without use_sliding_window."""
 
 
-def _fields(
+def field_table(
     what: str,
     read: Mapping[str, Read],
-    only: Mapping[str, Only] = _ONLY,
+    only: Mapping[str, Only] = ONLY,
     neutral: Iterable[str] = (),
 ) -> FieldTable:
+    """The table of a kin's fields. read, only: beside what all have."""
     neutral = frozenset({"is_decoder", *neutral})
     return FieldTable(what, {**_COMMON, **read}, only, neutral, rotary=True, scaled=True)
 
 
 FIELDS = {
-    "llama": _fields("a Llama", {}, {**_ONLY, "rope_interleaved": Only((None, False))}),
-    "qwen2": _fields(
+    "llama": field_table("a Llama", {}, {**ONLY, "rope_interleaved": Only((None, False))}),
+    "qwen2": field_table(
         "a Qwen2",
         {"num_key_value_heads": Read("num_kv_heads", int, 32, null=0)},
-        {"hidden_act": _ONLY["hidden_act"], **_NO_WINDOW},
+        {"hidden_act": ONLY["hidden_act"], **_NO_WINDOW},
         _QWEN_WINDOW,
     ),
-    "qwen3": _fields(
+    "qwen3": field_table(
         "a Qwen3",
         {
             "num_key_value_heads": Read("num_kv_heads", int, 32, null=0),
             "head_dim": Read("head_size", int, 128),
         },
-        {**_ONLY, **_NO_WINDOW},
+        {**ONLY, **_NO_WINDOW},
         _QWEN_WINDOW,
     ),
-    "mistral": _fields(
+    "mistral": field_table(
         "a Mistral",
         {
             "num_key_value_heads": Read("num_kv_heads", int, 8, null=0),
@@ -328,11 +328,8 @@ def from_hugging_face(kind: type[LlamaConfig], fields: Mapping[str, Any]) -> Lla
     Raises FieldError for what such a model does not have here.
     """
     fields = dict(fields)
-    layers = fields.pop("layer_types", None) if "qwen" in kind.model_type else None
-    if layers is not None and (
-        not isinstance(layers, list) or any(layer != "full_attention" for layer in layers)
-    ):
-        raise FieldError(f"layer_types is {shown(layers)}: only full_attention is supported")
+    if "qwen" in kind.model_type:
+        check_full_attention(fields.pop("layer_types", None))
     return FIELDS[kind.model_type].build(kind, fields)
 
 

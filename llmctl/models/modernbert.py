@@ -66,6 +66,7 @@ class ModernBertConfig(ModelConfig):
 
     biases: ClassVar[bool] = False
     pooled_by: ClassVar[Literal["pooler", "transform"]] = "transform"
+    layers_differ = True
 
     num_layers: int = Field(4, ge=1, le=MOST_LAYERS, strict=True)
     """Blocks."""

@@ -40,6 +40,10 @@ class RopeConfig(TwoWayConfig):
             )
         return self
 
+    def is_turned(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, turns its queries and keys by their positions."""
+        return True
+
     def rope_scaling(self) -> RopeScaling | None:
         """How rotary angles are scaled; None: they are plain."""
         if self.rope_type == "default":

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmctl.config import Config
-from llmctl.models.layers.norms import RMSNorm
+from llmctl.models.layers.norms import RMSNorm, ShiftedRMSNorm
 from llmctl.models.layers.virtual_tokens import VirtualTokens
 from llmctl.models.scaling import ScalingLaw
 from llmctl.models.weight_map import WeightMap
@@ -48,6 +48,8 @@ class ModelConfig(Config):
     pooled_by: ClassVar[Literal["pooler", "transform"]] = "pooler"
     """What a classifier puts between an encoder and its classes: BERT's pooler on [CLS], or the
     transform of masked language modelling on what ``classifier_pooling`` says."""
+    layers_differ: ClassVar[bool] = False
+    """Whether layers do other things by their number, so that none can be left out."""
     pooler_activation: ClassVar[Literal["tanh", "gelu", "relu"]] = "tanh"
     """The pooler's activation."""
 
@@ -243,7 +245,7 @@ class Backbone(nn.Module, ABC):
         if isinstance(module, nn.Embedding):
             token = module is self.embedding()
             return Role("token-embedding" if token else "embedding", "embeddings")
-        if isinstance(module, nn.LayerNorm | RMSNorm):
+        if isinstance(module, nn.LayerNorm | RMSNorm | ShiftedRMSNorm):
             return Role("norm", "norms")
         part: Part = "attention" if "attention." in name else "feed-forward"
         if getattr(module, leaf).dim() < 2:

@@ -31,8 +31,18 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3",
         {"head_size": 16, "rope_type": "yarn", "rope_factor": 4.0, "rope_original_positions": 700},
     ),
+    "smollm3": ("smollm3", {"no_rope_every": 2}),
+    "gemma3": (
+        "gemma3",
+        {"sliding_window": 7, "global_every": 2, "head_size": 24, "query_scalar": 17.0},
+    ),
+    "gemma3-scaled": (
+        "gemma3",
+        {"sliding_window": 5, "global_every": 2, "rope_type": "linear", "rope_factor": 8.0,
+         "logit_cap": 3.0, "tie_embeddings": False},
+    ),
     "nanochat": ("nanochat", {"logit_cap": 2.0}),
-}
+}  # fmt: skip
 
 
 def make(kind: str) -> CausalLM:

@@ -9,6 +9,7 @@ B batch, T tokens, P tokens before, S = P + T, K key/value heads, H head width, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,14 +61,26 @@ class ExportedDecoder(nn.Module):
         positions_BS = (attention_mask_BS.cumsum(1) - 1).clamp(min=0)
         slots_T, slots_S = torch.arange(T) + P, torch.arange(P + T)
         queries_T1 = slots_T[:, None]
-        behind_TS = slots_S <= queries_T1
+        all_TS = slots_S <= queries_T1
+        near_TS = all_TS
         if body.config.window():
-            behind_TS = behind_TS & (slots_S > queries_T1 - body.config.window())
-        allowed_BTS = behind_TS & (attention_mask_BS[:, None] > 0)
-        # What is padding attends to itself: a row of -∞ would give NaN.
-        mask_B1TS = additive_mask(allowed_BTS | (slots_S == queries_T1))[:, None]
+            near_TS = near_TS & (slots_S > queries_T1 - body.config.window())
         past: Any = _Past(past_BKPH)
-        context = Context(positions_BS[:, slots_T], mask_B1TS, False, None, past)
+        wide, context = (
+            Context(
+                positions_BS[:, slots_T],
+                # What is padding attends to itself: a row of -∞ would give NaN.
+                additive_mask(
+                    behind_TS & (attention_mask_BS[:, None] > 0) | (slots_S == queries_T1)
+                )[:, None],
+                False,
+                None,
+                past,
+            )
+            for behind_TS in (all_TS, near_TS)
+        )
+        if body.config.wide_layers():
+            context = replace(context, wide=wide)
         x_BTD, context = body.embed(input_ids_BT, context)
         for layer, block in enumerate(body.layers()):
             x_BTD = block(x_BTD, context, layer)

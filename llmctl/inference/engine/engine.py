@@ -156,7 +156,10 @@ class Engine:
             caches.append((sequence.cache, tokens))
         padding = max(0, self._fewest_rows - len(ids))
         body = self.decoder.model.body
-        batch = SequenceBatch(caches, window=body.config.window(), padding=padding)
+        config = body.config
+        batch = SequenceBatch(
+            caches, window=config.window(), padding=padding, wide_layers=config.wide_layers()
+        )
         ids_1T = torch.tensor([ids + [0] * padding], device=self.decoder.device)
         hidden_1TD: Tensor = body(ids_1T, cache=batch)
         return hidden_1TD[0]

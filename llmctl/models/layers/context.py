@@ -5,7 +5,7 @@ B batch, T tokens, S tokens that may be attended to, D width, N heads, H head wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,13 @@ class Context:
     """Added to the scores beside the mask, broadcastable to (B, N, T, S); see relative_bias.py."""
     virtual: Virtual | None = None
     """The tokens among these that stand before a text, and are of no word."""
+    wide: Context | None = None
+    """What layers see that attend to all tokens before, where the others' attention has a window."""
+
+    def with_virtual(self, virtual: Virtual) -> Context:
+        """This one, with tokens that stand before texts."""
+        wide = None if self.wide is None else replace(self.wide, virtual=virtual)
+        return replace(self, virtual=virtual, wide=wide)
 
     def embedded(self, x_BTD: Tensor) -> Tensor:
         """The tokens' embeddings, with those of a soft prompt."""

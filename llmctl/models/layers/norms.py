@@ -80,3 +80,17 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.epsilon) * self.weight
+
+
+class ShiftedRMSNorm(nn.Module):
+    """RMSNorm with a gain of 1 + w for each entry, w being what is learned: Gemma's. The sum is
+    taken in fp32, as in bf16 a small w beside 1 would be lost."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = rms_norm(x.float(), self.epsilon)
+        return (normalised * (1.0 + self.weight.float())).to(x.dtype)

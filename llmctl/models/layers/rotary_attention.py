@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class LlamaAttention(CausalSelfAttention):
     """Self-attention with rotary positions, behind a normalisation where there is one."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: LlamaConfig, layer: int = 0) -> None:
         super().__init__(
             config.hidden_size,
             config.num_heads,
@@ -32,7 +32,7 @@ class LlamaAttention(CausalSelfAttention):
             qkv_bias=config.qkv_bias,
             dropout=0.0,
         )
-        self.normalised = config.qk_norm
+        self.normalised, self.is_turned = config.qk_norm, config.is_turned(layer)
         self.query_norm: nn.Module = nn.Identity()
         self.key_norm: nn.Module = nn.Identity()
         if config.qk_norm:
@@ -40,7 +40,7 @@ class LlamaAttention(CausalSelfAttention):
             self.key_norm = RMSNorm(config.head_size, config.norm_epsilon)
 
     def split_heads(self, heads_BMTH: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        if self.normalised or torch.is_grad_enabled():
+        if self.normalised or not self.is_turned or torch.is_grad_enabled():
             return super().split_heads(heads_BMTH, context)
         assert context.cos is not None
         assert context.sin is not None
@@ -52,9 +52,10 @@ class LlamaAttention(CausalSelfAttention):
     def apply_positions(
         self, q_BNTH: Tensor, k_BKTH: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
+        q_BNTH, k_BKTH = self.query_norm(q_BNTH), self.key_norm(k_BKTH)
+        if not self.is_turned:
+            return q_BNTH, k_BKTH
         assert context.cos is not None
         assert context.sin is not None
-        return (
-            rotate(self.query_norm(q_BNTH), context.cos, context.sin),
-            rotate(self.key_norm(k_BKTH), context.cos, context.sin),
-        )
+        cos, sin = context.cos, context.sin
+        return rotate(q_BNTH, cos, sin), rotate(k_BKTH, cos, sin)

@@ -12,7 +12,7 @@ L layers, N heads, K key/value heads, S slots, P slots before a text, T tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -113,15 +113,24 @@ class SequenceBatch:
     """The next tokens of several texts, end to end in one row: what a decoder takes for a cache."""
 
     def __init__(
-        self, parts: Sequence[tuple[SequenceCache, int]], *, window: int = 0, padding: int = 0
+        self,
+        parts: Sequence[tuple[SequenceCache, int]],
+        *,
+        window: int = 0,
+        padding: int = 0,
+        wide_layers: Collection[int] = (),
     ) -> None:
         """parts: a text's cache, with room, and its number of new tokens. window: tokens that each
         may attend to, itself the last of them; 0: all before it. padding: tokens behind all parts,
-        whose results are of no use."""
+        whose results are of no use. wide_layers: those in which a token attends to all before it,
+        whatever the window."""
         self._parts = list(parts)
         device = parts[0][0].keys_LKSH.device
         places: list[int] = []
+        self._wide_layers = wide_layers
         self._pieces: list[_Piece] = []
+        self._wide_pieces: list[_Piece] = []
+        """In ``wide_layers``."""
         for cache, tokens in parts:
             begin, stop = cache.length, cache.length + tokens
             assert stop <= cache.capacity
@@ -132,6 +141,9 @@ class SequenceBatch:
                 low = max(0, first + 1 - window) if window else 0
                 mask_TS = _mask(first, last, low, window, device) if new > 1 else None
                 self._pieces.append(_Piece(cache, row, new, low, last - low, mask_TS))
+                if wide_layers:
+                    mask_TS = _mask(first, last, 0, 0, device) if new > 1 else None
+                    self._wide_pieces.append(_Piece(cache, row, new, 0, last, mask_TS))
             places += range(cache.before + begin, cache.before + stop)
         self._padding = padding
         self.positions_T = torch.tensor([*places, *[0] * padding], device=device)
@@ -150,7 +162,8 @@ class SequenceBatch:
             values_KSH.narrow(1, slot, tokens).copy_(v_KTH.narrow(1, begin, tokens))
             begin += tokens
         mixed = []
-        for cache, begin, tokens, low, seen, mask_TS in self._pieces:
+        pieces = self._wide_pieces if layer in self._wide_layers else self._pieces
+        for cache, begin, tokens, low, seen, mask_TS in pieces:
             keys_KSH, values_KSH = cache.layers[layer]
             mixed.append(
                 attention(
