@@ -127,7 +127,8 @@ def save_encoder_decoder(folder: Path, kind: str, *, padding: int = 0, **fields:
     }
     shape = {"vocab_size": len(tokenizer) + padding, **ENCODER_DECODERS[beginning], **special}
     torch.manual_seed(0)
-    config = getattr(transformers, f"{beginning}Config")(**{**shape, **fields})
+    text = "Text" if beginning == "Gemma3" else ""
+    config = getattr(transformers, f"{beginning}{text}Config")(**{**shape, **fields})
     model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
@@ -166,6 +167,8 @@ def save_model(folder: Path, kind: str, *, like: str, padding: int = 0, **fields
         "NanoChat",
         "Qwen2",
         "Qwen3",
+        "SmolLM3",
+        "Gemma3",
     )
     beginning = next(name for name in kinds if kind.startswith(name))
     shape: dict[str, Any] = {**SHAPE}
@@ -180,7 +183,8 @@ def save_model(folder: Path, kind: str, *, like: str, padding: int = 0, **fields
         shape |= {"num_key_value_heads": 1, "head_dim": 8}
     ids = {f"{role}_token_id": special.get(role) for role in ("eos", "pad")}
     torch.manual_seed(0)
-    config = getattr(transformers, f"{beginning}Config")(
+    text = "Text" if beginning == "Gemma3" else ""
+    config = getattr(transformers, f"{beginning}{text}Config")(
         **{"vocab_size": size + padding, **shape, "bos_token_id": None, **ids, **fields}
     )
     model = getattr(transformers, kind)(config).eval()

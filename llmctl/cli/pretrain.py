@@ -15,8 +15,8 @@ EXAMPLE = "Example: llmctl pretrain --arch gpt --preset mini --set training.max_
 @guarded
 def command(
     arch: str | None = option(
-        "The architecture: bert, electra, gpt (GPT-2), llama, qwen2, qwen3, mistral, nanochat, "
-        "which learns fastest, or ngram, the baseline without a network.",
+        "The architecture: bert, electra, gpt (GPT-2), llama, qwen2, qwen3, mistral, smollm3, "
+        "gemma3, nanochat, which learns fastest, or ngram, the baseline without a network.",
         show_default="bert",
     ),
     preset: str | None = option(

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -106,6 +106,15 @@ class Gemma3Config(LlamaConfig):
         return wide * length + (self.num_layers - wide) * near
 
 
+class ScaledEmbedding(nn.Embedding):
+    """Token embeddings multiplied by √D; as an output layer they are not."""
+
+    def forward(self, input_ids_BT: Tensor) -> Tensor:
+        # Rounded as the weights are, as it was in training.
+        root = torch.tensor(self.embedding_dim**0.5, dtype=self.weight.dtype).item()
+        return super().forward(input_ids_BT) * root
+
+
 class Gemma3Attention(CausalSelfAttention):
     """Self-attention, its queries and keys normalised and then turned."""
 
@@ -173,7 +182,7 @@ class Gemma3(RotaryDecoder):
         super().__init__()
         self.config = config
         width, positions, size = config.hidden_size, config.max_positions, config.head_size
-        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.token_embedding = ScaledEmbedding(config.vocab_size, width)
         self.blocks = nn.ModuleList(
             Gemma3Block(config, layer, cross_attention) for layer in range(config.num_layers)
         )
@@ -185,17 +194,14 @@ class Gemma3(RotaryDecoder):
         start_decoder(self, config)
 
     def embed(self, input_ids_BT: Tensor, context: Context) -> tuple[Tensor, Context]:
-        x_BTD = self.token_embedding(input_ids_BT)
-        # Rounded as the weights are, as it was in training. A soft prompt is not multiplied.
-        root = torch.tensor(self.config.hidden_size**0.5, dtype=x_BTD.dtype).item()
-        x_BTD = context.add_initial_state(context.embedded(x_BTD * root))
-        wide = context.wide
-        if wide is not None:
-            wide = turned(wide, self.cos, self.sin)
-        return x_BTD, replace(turned(context, self.local_cos, self.local_sin), wide=wide)
+        x_BTD, wide = super().embed(input_ids_BT, context)
+        near = turned(context, self.local_cos, self.local_sin)
+        if context.wide is None:
+            return x_BTD, near
+        return x_BTD, replace(near, wide=replace(context.wide, cos=wide.cos, sin=wide.sin))
 
 
-_RULES = (
+_GEMMA_RULES = (
     Rename("token_embedding", "model.embed_tokens"),
     Rename("norm", "model.norm"),
     Fuse(
@@ -224,9 +230,9 @@ _RULES = (
 """The names of Hugging Face's."""
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}
+_GATE_NAMES = {"gelu_tanh": "gelu_pytorch_tanh"}
 """What Hugging Face calls activations, where it isn't as here."""
-DEFAULT_EVERY = 6
+PUBLISHED_PATTERN = 6
 
 
 def to_hugging_face(config: Gemma3Config) -> dict[str, Any]:
@@ -242,7 +248,7 @@ def to_hugging_face(config: Gemma3Config) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_size,
-        "hidden_activation": _ACTIVATIONS.get(config.activation, config.activation),
+        "hidden_activation": _GATE_NAMES.get(config.activation, config.activation),
         "max_position_embeddings": config.max_positions,
         "initializer_range": config.initializer_range,
         "rms_norm_eps": config.norm_epsilon,
@@ -287,7 +293,7 @@ FIELDS = FieldTable(
         "rms_norm_eps": Read("norm_epsilon", float, 1e-6),
         "query_pre_attn_scalar": Read("query_scalar", float, 256),
         "sliding_window": Read("sliding_window", int, 4096),
-        "sliding_window_pattern": Read("global_every", int, DEFAULT_EVERY),
+        "sliding_window_pattern": Read("global_every", int, PUBLISHED_PATTERN),
         "rope_local_base_freq": Read("local_rope_theta", float, LOCAL_THETA),
         "final_logit_softcapping": Read("logit_cap", float, None, null=0.0),
         "tie_word_embeddings": Read("tie_embeddings", bool, True),
@@ -350,7 +356,7 @@ def _global_every(layer_types: Any, fields: Mapping[str, Any]) -> int:
     if not isinstance(layer_types, list) or not set(map(str, layer_types)) <= {FULL, SLIDING}:
         raise FieldError(f"layer_types is {shown(layer_types)}, not a list of {FULL} and {SLIDING}")
     count = len(layer_types)
-    usual = fields.get("sliding_window_pattern", DEFAULT_EVERY)
+    usual = fields.get("sliding_window_pattern", PUBLISHED_PATTERN)
     usual = [usual] if isinstance(usual, int) and usual > 0 else []
     for every in (*usual, *range(1, count + 2)):
         if layer_types == [SLIDING if (n + 1) % every else FULL for n in range(count)]:
@@ -366,7 +372,7 @@ SPEC = ModelSpec(
     build=Gemma3,
     presets=PRESETS,
     tasks=("causal_lm",),
-    weights={HUGGING_FACE: WeightMap(FIELDS.what, "model.", _RULES, HEAD_NAMES)},
+    weights={HUGGING_FACE: WeightMap(FIELDS.what, "model.", _GEMMA_RULES, HEAD_NAMES)},
     model_type="gemma3_text",
     class_prefix="Gemma3",
     to_hugging_face=to_hugging_face,

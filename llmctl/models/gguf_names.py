@@ -45,6 +45,8 @@ class GgufArchitecture:
     needed: Mapping[str, Any] = field(default_factory=dict)
     """What a written file must say of a network, by fields of config.json: what it can't say
     otherwise."""
+    known: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda fields: {}
+    """Fields of config.json that no head says and all who read such files know, from the others."""
     heads: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
     """The names of what stands on a network, by what the model does."""
 
@@ -75,6 +77,16 @@ class Interleaved(Fuse):
         return heads.transpose(1, 2).reshape(rows.shape)
 
 
+class PlusOne(Rename):
+    """A rule by which gains are kept as 1 + w."""
+
+    def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
+        return [1.0 + tensor.float()]
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0] - 1.0
+
+
 def _llama_rules(config: Any, *, interleaved: bool) -> tuple[Rule, ...]:
     shares = ("num_heads", "num_kv_heads", "num_kv_heads")
     ours, theirs = "blocks.{}.attention.query_key_value", tuple(f"blk.{{}}.attn_{p}" for p in "qkv")
@@ -95,6 +107,40 @@ def _llama_rules(config: Any, *, interleaved: bool) -> tuple[Rule, ...]:
         Fuse("blocks.{}.feed_forward.gate_up", ("blk.{}.ffn_gate", "blk.{}.ffn_up")),
         Rename("blocks.{}.feed_forward.contract", "blk.{}.ffn_down"),
     )
+
+
+def _gemma3_rules(config: Any) -> tuple[Rule, ...]:
+    norms = {
+        "norm_1": "attn_norm", "attention.query_norm": "attn_q_norm",
+        "attention.key_norm": "attn_k_norm", "norm_after_1": "post_attention_norm",
+        "norm_2": "ffn_norm", "norm_after_2": "post_ffw_norm",
+    }  # fmt: skip
+    return (
+        *(
+            rule
+            for rule in _llama_rules(config, interleaved=False)
+            if "norm" not in rule.ours and rule.parts == ("weight",)
+        ),
+        PlusOne("norm", "output_norm"),
+        *(PlusOne(f"blocks.{{}}.{o}", f"blk.{{}}.{t}") for o, t in norms.items()),
+    )
+
+
+LARGEST_GEMMA_LAYERS = 62
+"""Layers of Gemma 3 27B, the only one whose scores aren't scaled by its heads' width."""
+
+
+def _gemma3_known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    heads = fields.get("num_attention_heads") or 1
+    shared = fields.get("hidden_size", 0) // heads
+    size = fields.get("head_dim", shared)
+    largest = fields.get("num_hidden_layers") == LARGEST_GEMMA_LAYERS
+    return {
+        "head_dim": size, "num_key_value_heads": fields.get("num_key_value_heads", heads),
+        "query_pre_attn_scalar": shared if largest else size, "sliding_window_pattern": 6,
+        "rope_local_base_freq": 10000.0, "hidden_activation": "gelu_pytorch_tanh",
+        "final_logit_softcapping": None,
+    }  # fmt: skip
 
 
 def _gpt2_rules(config: Any) -> tuple[Rule, ...]:
@@ -153,7 +199,7 @@ _ONLY_VALUES = {
 }
 
 
-def _of_llamas(name: str, *, interleaved: bool) -> GgufArchitecture:
+def _of_llamas(name: str, *, interleaved: bool, **known: Any) -> GgufArchitecture:
     return GgufArchitecture(
         name,
         ARCHITECTURES[name],
@@ -161,6 +207,7 @@ def _of_llamas(name: str, *, interleaved: bool) -> GgufArchitecture:
         _LLAMA_FIELDS,
         _ONLY_VALUES,
         {"is_causal": True, "sliding_window": None},
+        lambda fields: known,
         _DECODER_HEADS,
     )
 
@@ -169,6 +216,20 @@ _ENTRIES = (
     _of_llamas("llama", interleaved=True),
     _of_llamas("qwen2", interleaved=False),
     _of_llamas("qwen3", interleaved=False),
+    _of_llamas("smollm3", interleaved=True, no_rope_layer_interval=4),
+    GgufArchitecture(
+        "gemma3",
+        ARCHITECTURES["gemma3"],
+        _gemma3_rules,
+        {**_LLAMA_FIELDS, "attention.sliding_window": "sliding_window"},
+        {
+            **{n: v for n, v in _ONLY_VALUES.items() if n != "attention.sliding_window"},
+            "attention.sliding_window_pattern": (6,), "rope.freq_base_swa": (10000.0,),
+            "final_logit_softcapping": _NONE, "attn_logit_softcapping": _NONE,
+        },
+        known=_gemma3_known,
+        heads=_DECODER_HEADS,
+    ),
     GgufArchitecture(
         "gpt2",
         ARCHITECTURES["gpt"],
@@ -183,7 +244,7 @@ _ENTRIES = (
             "activation_function": "gelu_new", "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,
         },
-        _DECODER_HEADS,
+        heads=_DECODER_HEADS,
     ),
     GgufArchitecture(
         "bert",
@@ -192,7 +253,7 @@ _ENTRIES = (
         {**_SHAPE, "attention.layer_norm_epsilon": "layer_norm_eps"},
         {"attention.causal": (False,)},
         {"hidden_act": "gelu"},
-        {"classify": (Rename("pooler", "cls", BOTH), Rename("output", "cls.output", BOTH))},
+        heads={"classify": (Rename("pooler", "cls", BOTH), Rename("output", "cls.output", BOTH))},
     ),
 )  # fmt: skip
 GGUF_ARCHITECTURES = {entry.name: entry for entry in _ENTRIES}
@@ -220,6 +281,7 @@ def config_fields(
     for name, theirs in entry.fields.items():
         if name in said:
             fields[theirs] = _plain(said.pop(name))
+    fields.update(entry.known(fields))
     fields.update(rope_fields(entry, said, divisors))
     width = fields.get("hidden_size", 0)
     heads = fields.get("num_attention_heads") or 1
@@ -256,7 +318,7 @@ def head_values(entry: GgufArchitecture, fields: Mapping[str, Any]) -> dict[str,
 
     Raises FieldError for a network that no such file can describe.
     """
-    for name, value in entry.needed.items():
+    for name, value in {**entry.needed, **entry.known(fields)}.items():
         if fields.get(name, value) != value:
             raise FieldError(
                 f"{name} is {shown(fields[name])}, and a GGUF file of the architecture "
@@ -272,6 +334,7 @@ def head_values(entry: GgufArchitecture, fields: Mapping[str, Any]) -> dict[str,
         values[f"{entry.name}.rope.dimension_count"] = fields["head_dim"]
     values[f"{entry.name}.vocab_size"] = fields["vocab_size"]
     rope = fields.get("rope_parameters", {})
+    rope = rope.get("full_attention", rope)
     if rope.get("rope_type") in SAID_SCALINGS:
         for ours, theirs in ROPE_VALUES.items():
             if theirs in rope:
@@ -308,7 +371,7 @@ def rope_divisors(config: Any) -> Tensor | None:
 def rope_fields(
     entry: GgufArchitecture, said: dict[str, Any], divisors: Tensor | None
 ) -> dict[str, Any]:
-    """The field rope_parameters that a head, or its tensor of divisors, describes; what is read is
+    """The field rope_scaling that a head, or its tensor of divisors, describes; what is read is
     taken out of ``said``."""
     kind = said.pop("rope.scaling.type", None)
     if kind in (None, "none", "linear") and divisors is None:
@@ -318,14 +381,14 @@ def rope_fields(
             raise FieldError(
                 f"{entry.name}.rope.scaling.type is {shown(kind)} beside a tensor of it"
             )
-        return {"rope_parameters": {**LLAMA3_ANGLES, "factor": round(float(divisors.max()), 4)}}
+        return {"rope_scaling": {**LLAMA3_ANGLES, "factor": round(float(divisors.max()), 4)}}
     if kind in (None, "none"):
         return {}
     rope: dict[str, Any] = {"rope_type": kind}
     for ours, theirs in ROPE_VALUES.items():
         if f"rope.scaling.{ours}" in said:
             rope[theirs] = _plain(said.pop(f"rope.scaling.{ours}"))
-    return {"rope_parameters": rope}
+    return {"rope_scaling": rope}
 
 
 def _plain(value: Any) -> Any:

@@ -18,8 +18,8 @@ from llmctl.models import llama
 from llmctl.models.config_json import FieldError, Only, Read, check_full_attention, shown
 from llmctl.models.spec import HUGGING_FACE
 
-DEFAULT_EVERY = 4
-DEFAULT_THETA = 2_000_000.0
+PUBLISHED_INTERVAL = 4
+PUBLISHED_THETA = 2_000_000.0
 
 
 class SmolLM3Config(llama.LlamaConfig):
@@ -29,11 +29,11 @@ class SmolLM3Config(llama.LlamaConfig):
     layers_differ = True
     qk_norm: Literal[False] = False
     """Normalise each head's queries and keys, which a SmolLM3 does not."""
-    rope_theta: float = Field(DEFAULT_THETA, gt=0.0)
+    rope_theta: float = Field(PUBLISHED_THETA, gt=0.0)
     """Base of the rotary angles; more for longer contexts."""
     norm_epsilon: float = Field(1e-6, gt=0.0)
     """Term added to the mean square in every normalisation, ε."""
-    no_rope_every: int = Field(DEFAULT_EVERY, ge=0, strict=True)
+    no_rope_every: int = Field(PUBLISHED_INTERVAL, ge=0, strict=True)
     """Every so-manieth layer knows no positions. 0: all know them."""
 
     def is_turned(self, layer: int) -> bool:
@@ -69,9 +69,9 @@ def from_hugging_face(fields: Mapping[str, Any]) -> SmolLM3Config:
 
     Raises FieldError for what such a model does not have here.
     """
-    fields = {"rope_theta": DEFAULT_THETA, **fields}
+    fields = {"rope_theta": PUBLISHED_THETA, **fields}
     layers = fields.pop("no_rope_layers", None)
-    every = fields.pop("no_rope_layer_interval", DEFAULT_EVERY)
+    every = fields.pop("no_rope_layer_interval", PUBLISHED_INTERVAL)
     check_full_attention(fields.pop("layer_types", None))
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise FieldError(f"no_rope_layer_interval is {shown(every)}, not a whole number above 0")

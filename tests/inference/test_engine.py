@@ -23,6 +23,8 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("gpt", {}),
     ("llama", {"num_kv_heads": 1}),
     ("mistral", {"sliding_window": 5}),
+    ("gemma3", {"sliding_window": 5, "global_every": 2}),
+    ("smollm3", {"no_rope_every": 2}),
     ("qwen3", {"head_size": 16}),
     ("nanochat", {}),
 ]

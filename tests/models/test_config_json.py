@@ -52,8 +52,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma3_text": (
         "Gemma3ForCausalLM",
-        {"intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 3,
-         "query_pre_attn_scalar": 6, "sliding_window_pattern": 2},
+        {
+            "intermediate_size": 24,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "sliding_window": 3,
+            "query_pre_attn_scalar": 6,
+            "sliding_window_pattern": 2,
+        },
     ),
     "nanochat": ("NanoChatForCausalLM", {"intermediate_size": 24, "num_key_value_heads": 2}),
 }
@@ -308,6 +314,29 @@ def test_rotary_positions_in_both_dialects(kind: str):
     ]:
         with pytest.raises(InputError, match=says):
             ours({**fields, **refused}, tensors)
+
+
+@pytest.mark.reference
+def test_a_gemma_s_angles_in_the_older_dialect():
+    """Fields by which version 4 of transformers told the two kinds of layers apart."""
+    rope = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 900.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
+    }
+    made = theirs("gemma3_text", {"rope_parameters": rope})
+    assert made is not None
+    fields, (tensors, expected) = made
+    for name in ("rope_parameters", "layer_types", "_sliding_window_pattern"):
+        fields.pop(name, None)
+    old = {
+        "rope_theta": 900.0, "rope_local_base_freq": 30.0, "sliding_window_pattern": 2,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }  # fmt: skip
+    torch.testing.assert_close(ours({**fields, **old}, tensors), expected, rtol=1e-5, atol=1e-5)
+    again = config_class("gemma3_text")(**{**fields, **old})
+    assert again.rope_parameters == rope
+    with pytest.raises(FieldError, match=r"rope_parameters.sliding_attention .*only plain rotary"):
+        ours({**fields, "rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, tensors)
 
 
 BERT = {

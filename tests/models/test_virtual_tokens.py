@@ -21,8 +21,9 @@ from llmctl.models.layers.virtual_tokens import VirtualShape, VirtualTokens, rec
 
 V, POSITIONS = 50, 64
 WORDS = [7, 3, 11, 7]
-MORE: dict[str, dict[str, Any]] = {"llama": {"num_kv_heads": 1}, "mistral": {"sliding_window": 3}}
-DECODERS = ["gpt", "llama", "nanochat", "mistral"]
+MORE: dict[str, dict[str, Any]] = {"llama": {"num_kv_heads": 1}, "mistral": {"sliding_window": 3},
+                                "gemma3": {"sliding_window": 3, "global_every": 2}}  # fmt: skip
+DECODERS = ["gpt", "llama", "nanochat", "mistral", "gemma3"]
 ENCODERS = ["bert", "modernbert", "electra", "roberta", "distilbert"]
 
 
@@ -41,7 +42,7 @@ def put_words(body: Any, kind: str) -> None:
     """Virtual tokens that are what the words are to the network."""
     if kind == "prompt":
         virtual = VirtualTokens(VirtualShape(len(WORDS), body.embedding().weight.shape[1]))
-        virtual.embeddings.data = body.embedding().weight.data[WORDS].clone()  # type: ignore[union-attr]
+        virtual.embeddings.data = body.embedding()(torch.tensor(WORDS)).detach()  # type: ignore[union-attr]
     else:
         start = recorded(body, torch.tensor([WORDS]))
         L, _, K, P, H = start.shape

@@ -167,6 +167,32 @@ def their_greedy(folder: Path, text: str, new: int = 12) -> list[int]:
     return found[0, ids.shape[1] :].tolist()
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("Qwen2ForCausalLM", {}),
+        ("MistralForCausalLM", {"sliding_window": 5}),
+        ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 2}),
+        ("Gemma3ForCausalLM", {"sliding_window": 4, "sliding_window_pattern": 2}),
+        ("NanoChatForCausalLM", {}),
+    ],
+)
+def test_every_family_of_decoders_writes_as_in_transformers(
+    tmp_path: Path, kind: str, fields: dict[str, Any]
+):
+    """From the first token on, of a folder whose weights are in several files."""
+    folder = tmp_path / "theirs"
+    model = save_model(folder, kind, like="qwen", eos_token_id=None, **fields)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    workspace, ends = Workspace(tmp_path / "w"), learned("bpe").special
+    for text in ("the ship", "hens"):
+        found, expected = written(workspace, str(folder), text), their_greedy(folder, text)
+        assert found == expected[: len(found)]
+        assert len(found) == 12 or found[-1] in (ends["eos"], ends.get("turn_end"))
+
+
 @pytest.mark.parametrize("padding", [0, 9])
 @pytest.mark.parametrize("like", ["gpt2", "qwen", "llama", "ours"])
 def test_others_language_models_write_as_in_transformers(tmp_path: Path, like: str, padding: int):

@@ -44,7 +44,7 @@ class Context:
     virtual: Virtual | None = None
     """The tokens among these that stand before a text, and are of no word."""
     wide: Context | None = None
-    """What layers see that attend to all tokens before, where the others' attention has a window."""
+    """What layers see that attend to all tokens before, where the others have a window."""
 
     def with_virtual(self, virtual: Virtual) -> Context:
         """This one, with tokens that stand before texts."""

@@ -73,7 +73,7 @@ class SoftPrompt(VirtualTokensMethod):
         virtual = VirtualTokens(VirtualShape(options.tokens, table_VD.shape[1])).to(table_VD.device)
         assert virtual.embeddings is not None
         with torch.no_grad():
-            virtual.embeddings.copy_(table_VD[ids_P])
+            virtual.embeddings.copy_(body.embedding()(torch.tensor(ids_P, device=table_VD.device)))
         body.put_before_texts(virtual)
 
     def learned(self, model: nn.Module, config: Any, base: Pretrained) -> Learned:
