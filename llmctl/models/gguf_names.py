@@ -131,8 +131,8 @@ LARGEST_GEMMA_LAYERS = 62
 
 
 def _gemma3_known(fields: Mapping[str, Any]) -> dict[str, Any]:
-    heads = fields.get("num_attention_heads") or 1
-    shared = fields.get("hidden_size", 0) // heads
+    heads, width = fields.get("num_attention_heads") or 1, fields.get("hidden_size", 0)
+    shared = width // heads if {type(heads), type(width)} == {int} else 0
     size = fields.get("head_dim", shared)
     largest = fields.get("num_hidden_layers") == LARGEST_GEMMA_LAYERS
     return {
@@ -285,7 +285,7 @@ def config_fields(
     fields.update(rope_fields(entry, said, divisors))
     width = fields.get("hidden_size", 0)
     heads = fields.get("num_attention_heads") or 1
-    head = fields.get("head_dim", width // heads if isinstance(heads, int) else 0)
+    head = fields.get("head_dim", width // heads if {type(heads), type(width)} == {int} else 0)
     rows = shapes.get(EMBEDDING_TENSOR, (0,))[0]
     only = {
         **entry.only,

@@ -118,3 +118,14 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path):
     file = GgufFile(tmp_path / "m.gguf")
     with pytest.raises(InputError, match="the tensor t has numbers that are not finite"):
         file["t"]
+
+
+def test_tensors_that_lie_one_upon_the_other_are_refused(tmp_path: Path):
+    path = tmp_path / "m.gguf"
+    tensors = {name: torch.zeros(1, 32) for name in ("first", "second")}
+    write_gguf(path, {}, tensors, dict.fromkeys(tensors, BLOCK_KINDS["F32"]))
+    data = path.read_bytes()
+    at = data.index(b"second") + 6 + 4 + 16 + 4  # name, number of sides, sides, type
+    path.write_bytes(data[:at] + struct.pack("<Q", 64) + data[at + 8 :])
+    with pytest.raises(InputError, match="first and second lie one upon the other"):
+        GgufFile(path)

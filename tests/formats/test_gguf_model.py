@@ -260,6 +260,28 @@ def test_a_head_that_is_not_understood_is_refused(tmp_path: Path, values: Any, m
         open_folder(path)
 
 
+@pytest.mark.parametrize("arch", ["llama", "gemma3"])
+def test_a_value_of_another_type_is_refused_or_changes_nothing_that_is_read(
+    tmp_path: Path, arch: str
+):
+    """Each value of a head in turn; what is left after opening are names that nothing reads."""
+    path, tokenizer = tmp_path / "m.gguf", learned("bpe")
+    write_gguf_model(path, CausalLM(body_of(arch, tokenizer)), tokenizer, {"quantisation": "f32"})
+    file = GgufFile(path)
+    head, tensors = dict(file.head), {name: file[name].clone() for name in file}
+    kinds, refused = dict.fromkeys(tensors, BLOCK_KINDS["F32"]), set()
+    for name in head:
+        for value in (1.5, np.array([1, 2, 3], dtype=np.int32)):
+            write_gguf(tmp_path / "x.gguf", {**head, name: value}, tensors, kinds)
+            try:
+                open_folder(tmp_path / "x.gguf")
+            except InputError:
+                refused.add(name)
+    assert {name for name in head if name.startswith(("tokenizer.", f"{arch}."))} <= refused | {
+        "tokenizer.chat_template"
+    }
+
+
 def test_fields_of_the_head_reach_the_network(tmp_path: Path):
     path = changed(
         tmp_path / "m.gguf",

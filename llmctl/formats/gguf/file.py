@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -171,6 +172,10 @@ def _read_head(data: np.ndarray) -> tuple[dict[str, Any], dict[str, Place]]:
         if name in places:
             raise _Damaged(f"it has the tensor {name} twice")
         places[name] = Place(kind, shape, begin, end)
+    in_order = sorted(places, key=lambda name: places[name].begin)
+    for name, following in pairwise(in_order):
+        if places[following].begin < places[name].end:
+            raise _Damaged(f"the tensors {name} and {following} lie one upon the other")
     return values, places
 
 

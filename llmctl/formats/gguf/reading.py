@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from llmctl.errors import InputError, did_you_mean
@@ -30,11 +31,29 @@ from llmctl.tokenizers.gguf_vocabulary import read_tokenizer
 ARCHITECTURE, KIND = "general.architecture", "general.type"
 OWN = "llmctl."
 """What the names of fields begin with that only llmctl writes."""
+_TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(
+        (ARCHITECTURE, KIND, "tokenizer.ggml.model", "tokenizer.ggml.pre"), (str, "a text")
+    ),
+    **dict.fromkeys(("tokenizer.ggml.tokens", "tokenizer.ggml.merges"), (list, "a list of texts")),
+    **dict.fromkeys(
+        ("tokenizer.ggml.token_type", "tokenizer.ggml.scores"), (np.ndarray, "an array of numbers")
+    ),
+    "split.count": (int, "a whole number"),
+}
+"""What the values of a head must be, and how that is called."""
+_TYPES_BY_ENDING = {
+    "_token_id": (int, "a whole number"),
+    "_token": ((bool, int), "true or false"),
+    "_prefix": ((bool, int), "true or false"),
+}
+"""Those of the tokenizer's other values, by the ends of their names."""
 
 
 def read_gguf(path: Path) -> Pretrained:
     """The model of a file. Raises InputError naming what is missing, malformed or not known."""
     file = GgufFile(path)
+    _check_types(file)
     entry = _entry(file)
     shapes = file.shapes
     if EMBEDDING_TENSOR not in shapes:
@@ -79,6 +98,16 @@ def read_gguf(path: Path) -> Pretrained:
         ),
         architecture=entry.spec,
     )
+
+
+def _check_types(file: GgufFile) -> None:
+    """Raises InputError naming a value of another type than is read."""
+    for name, value in file.head.items():
+        ending = name[name.rfind("_", 0, -3 if name.endswith("_id") else None) :]
+        by_ending = _TYPES_BY_ENDING.get(ending) if name.startswith("tokenizer.") else None
+        wanted = _TYPES.get(name) or by_ending
+        if wanted is not None and not isinstance(value, wanted[0]):
+            raise InputError(f"{file.path}: {name} is not {wanted[1]}; {AGAIN}")
 
 
 def _entry(file: GgufFile) -> GgufArchitecture:
