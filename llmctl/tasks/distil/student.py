@@ -49,7 +49,7 @@ def with_layers(teacher: Pretrained, count: int, name: str) -> Pretrained:
     total = int(shape.num_layers)
     if count > total:
         raise ConfigError(f"--layers {count}: {name} has {total}; use at most {total}")
-    if hasattr(shape, "is_global") or getattr(shape, "scale_by_layer", False):
+    if shape.layers_differ or getattr(shape, "scale_by_layer", False):
         raise InputError(
             f"--layers: the layers of {name}, a {teacher.spec.name}, differ by their number, so "
             "none can be left out; give --arch and --preset"
