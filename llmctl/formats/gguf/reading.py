@@ -31,7 +31,7 @@ from llmctl.tokenizers.gguf_vocabulary import read_tokenizer
 ARCHITECTURE, KIND = "general.architecture", "general.type"
 OWN = "llmctl."
 """What the names of fields begin with that only llmctl writes."""
-_TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+_VALUE_TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(
         (ARCHITECTURE, KIND, "tokenizer.ggml.model", "tokenizer.ggml.pre"), (str, "a text")
     ),
@@ -42,7 +42,7 @@ _TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "split.count": (int, "a whole number"),
 }
 """What the values of a head must be, and how that is called."""
-_TYPES_BY_ENDING = {
+_VALUE_TYPES_BY_ENDING = {
     "_token_id": (int, "a whole number"),
     "_token": ((bool, int), "true or false"),
     "_prefix": ((bool, int), "true or false"),
@@ -104,8 +104,8 @@ def _check_types(file: GgufFile) -> None:
     """Raises InputError naming a value of another type than is read."""
     for name, value in file.head.items():
         ending = name[name.rfind("_", 0, -3 if name.endswith("_id") else None) :]
-        by_ending = _TYPES_BY_ENDING.get(ending) if name.startswith("tokenizer.") else None
-        wanted = _TYPES.get(name) or by_ending
+        by_ending = _VALUE_TYPES_BY_ENDING.get(ending) if name.startswith("tokenizer.") else None
+        wanted = _VALUE_TYPES.get(name) or by_ending
         if wanted is not None and not isinstance(value, wanted[0]):
             raise InputError(f"{file.path}: {name} is not {wanted[1]}; {AGAIN}")
 
