@@ -350,8 +350,9 @@ def test_the_table_of_commands_is_complete():
 def test_every_architecture_is_in_the_tables():
     for path in (README, ROOT / "recipes" / "models.md"):
         table = text_of(path).partition("| `--arch` |")[2].partition("\n\n")[0]
-        rows = set(re.findall(r"^\| `([\w-]+)` \|", table, flags=re.MULTILINE))
-        assert rows == {*ARCHITECTURES, "ngram"}, path
+        firsts = re.findall(r"^\| (`[^|]*) \|", table, flags=re.MULTILINE)
+        named = re.findall(r"`([\w-]+)`", " ".join(firsts))
+        assert sorted(named) == sorted({*ARCHITECTURES, "ngram"}), path
 
 
 def test_every_recipe_has_a_guide():

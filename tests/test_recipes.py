@@ -27,7 +27,7 @@ from llmctl.tasks.pretraining import resolve
 from tests import small_library
 from tests.conftest import SUBJECTS, make_sentences
 from tests.fork_server import AVAILABLE, READ_AT_LOAD
-from tests.run import fork_server
+from tests.run import fork_server, llmctl
 
 ROOT = Path(__file__).parents[1]
 
@@ -484,11 +484,12 @@ def test_small_runs_as_written(tmp_path: Path, own_workspace: Path, labelled_fil
     pairs = tmp_path / "pairs.jsonl"
     lines = [{"sentence1": sentence(n), "sentence2": sentence(n)} for n in range(40)]
     pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    from tests.run import llmctl
-
     llmctl(own_workspace, "finetune", "--from", "tiny", "--task", "embed", "--data", pairs,
            "--name", "encoder", "--set", "training.max_steps=1")  # fmt: skip
-    recipe = "[finetune]\ntask = 'distil'\n[finetune.objective]\nhidden = 1.0\n[finetune.training]\nmax_steps = 2\n"
+    recipe = (
+        "[finetune]\ntask = 'distil'\n[finetune.objective]\nhidden = 1.0\n"
+        "[finetune.training]\nmax_steps = 2\n"
+    )
     model = own_workspace / "runs/encoder/model"
     script = ROOT / "recipes" / "small.sh"
     environment = {"LLMCTL_LAYERS": "1", "LLMCTL_TRAIN": "90", "LLMCTL_EPOCHS": "1"}
