@@ -42,7 +42,7 @@ _VALUE_TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "split.count": (int, "a whole number"),
 }
 """What the values of a head must be, and how that is called."""
-_VALUE_TYPES_BY_ENDING = {
+_VALUE_TYPES_BY_ENDING: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "_token_id": (int, "a whole number"),
     "_token": ((bool, int), "true or false"),
     "_prefix": ((bool, int), "true or false"),
