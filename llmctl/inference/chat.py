@@ -1,10 +1,8 @@
 """Chat: answers in a conversation that grows, each continuing from what was read before.
 
-A turn's prompt is the conversation anew, by its template; what it has in common with what the
-model read last is not read again. Where the conversation no longer fits the model's context, its
-oldest exchanges are left out, and the system turn stays.
-
-B rows, one here; T tokens.
+A turn's prompt is the conversation anew, by its template; the engine keeps what it reads in blocks,
+and reads again only what stands behind the last whole one that is unchanged. Where the conversation
+no longer fits the model's context, its oldest exchanges are left out, and the system turn stays.
 """
 
 from __future__ import annotations
@@ -14,79 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from llmctl.errors import InputError
 from llmctl.inference.constraints import GrammarKind, Grammars
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig
-from llmctl.inference.decoding.rows import SequenceState
-from llmctl.inference.decoding.sampling import write
-from llmctl.inference.engine import Constraint
+from llmctl.inference.engine import Constraint, Engine, EngineConfig, EngineRequest
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.chat_template import ChatTemplate
 
-READ_AT_ONCE = 128
-"""Tokens of a prompt's new part read together: each has logits, of which the last are wanted."""
 LEAST_ROOM = 0.25
 """Share of the context that is kept free for an answer, where that many tokens may be written."""
-
-
-class Stopped(Exception):
-    """Somebody wants no more of an answer."""
-
-
-class PrefixCachedRunner:
-    """A decoder of one row that reads of a prompt only what differs from what it read last."""
-
-    def __init__(self, decoder: CausalDecoder, context: int) -> None:
-        """context: tokens that a conversation may have, for which there is room from the start."""
-        self._decoder, self._context = decoder, context
-        self.vocab_size, self.max_positions = decoder.vocab_size, decoder.max_positions
-        self.should_stop: Callable[[], bool] = lambda: False
-        self.read: list[int] = []
-        """The tokens whose keys and values are kept."""
-        self.tokens_read = 0
-        """How many were read in all."""
-
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
-        """Read one prompt, as ``DecoderRunner`` says."""
-        (prompt,) = prompts
-        # The last token is read again if need be, as what follows it is asked for.
-        shared = _common(self.read, prompt[:-1])
-        if not shared:
-            self.read = list(prompt)
-            self.tokens_read += len(prompt)
-            return self._decoder.prefill(prompts, self._context - len(prompt))
-        self._decoder.truncate(shared)
-        del self.read[shared:]
-        for begin in range(shared, len(prompt), READ_AT_ONCE):
-            part = torch.tensor([prompt[begin : begin + READ_AT_ONCE]])
-            logits_BV = self._extend(part)[:, -1]
-        return logits_BV
-
-    def extend(self, ids_BT: Tensor) -> Tensor:
-        """Read more tokens, as ``DecoderRunner`` says. Raises Stopped where that is wished."""
-        if self.should_stop():
-            raise Stopped
-        return self._extend(ids_BT)
-
-    def _extend(self, ids_BT: Tensor) -> Tensor:
-        logits_BTV = self._decoder.extend(ids_BT.to(self._decoder.device))
-        self.read += ids_BT[0].tolist()
-        self.tokens_read += ids_BT.shape[1]
-        return logits_BTV
-
-    def select(self, rows_R: Tensor) -> None:
-        """Choose nothing, as there is one row only."""
-        self._decoder.select(rows_R)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with in common."""
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 @dataclass(frozen=True)
@@ -119,9 +54,8 @@ class ChatSession:
     ) -> None:
         """form: what answers are kept to. Raises InputError if the template gives an answer no end,
         or the form can't be used."""
-        assert decoder.max_positions is not None
-        self._context = decoder.max_positions
-        self._decoder = PrefixCachedRunner(decoder, self._context)
+        self._engine = Engine(decoder, EngineConfig(max_sequences=1))
+        self._context = self._engine.scheduler.context
         self._template, self._config = template, config
         tokenizer = copy.copy(tokenizer)
         # Whatever the template calls it.
@@ -166,30 +100,35 @@ class ChatSession:
         """
         turns = [*self.turns, {"role": "user", "content": text}]
         prompt, left_out = self._fitting(turns)
-        limit = self._rules.room(prompt, self._context)
-        read_before = self._decoder.tokens_read
-        # Each answer draws anew, and the same conversation the same.
-        row = SequenceState.begin(self._rules, self._answers, 0, prompt, limit)
-        row.on_text = tell
-        self._decoder.should_stop = should_stop
-        finish = "stopped"
-        constraint = self._constraint() if self._constraint is not None else None
+        number = self._engine.submit(
+            EngineRequest(
+                prompt=prompt,
+                rules=self._rules,
+                number=self._answers,  # each answer draws anew, and the same conversation the same
+                constraint=self._constraint,
+            )
+        )
+        (sequence,) = self._engine.unfinished(number)
+        state = sequence.state
         try:
-            for finished in write(self._decoder, [row], self._rules, constraint):
-                finish = finished.finish or finish
-        except Stopped:
-            if piece := row.writer.close():
-                tell(piece)
+            while state.finish is None and not should_stop():
+                for token in self._engine.step():
+                    if token.error is not None:
+                        raise token.error
+                    if token.text:
+                        tell(token.text)
+        finally:
+            self._engine.cancel(number)  # unless it is finished
+        if state.finish is None and (piece := state.writer.close()):
+            tell(piece)
         self._answers += 1
-        self.turns = [*turns[left_out:], {"role": "assistant", "content": row.writer.text}]
-        # All that was written was read too, but for the last token.
-        written = max(row.new - 1, 0)
+        self.turns = [*turns[left_out:], {"role": "assistant", "content": state.writer.text}]
         return ChatAnswer(
-            text=row.writer.text,
-            finish=finish,
+            text=state.writer.text,
+            finish=state.finish or "stopped",
             prompt_tokens=len(prompt),
-            read_tokens=self._decoder.tokens_read - read_before - written,
-            new_tokens=row.new,
+            read_tokens=len(prompt) - sequence.cached_tokens,
+            new_tokens=state.new,
             left_out=left_out,
         )
 

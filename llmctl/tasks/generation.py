@@ -101,14 +101,6 @@ class TextGenerator(ABC):
         self._told = False
         self._constraint: Callable[[], Constraint] | None = None
         self._rows = rows
-        self._token_by_token = (
-            isinstance(self._decoder, CausalDecoder)
-            and not self.from_sources
-            and draft is None
-            and config.num_beams == 1
-            and config.penalty_alpha is None
-        )
-        """Whether the engine writes, which knows neither beams nor drafts."""
         if form is not None:
             if draft is not None:
                 raise UsageError("--draft is not for texts that are kept to a form; leave it out")
@@ -178,8 +170,7 @@ class TextGenerator(ABC):
                 asked.append(prompt)
                 yield self.encode(prompt)
 
-        if self._token_by_token:
-            assert isinstance(self._decoder, CausalDecoder)
+        if self._draft is None and Engine.writes(self._decoder, self.config):
             at_once = min(self._rows, MOST_AT_ONCE)
             engine = Engine(self._decoder, EngineConfig(max_sequences=at_once))
             written = engine.run(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,20 +20,16 @@ from llmctl.data.random import key_of, uniform
 from llmctl.inference.decoder import DecoderRunner
 from llmctl.inference.decoding.rows import CompiledSamplingParams, SequenceState, apply, check
 
-if TYPE_CHECKING:
-    from llmctl.inference.engine.requests import Constraint
-
 
 @torch.inference_mode()
 def write(
     decoder: DecoderRunner,
     rows: Sequence[SequenceState],
     rules: CompiledSamplingParams,
-    constraint: Constraint | None = None,
 ) -> Iterator[SequenceState]:
     """Write rows to their end, a batch at once; each is given back when it is finished.
 
-    Rows of one prompt that lie together read it once. constraint: what the one row is kept to.
+    Rows of one prompt that lie together read it once.
     """
     open_rows = list(rows)
     firsts = [n for n, row in enumerate(rows) if not n or row.prompt != rows[n - 1].prompt]
@@ -47,16 +42,9 @@ def write(
         decoder.select(source_B)
         logits_BV = logits_BV[source_B]
     while True:
-        barred_V = None if constraint is None else constraint.barred()
-        barred_BV = None
-        if barred_V is not None:
-            barred_BV = barred_V[None, : logits_BV.shape[-1]].to(logits_BV.device)
-        for row, token, log_prob in zip(
-            open_rows, *choose(logits_BV, open_rows, rules, barred_BV), strict=True
-        ):
+        chosen = choose(logits_BV, open_rows, rules)
+        for row, token, log_prob in zip(open_rows, *chosen, strict=True):
             row.append(token, log_prob)
-            if constraint is not None and constraint.accept(token):
-                row.complete()
             if row.finish:
                 yield row
         kept = [n for n, row in enumerate(open_rows) if not row.finish]

@@ -19,12 +19,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from llmctl.errors import LlmctlError, UsageError
-from llmctl.inference.decoder import CausalDecoder
+from llmctl.inference.decoder import CausalDecoder, DecoderRunner, EncoderDecoderRunner
+from llmctl.inference.decoding.config import GenerationConfig
 from llmctl.inference.decoding.rows import CompiledSamplingParams, Completion
 from llmctl.inference.decoding.sampling import choose
 from llmctl.inference.engine.requests import Constraint, EngineRequest, Scored, Token
@@ -51,6 +53,13 @@ class Engine:
         self.scheduler = Scheduler(decoder, config or EngineConfig())
         self._fewest_rows = min(FEWEST_ENGINE_ROWS, self.scheduler.config.max_sequences)
         self._numbers, self._clock = count(), clock
+
+    @staticmethod
+    def writes(decoder: DecoderRunner, config: GenerationConfig) -> TypeGuard[CausalDecoder]:
+        """Whether texts of this kind are an engine's: token by token, by a network that reads
+        nothing but the text itself."""
+        alone = isinstance(decoder, CausalDecoder) and not isinstance(decoder, EncoderDecoderRunner)
+        return alone and config.num_beams == 1 and config.penalty_alpha is None
 
     @property
     def idle(self) -> bool:
@@ -79,17 +88,19 @@ class Engine:
         self.scheduler.waiting.put(request.client, first)
         return number
 
+    def unfinished(self, number: int) -> list[EngineSequence]:
+        """A request's texts that aren't finished; the first alone until its prompt was read."""
+        texts = [*self.scheduler.running, *self.scheduler.waiting]
+        return [one for one in texts if one.number == number]
+
     def knows(self, number: int) -> bool:
         """Whether a request still has texts that aren't finished."""
-        return any(
-            one.number == number for one in [*self.scheduler.running, *self.scheduler.waiting]
-        )
+        return bool(self.unfinished(number))
 
     def cancel(self, number: int) -> None:
         """End a request; nothing more is told of it."""
-        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
-            if sequence.number == number:
-                self.scheduler.drop(sequence)
+        for sequence in self.unfinished(number):
+            self.scheduler.drop(sequence)
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
@@ -131,7 +142,7 @@ class Engine:
                     prompt=prompt, rules=rules, number=number, constraint=constraint
                 )
                 asked = self.submit(request)
-                first_one = next(one for one in self.scheduler.waiting if one.number == asked)
+                (first_one,) = self.unfinished(asked)
                 sequences[asked] = [first_one, *first_one.siblings]
                 order.append((number, asked))
             while order and all(one.state.finish for one in sequences[order[0][1]]):

@@ -49,7 +49,8 @@ class Scheduler:
         assert decoder.max_positions is not None
         self.context: int = decoder.max_positions
         """Tokens that a text may have."""
-        self.kv_tokens = config.kv_tokens or max(self.context, min(16 * self.context, 1 << 16))
+        whole = whole_blocks(self.context)
+        self.kv_tokens = config.kv_tokens or max(whole, min(16 * whole, 1 << 16))
         self.prefixes = PrefixCache()
         self.running: list[EngineSequence] = []
         self.waiting: FairQueue[EngineSequence] = FairQueue()

@@ -22,6 +22,7 @@ from llmctl.inference.decoder import DecoderRunner
 from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig
 from llmctl.inference.decoding import generate as write_texts
 from llmctl.inference.decoding.config import SAMPLING
+from llmctl.inference.engine import Engine, EngineConfig
 from llmctl.inference.scoring import Query, QueryScores, Scorer, start_token
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.chat_template import ChatTemplate
@@ -126,7 +127,11 @@ class HarnessModel:
             config = configs[key]
             prompts = [self._prompt(requests[number][0], config) for number in numbers]
             rules = CompiledSamplingParams(config, self.tokenizer)
-            texts = write_texts(self._decoder, prompts, rules, batch_size=TEXTS_AT_ONCE)
+            if Engine.writes(self._decoder, config):
+                engine = Engine(self._decoder, EngineConfig(max_sequences=TEXTS_AT_ONCE))
+                texts = engine.run(prompts, rules)
+            else:
+                texts = write_texts(self._decoder, prompts, rules, batch_size=TEXTS_AT_ONCE)
             for number, (completion, *_) in zip(numbers, texts, strict=True):
                 written[number], done = completion.text, done + 1
                 self._progress("texts written", done, len(requests))
