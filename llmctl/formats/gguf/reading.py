@@ -12,7 +12,8 @@ import torch
 from llmctl.errors import InputError, did_you_mean
 from llmctl.formats.base import LazyTensors, Pretrained
 from llmctl.formats.description import MAX_LENGTH, Purpose, PurposeError
-from llmctl.formats.gguf.file import AGAIN, GgufFile
+from llmctl.formats.gguf.file import AGAIN
+from llmctl.formats.gguf.parts import GgufParts
 from llmctl.formats.huggingface.weights import check_body, check_sizes
 from llmctl.models.config_json import FieldError
 from llmctl.models.gguf_names import (
@@ -39,7 +40,6 @@ _VALUE_TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(
         ("tokenizer.ggml.token_type", "tokenizer.ggml.scores"), (np.ndarray, "an array of numbers")
     ),
-    "split.count": (int, "a whole number"),
 }
 """What the values of a head must be, and how that is called."""
 _VALUE_TYPES_BY_ENDING: Mapping[str, tuple[type | tuple[type, ...], str]] = {
@@ -51,8 +51,10 @@ _VALUE_TYPES_BY_ENDING: Mapping[str, tuple[type | tuple[type, ...], str]] = {
 
 
 def read_gguf(path: Path) -> Pretrained:
-    """The model of a file. Raises InputError naming what is missing, malformed or not known."""
-    file = GgufFile(path)
+    """The model of a file, or of the parts that it is one of.
+
+    Raises InputError naming what is missing, malformed or not known."""
+    file = GgufParts(path)
     _check_types(file)
     entry = _entry(file)
     shapes = file.shapes
@@ -85,7 +87,7 @@ def read_gguf(path: Path) -> Pretrained:
     body = names.readers(file, config)
     return Pretrained(
         path=path,
-        files=(path,),
+        files=file.paths,
         fields={**fields, **_own(file.head), **more},
         config=config,
         tokenizer=read_tokenizer(path, file.head, config.vocab_size),
@@ -100,7 +102,7 @@ def read_gguf(path: Path) -> Pretrained:
     )
 
 
-def _check_types(file: GgufFile) -> None:
+def _check_types(file: GgufParts) -> None:
     """Raises InputError naming a value of another type than is read."""
     for name, value in file.head.items():
         ending = name[name.rfind("_", 0, -3 if name.endswith("_id") else None) :]
@@ -110,15 +112,10 @@ def _check_types(file: GgufFile) -> None:
             raise InputError(f"{file.path}: {name} is not {wanted[1]}; {AGAIN}")
 
 
-def _entry(file: GgufFile) -> GgufArchitecture:
+def _entry(file: GgufParts) -> GgufArchitecture:
     name, kind = file.head.get(ARCHITECTURE), file.head.get(KIND, "model")
     if kind != "model":
         raise InputError(f"{file.path}: {KIND} is {kind!r}; files of a whole model are read")
-    if file.head.get("split.count", 0) not in (0, 1):
-        raise InputError(
-            f"{file.path} is one of {file.head['split.count']} parts of a model; put them together "
-            "with llama-gguf-split --merge"
-        )
     if name not in list(GGUF_ARCHITECTURES):
         raise InputError(
             f"{file.path}: {ARCHITECTURE} {name!r} is not supported"
@@ -127,7 +124,7 @@ def _entry(file: GgufFile) -> GgufArchitecture:
     return GGUF_ARCHITECTURES[name]
 
 
-def _purpose(entry: GgufArchitecture, file: GgufFile) -> tuple[Purpose, dict[str, Any]]:
+def _purpose(entry: GgufArchitecture, file: GgufParts) -> tuple[Purpose, dict[str, Any]]:
     """What a model does, and what a config.json would say of it."""
     pooling = file.head.get(f"{entry.name}.pooling_type", 0)
     if pooling in POOLING_NUMBERS:
