@@ -94,6 +94,11 @@ def encode_words(
     encoded = [np.asarray(tokenizer.encode(lead + word), dtype=np.int64) for word in words]
     unknown = tokenizer.special.get("unk")
     seen: dict[tuple[int, ...], str] = {}
+    if repeated := [word for number, word in enumerate(words) if word in words[:number]]:
+        raise InputError(
+            f"{source}: the word {repeated[0]!r} stands for two labels, which can't be told apart; "
+            "write others with --labels or in [verbalizer]"
+        )
     for word, ids in zip(words, encoded, strict=True):
         if not len(ids) or unknown in ids.tolist():
             raise InputError(

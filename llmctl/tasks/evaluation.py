@@ -307,6 +307,8 @@ FOR_LANGUAGE_MODELS = (
     "n-gram or a masked model"
 )
 """Why an option is refused."""
+FOR_WRITERS = "is for models that write text, and {} is none; leave it out"
+"""Why ``--dtype`` is refused."""
 
 
 def trained_config(manifest: Manifest) -> PretrainConfig[Any, Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,6 +115,8 @@ class FinetuningTask(NetworkTask):
     """What a model of other ``kinds`` lacks, and which don't, for a message."""
     peft_task: ClassVar[str]
     """The task's name in PEFT."""
+    beside_adapter: ClassVar[tuple[str, ...]] = ()
+    """Folders of the model's that an adapter needs beside it, too."""
     keeps_best = True
     starts_alone: ClassVar[bool] = False
     """Whether it has a network to train where none is named to start from."""
@@ -249,6 +252,8 @@ class FinetuningTask(NetworkTask):
             record = read_json_object(folder / "config.json", "")
             with published_folder(folder.with_name(ADAPTER)) as beside:
                 Peft().save(beside, adapter, load(folder), record)
+                for name in self.beside_adapter:
+                    shutil.copytree(folder / name, beside / name)
         return {
             **figures,
             "trainable_parameters": trained,

@@ -266,7 +266,8 @@ class FinetuneRequest(Request):
         if base.spec.kind not in task.backbones:
             raise InputError(
                 f"--task {config.task} is not for --from {start}, whose network is an "
-                f"{base.spec.kind}: a {base.spec.name}"
+                f"{base.spec.kind}: a {base.spec.name}; give one of the kind "
+                f"{' or '.join(task.backbones)}"
             )
         check_method(config, base)
         base = replace(base, before=METHODS[config.method].virtual_tokens(config))

@@ -100,7 +100,11 @@ def test_a_byte_level_word_has_the_space_before_it():
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["sea", "雨"], "'雨' is not in the model's vocabulary"), (["sea", "SEA"], "are the same")],
+    [
+        (["sea", "雨"], "'雨' is not in the model's vocabulary"),
+        (["sea", "SEA"], "are the same"),
+        (["sea", "sun", "sea"], "the word 'sea' stands for two labels"),
+    ],
 )
 def test_words_that_can_not_be_told_are_refused(words: list[str], said: str):
     with pytest.raises(InputError, match=said):

@@ -163,6 +163,8 @@ def test_what_can_not_be_trained_is_refused(own_workspace: Path, labelled_file: 
     learn = ("finetune", "--from", "tiny", "--task", "cloze", *where)
     assert "--task cloze needs --template" in refusal(*learn, code=2)
     assert "has no mask" in refusal(*learn, "--template", "{text}", code=3)
+    constant = refusal(*learn, "--template", "The {mask} .", code=3)
+    assert "has nothing of a row in it" in constant
     other = ("finetune", "--from", "subjects", "--task", "cloze", "--template", TEMPLATE, *where)
     assert "is a classifier and has no head that fills masks" in refusal(*other, code=3)
     elsewhere = ("finetune", "--from", "tiny", "--template", TEMPLATE, *where)
@@ -171,6 +173,14 @@ def test_what_can_not_be_trained_is_refused(own_workspace: Path, labelled_file: 
     assert "subjects is a classifier; give a language model" in refusal(*asked, code=3)
     unnamed = ("predict", "--from", "tiny", "--template", TEMPLATE, "a ship", "-w", own_workspace)
     assert "which labels there are is not said" in refusal(*unnamed, code=2)
+
+
+def test_other_weights_are_for_models_that_write(own_workspace: Path, labelled_file: Path):
+    where = ("--dtype", "int4", "-w", own_workspace)
+    said = refusal("eval", "--from", "tiny", *where, code=2)
+    assert "--dtype is for models that write text, and tiny is none; leave it out" in said
+    said = refusal("eval", "--from", "subjects", "--data", labelled_file, *where, code=2)
+    assert "--dtype is for models that write text, and subjects is none" in said
 
 
 def test_a_language_model_answers_by_a_template_too(decoder_workspace: Path):

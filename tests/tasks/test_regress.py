@@ -117,6 +117,7 @@ def test_a_reward_model_of_transformers_gives_its_number(tmp_path: Path):
         ("a,1\nb,x\n", "'x' is no number; a regression learns from"),
         ("a,1\nb,\n", "has no label"),
         ("a,1\nb,inf\n", "'inf' is no number"),
+        ("a,1\nb,-1e30\n", "bad.csv:3: -1e30 is beyond 1e+18, the largest number"),
         ("a,2\nb,2\n", "has one number only (2)"),
     ],
 )

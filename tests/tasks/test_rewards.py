@@ -81,6 +81,9 @@ def endless(answer, row):
 def word(answer, row):
     return "good"
 
+def huge(answer, row):
+    return 1e12
+
 def nan(answer, row):
     return float("nan")
 
@@ -114,6 +117,7 @@ def test_a_function_gets_the_answer_and_its_row(functions: Path):
         ("broken", r"mine.py:10: the reward function broken raised ZeroDivisionError: division by "
                    r"zero on the answer 'hm' to x:3; let it return a number"),
         ("word", "the reward function word returned 'good' on the answer 'hm' to x:3"),
+        ("huge", "function huge returned 1e[+]12 on .* return a number from -1e[+]09 to 1e[+]09"),
         ("nan", "the reward function nan returned nan"),
         ("leaves", r"the reward function leaves raised SystemExit \(its process ended with exit "),
     ],
@@ -145,7 +149,7 @@ def test_what_can_t_be_loaded_is_said_at_once(tmp_path: Path, functions: Path):
     (tmp_path / "wrong.py").write_text("x = 1\ndef f(answer, row)\n    return 1\n")
     with pytest.raises(InputError, match=r"wrong.py:2: SyntaxError"):
         rewards(reward=f"{tmp_path}/wrong.py:f")
-    with pytest.raises(InputError, match="has no function 'missing'"):
+    with pytest.raises(InputError, match="there is no function 'missing', but length, broken"):
         rewards(reward=f"{functions}:missing")
     with pytest.raises(InputError, match="there is no file"):
         rewards(reward=f"{tmp_path}/none.py:f")
@@ -153,6 +157,9 @@ def test_what_can_t_be_loaded_is_said_at_once(tmp_path: Path, functions: Path):
         rewards(reward="regex")
     with pytest.raises(UsageError, match="is no pattern"):
         rewards(reward="regex", pattern="(")
+    (tmp_path / "schema.json").write_text("[1]")
+    with pytest.raises(InputError, match="write a JSON schema"):
+        rewards(reward="json-schema", schema_file=f"{tmp_path}/schema.json")
     with pytest.raises(UsageError, match=r"needs objective.schema_file"):
         rewards(reward="json-schema")
 

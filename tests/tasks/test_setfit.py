@@ -79,6 +79,18 @@ def test_a_few_labels_are_learned_and_open_elsewhere(
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_an_adapter_alone_gives_the_classes_of_its_model(own_workspace: Path, labelled_file: Path):
+    where = ("-w", own_workspace)
+    learn = ("finetune", "--from", "tiny", "--task", "setfit", "--data", labelled_file)
+    run_cli(*learn, "--method", "lora", "--name", "added", "--set", "training.max_steps=2", *where)
+    runs = own_workspace / "runs/added"
+    given = [
+        json.loads(run_cli("predict", "--from", path, "--json", "the ship", *where).stdout)
+        for path in (runs / "model", runs / "adapter")
+    ]
+    assert given[1]["probabilities"] == pytest.approx(given[0]["probabilities"], abs=1e-5)
+
+
 def test_what_can_not_be_learned_has_its_sentence(own_workspace: Path, tmp_path: Path):
     data = tmp_path / "one.csv"
     data.write_text("label,text\na,the ship\na,the cows\n")

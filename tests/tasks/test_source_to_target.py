@@ -299,6 +299,15 @@ def test_what_finetuning_refuses(
     assert expected in error(result)
 
 
+def test_one_sequence_is_refused_where_there_is_a_decoder(
+    run: Run, place: Path, translators: dict[str, str]
+):
+    words = ("--task", "seq2seq", "--style", "prefix", "--data", place / "pairs.jsonl", *SHORT)
+    said = error(run("finetune", "--from", translators["decoder"], *words, code=2))
+    assert "--style prefix puts both texts into one sequence" in said
+    assert "leave --style out" in said
+
+
 def test_what_writing_and_measuring_refuse(
     run: Run, place: Path, translators: dict[str, str], tmp_path: Path
 ):

@@ -121,6 +121,7 @@ def test_universal_dependencies_give_parts_of_speech(tmp_path: Path):
         ("a.jsonl", '{"text": "ab", "spans": [[0, 9, "X"]]}', "lies outside the text"),
         ("a.jsonl", '{"text": "ab", "spans": [[0, "X"]]}', "no start, end and label"),
         ("a.jsonl", '{"text": "ab cd", "spans": [[0, 1, "X"], [1, 2, "Y"]]}', "share a word"),
+        ("a.jsonl", '{"tokens": null, "ner_tags": ["O"]}', r"a\.jsonl:1: tokens is null; write"),
         ("a.jsonl", '{"body": "ab"}', "lacks one of the fields tokens, words, text"),
     ],
 )

@@ -278,6 +278,8 @@ def _prompt(row: TableRow, read: Sequence[str]) -> list[AskedPrompt]:
     entry.check_meaning(read=[*read, *THUMBS])
     turns = prompt_turns(entry)
     if not turns:
+        if "prompt" in row.values:
+            raise InputError(f"{row.source} has no prompt in it; write it, or remove the entry")
         if any(not is_empty(value) for value in row.values.values()):
             raise InputError(
                 f"{row.source} has the fields {', '.join(row.values)}"

@@ -220,6 +220,8 @@ def _of_rows(
 def _field(row: TableRow, wanted: str | None, known: Sequence[str]) -> Any:
     """The value of the field that is named, or of the first known one that is there."""
     names = [wanted] if wanted else [name for name in known if row.values.get(name) is not None]
+    if not names and (empty := [name for name in known if name in row.values]):
+        raise InputError(f"{row.source}: {empty[0]} is null; write [] where there is none")
     if not names or names[0] not in row.values:
         option = f"the field {wanted!r}" if wanted else f"one of the fields {', '.join(known)}"
         raise InputError(f"{row.source} lacks {option}; it has {', '.join(row.values) or 'none'}")

@@ -49,10 +49,12 @@ def scheme_of(tags: Iterable[str]) -> Scheme:
     """The scheme of all the tags of a file.
 
     Raises UnknownTags where some spell entities and others don't, or where letters of BIOES stand
-    beside those of BILOU.
+    beside those of BILOU, or one has no type.
     """
     kinds = {*tags} - {OUTSIDE}
     spelling = {tag for tag in kinds if spells(tag)}
+    if bare := sorted(tag for tag in kinds if len(tag) == 2 and spells(f"{tag}x")):
+        raise UnknownTags(f"the tag {bare[0]!r} names no type, as B-PER does")
     if not spelling:
         return "plain"
     if others := sorted(kinds - spelling):

@@ -23,7 +23,12 @@ from llmctl.formats.peft.writing import (
     Learned,
     write_adapter,
 )
-from llmctl.formats.sentence_transformers.folder import SentenceTransformers
+from llmctl.formats.sentence_transformers.folder import (
+    DENSE_FOLDER,
+    SETFIT,
+    SentenceTransformers,
+    with_dense,
+)
 from llmctl.parsing import read_json_object
 from llmctl.tokenizers import Tokenizer
 from llmctl.workspace.files import write_json
@@ -73,6 +78,8 @@ class Peft:
         reading = Reading(path, fields, beside)
         model = read_folder(base, reading)
         model = replace(model, path=path, files=(described, *reading.weights_files, *model.files))
+        if model.fields.get(SETFIT) is True:
+            model = with_dense(path / DENSE_FOLDER, model)
         if not reading.is_prompt:
             return model
         shape, name, read = virtual_in(model, fields, reading)

@@ -77,10 +77,10 @@ class SentenceTransformers:
         pooling = _pooling(pooling_file, int(model.config.hidden_size))
         length = _max_length(inner, model)
         files = [path / MODULES, pooling_file, *_if_there(path / MODEL_FILE)]
-        purpose, tensors = Purpose("embed"), model.tensors
+        purpose = Purpose("embed")
         if "Dense" in modules:
-            dense, tensors = _dense(path / modules["Dense"], model)
-            files, purpose = [*files, *dense], Purpose("setfit")
+            model = with_dense(path / modules["Dense"], model)
+            purpose = model.purpose
         _check_model_file(path / MODEL_FILE)
         fields = {**model.fields, POOLING: pooling, NORMALIZE: "Normalize" in modules}
         return replace(
@@ -89,7 +89,6 @@ class SentenceTransformers:
             files=(*model.files, *files, *sorted(inner.glob("sentence_*_config.json"))),
             fields=fields if length is None else {**fields, MAX_LENGTH: length},
             purpose=purpose,
-            tensors=tensors,
         )
 
     @staticmethod
@@ -148,9 +147,11 @@ def _write_dense(folder: Path, weight: Tensor, bias: Tensor) -> None:
     _write(folder / "config.json", {**fields, "bias": True, "activation_function": IDENTITY})
 
 
-def _dense(folder: Path, model: Pretrained) -> tuple[list[Path], Mapping[str, Tensor]]:
-    """The files of a layer that tells classes, and all tensors with its own. Raises InputError for
-    another layer, which would make other vectors."""
+def with_dense(folder: Path, model: Pretrained) -> Pretrained:
+    """An embedder with the layer of a folder that tells classes by its vectors.
+
+    Raises InputError for another layer, which would make other vectors.
+    """
     if model.fields.get(SETFIT) is not True:
         raise InputError(
             f"{folder}: a Dense layer is not supported but as a classifier's of --task setfit; a "
@@ -164,7 +165,12 @@ def _dense(folder: Path, model: Pretrained) -> tuple[list[Path], Mapping[str, Te
         raise InputError(f"{weights} is no layer from vectors {width} wide to classes; {AGAIN}")
     own = {name: partial(read_tensor, weights, theirs) for name, theirs in DENSE_NAMES.items()}
     readers = {name: partial(model.tensors.__getitem__, name) for name in model.tensors}
-    return [folder / "config.json", weights], LazyTensors({**readers, **own})
+    return replace(
+        model,
+        files=(*model.files, folder / "config.json", weights),
+        purpose=Purpose("setfit"),
+        tensors=LazyTensors({**readers, **own}),
+    )
 
 
 def _write(path: Path, value: object) -> None:

@@ -24,7 +24,13 @@ from llmctl.tasks.classify.batches import cut_in_use
 from llmctl.tasks.classify.labels import gives_several, is_ordinal
 from llmctl.tasks.classify.predict import BATCH, class_probabilities
 from llmctl.tasks.classify.ready import ready_classifier
-from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, EvaluateConfig, Evaluator
+from llmctl.tasks.evaluation import (
+    FOR_LANGUAGE_MODELS,
+    FOR_SOURCES,
+    FOR_WRITERS,
+    EvaluateConfig,
+    Evaluator,
+)
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.training_data import (
     is_training_file,
@@ -134,7 +140,8 @@ class ClassifierEvaluator(Evaluator):
     def choose(self) -> None:
         """A classifier is compared with classifiers."""
         self.refuse(FOR_SOURCES, "target")
-        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task", "dtype")
+        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task")
+        self.refuse(FOR_WRITERS, "dtype")
         if self.files.data is None:
             raise UsageError(
                 f"{self.model.name} is a classifier: give --data FILE with labelled examples"

@@ -54,6 +54,11 @@ class MultiLabelTask(ClassifyTask):
         self._class_weights = None
         if not self.labels:
             raise InputError(f"{self.data} has not one label; check --label-column")
+        if len({*map(frozenset, sets.values())}) == 1:
+            raise InputError(
+                f"{self.data}: all texts have the same labels ({', '.join(self.labels)}), so there "
+                "is nothing to learn; check --label-column"
+            )
         return {
             key: [float(label in names) for label in self.labels] for key, names in sets.items()
         }

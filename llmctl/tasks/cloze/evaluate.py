@@ -8,7 +8,7 @@ from llmctl.tasks.asking import Asker
 from llmctl.tasks.causal_lm.prompted import PromptEvaluator
 from llmctl.tasks.cloze.asking import ClozeAsker
 from llmctl.tasks.cloze.template import kept_template
-from llmctl.tasks.evaluation import EvaluateConfig, Files
+from llmctl.tasks.evaluation import FOR_WRITERS, EvaluateConfig, Files
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.prompted import OWN_WORDS
 
@@ -20,7 +20,7 @@ class ClozeEvaluator(PromptEvaluator):
 
     def choose(self) -> None:
         """Find the rows; what is asked for may have been finetuned, or not."""
-        self.refuse("is for models that write text, and {} fills masks", "dtype")
+        self.refuse(FOR_WRITERS, "dtype")
         super().choose()
 
     def asker(self, model: OpenedModel) -> Asker:

@@ -81,6 +81,11 @@ class ClozeTask(ExamplesTask):
                 f"--template {config.template} has no mask; write {{ mask }} where the label's "
                 "word is to stand"
             )
+        if not self.template.fields:
+            raise InputError(
+                f"--template {config.template} has nothing of a row in it, so that all would be "
+                "asked the same; write {text} where the text is to stand"
+            )
         if further := sorted(self.template.target_fields - {LABEL}):
             raise InputError(
                 f"--template {config.template}: its target asks for {further[0]}, and the words to "

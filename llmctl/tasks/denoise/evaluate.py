@@ -21,6 +21,7 @@ from llmctl.tasks.denoise.config import DenoiseConfig
 from llmctl.tasks.denoise.spans import FromIds, spans_in
 from llmctl.tasks.evaluation import (
     FOR_LANGUAGE_MODELS,
+    FOR_WRITERS,
     EvaluateConfig,
     Evaluator,
     Files,
@@ -71,7 +72,8 @@ class DenoisingEvaluator(Evaluator):
                 f"{name} writes from sources: give --data FILE with pairs of source and target"
             )
         self.refuse("goes with --data, the sources", "target")
-        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task", "dtype")
+        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task")
+        self.refuse(FOR_WRITERS, "dtype")
         if self.others:
             raise UsageError(
                 f"--compare is for models that are measured on --data, and {name} is measured on "

@@ -25,6 +25,7 @@ from llmctl.tasks.electra.task import open_with_generator
 from llmctl.tasks.evaluation import (
     FOR_LANGUAGE_MODELS,
     FOR_SOURCES,
+    FOR_WRITERS,
     Evaluator,
     no_validation,
     trained_config,
@@ -54,7 +55,8 @@ class DetectionEvaluator(Evaluator):
     def choose(self) -> None:
         """A detector is measured on its own shards alone."""
         self.refuse(FOR_SOURCES, "target")
-        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task", "dtype")
+        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task")
+        self.refuse(FOR_WRITERS, "dtype")
         self.shards = choose_own_shards(self)
 
     def run(self, reporter: Reporter) -> Report:

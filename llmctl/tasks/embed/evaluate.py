@@ -36,7 +36,7 @@ from llmctl.models.heads.embed import Embedder
 from llmctl.reporting.report import ReportPart
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.embed.texts import TextEmbedder, new_embedder
-from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, Evaluator
+from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, FOR_WRITERS, Evaluator
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.training_data import is_training_file, seen_in_training
 
@@ -98,7 +98,8 @@ class SimilarityEvaluator(Evaluator):
     def choose(self) -> None:
         """An embedder is compared with embedders, and with bodies that were never one."""
         self.refuse(FOR_SOURCES, "target")
-        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task", "dtype")
+        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task")
+        self.refuse(FOR_WRITERS, "dtype")
         if self.files.data is None:
             raise UsageError(
                 f"{self.model.name} makes vectors: give --data FILE with scored pairs of texts, or "

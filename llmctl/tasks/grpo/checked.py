@@ -20,6 +20,8 @@ from llmctl.errors import InputError
 WORKER = Path(__file__).with_name("worker.py")
 START_SECONDS = 60.0
 """Within which a file must be loaded: it may import large libraries."""
+LARGEST_REWARD = 1e9
+"""The largest reward, up or down: differences between answers would be lost in single precision."""
 SHOWN = 60
 """Characters of an answer that a message shows."""
 
@@ -73,6 +75,11 @@ class RewardProcess:
         if value is None or not math.isfinite(value):
             returned = told.get("returned", value)
             raise RewardError(f"{self._described} returned {returned} {of}; return a finite number")
+        if abs(value) > LARGEST_REWARD:
+            raise RewardError(
+                f"{self._described} returned {value:g} {of}; return a number from "
+                f"{-LARGEST_REWARD:g} to {LARGEST_REWARD:g}"
+            )
         return float(value)
 
     def _start(self) -> None:
@@ -85,7 +92,10 @@ class RewardProcess:
         self._read = b""
         told = self._line(START_SECONDS)
         if told is None:
-            raise RewardError(f"{self._described} was not loaded within {START_SECONDS:g} s")
+            raise RewardError(
+                f"{self._described} was not loaded within {START_SECONDS:g} s; "
+                f"{self._file or 'it'} must end when it is imported"
+            )
         if "error" in told:
             line = f":{told['line']}" if told.get("line") else ""
             raise RewardError(f"{self._file or self._described}{line}: {told['error']}")

@@ -30,6 +30,8 @@ NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?|-?
 ANSWER_COLUMNS = ("answer", "solution", "target", "label", "output", "completion", "response")
 """Columns that may hold the right answer, the first that is there."""
 
+MEND = "write a JSON schema"
+
 Reward = Callable[[str, Mapping[str, Any], str], float]
 """From an answer, the row that it answers and where that is from to what it is worth."""
 
@@ -80,7 +82,7 @@ class SchemaReward:
     """Whether an answer is JSON of a schema."""
 
     def __init__(self, path: Path) -> None:
-        self._schema = JsonSchema(read_json_object(path), str(path))
+        self._schema = JsonSchema(read_json_object(path, MEND), str(path))
 
     def __call__(self, answer: str, row: Mapping[str, Any], source: str) -> float:
         try:

@@ -37,7 +37,7 @@ def failure(error: BaseException, file: str) -> dict[str, Any]:
 
 
 def loaded(file: str, name: str) -> Callable[..., Any]:
-    """A function of a file. Raises AttributeError if there is none of the name."""
+    """A function of a file. Raises LookupError if there is none of the name."""
     sys.path.insert(0, str(Path(file).parent))
     spec = importlib.util.spec_from_file_location("rewards", file)
     assert spec is not None
@@ -46,7 +46,8 @@ def loaded(file: str, name: str) -> Callable[..., Any]:
     spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
-        raise AttributeError(f"has no function {name!r}")
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise LookupError(f"there is no function {name!r}, but {', '.join(known) or 'none'}")
     return function
 
 

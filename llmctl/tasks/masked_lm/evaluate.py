@@ -14,6 +14,7 @@ from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.evaluation import (
     FOR_LANGUAGE_MODELS,
     FOR_SOURCES,
+    FOR_WRITERS,
     Evaluator,
     shards_of,
     trained_config,
@@ -43,7 +44,8 @@ class MaskedEvaluator(Evaluator):
     def choose(self) -> None:
         """An encoder is measured on its own shards alone."""
         self.refuse(FOR_SOURCES, "target")
-        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task", "dtype")
+        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task")
+        self.refuse(FOR_WRITERS, "dtype")
         self.shards = choose_own_shards(self)
 
     def run(self, reporter: Reporter) -> Report:

@@ -24,7 +24,7 @@ from llmctl.formats.columns import labelled_columns, labelled_record
 from llmctl.reporting.report import ReportPart
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.classify.evaluate import options_for
-from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, Evaluator
+from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, FOR_WRITERS, Evaluator
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.regress.predict import numbers_of
 from llmctl.tasks.regress.task import numbered
@@ -50,7 +50,8 @@ class RegressEvaluator(Evaluator):
     def choose(self) -> None:
         """A regression is compared with regressions."""
         self.refuse(FOR_SOURCES, "target")
-        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task", "dtype")
+        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task")
+        self.refuse(FOR_WRITERS, "dtype")
         if self.files.data is None:
             raise UsageError(f"{self.model.name} gives numbers: give --data FILE with some")
         for other in self.others:

@@ -27,6 +27,9 @@ from llmctl.tasks.finetuning import FinetuneConfig
 from llmctl.training.batches import LossParts, SumAndCount
 from llmctl.training.config import TrainingConfig
 
+LARGEST_NUMBER = 1e18
+"""The largest number, up or down: its square must stay within single precision."""
+
 
 class RegressConfig(FinetuneConfig):
     """Everything that decides the finetuning of a regression."""
@@ -137,6 +140,11 @@ def numbered(path: Path, examples: Sequence[Example], reporter: Reporter) -> lis
             number = float(example.label or "")
         except ValueError:
             number = math.nan
+        if math.isfinite(number) and abs(number) > LARGEST_NUMBER:
+            raise InputError(
+                f"{example.source}: {example.label} is beyond {LARGEST_NUMBER:g}, the largest "
+                "number that is learned; give it in another unit"
+            )
         if not math.isfinite(number):
             raise InputError(
                 f"{example.source}: {example.label!r} is no number; a regression learns from "

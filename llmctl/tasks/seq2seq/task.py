@@ -130,6 +130,11 @@ class Seq2SeqTask(FinetuningTask):
         start: str,
         reporter: Reporter,
     ) -> None:
+        if config.style == "prefix" and base.kind == "seq2seq":
+            raise ConfigError(
+                f"--style prefix puts both texts into one sequence, and {start} is "
+                f"{base.described}, which has a decoder for the second; leave --style out"
+            )
         super().__init__(data, base, config, start=start)
         most = base.longest_text
         for name in ("max_source", "max_target"):
@@ -231,7 +236,7 @@ class Seq2SeqTask(FinetuningTask):
     @classmethod
     def kinds(cls, config: Seq2SeqConfig) -> tuple[str, ...]:
         # One with a decoder attached can learn more pairs.
-        return (*NEXT_TOKEN_KINDS, "seq2seq") if config.style == "decoder" else NEXT_TOKEN_KINDS
+        return (*NEXT_TOKEN_KINDS, "seq2seq")
 
     @classmethod
     def further_inputs(cls, config: Seq2SeqConfig) -> list[InputRecord]:

@@ -21,7 +21,7 @@ from llmctl.data.tables.labelled_files import read_labelled
 from llmctl.data.text.decoding import ReadOptions
 from llmctl.formats.columns import labelled_record
 from llmctl.formats.description import COLUMNS
-from llmctl.formats.sentence_transformers.folder import SentenceTransformers
+from llmctl.formats.sentence_transformers.folder import DENSE_FOLDER, SentenceTransformers
 from llmctl.inference.embedding import embed_ids
 from llmctl.models.heads.embed import Embedder, Pooling
 from llmctl.reporting.reporter import Reporter
@@ -73,6 +73,7 @@ class SetfitTask(ExamplesTask):
     config: SetfitConfig
     config_type = SetfitConfig
     peft_task: ClassVar[str] = "FEATURE_EXTRACTION"
+    beside_adapter = (DENSE_FOLDER,)
 
     def _read(self, reporter: Reporter, reading: ReadOptions) -> list[Example]:
         return read_labelled(self.data, self._columns, reporter, reading)

@@ -79,7 +79,7 @@ Finetune = Callable[[str, Path, Any, str], OpenedModel]
 class GlueEvaluator(Evaluator):
     """GLUE's tasks, each learned by a model and measured on its dev part."""
 
-    kinds = (*NEXT_TOKEN_KINDS, "masked_lm", "electra")
+    kinds = (*NEXT_TOKEN_KINDS, "masked_lm", "electra", "embed")
     reports = ("suite-glue",)
 
     def choose(self) -> None:

@@ -15,7 +15,7 @@ from llmctl.evaluation import entities, tag_baselines
 from llmctl.evaluation.report import MODEL, Figure, Gap, Report, share
 from llmctl.reporting.report import ReportPart, ReportTable
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, Evaluator
+from llmctl.tasks.evaluation import FOR_LANGUAGE_MODELS, FOR_SOURCES, FOR_WRITERS, Evaluator
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.tag.predict import TEXTS_SORTED, scheme_in, tag_texts
 from llmctl.tasks.training_data import is_training_file, seen_in_training, training_file
@@ -46,7 +46,8 @@ class TagEvaluator(Evaluator):
     def choose(self) -> None:
         """A tagger is compared with taggers."""
         self.refuse(FOR_SOURCES, "target")
-        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task", "dtype")
+        self.refuse(FOR_LANGUAGE_MODELS, "template", "examples", "task")
+        self.refuse(FOR_WRITERS, "dtype")
         if self.files.data is None:
             raise UsageError(f"{self.model.name} is a tagger: give --data FILE with tagged words")
         for other in self.others:

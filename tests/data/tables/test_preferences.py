@@ -87,6 +87,8 @@ def test_prompts_come_with_all_their_fields(tmp_path: Path):
     assert first.messages == [said("user", "2+2?")]
     assert first.values["answer"] == "4"
     assert second.messages == [ASKED]
+    with pytest.raises(InputError, match=r"data.jsonl:2 has no prompt in it; write it"):
+        list(read_prompts(written(tmp_path, {"prompt": "a"}, {"prompt": None, "answer": "4"})))
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {

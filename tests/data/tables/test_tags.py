@@ -70,7 +70,12 @@ def test_an_entity_that_begins_with_i_is_repaired():
 
 @pytest.mark.parametrize(
     ("tags", "said"),
-    [(["B-NP", "NN"], "'NN' is neither O nor"), (["S-X", "U-X"], "two schemes, BIOES and BILOU")],
+    [
+        (["B-NP", "NN"], "'NN' is neither O nor"),
+        (["S-X", "U-X"], "two schemes, BIOES and BILOU"),
+        (["O", "B-"], "the tag 'B-' names no type"),
+        (["B-X", "I-"], "the tag 'I-' names no type"),
+    ],
 )
 def test_tags_that_no_scheme_allows_are_named(tags: list[str], said: str):
     with pytest.raises(UnknownTags, match=said):

@@ -119,3 +119,18 @@ def test_what_does_not_go_with_it_is_said(tiny_workspace: Path, tmp_path: Path):
     assert "doesn't go with --suite glue" in one_sentence(
         llmctl(tiny_workspace, *words, tmp_path, "--scoring", "masked", code=2)
     )
+
+
+def test_an_embedder_learns_a_task_too(own_workspace: Path, tmp_path: Path):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("text,text_pair,label\nthe ship,a ship,4\nthe ship,hens,1\n")
+    learn = ("finetune", "--from", "tiny", "--task", "embed", "--data", pairs, "--name", "vectors")
+    llmctl(own_workspace, *learn, "--set", "training.max_steps=1")
+    rows = ["hens lay\t0", "the ship sails\t1"] * 4
+    for part in ("train", "dev"):
+        lines(tmp_path / f"glue/SST-2/{part}.tsv", "sentence\tlabel", *rows)
+    words = ("eval", "--from", "vectors", "--suite", "glue", tmp_path / "glue")
+    report = json.loads(
+        llmctl(own_workspace, *words, "--protocol", "babylm", "--seeds", 1, "--json").stdout
+    )
+    assert report["results"]["model"]["tasks"]["SST-2"]["dev_examples"] == 8
