@@ -175,6 +175,23 @@ def test_what_can_not_be_trained_is_refused(own_workspace: Path, labelled_file: 
     assert "which labels there are is not said" in refusal(*unnamed, code=2)
 
 
+@pytest.mark.parametrize("method", ["lora", "prompt", "prefix"])
+def test_little_of_it_is_trained_and_it_answers(
+    own_workspace: Path, labelled_file: Path, method: str
+):
+    """The run, whose folder has the virtual tokens beside the model, and the adapter by itself."""
+    place = ["-w", own_workspace]
+    run_cli("finetune", "--from", "tiny", "--task", "cloze", "--data", labelled_file, "--template",
+            TEMPLATE, "--labels", WORDS, "--method", method, "--set", "training.max_steps=2",
+            "--set", "training.precision=fp32", "--name", "filled", *place)  # fmt: skip
+    answers = [
+        json.loads(run_cli("predict", "--from", start, "--json", "The ship sails.", *place).stdout)
+        for start in ("filled", own_workspace / "runs" / "filled" / "adapter")
+    ]
+    assert answers[0]["label"] == answers[1]["label"]
+    assert answers[0]["probabilities"] == pytest.approx(answers[1]["probabilities"], abs=1e-6)
+
+
 def test_other_weights_are_for_models_that_write(own_workspace: Path, labelled_file: Path):
     where = ("--dtype", "int4", "-w", own_workspace)
     said = refusal("eval", "--from", "tiny", *where, code=2)

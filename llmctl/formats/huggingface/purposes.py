@@ -60,7 +60,8 @@ def _of_class(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Purpose:
     beginning = spec.class_prefix
-    ending = name.lower().removeprefix(beginning.lower())
+    # The text's classes of a family that sees pictures too are called so: Gemma3TextModel.
+    ending = name.lower().removeprefix(beginning.lower()).removeprefix("text")
     if ending == "model":  # the body alone
         return Purpose(spec.usual_head)
     if spec.kind == "decoder" and ending == spec.lm_class.lower():

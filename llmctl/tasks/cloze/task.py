@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -68,6 +68,8 @@ class ClozeTask(ExamplesTask):
     config: ClozeConfig
     config_type = ClozeConfig
     backbones = ("encoder",)
+    # PEFT has no name for filling masks, and that of classifiers asks for a layer of classes.
+    peft_task: ClassVar[str] = "FEATURE_EXTRACTION"
     lacks = "and has no head that fills masks; --task cloze needs a masked language model"
 
     def __init__(self, data: Path, base: Pretrained, config: ClozeConfig, **more: Any) -> None:
