@@ -70,8 +70,10 @@ def command(
 
     config = options.configured(ChatConfig, "chat", asked)
     place = options.open_workspace(workspace)
-    session = open_chat(place, start, config, system=system, form=forms.form(asked))
-    _Talk(session, TerminalReporter(quiet=quiet), json=json).run()
+    reporter = TerminalReporter(quiet=quiet)
+    form = forms.form(asked)
+    session = open_chat(place, start, config, system=system, form=form, reporter=reporter)
+    _Talk(session, reporter, json=json).run()
 
 
 class _Talk:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
+from llmctl.config import build
 from llmctl.errors import InputError
 from llmctl.formats.description import CHAT, TOKENIZER
 from llmctl.formats.open import open_model
+from llmctl.formats.sampling_defaults import FILE, sampling_defaults
 from llmctl.inference.chat import ChatSession
 from llmctl.inference.constraints import GrammarKind
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import GenerationConfig
 from llmctl.inference.weights import WeightType, prepare
+from llmctl.reporting.reporter import Reporter
 from llmctl.tokenizers.chat_template import ChatTemplate
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Workspace
@@ -55,14 +59,18 @@ def open_chat(
     *,
     system: str | None = None,
     form: tuple[GrammarKind, Any] | None = None,
+    reporter: Reporter | None = None,
 ) -> ChatSession:
     """A conversation with the model of a run or of a folder.
 
-    system: what stands before the conversation. form: what answers are kept to. Raises InputError
-    if the model doesn't answer, or the form can't be used.
+    system: what stands before the conversation. form: what answers are kept to. What the folder's
+    generation_config.json says of how answers are chosen counts where the configuration was not
+    given otherwise, and is told. Raises InputError if the model doesn't answer, or the form can't
+    be used.
     """
     where = choose_device(config.device, "--device")
     folder, _ = open_model(workspace, start)
+    config = _as_the_folder_says(folder.path, config, reporter or Reporter())
     model = folder.causal_lm().to(where)
     made_here = TOKENIZER in folder.fields
     if folder.tokenizer.chat_template is None or (made_here and not folder.fields.get(CHAT)):
@@ -77,3 +85,18 @@ def open_chat(
     if system is not None:
         session.set_system(system)
     return session
+
+
+def _as_the_folder_says(path: Path, config: ChatConfig, reporter: Reporter) -> ChatConfig:
+    """The configuration with a folder's own values of what was not given."""
+    said, others = sampling_defaults(path)
+    taken = {name: value for name, value in said.items() if name not in config.model_fields_set}
+    if taken:
+        values = ", ".join(f"{name} {value:g}" for name, value in taken.items())
+        reporter.note(f"{FILE} has {values}; options go before it")
+    if others:
+        reporter.note(f"{FILE} also has {', '.join(others)}, which a chat does not follow")
+    # What is said there replaces the chat's own values together: they were chosen to go together.
+    own = {"top_p": None} if "temperature" in taken and "top_p" not in said else {}
+    unset = {name: value for name, value in own.items() if name not in config.model_fields_set}
+    return build(ChatConfig, config.model_dump(exclude_unset=True), unset, taken)

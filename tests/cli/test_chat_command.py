@@ -7,11 +7,13 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -46,6 +48,32 @@ def test_each_line_of_a_pipe_is_a_turn(decoder_workspace: Path):
     assert first == answers[0]["read_tokens"]
     # What was read before is kept in whole blocks.
     assert 0 < answers[1]["read_tokens"] <= second - first // KV_BLOCK * KV_BLOCK < second
+
+
+def test_what_a_folder_says_of_sampling_counts_unless_options_do(
+    decoder_workspace: Path, tmp_path: Path
+):
+    folder = tmp_path / "talker"
+    shutil.copytree(decoder_workspace / "runs" / "talker" / "model", folder)
+    path = folder / "generation_config.json"
+    ends = json.loads(path.read_text())
+
+    def answer(said: dict[str, Any], *words: str, code: int = 0) -> Result:
+        path.write_text(json.dumps({**ends, **said}))
+        place = ("--from", str(folder), "--temperature", "50")
+        return chat(decoder_workspace, "What does the farmer feed?", *place, *words, code=code)
+
+    likeliest = {"do_sample": True, "temperature": 0.6, "top_k": 1, "top_p": 1.0, "num_beams": 1}
+    found = answer(likeliest)
+    assert found.stdout == "The cows at dawn.\n"
+    assert "generation_config.json has top_k 1; options go before it" in found.stderr
+    assert answer(likeliest, "--set", "top_k=50").stdout != found.stdout
+    # What is not drawn from is not narrowed.
+    assert answer({**likeliest, "do_sample": False}).stdout != found.stdout
+    found = answer({**likeliest, "suppress_tokens": [5], "guidance_scale": 2.0})
+    assert "also has guidance_scale, suppress_tokens, which a chat does not" in found.stderr
+    found = answer({**likeliest, "top_k": "one"}, code=3)
+    assert "generation_config.json: top_k is 'one', not a number" in found.stderr
 
 
 def test_commands_of_a_pipe(decoder_workspace: Path):

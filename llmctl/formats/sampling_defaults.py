@@ -1,0 +1,50 @@
+"""How a model's texts are meant to be chosen: Hugging Face's generation_config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmctl.errors import InputError
+from llmctl.tokenizers.hf_config import read_object
+
+FILE = "generation_config.json"
+DRAWING: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+}
+"""Fields that count where ``do_sample`` is true, and the values at which they do nothing."""
+ALWAYS: dict[str, Any] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+"""Fields that always count, and such values of theirs."""
+PASSED_OVER = {
+    "num_beams": 1, "num_beam_groups": 1, "penalty_alpha": None, "guidance_scale": 1.0,
+    "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0, "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0, "bad_words_ids": None, "suppress_tokens": None, "sequence_bias": None,
+    "begin_suppress_tokens": None, "watermarking_config": None, "top_h": None,
+}  # fmt: skip
+"""Fields that would choose other texts and are not taken, with the values at which they don't."""
+
+
+def sampling_defaults(folder: Path) -> tuple[dict[str, float], tuple[str, ...]]:
+    """What a folder says of how texts are chosen, by the names of ``GenerationConfig``'s fields,
+    and the names of what it says besides that would choose others.
+
+    Values that do nothing are left out. ``temperature`` is given wherever tokens are drawn. Raises
+    InputError for a value that is no number.
+    """
+    said: Mapping[str, Any] = read_object(folder / FILE) if folder.is_dir() else {}
+    drawn = said.get("do_sample") is True
+    found: dict[str, float] = {"temperature": 1.0} if drawn else {}
+    for name, neutral in {**(DRAWING if drawn else {}), **ALWAYS}.items():
+        value = said.get(name)
+        if value is None or value == neutral:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{folder / FILE}: {name} is {value!r}, not a number; mend the file")
+        found[name] = value
+    others = (name for name, idle in PASSED_OVER.items() if said.get(name) not in (None, [], idle))
+    return found, tuple(others)
