@@ -39,7 +39,7 @@ from tests.language_models import PAIRS, TEMPLATE, WINDOW, measure, split, write
         ("subjects", {"data": "labelled", "compare": ["gpt"]}, UsageError, "--compare gpt"),
         ("gpt", {"dtype": "int3"}, UsageError, "dtype.*'int8'"),
         ("grams", {"dtype": "int8"}, UsageError, "grams is an n-gram model"),
-        ("subjects", {"data": "labelled", "dtype": "int8"}, UsageError, "--dtype is for lang"),
+        ("subjects", {"data": "labelled", "dtype": "int8"}, UsageError, "--dtype is for models"),
         ("grans", {}, InputError, "did you mean 'grams'"),
         ("model", {}, UsageError, "its shards are not known.*--data"),
     ],

@@ -214,7 +214,7 @@ def test_what_is_for_a_gpt_is_refused(tmp_path: Path):
     data = tmp_path / "pairs.jsonl"
     data.write_text(json.dumps({"source": "a", "target": "a"}) + "\n")
     for wrong, says in (
-        ({"style": "prefix"}, "needs a GPT"),
+        ({"style": "prefix"}, "--style prefix puts both texts into one"),
         ({"model": {"decoder_layers": 2}}, r"model\.\* is for a GPT"),
     ):
         config = finetuning.resolve("seq2seq", wrong)
