@@ -1,6 +1,6 @@
 """How much faster a classifier reads in int8 than in fp32; run by hand.
 
-    python tests/benchmarks/encoder_int8.py MODEL [--batches 1 32] [--tokens 16 64 128] [--rounds 15]
+    python tests/benchmarks/encoder_int8.py MODEL [--batches 1 32] [--tokens 16 64] [--rounds 15]
 
 MODEL: a folder of an encoder, such as MiniLM's, with weights of which a classifier of two classes
 is made; its output layer is random, which no time depends on. The same classifier twice, once as it
