@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -439,13 +439,15 @@ batch_size = 16
 """
 
 
+def sentences_by_number() -> Callable[[int], str]:
+    """What makes a new sentence at each call, of one of three subjects by a number."""
+    generator = random.Random(0)
+    return lambda number: make_sentences(list(SUBJECTS)[number % 3], 1, generator)
+
+
 def test_embed_runs_as_written(tmp_path: Path):
     pytest.importorskip("sklearn")
-    generator = random.Random(0)
-
-    def sentence(number: int) -> str:
-        return make_sentences(list(SUBJECTS)[number % 3], 1, generator)
-
+    sentence = sentences_by_number()
     for part in ("train", "dev", "test"):
         rows = [
             f'genre\tfile\t2012\t{n}\t{n % 6}\t{sentence(n)}\t{sentence(n + n % 2)} "\tmore'
@@ -470,11 +472,7 @@ def test_embed_runs_as_written(tmp_path: Path):
 
 
 def test_small_runs_as_written(tmp_path: Path, own_workspace: Path, labelled_file: Path):
-    generator = random.Random(0)
-
-    def sentence(number: int) -> str:
-        return make_sentences(list(SUBJECTS)[number % 3], 1, generator)
-
+    sentence = sentences_by_number()
     for part in ("train", "dev", "test"):
         rows = [
             f"genre\tfile\t2012\t{n}\t{n % 6}\t{sentence(n)}\t{sentence(n + n % 2)}"

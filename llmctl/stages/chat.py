@@ -96,7 +96,6 @@ def _as_the_folder_says(path: Path, config: ChatConfig, reporter: Reporter) -> C
         reporter.note(f"{FILE} has {values}; options go before it")
     if others:
         reporter.note(f"{FILE} also has {', '.join(others)}, which a chat does not follow")
-    # What is said there replaces the chat's own values together: they were chosen to go together.
-    own = {"top_p": None} if "temperature" in taken and "top_p" not in said else {}
-    unset = {name: value for name, value in own.items() if name not in config.model_fields_set}
-    return build(ChatConfig, config.model_dump(exclude_unset=True), unset, taken)
+    # The chat's own temperature and top_p go together, so one isn't kept without the other.
+    own = {"top_p": None} if "temperature" in taken else {}
+    return build(ChatConfig, own, config.model_dump(exclude_unset=True), taken)

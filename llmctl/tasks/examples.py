@@ -25,12 +25,7 @@ from llmctl.models.heads.classify import parts_on
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.buckets import bucketed
 from llmctl.tasks.classify.batches import collate
-from llmctl.tasks.finetuning import (
-    METHOD_FACTOR,
-    FinetuningTask,
-    Method,
-    scale_lr_by_width,
-)
+from llmctl.tasks.finetuning import FinetuningTask, Method, careful_peak_rate
 from llmctl.training.batches import TensorBatch
 
 SHORTEST = 8
@@ -146,14 +141,8 @@ class ExamplesTask(FinetuningTask):
 
     @staticmethod
     def peak_rate(base: Pretrained, method: Method, *, scratch: bool) -> float:
-        """The learning rate where none is given: for a BERT 3e-4 up to 128 wide, falling with the
-        width to the 5e-5 that Devlin et al. 2018 (§A.3) give for BERT-base, 768 wide. Decoders
-        measured best at 1e-3 of 3e-4, 1e-3 and 3e-3 (see ``METHOD_FACTOR``). Random weights have
-        nothing to lose and further to go: 1e-3, so that the comparison is with their best."""
-        low = base.spec.kind == "encoder" and not scratch
-        return scale_lr_by_width(
-            (3e-4 if low else 1e-3) * METHOD_FACTOR[method], base.config.hidden_size
-        )
+        """The learning rate where none is given."""
+        return careful_peak_rate(base, method, scratch=scratch)
 
     @property
     def new_parts(self) -> tuple[str, ...]:

@@ -161,6 +161,6 @@ class Explainer(ABC):
         )
 
 
-def rather(first: str, other: str | None) -> str:
+def rather(first: str, other: str | None = None) -> str:
     """An answer in words."""
     return first if other is None else f"{first} rather than {other}"

@@ -9,7 +9,7 @@ L layers, T tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -83,6 +83,17 @@ def layer_answers(
     return name_of(answer), layers
 
 
+def layer_row(one: Mapping[str, Any]) -> list[str]:
+    """A layer's answer of ``layer_answers`` as tables show it."""
+    return [
+        "input" if not one["layer"] else str(one["layer"]),
+        "  ".join(f"{best['token']} {best['probability']:.1%}" for best in one["best"]),
+        f"{one['probability']:.1%}",
+        str(one["rank"]),
+        f"{one['kl']:.3f}",
+    ]
+
+
 class LogitLens(Way):
     """Each layer's answer at the place that the answer is read from."""
 
@@ -94,16 +105,7 @@ class LogitLens(Way):
         (text,) = subject.texts
         place = text.read_at[0]
         said, layers = layer_answers(subject, lens_of(subject).double(), place)
-        rows = [
-            [
-                "input" if not one["layer"] else str(one["layer"]),
-                "  ".join(f"{b['token']} {b['probability']:.1%}" for b in one["best"]),
-                f"{one['probability']:.1%}",
-                str(one["rank"]),
-                f"{one['kl']:.3f}",
-            ]
-            for one in layers
-        ]
+        rows = [layer_row(one) for one in layers]
         title = f"{subject.name}: logit lens at token {place + 1} of {len(text.ids_T)}"
         headings = ["likeliest", said, "its rank", "KL"]
         record = {

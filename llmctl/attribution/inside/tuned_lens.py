@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from llmctl.attribution.inside.base import Insight, Subject, Way
-from llmctl.attribution.inside.lens import layer_answers, unembedding
+from llmctl.attribution.inside.lens import layer_answers, layer_row, unembedding
 from llmctl.attribution.inside.states import recorded_reading
 from llmctl.attribution.inside.translators import LensText, Translators, keep, kept, tune
 from llmctl.reporting.report import ReportTable
@@ -54,15 +54,7 @@ class TunedLens(Way):
             one |= {"held_out_lens": plain, "held_out_tuned": tuned}
         layers[-1] |= {"held_out_lens": 0.0, "held_out_tuned": 0.0}
         rows = [
-            [
-                "input" if not one["layer"] else str(one["layer"]),
-                "  ".join(f"{b['token']} {b['probability']:.1%}" for b in one["best"]),
-                f"{one['probability']:.1%}",
-                str(one["rank"]),
-                f"{one['kl']:.3f}",
-                f"{one['held_out_tuned']:.3f}",
-                f"{one['held_out_lens']:.3f}",
-            ]
+            [*layer_row(one), f"{one['held_out_tuned']:.3f}", f"{one['held_out_lens']:.3f}"]
             for one in layers
         ]
         record = {

@@ -31,7 +31,7 @@ from llmctl.tasks.distil.config import DistilConfig
 from llmctl.tasks.distil.inside import Inside, InsideLoss
 from llmctl.tasks.distil.student import check_no_wider, same_pieces, student_of
 from llmctl.tasks.examples import EVAL_BATCH_SIZE
-from llmctl.tasks.finetuning import METHOD_FACTOR, FinetuningTask, Method, scale_lr_by_width
+from llmctl.tasks.finetuning import FinetuningTask, Method, careful_peak_rate
 from llmctl.tasks.opened import OpenedModel
 from llmctl.training.batches import SumAndCount, TensorBatch
 from llmctl.workspace.artefacts import Workspace
@@ -62,12 +62,7 @@ class DistilTask(FinetuningTask):
     ) -> None:
         """teacher: what is learned from. Raises ConfigError for a student that is wider, InputError
         where both have to have one vocabulary and have not."""
-        super().__init__(data, base, config, start=start)
-        self.scratch = self.scratch or config.arch is not None
-        if config.arch is not None and config.training.learning_rate is None:
-            rate = self.peak_rate(base, config.method, scratch=True)
-            training = self.config.training.replace(learning_rate=rate)
-            self.config = self.config.replace(training=training.model_dump())
+        super().__init__(data, base, config, start=start, scratch=config.arch is not None)
         self.teacher = teacher
         folder = teacher.folder
         for name in self.fields_of_others:
@@ -181,12 +176,8 @@ class DistilTask(FinetuningTask):
 
     @staticmethod
     def peak_rate(base: Pretrained, method: Method, *, scratch: bool) -> float:
-        """The learning rate where none is given: 3e-4 for an encoder up to 128 wide that has
-        learned something, 1e-3 for decoders and random weights, falling with the width."""
-        low = base.spec.kind == "encoder" and not scratch
-        return scale_lr_by_width(
-            (3e-4 if low else 1e-3) * METHOD_FACTOR[method], base.config.hidden_size
-        )
+        """The learning rate where none is given."""
+        return careful_peak_rate(base, method, scratch=scratch)
 
     @property
     def facts(self) -> dict[str, Any]:
