@@ -33,6 +33,17 @@ def command(
         "--symmetric/--asymmetric",
         show_default="asymmetric",
     ),
+    embeddings: bool | None = option(
+        "Quantise the table of token embeddings, too.",
+        "--embeddings/--no-embeddings",
+        show_default="no-embeddings",
+    ),
+    head: bool | None = option(
+        "Quantise the output layer, or a classifier's layers, too; one that shares the embeddings "
+        "is one table with them.",
+        "--head/--no-head",
+        show_default="no-head",
+    ),
     sparsity: float | None = option(
         "With magnitude or wanda: the share of weights that become zero.", show_default="0.5"
     ),
@@ -41,7 +52,8 @@ def command(
         "With channels, heads or layers: the share that is kept.", show_default="0.5"
     ),
     importance: str | None = option(
-        "With channels, heads or layers: kept by activations or by gradient (decoders).",
+        "With channels, heads or layers: kept by activations or by gradient: how the loss "
+        "changes, on text or, for what was finetuned, on the labelled examples of --data.",
         show_default="activations",
     ),
     student: str | None = option(

@@ -66,8 +66,9 @@ def through_layers(
     windows_NT: Tensor,
     treat: Treat,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
-    """Treat each layer of a network, from the lowest, by what it is given of some windows.
+) -> list[Tensor]:
+    """Treat each layer of a network, from the lowest, by what it is given of some windows; returns
+    what the highest gives then, in parts (B, T, D).
 
     Raises InputError for a network whose layers take more than the one below gives.
     """
@@ -91,6 +92,7 @@ def through_layers(
         treat(number, block, statistics)
         states = [block(x, *inputs[number][1:]) for x, inputs in zip(states, passes, strict=True)]
         progress(number + 1, len(body.layers()))
+    return states
 
 
 def _inputs_of_layers(body: Backbone, ids_BT: Tensor) -> list[tuple[Any, ...]]:

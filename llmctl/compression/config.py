@@ -24,6 +24,12 @@ class CompressConfig(Config):
     """Inputs of a matrix that share a scale, where it is quantised."""
     symmetric: bool = False
     """Whether the numbers lie evenly around 0, without a zero point of each group."""
+    embeddings: bool = False
+    """Whether the table of token embeddings is quantised, too; an output layer that shares it is
+    with it."""
+    head: bool = False
+    """Whether what stands on the layers is quantised, too: a language model's output layer, and the
+    embeddings that it shares, or a classifier's layers."""
     sparsity: float = Field(0.5, gt=0.0, lt=1.0)
     """Share of the weights that are set to zero, by magnitude and wanda."""
     pattern: Literal["2:4"] | None = None
@@ -32,7 +38,7 @@ class CompressConfig(Config):
     """Share of the channels, heads or layers that is kept."""
     importance: Literal["activations", "gradient"] = "activations"
     """By what channels, heads or layers are kept: how large what they add is, or by the gradient
-    how the loss would change without them, of a decoder."""
+    how the loss that the model was trained with would change without them."""
     student: str | None = None
     """With distil: the run or folder of a model that learned from it."""
     windows: int = Field(64, ge=1)
@@ -58,6 +64,8 @@ class CompressConfig(Config):
             "bits": ("round", "gptq", "awq"),
             "group": ("round", "gptq", "awq"),
             "symmetric": ("round", "gptq", "awq"),
+            "embeddings": ("round", "gptq", "awq"),
+            "head": ("round", "gptq", "awq"),
             "sparsity": ("magnitude", "wanda"),
             "pattern": ("magnitude", "wanda"),
             "keep": ("channels", "heads", "layers"),

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmctl.compression.calibration import Statistics, through_layers
+from llmctl.compression.calibration import Statistics, Treat, through_layers
 from llmctl.compression.importance import GateImportance
 from llmctl.errors import InputError
 from llmctl.models.layers.attention import CausalSelfAttention
@@ -35,7 +35,7 @@ CHANNEL_STEP = 32
 def keep_channels(
     body: Backbone,
     keep: float,
-    windows_NT: Tensor,
+    windows_NT: Tensor | None,
     progress: LayerProgress,
     by_gradient: GateImportance | None = None,
 ) -> Any:
@@ -48,12 +48,11 @@ def keep_channels(
         part = block.feed_forward
         if not isinstance(part, FeedForward | SwiGLU | GatedFeedForward):
             raise InputError("--method channels does not know this feed-forward network")
-        counted = statistics["feed_forward.contract"]
-        score_F = (
-            output_scores(part.contract, counted.product_II)
-            if by_gradient is None
-            else by_gradient.channels(number)
-        )
+        if by_gradient is None:
+            counted = statistics["feed_forward.contract"]
+            score_F = output_scores(part.contract, counted.product_II)
+        else:
+            score_F = by_gradient.channels(number)
         kept_F = score_F.topk(count).indices.sort().values
         _take_inputs(part.contract, kept_F)
         if isinstance(part, FeedForward):
@@ -61,14 +60,14 @@ def keep_channels(
         else:
             _take_outputs(part.gate_up, torch.cat([kept_F, kept_F + inner]))
 
-    through_layers(body, windows_NT, treat, progress)
+    _each_layer(body, windows_NT, treat, progress)
     return body.config.replace(intermediate_size=count)
 
 
 def keep_heads(
     body: Backbone,
     keep: float,
-    windows_NT: Tensor,
+    windows_NT: Tensor | None,
     progress: LayerProgress,
     by_gradient: GateImportance | None = None,
 ) -> Any:
@@ -97,8 +96,8 @@ def keep_heads(
     def treat(number: int, block: nn.Module, statistics: Statistics) -> None:
         part = block.attention
         assert isinstance(part, CausalSelfAttention)
-        counted = statistics["attention.output"]
         if by_gradient is None:
+            counted = statistics["attention.output"]
             score_I = output_scores(part.output, counted.product_II)
             score_K = score_I.view(groups, each * size).sum(1)
         else:
@@ -111,14 +110,14 @@ def keep_heads(
         _take_inputs(part.output, queries)
         part.num_heads, part.num_kv_heads = count * each, count
 
-    through_layers(body, windows_NT, treat, progress)
+    _each_layer(body, windows_NT, treat, progress)
     return config.replace(num_heads=count * each, num_kv_heads=count)
 
 
 def keep_layers(
     body: Backbone,
     keep: float,
-    windows_NT: Tensor,
+    windows_NT: Tensor | None,
     progress: LayerProgress,
     by_gradient: GateImportance | None = None,
 ) -> Any:
@@ -133,11 +132,27 @@ def keep_layers(
             "left out; use channels"
         )
     count = max(1, round(keep * total))
-    change = layer_changes(body, windows_NT) if by_gradient is None else by_gradient.layers
+    if by_gradient is None:
+        assert windows_NT is not None
+        change = layer_changes(body, windows_NT)
+    else:
+        change = by_gradient.layers
     progress(total, total)
     kept = sorted(sorted(range(total), key=lambda layer: -change[layer])[:count])
     body.keep_layers(kept)
     return config.replace(num_layers=count)
+
+
+def _each_layer(
+    body: Backbone, windows_NT: Tensor | None, treat: Treat, progress: LayerProgress
+) -> None:
+    """Treat each layer: by what it is given of windows, or without any as it is."""
+    if windows_NT is not None:
+        through_layers(body, windows_NT, treat, progress)
+        return
+    for number, block in enumerate(body.layers()):
+        treat(number, block, {})
+        progress(number + 1, len(body.layers()))
 
 
 @torch.no_grad()

@@ -14,15 +14,13 @@ from llmctl.compression import COMPRESSION_METHODS
 from llmctl.compression.calibration import Statistics, linears, through_layers
 from llmctl.compression.config import CompressConfig
 from llmctl.compression.cutting import LayerProgress, keep_channels, keep_heads, keep_layers
-from llmctl.compression.importance import GateImportance
+from llmctl.compression.importance import CalibrationRows, GateImportance
 from llmctl.compression.masking import masked, weight_scores
-from llmctl.compression.quantising import quantise
+from llmctl.compression.quantising import Beside, quantise
 from llmctl.compression.rounding import Grid
-from llmctl.errors import InputError
 from llmctl.formats.base import Pretrained
 from llmctl.formats.huggingface.packed import Packing, pack_folder
 from llmctl.formats.rewriting import write_rewritten
-from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.layers.quantised_matrix import QuantisedMatrix
 from llmctl.models.spec import HUGGING_FACE
 
@@ -38,38 +36,35 @@ class Smaller:
     model: Pretrained
     """With its own configuration and weights."""
     matrices: Mapping[str, QuantisedMatrix]
-    """Those in whole numbers, by their names in the backbone."""
+    """Those in whole numbers, by their names in the network."""
     zeros: float
     """Share of the blocks' weights that are zero."""
 
 
 @torch.no_grad()
 def make_smaller(
-    model: Pretrained, config: CompressConfig, windows_NT: Tensor | None, progress: LayerProgress
+    model: Pretrained,
+    config: CompressConfig,
+    windows_NT: Tensor | None,
+    progress: LayerProgress,
+    calibration: CalibrationRows | None = None,
 ) -> Smaller:
     """Apply a method to a model, which stays as it is.
 
-    windows_NT: tokens to calibrate on, for a method that reads. Raises UsageError or InputError
-    for what the model can't have.
+    windows_NT: tokens to calibrate on, for a method that reads. calibration: rows whose loss tells
+    what matters, by the gradient. Raises UsageError or InputError for what the model can't have.
     """
     network: Any = model.network().eval()
     body, family = network.body, COMPRESSION_METHODS[config.method].family
     shape, matrices = model.config, {}
     if family == "quantise":
         grid = Grid(config.bits, config.group, config.symmetric)
-        matrices = quantise(body, config.method, grid, windows_NT, progress)
+        beside = Beside(config.embeddings, config.head)
+        matrices = quantise(network, config.method, grid, windows_NT, progress, beside)
     elif family == "mask":
         _mask(body, config, windows_NT, progress)
     else:
-        assert windows_NT is not None
-        by_gradient = None
-        if config.importance == "gradient":
-            if not isinstance(network, CausalLM):
-                raise InputError(
-                    f"--importance gradient is by the loss of next tokens, and {model.path} is "
-                    f"{model.described}; leave it out"
-                )
-            by_gradient = GateImportance(network, windows_NT)
+        by_gradient = None if calibration is None else GateImportance(network, calibration)
         shape = CUTTERS[config.method](body, config.keep, windows_NT, progress, by_gradient)
     weights = [part.weight for block in body.layers() for part in linears(block).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
@@ -91,7 +86,10 @@ def write_smaller(
         packing = Packing(config.bits, config.group, config.symmetric)
         types = {start.tensors[name].dtype for name in start.tensors if name not in start.quantised}
         rest = types.pop() if len(types) == 1 and types <= {*HALF_TYPES} else torch.float32
-        pack_folder(folder, smaller.matrices, packing, names, smaller.model.config, rest=rest)
+        pack_folder(
+            folder, smaller.matrices, packing, names, smaller.model.config,
+            kind=smaller.model.kind, rest=rest,
+        )  # fmt: skip
 
 
 def _mask(

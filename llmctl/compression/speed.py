@@ -19,6 +19,8 @@ from llmctl.formats.description import NEXT_TOKEN_KINDS
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.int4 import GROUP
 from llmctl.inference.weights import WeightType, prepare, prepare_reader
+from llmctl.models.layers.quantised_embedding import bytes_of_table
+from llmctl.models.spec import TOKEN_TABLE, Backbone
 
 TIMED_BATCHES = (1, 32)
 TIMED_TOKENS = 64
@@ -89,19 +91,32 @@ def _timed(step: Callable[[], Any], begin: Callable[[], Any], most: int) -> floa
 
 def bytes_in_memory(folder: Pretrained, dtype: WeightType) -> int:
     """Bytes of a model's weights in the form that it is used in: the matrices of its blocks, and a
-    decoder's output layer, in ``dtype``, and everything else in fp32."""
+    decoder's output layer, in ``dtype``; embeddings that the folder has in whole numbers in these;
+    and everything else in fp32."""
     network: Any = folder.network()
     size = sum(4 * tensor.numel() for tensor in network.parameters())
     if dtype == "fp32":
         return size
-    matrices = [part.weight for part in network.body.modules() if isinstance(part, nn.Linear)]
-    size -= sum(4 * weight.numel() for weight in matrices)
+    body: Backbone = network.body
+    groups = {name: read().group for name, read in folder.quantised.items()}
+    matrices = {
+        f"body.{name}.weight": part.weight
+        for name, part in body.named_modules()
+        if isinstance(part, nn.Linear)
+    }
+    size -= sum(4 * weight.numel() for weight in matrices.values())
+    table = f"body.{TOKEN_TABLE}"
+    if table in folder.quantised:
+        matrix = folder.quantised[table]()
+        size += bytes_of_table(matrix) - 4 * matrix.numbers_OI.numel()
     if folder.kind in NEXT_TOKEN_KINDS:
         # One that is the embedding too is kept as that besides.
-        size -= 0 if network.body.config.tie_embeddings else 4 * network.output_weight.numel()
-        matrices.append(network.output_weight)
-    group = next((read().group for read in folder.quantised.values()), GROUP)
-    return size + sum(_bytes_of(weight, dtype, group) for weight in matrices)
+        shared = body.config.tie_embeddings
+        size -= 0 if shared else 4 * network.output_weight.numel()
+        matrices[table if shared else "output.weight"] = network.output_weight
+    return size + sum(
+        _bytes_of(weight, dtype, groups.get(name, GROUP)) for name, weight in matrices.items()
+    )
 
 
 def _bytes_of(weight_OI: Tensor, dtype: WeightType, group: int) -> int:

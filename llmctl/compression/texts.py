@@ -19,9 +19,11 @@ TIMES_READ = 16
 """Times as many tokens of a file are read as are taken, evenly from among them."""
 
 
-def windows_of_shards(folder: Path, tokenizer: Tokenizer, count: int, length: int) -> Tensor:
-    """Rows (N, T) evenly from the training part of shards."""
-    reader = ShardReader(folder, "train", tokenizer.vocab_size)
+def windows_of_shards(
+    folder: Path, tokenizer: Tokenizer, count: int, length: int, *, split: str = "train"
+) -> Tensor:
+    """Rows (N, T) evenly from a part of shards."""
+    reader = ShardReader(folder, split, tokenizer.vocab_size)
     stream = TokenStream(reader, *_around(tokenizer))
     _check_length(stream.length, length, str(folder))
     count = min(count, stream.length // length)
@@ -63,6 +65,6 @@ def _around(tokenizer: Tokenizer) -> tuple[int, int]:
 def _check_length(tokens: int, length: int, source: str) -> None:
     if tokens < length:
         raise InputError(
-            f"{source} has {tokens:,} tokens to calibrate on, and a window takes {length:,}; give "
-            "a longer text with --data, or shorter windows with --window"
+            f"{source} has {tokens:,} tokens, and a row to calibrate or measure on takes "
+            f"{length:,}; give a longer text, or take shorter rows with --window"
         )

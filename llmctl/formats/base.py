@@ -350,9 +350,10 @@ class Pretrained:
     def _filled(self, model: Net, without: Sequence[str] = ()) -> Net:
         state = {name: own for name, own in model.state_dict().items() if name not in without}
         fill(state, self.tensors)
-        for name, read in self.quantised.items():
+        for name in self.quantised.keys() & state.keys():
             # What gives a layer another form may take the numbers as they are.
-            setattr(model.get_submodule(name.removesuffix(".weight")), READ_QUANTISED, read)
+            part = model.get_submodule(name.removesuffix(".weight"))
+            setattr(part, READ_QUANTISED, self.quantised[name])
         return model
 
     @contextlib.contextmanager

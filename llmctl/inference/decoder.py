@@ -84,7 +84,7 @@ class CausalDecoder:
         self._holes = [] if tokenizer is None else tokenizer.holes
         positions = model.body.longest_text
         self.max_positions: int | None = positions if longest is None else min(longest, positions)
-        self.device = model.output_weight.device
+        self.device = model.body.like_states().device
         self.cache: KeyValueCache
         self.hidden_BTD: Tensor
         """Hidden states of the tokens read last."""
@@ -95,9 +95,9 @@ class CausalDecoder:
         starts = [longest - len(prompt) for prompt in prompts]
         ids = [[0] * start + list(prompt) for start, prompt in zip(starts, prompts, strict=True)]
         starts_B = torch.tensor(starts, device=self.device) if any(starts) else None
-        config, weight = self.model.body.config, self.model.body.embedding().weight
+        config, like = self.model.body.config, self.model.body.like_states()
         slots = self.model.body.slots_before + longest + room
-        self.cache = config.new_cache(len(prompts), slots, weight, starts_B)
+        self.cache = config.new_cache(len(prompts), slots, like, starts_B)
         # Logits of the last place only: those of a long prompt would be a large table.
         self.hidden_BTD = self._read(torch.tensor(ids, device=self.device))
         return self.logits(self.hidden_BTD[:, -1])
@@ -123,7 +123,7 @@ class CausalDecoder:
         if body.virtual_tokens is None:
             return None
         before = body.slots_before
-        cache = body.config.new_cache(1, before + 1, body.embedding().weight)
+        cache = body.config.new_cache(1, before + 1, body.like_states())
         body(torch.zeros(1, 1, dtype=torch.long, device=self.device), cache=cache)
         tables = cache.keys_LFKSEH, cache.values_LFKSEH
         keys_LKPH, values_LKPH = (table[:, 0, :, :before, 0].clone() for table in tables)

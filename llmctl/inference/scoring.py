@@ -173,7 +173,7 @@ class CausalScorer:
         self.head = head
         positions = model.body.longest_text
         self.longest: int | None = positions if longest is None else min(longest, positions)
-        self.device = model.output_weight.device
+        self.device = model.body.like_states().device
 
     def score(self, queries: Iterable[Query], *, greedy: bool = False) -> Iterator[QueryScores]:
         """Score queries as ``Scorer`` says."""

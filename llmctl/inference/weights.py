@@ -25,7 +25,9 @@ from llmctl.inference.quantised import Int8Linear, OneRowInt8Linear
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.layers.feed_forward import ACTIVATIONS, FeedForward
+from llmctl.models.layers.quantised_embedding import QuantisedEmbedding
 from llmctl.models.layers.quantised_matrix import READ_QUANTISED, QuantisedMatrix
+from llmctl.models.spec import Backbone
 
 WeightType = Literal["fp32", "bf16", "int8", "int4"]
 
@@ -103,11 +105,11 @@ def prepare(
     """Put a model's linear layers into another form, in place, for writing alone; returns its
     output layer, or None where that stays.
 
-    rows: how many are written at once. reader: what reads its sources. On a processor embeddings,
-    norms and what lies between the layers stay fp32. Raises UsageError for a type that the device
-    can't do.
+    rows: how many are written at once. reader: what reads its sources. On a processor norms, what
+    lies between the layers and embeddings that the folder has in full stay fp32. Raises UsageError
+    for a type that the device can't do.
     """
-    device = model.output_weight.device
+    device = model.body.like_states().device
     if device.type != "cpu":
         if dtype in ("int8", "int4"):
             raise UsageError(
@@ -122,11 +124,29 @@ def prepare(
     layer = _layer(dtype, rows)
     if layer is None:
         return None
+    table: nn.Linear | nn.Embedding = model.output or model.body.embedding()
+    head = _in_form(table, layer)
     assert isinstance(model.body, nn.Module)
     _replace_linears(model.body, layer)
     if reader is not None:
         _replace_linears(reader, layer)
-    return layer(model.output_weight, None)
+    if dtype in ("int8", "int4"):
+        keep_table_quantised(model.body)
+    return head
+
+
+def keep_table_quantised(body: Backbone) -> None:
+    """Keep the token embeddings in whole numbers, in place, where the model's folder has them so;
+    else they stay fp32."""
+    table = body.embedding()
+    matrix = _kept_numbers(table)
+    if matrix is None:
+        return
+    factor = getattr(table, "factor", 1.0)
+    for parent in body.modules():
+        for name, child in list(parent.named_children()):
+            if child is table:
+                setattr(parent, name, QuantisedEmbedding(matrix, factor=factor))
 
 
 def prepare_reader(network: nn.Module, dtype: WeightType, *, rows: int) -> None:
@@ -137,31 +157,35 @@ def prepare_reader(network: nn.Module, dtype: WeightType, *, rows: int) -> None:
     layer = None if dtype == "fp32" else _layer(dtype, rows)
     if layer is not None:
         _replace_linears(network, layer)
+    if dtype in ("int8", "int4") and isinstance(network, Backbone):
+        keep_table_quantised(network)
 
 
 def _replace_linears(network: nn.Module, layer: Layer) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                kept = _kept_numbers(child) if layer is Int4Linear else None
-                setattr(
-                    parent,
-                    name,
-                    Int4Linear.of(kept, child.bias) if kept else layer(child.weight, child.bias),
-                )
+                setattr(parent, name, _in_form(child, layer))
             elif isinstance(child, nn.Dropout):  # nothing here, but ten microseconds a call
                 setattr(parent, name, nn.Identity())
         if isinstance(parent, FeedForward) and isinstance(parent.expand, PackedLinear):
             _fuse_activation(parent, parent.expand)
 
 
-def _kept_numbers(linear: nn.Linear) -> QuantisedMatrix | None:
-    """The numbers in 4 bits that a layer's folder has, as long as its weights are these."""
-    read = getattr(linear, READ_QUANTISED, None)
+def _in_form(part: nn.Linear | nn.Embedding, layer: Layer) -> nn.Module:
+    """A layer with the weights of another, or of embeddings, in another form."""
+    bias = part.bias if isinstance(part, nn.Linear) else None
+    kept = _kept_numbers(part) if layer is Int4Linear else None
+    if kept is None or kept.bits != 4 or kept.group not in INT4_GROUPS:
+        return layer(part.weight, bias)
+    return Int4Linear.of(kept, bias)
+
+
+def _kept_numbers(part: nn.Linear | nn.Embedding) -> QuantisedMatrix | None:
+    """The whole numbers that a layer's folder has, as long as its weights are these."""
+    read = getattr(part, READ_QUANTISED, None)
     matrix: QuantisedMatrix | None = read() if read is not None else None
-    if matrix is None or matrix.bits != 4 or matrix.group not in INT4_GROUPS:
-        return None
-    return matrix if torch.equal(matrix.dequantised(), linear.weight) else None
+    return matrix if matrix and torch.equal(matrix.dequantised(), part.weight) else None
 
 
 def _fuse_activation(feed_forward: FeedForward, expand: PackedLinear) -> None:

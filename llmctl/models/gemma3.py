@@ -109,10 +109,13 @@ class Gemma3Config(LlamaConfig):
 class ScaledEmbedding(nn.Embedding):
     """Token embeddings multiplied by √D; as an output layer they are not."""
 
+    @property
+    def factor(self) -> float:
+        """√D, rounded as the weights are, as it was in training."""
+        return torch.tensor(self.embedding_dim**0.5, dtype=self.weight.dtype).item()
+
     def forward(self, input_ids_BT: Tensor) -> Tensor:
-        # Rounded as the weights are, as it was in training.
-        root = torch.tensor(self.embedding_dim**0.5, dtype=self.weight.dtype).item()
-        return super().forward(input_ids_BT) * root
+        return super().forward(input_ids_BT) * self.factor
 
 
 class Gemma3Attention(CausalSelfAttention):

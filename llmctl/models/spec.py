@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from llmctl.config import Config
 from llmctl.models.layers.norms import RMSNorm, ShiftedRMSNorm
+from llmctl.models.layers.quantised_embedding import QuantisedEmbedding
 from llmctl.models.layers.virtual_tokens import VirtualTokens
 from llmctl.models.scaling import ScalingLaw
 from llmctl.models.weight_map import WeightMap
@@ -35,6 +36,8 @@ LANGUAGE_MODELS = {"encoder": "masked_lm", "decoder": "causal_lm", "encoder-deco
 """The head that predicts tokens, by the kind of the backbone."""
 VIRTUAL = "virtual_tokens"
 """The name of a backbone's virtual tokens among its modules."""
+TOKEN_TABLE = "token_embedding.weight"
+"""The name of a backbone's table of token embeddings."""
 HUGGING_FACE = "huggingface"
 """The format whose names every architecture has."""
 
@@ -215,6 +218,14 @@ class Backbone(nn.Module, ABC):
     def embedding(self) -> nn.Embedding:
         """The tokens', which an output layer may share."""
         return self.token_embedding
+
+    def like_states(self) -> Tensor:
+        """No numbers, in the type and on the device of the embeddings: what caches are made
+        after."""
+        table = self.embedding()
+        if isinstance(table, QuantisedEmbedding):
+            return table.like()
+        return table.weight.new_empty(0)
 
     def lowest(self, count: int) -> list[nn.Module]:
         """The lowest layers, and what stands before them: embeddings and, in BERT, their norm."""

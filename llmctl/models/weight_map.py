@@ -164,6 +164,11 @@ class WeightMap:
         """Each tensor of a network with its rule and its names in the format."""
         return _tensors(self.rules, config)
 
+    def head_tensors(self, task: str, config: Any) -> Iterator[tuple[Rule, str, list[str]]]:
+        """Each tensor that stands beside a network of a task with its rule and its names in the
+        format."""
+        return _tensors(self.heads.get(task, ()), config)
+
     def export_head(self, task: str, state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
         """What a model's state dict has beside the network, in the format's names."""
         return {

@@ -8,7 +8,7 @@ import torch
 
 from llmctl.compression.calibration import linears
 from llmctl.compression.cutting import keep_channels, keep_heads, keep_layers, layer_changes
-from llmctl.compression.importance import GateImportance
+from llmctl.compression.importance import CalibrationRows, GateImportance, next_token_loss
 from llmctl.compression.masking import masked, weight_scores
 from llmctl.errors import InputError
 from llmctl.models import ARCHITECTURES
@@ -102,7 +102,7 @@ def test_importance_is_how_the_loss_changes_with_a_gate():
     """By central differences: a part's output is scaled by 1 ± ε, text by text."""
     model = make_model("llama", num_layers=2, intermediate_size=6, num_heads=2, num_kv_heads=1)
     model = model.double()
-    found = GateImportance(model, IDS)
+    found = GateImportance(model, CalibrationRows(list(IDS), next_token_loss))
     step = 1e-4
 
     @torch.no_grad()

@@ -144,7 +144,7 @@ def test_what_can_not_be(
 
 def test_a_text_shorter_than_a_window(models: Workspace, tmp_path: Path):
     (tmp_path / "a.txt").write_text("the sea")
-    with pytest.raises(InputError, match=r"a\.txt has \d+ tokens to calibrate on, .* takes 48"):
+    with pytest.raises(InputError, match=r"a\.txt has \d+ tokens, and a row .* takes 48"):
         smaller(models, "gpt", "gptq", data=str(tmp_path / "a.txt"))
 
 

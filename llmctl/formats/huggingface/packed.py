@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from llmctl.formats.huggingface.weights import WEIGHTS_FILE, Weights
 from llmctl.models.config_json import FieldError, shown
 from llmctl.models.layers.quantised_matrix import QuantisedMatrix
+from llmctl.models.spec import TOKEN_TABLE
 from llmctl.models.weight_map import Rule, Transpose, WeightMap
 from llmctl.parsing import read_json_object
 from llmctl.workspace.files import to_json
@@ -56,8 +57,9 @@ class Packing:
     group: int
     symmetric: bool
 
-    def description(self, ignore: list[str]) -> dict[str, Any]:
-        """The field of config.json. ignore: linear layers that are not packed."""
+    def description(self, ignore: list[str], *, embeddings: bool) -> dict[str, Any]:
+        """The field of config.json. ignore: layers that are not packed. embeddings: whether tables
+        of embeddings are."""
         weights = {
             "num_bits": self.bits,
             "type": "int",
@@ -71,11 +73,16 @@ class Packing:
             "format": PACK_QUANTIZED,
             "quantization_status": "compressed",
             "config_groups": {
-                "group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}
+                "group_0": {
+                    "targets": ["Linear", *(["Embedding"] if embeddings else [])],
+                    "weights": weights,
+                    "input_activations": None,
+                }
             },
             "ignore": ignore,
-            # transformers 5 makes no room for packed zero points, but where it unpacks at once.
-            **({} if self.symmetric else {"dequantize": True}),
+            # Where it doesn't unpack at once, transformers 5 makes no room for packed zero points,
+            # and an output layer finds no embedding whose weights it could share.
+            **({} if self.symmetric and not embeddings else {"dequantize": True}),
         }
 
 
@@ -190,11 +197,12 @@ class PackedWeights(Weights):
         numbers_OI = unpack(self._weights[f"{name}_packed"], bits, inputs)
         return QuantisedMatrix(numbers_OI, scale_OG, zero_OG, bits)
 
-    def matrices(self, config: Any) -> dict[str, Callable[[], QuantisedMatrix]]:
-        """What reads each matrix of a model whose parts are all packed, by our name of it."""
+    def matrices(self, config: Any, kind: str) -> dict[str, Callable[[], QuantisedMatrix]]:
+        """What reads each matrix of a model whose parts are all packed, by our name of it. kind:
+        what the model does."""
         return {
-            f"body.{ours}": partial(self._joined, rule, theirs)
-            for rule, ours, theirs in self._names.tensors(config)
+            ours: partial(self._joined, rule, theirs)
+            for rule, ours, theirs in _all_tensors(self._names, config, kind)
             if self._packed.issuperset(theirs)
         }
 
@@ -224,6 +232,13 @@ class PackedWeights(Weights):
         return len(self._shapes)
 
 
+def _all_tensors(names: WeightMap, config: Any, kind: str) -> Iterator[tuple[Rule, str, list[str]]]:
+    """Each tensor of a model by our name, those of the backbone behind ``body.``."""
+    for rule, ours, theirs in names.tensors(config):
+        yield rule, f"body.{ours}", theirs
+    yield from names.head_tensors(kind, config)
+
+
 def _turned(names: WeightMap) -> re.Pattern[str]:
     """The matrices that a format keeps as (inputs, outputs)."""
     modules = [str(rule.theirs) for rule in names.rules if isinstance(rule, Transpose)]
@@ -238,19 +253,23 @@ def pack_folder(
     names: WeightMap,
     config: Any,
     *,
+    kind: str,
     rest: torch.dtype,
 ) -> None:
     """Pack matrices of a folder that was just written, in place.
 
-    matrices: by our names in the backbone. config: the backbone's. rest: the type of all other
-    tensors.
+    matrices: by our names in the model. config: the backbone's. kind: what the model does. rest:
+    the type of all other tensors.
     """
     tensors = {
         name: tensor.to(rest) for name, tensor in read_tensors(folder / WEIGHTS_FILE).items()
     }
-    for rule, ours, theirs in names.tensors(config):
+    tables: set[str] = set()
+    for rule, ours, theirs in _all_tensors(names, config, kind):
         if ours not in matrices:
             continue
+        if ours == f"body.{TOKEN_TABLE}":
+            tables.update(theirs)
         for name, part in zip(theirs, _split(rule, matrices[ours], config), strict=True):
             del tensors[name]
             tensors |= _parts_of(name, part, packing, rest)
@@ -266,7 +285,9 @@ def pack_folder(
     fields = read_json_object(path)
     fields |= {
         "dtype": str(rest).removeprefix("torch."),
-        QUANTIZATION: packing.description(sorted((matrices_left | heads) - packed)),
+        QUANTIZATION: packing.description(
+            sorted((matrices_left | heads) - packed), embeddings=bool(tables)
+        ),
     }
     path.write_text(to_json(fields, indent=2) + "\n", encoding="utf-8")
     hidden = folder / f".{WEIGHTS_FILE}"

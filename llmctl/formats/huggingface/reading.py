@@ -122,7 +122,7 @@ def read_folder(path: Path, overlay: Overlay | None = None) -> Pretrained:
         tensors=tensors,
         architecture=spec,
         decoder=decoder,
-        quantised=weights.matrices(config) if isinstance(weights, PackedWeights) else {},
+        quantised=weights.matrices(config, kind) if isinstance(weights, PackedWeights) else {},
     )
 
 

@@ -114,7 +114,7 @@ class Scheduler:
             num_heads=num_heads,
             head_size=head_size,
             capacity=capacity,
-            like=body.embedding().weight,
+            like=body.like_states(),
             virtual=self._virtual,
         )
 

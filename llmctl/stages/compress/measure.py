@@ -16,6 +16,7 @@ from llmctl.inference.weights import WeightType
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks import TASKS
 from llmctl.tasks.evaluation import EvaluateConfig, Evaluator, Files
+from llmctl.tasks.masked_lm.hidden import HiddenTokensEvaluator
 from llmctl.tasks.opened import OpenedModel
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.files import folder_size
@@ -36,6 +37,7 @@ QUALITIES: Mapping[str, Quality] = {
     "perplexity": Quality("bits per byte", "bits_per_byte", "interval", falls=True),
     "classify": Quality("accuracy", "accuracy", "intervals.accuracy"),
     "multilabel": Quality("micro F1", "micro_f1", "intervals.micro_f1"),
+    "hidden_tokens": Quality("nats per hidden token", "mlm_loss", "interval", falls=True),
     "tag": Quality("F1", "f1", "intervals.f1"),
     "sts": Quality("Spearman", "spearman", "intervals.spearman"),
     "retrieval": Quality("nDCG", "ndcg", "intervals.ndcg"),
@@ -57,22 +59,28 @@ class Measure:
         nothing measures it beside another."""
         self.workspace, self.start = workspace, start
         self.files = Files(held_out)
-        writes = start.kind in NEXT_TOKEN_KINDS
+        writes, masked = start.kind in NEXT_TOKEN_KINDS, start.kind == "masked_lm"
         self.config = EvaluateConfig(
             baselines=False,
             text_column=config.text_column,
             label_column=config.label_column,
             seed=config.seed,
-            **({"max_tokens": config.max_tokens, "task": "perplexity"} if writes else {}),
+            **({"task": "perplexity"} if writes else {}),
+            **({"max_tokens": config.max_tokens} if writes or masked else {}),
         )
-        ways = (way for way in TASKS[start.kind].evaluators() if way.suits(self.files, self.config))
+        ways = iter(
+            [HiddenTokensEvaluator]
+            if masked
+            else [way for way in TASKS[start.kind].evaluators()
+                  if way.suits(self.files, self.config)]
+        )  # fmt: skip
         way = next(ways, None)
         if way is None or not {*way.reports} & {*QUALITIES}:
             raise InputError(
                 f"{start.name} is {start.described}, and nothing measures one beside another; "
                 "finetune it first, and compress what comes of it"
             )
-        if held_out is None and (start.run is None or not writes):
+        if held_out is None and (start.run is None or not (writes or masked)):
             raise UsageError(
                 f"{start.name} is measured on held-out examples: give a file of them, --eval FILE"
             )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmctl.compression import COMPRESSION_METHODS
 from llmctl.compression.config import CompressConfig
+from llmctl.compression.importance import CalibrationRows
 from llmctl.compression.smaller import make_smaller, write_smaller
 from llmctl.compression.texts import windows_of_file, windows_of_shards
 from llmctl.data.text.documents import Corpus
@@ -30,6 +31,7 @@ from llmctl.stages.compress.measure import (
     rows_of,
     without_training,
 )
+from llmctl.tasks.calibration import ON_TEXT, check_has_rows, example_rows, text_rows
 from llmctl.tasks.evaluation import shards_of
 from llmctl.tasks.model_card import write_card
 from llmctl.tasks.opened import OpenedModel
@@ -76,7 +78,10 @@ class Compression:
         if self.student is not None:
             self.inputs.append(self.student.record.model_copy(update={"role": "student"}))
         self.windows: Tensor | None = None
-        if self.method.reads:
+        self.rows: CalibrationRows | None = None
+        if config.importance == "gradient":
+            self.rows = self._rows(data)
+        elif self.method.reads:
             self.windows = self._calibration(data)
         elif data is not None:
             raise UsageError(f"--method {config.method} reads no text; leave out --data")
@@ -115,6 +120,22 @@ class Compression:
                 f"{self.start.described}; name one that learned from it"
             )
         return student
+
+    def _rows(self, data: str | None) -> CalibrationRows:
+        """The rows whose loss tells what matters, whose source becomes an input."""
+        start, config = self.start, self.config
+        check_has_rows(start)
+        if start.kind in ON_TEXT:
+            return text_rows(start, self._calibration(data), config.seed)
+        if data in (None, OWN_SHARDS):
+            raise UsageError(
+                f"--importance gradient is by the loss that {start.name} was trained with, on "
+                "labelled examples like those of its training: give a file of them, --data FILE"
+            )
+        path = Path(str(data))
+        self.inputs.append(data_record(path).model_copy(update={"role": "data"}))
+        columns = {"text_column": config.text_column, "label_column": config.label_column}
+        return example_rows(start, path, config.windows, columns, self.reporter)
 
     def _calibration(self, data: str | None) -> Tensor:
         """The rows to calibrate on, whose source becomes an input."""
@@ -226,7 +247,7 @@ class Compression:
         if self.student is not None:
             write_rewritten(self.student.folder, folder / "model")
         else:
-            smaller = make_smaller(self.start.folder, config, windows, progress)
+            smaller = make_smaller(self.start.folder, config, windows, progress, self.rows)
             write_smaller(smaller, self.start.folder, config, folder / "model")
         opened = open_folder(folder / "model")
         record = InputRecord(role="model", name=name, digest=opened.digest())
