@@ -29,7 +29,7 @@ class ExplainedAnswer(Config):
     against: str | None = None
     """Another answer: what speaks for the first rather than for this one."""
     word: int | None = None
-    """The number, from 1, of the word whose tag is explained."""
+    """The number, from 1, of the word whose tag or judgement is explained."""
 
 
 class Explainer(ABC):

@@ -33,3 +33,8 @@ class ClozeEntry(TaskEntry):
         from llmctl.tasks.cloze.asking import ClozeAsker
 
         return ClozeAsker
+
+    def explainer(self) -> Any:
+        from llmctl.tasks.cloze.explain import ClozeExplainer
+
+        return ClozeExplainer

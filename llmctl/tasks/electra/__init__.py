@@ -28,3 +28,8 @@ class ElectraEntry(TaskEntry):
         from llmctl.tasks.electra.predict import ReplacementPredictor
 
         return ReplacementPredictor
+
+    def explainer(self) -> Any:
+        from llmctl.tasks.electra.explain import DetectionExplainer
+
+        return DetectionExplainer
