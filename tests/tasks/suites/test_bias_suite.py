@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from llmctl.data.text.decoding import ReadOptions
 from llmctl.errors import InputError, UsageError
 from llmctl.evaluation.suites.bias import BIAS_SETS, winobias
-from llmctl.evaluation.suites.bias.bbq import bias_score, target_of
+from llmctl.evaluation.suites.bias.bbq import Bbq, bias_score, target_of
 from llmctl.evaluation.suites.bias.stereoset import filled_gap
 from llmctl.evaluation.wilson import wilson_interval
 from llmctl.workspace.artefacts import Workspace
@@ -282,12 +283,45 @@ def test_bbqs_bias_is_the_papers_formula():
         ([("Africa", "Kenyan"), ("Europe", "Dane"), ("unknown", "x")], ["Eritrean", "Kenyan"], 0),
         ([("lowSES", "a"), ("highSES", "b"), ("unknown", "x")], ["low SES"], 0),
         ([("F-Black", "a"), ("F-White", "b"), ("unknown", "x")], ["Black"], 0),
+        ([("lowSES-White", "a"), ("unknown", "x"), ("highSES-F-Black", "b")], ["Black"], 2),
+        ([("M-Black", "a"), ("F-Black", "b"), ("unknown", "x")], ["Black"], None),
         ([("trans_F", "a"), ("nonTrans", "b"), ("unknown", "x")], ["transgender women"], 0),
         ([("gay", "a"), ("lesbian", "b"), ("unknown", "x")], ["gay", "lesbian"], None),
     ],
 )
 def test_which_answer_the_stereotype_is_of(groups: Any, stereotyped: list[str], target: int):
     assert target_of(groups, stereotyped) == target
+
+
+@pytest.mark.parametrize(("first", "second"), [("M", "F"), ("lowSES", "highSES")])
+def test_of_two_people_of_one_race_the_others_tell(tmp_path: Path, first: str, second: str):
+    """Rows as the intersectional files have them: the stereotype is of a race with one of two
+    characteristics, which rows with two races show."""
+
+    def row(number: int, polarity: str, question: str, *groups: str) -> dict[str, Any]:
+        names = {"Black": "the baker", "White": "the farmer"}
+        said = [[f"{names.get(g[-5:], g)} {n}", g] for n, g in enumerate(groups)]
+        return bbq_row(number, "ambig", polarity, 2) | {
+            "category": f"Race_x_{'gender' if first == 'M' else 'SES'}", "question_index": question,
+            **{f"ans{n}": words for n, (words, _) in enumerate(said)},
+            "answer_info": {f"ans{n}": one for n, one in enumerate(said)},
+            "additional_metadata": {"stereotyped_groups": ["Black", "African American"]},
+        }  # fmt: skip
+
+    one, other = f"{first}-Black", f"{second}-Black"
+    rows = [
+        row(0, "neg", "1", other, one, "unknown"),
+        row(1, "nonneg", "1", other, one, "unknown"),
+        row(2, "neg", "1", f"{first}-White", "unknown", one),
+        row(3, "neg", "2", one, "unknown", other),  # of no other row of its question
+        row(4, "neg", "3", f"{second}-F-African American", "unknown", f"{first}-F-White"),
+        row(5, "neg", "3", one, other, "unknown"),
+    ]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    found = Bbq(path, ReadOptions(), None)
+    assert [each.biased for each in found._rows] == [1, 0, 2, None, 0, 1]
+    assert "of 1 of 6 questions" in found.notes()[0]
 
 
 def test_a_gap_whose_sentence_ends_otherwise():
