@@ -50,11 +50,14 @@ def command(
         show_default="all that the model can have",
     ),
     answer: str | None = option(
-        "Explain this class, tag or next word.", show_default="the model's own"
+        "Explain this class, tag or next word; of a detector replaced or original.",
+        show_default="the model's own",
     ),
     against: str | None = option("What speaks for the answer rather than for this one."),
     word: int | None = option(
-        "The number of the word whose tag is explained.", min=1, show_default="the surest entity"
+        "The number of the word whose tag, or whose judgement by a detector, is explained.",
+        min=1,
+        show_default="the surest entity, the most suspicious word",
     ),
     inside: str | None = option(
         "Look into the network instead: attention (by head), lens or tuned-lens (each layer's "
@@ -193,5 +196,5 @@ def _look_inside(run: str, texts: list[str], columns: Any, asked_for: dict[str, 
         else:
             out().print(render_report(found.parts))
         if page_file is not None:
-            page_file.write(inside_page(f"{run}: {way.described}", found.parts))
+            page_file.write(inside_page(f"{run}: {way.described}", found.parts, found.maps))
             reporter.note(f"wrote {html}")

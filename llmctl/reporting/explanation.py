@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from llmctl.reporting.heat_maps import HeatMap, WeightMaps, html_of
 from llmctl.reporting.report import ReportPart
 from llmctl.reporting.tables import simple_table
 from llmctl.reporting.visible import visible
@@ -110,6 +111,11 @@ table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: a
 td, th { padding: .2rem .8rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); }
 td { unicode-bidi: plaintext; }
 td:first-child, th:first-child { text-align: left; }
+.heat td { text-align: center; padding: .15rem .4rem; }
+.maps { display: flex; flex-wrap: wrap; gap: .8rem; }
+figure { margin: 0; font-size: .8rem; }
+svg { width: 6.5rem; height: 6.5rem; display: block; border: 1px solid var(--line);
+  fill: rgb(var(--for)); shape-rendering: crispEdges; }
 section { border-bottom: 1px solid var(--line); padding-bottom: 1rem; }
 @media (max-width: 30rem) { table { font-size: .85rem; } td, th { padding-right: .5rem; } }
 """
@@ -128,9 +134,11 @@ def page(title: str, records: Sequence[Mapping[str, Any]]) -> str:
     return _whole(title, f"<p>{ABOUT}</p>{sections}")
 
 
-def inside_page(title: str, parts: Sequence[ReportPart]) -> str:
-    """What was found inside a network as one HTML page with everything in it."""
-    return _whole(title, "".join(_part(part) for part in parts))
+def inside_page(
+    title: str, parts: Sequence[ReportPart], maps: Sequence[HeatMap | WeightMaps] = ()
+) -> str:
+    """What was found inside a network as one HTML page with everything in it, the maps first."""
+    return _whole(title, "".join([*map(html_of, maps), *map(_part, parts)]))
 
 
 def _part(part: ReportPart) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from llmctl.data.tables.tagged import words_in
 from llmctl.reporting.explanation import inside_page, page
+from llmctl.reporting.heat_maps import HeatMap, WeightMaps
 from llmctl.reporting.report import ReportTable
 
 CHROMIUM = next(
@@ -143,6 +144,26 @@ def test_a_wide_table_scrolls_by_itself(tmp_path: Path):
     found = seen(tmp_path, source, PHONE, dark=False)
     assert found["scrolled"] <= found["width"] == PHONE
     assert found["contrast"] >= 4.5
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look with")
+@pytest.mark.parametrize(("width", "dark"), [(PHONE, False), (DESK, True)])
+def test_maps_can_be_read_on_each_screen(tmp_path: Path, width: int, dark: bool):
+    generator = np.random.default_rng(0)
+    tokens = [f"Ġword{n}" for n in range(30)]
+    values = generator.normal(size=(6, 30)).tolist()
+    weights = generator.dirichlet([0.1] * 30, size=30).tolist()
+    maps = [
+        HeatMap("by layer", tokens, [f"layer {n}" for n in range(6)], values, [tokens] * 6),
+        WeightMaps("attention", tokens, [("layer 0", [(f"head {n}", weights) for n in range(12)])]),
+    ]
+    found = seen(
+        tmp_path, inside_page("bert: inside", ["entropy, in nats"], maps), width, dark=dark
+    )
+    assert (found["ground"] < 0.1) is dark
+    assert found["scrolled"] <= found["width"] == width
+    assert found["contrast"] >= 4.5
+    assert found["scripts"] == found["requests"] == 0
 
 
 def test_a_page_asks_for_nothing():

@@ -5,6 +5,8 @@ L layers, N heads, T tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from llmctl.attribution.explained import ExplainedText
 from llmctl.attribution.inside.base import Insight, Subject, Way
 from llmctl.errors import InputError
 from llmctl.models.layers.attention import recorded_attention
+from llmctl.reporting.heat_maps import WeightMaps
 from llmctl.reporting.report import ReportTable
 
 
@@ -60,7 +63,7 @@ class Attention(Way):
             for one in heads
         ]
         headings = ["entropy", "itself", "one before", "first token", "distance", "most looked at"]
-        record = {
+        record: dict[str, Any] = {
             "text": text.text,
             "tokens": tokens,
             "heads": heads,
@@ -70,7 +73,19 @@ class Attention(Way):
             "entropy: of a token's attention, in nats, on average; itself, one before, first "
             "token: the share that goes there; distance: in tokens"
         )
-        return Insight(record, [ReportTable(f"{subject.name}: attention", headings, rows), about])
+        maps = WeightMaps(
+            "each token's attention (a row) to each token (a column)",
+            tokens,
+            [
+                (
+                    f"layer {layer}",
+                    [(f"head {head}", weights) for head, weights in enumerate(heads_here)],
+                )
+                for layer, heads_here in enumerate(record["weights"])
+            ],
+        )
+        table = ReportTable(f"{subject.name}: attention", headings, rows)
+        return Insight(record, [table, about], [maps])
 
 
 def _told(weights_TT: Tensor, tokens: list[str]) -> dict[str, object]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from llmctl.attribution.explained import ExplainedText
 from llmctl.models.spec import Backbone
+from llmctl.reporting.heat_maps import HeatMap, WeightMaps
 from llmctl.reporting.report import ReportPart
 from llmctl.tokenizers import Tokenizer
 
@@ -43,6 +44,8 @@ class Insight:
 
     record: dict[str, Any]
     parts: Sequence[ReportPart]
+    maps: Sequence[HeatMap | WeightMaps] = ()
+    """What a page shows in colours besides."""
 
 
 class Way(ABC):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from llmctl.attribution.explained import ExplainedText
 from llmctl.attribution.inside.base import Insight, Subject, Way, head_inputs
+from llmctl.reporting.heat_maps import HeatMap
 from llmctl.reporting.report import ReportTable
 
 SHOWN_LOSSES, SHOWN_NEURONS = 12, 10
@@ -125,7 +126,8 @@ class Importance(Way):
         size = "lost" if count == 1 else "size"
         found.sort(key=lambda one: -abs(one[size]))
         record = self._of_texts(texts, whole_S) | {"heads": found, "neurons": neurons_found}
-        return Insight(record, self._parts(subject, record))
+        shown = _map_of(found, len(layers), N)
+        return Insight(record, self._parts(subject, record), [shown])
 
     @staticmethod
     def _of_texts(texts: Sequence[ExplainedText], whole_S: list[float]) -> dict[str, Any]:
@@ -163,6 +165,19 @@ class Importance(Way):
             f"of the answer's number, {record['number']:.4f}{mean}: a logit or a log-probability; "
             "below 0 the answer would be stronger without it",
         ]
+
+
+def _map_of(heads: Sequence[dict[str, Any]], layers: int, count: int) -> HeatMap:
+    """What is lost without each head, by layer."""
+    lost = {(one["layer"], one["head"]): float(one["lost"]) for one in heads}
+    values = [[lost[layer, head] for head in range(count)] for layer in range(layers)]
+    return HeatMap(
+        "what the answer loses without each head",
+        [f"head {head}" for head in range(count)],
+        [f"layer {layer}" for layer in range(layers)],
+        values,
+        [[f"{value:+.2f}" for value in row] for row in values],
+    )
 
 
 @torch.no_grad()

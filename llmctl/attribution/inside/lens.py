@@ -9,7 +9,7 @@ L layers, T tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from llmctl.attribution.inside.states import recorded_reading
 from llmctl.errors import InputError
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.masked_lm import MaskedLM
+from llmctl.reporting.heat_maps import HeatMap
 from llmctl.reporting.report import ReportTable
 
 BEST = 3
@@ -104,11 +105,12 @@ class LogitLens(Way):
         """Shown at one place; the record has every place's best token by layer."""
         (text,) = subject.texts
         place = text.read_at[0]
-        said, layers = layer_answers(subject, lens_of(subject).double(), place)
+        logs_LTV = lens_of(subject).double()
+        said, layers = layer_answers(subject, logs_LTV, place)
         rows = [layer_row(one) for one in layers]
         title = f"{subject.name}: logit lens at token {place + 1} of {len(text.ids_T)}"
         headings = ["likeliest", said, "its rank", "KL"]
-        record = {
+        record: dict[str, Any] = {
             "text": text.text,
             "tokens": subject.tokens(text),
             "place": place,
@@ -116,4 +118,23 @@ class LogitLens(Way):
             "layers": layers,
         }
         about = "KL: of the model's own answer from the layer's, in nats"
-        return Insight(record, [ReportTable(title, headings, rows), about])
+        maps = [lens_map(record["tokens"], layers, logs_LTV)]
+        return Insight(record, [ReportTable(title, headings, rows), about], maps)
+
+
+def lens_map(
+    tokens: Sequence[str], layers: Sequence[Mapping[str, Any]], logs_LTV: Tensor
+) -> HeatMap:
+    """What each layer finds likeliest at each token, coloured by how likely.
+
+    layers: of ``layer_answers``, by the log-probabilities.
+    """
+    names = [layer_row(one)[0] for one in layers]
+    return HeatMap(
+        "the likeliest token of each layer at each place, from the highest layer",
+        [f"{number} {token}" for number, token in enumerate(tokens, 1)],
+        names[::-1],
+        logs_LTV.amax(-1).exp().flip(0).tolist(),
+        [one["tokens"] for one in reversed(layers)],
+        largest=1.0,
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from llmctl.attribution.inside.base import Insight, Subject, Way
-from llmctl.attribution.inside.lens import layer_answers, layer_row, unembedding
+from llmctl.attribution.inside.lens import layer_answers, layer_row, lens_map, unembedding
 from llmctl.attribution.inside.states import recorded_reading
 from llmctl.attribution.inside.translators import LensText, Translators, keep, kept, tune
 from llmctl.reporting.report import ReportTable
@@ -49,7 +49,8 @@ class TunedLens(Way):
             ]
             logs.append(unembed(read[-1]).log_softmax(-1))
         place = text.read_at[0]
-        said, layers = layer_answers(subject, torch.stack(logs).double(), place)
+        logs_LTV = torch.stack(logs).double()
+        said, layers = layer_answers(subject, logs_LTV, place)
         for one, plain, tuned in zip(layers, *translators.losses.values(), strict=False):
             one |= {"held_out_lens": plain, "held_out_tuned": tuned}
         layers[-1] |= {"held_out_lens": 0.0, "held_out_tuned": 0.0}
@@ -72,4 +73,5 @@ class TunedLens(Way):
             f"text of {translators.source} that the lens was not tuned on, and that of the logit "
             "lens there"
         )
-        return Insight(record, [ReportTable(title, headings, rows), about])
+        maps = [lens_map(subject.tokens(text), layers, logs_LTV)]
+        return Insight(record, [ReportTable(title, headings, rows), about], maps)
