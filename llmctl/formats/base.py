@@ -39,6 +39,7 @@ from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.heads.gpt_bert import GptBertHead
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.heads.setfit import PooledClassifier
+from llmctl.models.layers.initialisation import Undrawn
 from llmctl.models.layers.quantised_matrix import READ_QUANTISED, QuantisedMatrix
 from llmctl.models.layers.virtual_tokens import VirtualShape, VirtualTokens
 from llmctl.models.ngram.arrays import model_of
@@ -232,9 +233,11 @@ class Pretrained:
         """The backbone with a head of the table ``HEADS``, and with another dropout where it is
         given. Raises InputError where there are no tensors for the head."""
         with self._fitting():
-            head, body = HEADS[kind], self._body(dropout)
-            model = head.build_described(body, self.tensors, self.fields)
+            head = HEADS[kind]
             fresh = [name for name in head.optional if name not in self.tensors]
+            with contextlib.nullcontext() if fresh else Undrawn():
+                body = self._body(dropout)
+                model = head.build_described(body, self.tensors, self.fields)
             return self._filled(model, without=fresh)
 
     def ngram(self) -> NgramModel:

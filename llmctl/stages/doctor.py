@@ -34,7 +34,7 @@ SCHEMA_VERSION = 1
 
 NEEDED = (
     "torch", "numpy", "typer", "rich", "sentencepiece", "pyarrow", "safetensors", "tokenizers",
-    "pydantic", "filelock", "jinja2", "zstandard",
+    "pydantic", "filelock", "jinja2", "zstandard", "pyyaml",
 )  # fmt: skip
 OPTIONAL = {
     "scikit-learn": "the baseline TF-IDF of eval",

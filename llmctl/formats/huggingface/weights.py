@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from llmctl.errors import InputError
 from llmctl.formats.filling import sides
+from llmctl.models.layers.initialisation import Undrawn
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import WeightMap
 from llmctl.parsing import read_json_object
@@ -29,6 +29,8 @@ from llmctl.workspace.tensors import read_tensor, tensor_heads
 WEIGHTS_FILE = "model.safetensors"
 PICKLED = "pytorch_model.bin"
 """The name of older models' files, with numbers where there are several."""
+PICKLED_ENDINGS = (".bin", ".pt", ".pth")
+"""Endings of files that PyTorch pickled."""
 INDEX = ".index.json"
 """Behind the name of the one file: which of several holds which tensor."""
 AGAIN = "copy it again from where it was made"
@@ -64,6 +66,16 @@ class Weights(Mapping[str, Tensor]):
         self.files, self._integers = tuple(files), integers
         self._unpickled: dict[Path, dict[str, Tensor]] = {}
 
+    @classmethod
+    def of_checkpoint(cls, path: Path, tensors: object) -> Weights:
+        """Those that a checkpoint has beside other things, as ``load_pickled`` gave them. What
+        torch.compile puts into their names is taken out. Raises InputError for what is no tensor
+        by its name."""
+        weights = cls([path])
+        named = _tensors_of(path, tensors).items()
+        weights._unpickled[path] = {name.replace(COMPILED, ""): tensor for name, tensor in named}
+        return weights
+
     @cached_property
     def _places(self) -> dict[str, _Place]:
         """Raises InputError for a tensor that holds no floating-point numbers."""
@@ -90,7 +102,7 @@ class Weights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         """A tensor. Raises InputError where its numbers are not finite."""
         path, inner, _ = self._places[name]
-        pickled = path.suffix == ".bin"
+        pickled = path.suffix in PICKLED_ENDINGS
         tensor = self._pickled(path)[inner] if pickled else read_tensor(path, inner)
         if tensor.is_floating_point() and not is_finite(tensor):
             raise InputError(
@@ -108,9 +120,15 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def repeats(self, name: str, other: str) -> bool:
+        """Whether a tensor says nothing that another doesn't: it is the same, or not there."""
+        if name not in self or other not in self:
+            return name not in self
+        return torch.equal(self[name], self[other])
+
     def _head(self, path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Type and shape of each tensor of a file."""
-        if path.suffix == ".bin":
+        if path.suffix in PICKLED_ENDINGS:
             return {
                 name: (_DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
                 for name, tensor in self._pickled(path).items()
@@ -120,7 +138,7 @@ class Weights(Mapping[str, Tensor]):
     def _pickled(self, path: Path) -> dict[str, Tensor]:
         """The tensors of a pickled file, mapped where they can be."""
         if path not in self._unpickled:
-            self._unpickled[path] = _unpickled(path)
+            self._unpickled[path] = _tensors_of(path, load_pickled(path))
         return self._unpickled[path]
 
 
@@ -161,12 +179,16 @@ _DTYPE_NAMES = {
 }
 
 
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickled file, which can hold a program: whatever isn't a tensor or a plain
-    value is refused unread. Raises InputError."""
+COMPILED = "_orig_mod."
+"""What torch.compile puts into the names of a module's tensors."""
+
+
+def load_pickled(path: Path, instead: str = "take the model as safetensors") -> Any:
+    """What a pickled file holds, which can be a program: whatever isn't a tensor or a plain value
+    is refused unread, and ``instead`` says what to do then. Raises InputError."""
     try:
         # Mapped, tensors are read when they are looked at; files of before 2020 can't be.
-        value = torch.load(
+        return torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except FileNotFoundError:
@@ -174,11 +196,14 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file fails in any of a dozen ways
         if type(error).__name__ == "UnpicklingError":
             raise InputError(
-                f"{path} is damaged, or holds more than tensors, which is not read; take the model "
-                "as safetensors"
+                f"{path} is damaged, or holds more than tensors, which is not read; {instead}"
             ) from None
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} can't be read as a file of PyTorch: {reason}; {AGAIN}") from None
+
+
+def _tensors_of(path: Path, value: object) -> dict[str, Tensor]:
+    """The tensors of a file. Raises InputError for anything else."""
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no tensors by name; {AGAIN}")
     for name, tensor in value.items():
@@ -228,16 +253,6 @@ def check_sizes(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves weights as they are where they would be drawn: of those without values nothing comes,
-    and PyTorch imports for a second or two what it draws them with."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
 def check_body(
     spec: ModelSpec,
     config: Any,
@@ -251,7 +266,7 @@ def check_body(
     default Hugging Face's. Raises ValueError for a tensor that is
     missing, has another shape, or is one too many.
     """
-    with torch.device("meta"), _Undrawn():
+    with torch.device("meta"), Undrawn():
         body = spec.build(config)
     names_there = names_there or spec.weights[HUGGING_FACE]
     expected = names_there.export_tensors(body.state_dict(), config)

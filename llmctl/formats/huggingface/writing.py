@@ -66,6 +66,9 @@ def write_description(
         for role in ("pad", "bos", "eos")
         if role in tokenizer.special
     }
+    if kind in NEXT_TOKEN_KINDS:
+        # transformers has numbers of its own for what isn't said.
+        ids = {"bos_token_id": None, "eos_token_id": None, **ids}
     if spec.kind == "encoder":
         tokenizer = tokenizer.for_encoder(segments=config.pairs_by_segments)
     elif spec.kind == "encoder-decoder":
@@ -90,7 +93,7 @@ def write_description(
         ends = [tokenizer.special[r] for r in ("eos", "turn_end") if r in tokenizer.special]
         ends += sorted(tokenizer.further_ends.difference(ends))
         said = {name: number for name, number in ids.items() if number is not None}
-        _write_json(folder / "generation_config.json", {**said, "eos_token_id": ends})
+        _write_json(folder / "generation_config.json", {**said, "eos_token_id": ends or None})
     tokenizer.save(folder, max_length=config.max_positions)
 
 

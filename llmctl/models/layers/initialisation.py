@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+
+
+class Undrawn(TorchFunctionMode):
+    """Leaves weights as they are where they would be drawn, of a network whose weights are read
+    afterwards, or that is built without values: the most of the time to build one is drawing, and
+    memory that nothing was written to is none. PyTorch imports for a second or two what it draws
+    those without values with."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _DRAWING:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+_DRAWING = ("normal_", "uniform_", "trunc_normal_")
+"""What weights are drawn with."""
 
 
 def initialise(module: nn.Module, std: float) -> None:
