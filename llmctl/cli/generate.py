@@ -113,6 +113,7 @@ def command(
         "Number format of the weights: fp32, bf16, int8 or int4, the smallest.",
         show_default="fp32",
     ),
+    generation_config: str | None = options.GENERATION_CONFIG,
     threads: int | None = options.THREADS,
     nproc: int | None = options.NPROC,
     workspace: Path = options.WORKSPACE,
@@ -121,7 +122,8 @@ def command(
     json: bool = options.JSON,
     quiet: bool = options.QUIET,
 ) -> None:
-    """Write on from prompts. Always the likeliest token, unless an option asks for sampling."""
+    """Write on from prompts. Always the likeliest token, unless an option asks for sampling, or the
+    model's own generation_config.json does."""
     table = locals()
     options.ask_for_large_pages()
     from llmctl.cli.console import TerminalReporter, print_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmctl.cli import options
+from llmctl.cli import artefact_names, options
 from llmctl.cli.guard import guarded
 from llmctl.cli.options import argument, option
 
@@ -22,6 +22,12 @@ def command(
     revision: str | None = option(
         "Branch, tag or commit on the Hub.", show_default="the newest of its main branch"
     ),
+    tokenizer: str | None = option(
+        "The tokenizer of a nanoGPT's checkpoint: a meta.pkl, a folder, a tokenizer.json, GPT-2's "
+        "vocab.json, or a name in the workspace.",
+        autocompletion=artefact_names.TOKENIZERS,
+        show_default="the one beside it",
+    ),
     workspace: Path = options.WORKSPACE,
     force: bool = options.FORCE,
     json: bool = options.JSON,
@@ -37,7 +43,13 @@ def command(
     place = options.open_workspace(workspace)
     with TerminalReporter(quiet=quiet) as reporter:
         run, up_to_date = import_model(
-            place, source, name=name, revision=revision, force=force, reporter=reporter
+            place,
+            source,
+            name=name,
+            revision=revision,
+            tokenizer=tokenizer,
+            force=force,
+            reporter=reporter,
         )
     summary = run.manifest.summary
     if json:

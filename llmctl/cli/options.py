@@ -73,6 +73,12 @@ THREADS = option(
     min=1,
     show_default="a core's each",
 )
+GENERATION_CONFIG = option(
+    "Whose generation_config.json says how texts are chosen, where nothing else does: auto, the "
+    "model's own; none; or a folder's.",
+    show_default="auto",
+    metavar="auto|none|FOLDER",
+)
 MAX_RESTARTS = option(
     "With --nproc: times to go on from the last checkpoint when a process is lost.",
     default=0,

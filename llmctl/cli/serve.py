@@ -43,6 +43,7 @@ def command(
         "the fastest on a processor.",
         show_default="fp32",
     ),
+    generation_config: str | None = options.GENERATION_CONFIG,
     threads: int | None = options.THREADS,
     workspace: Path = options.WORKSPACE,
     recipe: Path | None = options.RECIPE,
@@ -66,5 +67,6 @@ def command(
 
     config = options.configured(ServeConfig, "serve", asked)
     place = options.open_workspace(workspace)
-    serving = open_serving(place, start, config, adapters=adapter)
-    serve(serving, reporter=TerminalReporter(quiet=quiet))
+    reporter = TerminalReporter(quiet=quiet)
+    serving = open_serving(place, start, config, adapters=adapter, reporter=reporter)
+    serve(serving, reporter=reporter)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmctl.errors import InputError, UsageError
+from llmctl.formats.gguf.parts import parts_beside
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 """OWNER/NAME."""
@@ -21,7 +22,8 @@ UNWANTED_FILES = ("original/*", "onnx/*", "openvino/*", "*.onnx*", ".*")
 
 
 def download(source: str, revision: str | None = None) -> Path:
-    """The folder, or the file, of a model on the Hub, from the cache where it is there.
+    """The folder, or the file, of a model on the Hub, from the cache where it is there; with a file
+    that is one of several parts of a model come all of them.
 
     Raises UsageError without the client, InputError where there is no such model, it isn't to be
     had, or the Hub can't be reached.
@@ -30,7 +32,12 @@ def download(source: str, revision: str | None = None) -> Path:
         from huggingface_hub import hf_hub_download, snapshot_download
 
         if match := HUB_FILE.fullmatch(source):
-            return Path(hf_hub_download(match[1], match[2], revision=revision))
+            path = Path(hf_hub_download(match[1], match[2], revision=revision))
+            # The others of the same commit, whatever comes to the branch meanwhile.
+            commit = path.parents[match[2].count("/")].name
+            for name in parts_beside(match[2]):
+                hf_hub_download(match[1], name, revision=commit)
+            return path
         ignore = list(UNWANTED_FILES)
         folder = Path(
             snapshot_download(

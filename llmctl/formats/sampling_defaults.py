@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from llmctl.errors import InputError
+from llmctl.reporting.reporter import Reporter
 from llmctl.tokenizers.hf_config import read_object
 
 FILE = "generation_config.json"
+AUTO, NONE = "auto", "none"
+"""The model's own file, and none."""
 DRAWING: dict[str, Any] = {
     "temperature": 1.0,
     "top_k": 0,
@@ -48,3 +51,42 @@ def sampling_defaults(folder: Path) -> tuple[dict[str, float], tuple[str, ...]]:
         found[name] = value
     others = (name for name, idle in PASSED_OVER.items() if said.get(name) not in (None, [], idle))
     return found, tuple(others)
+
+
+def taken_defaults(
+    folder: Path,
+    source: str,
+    *,
+    given: Collection[str],
+    passed_over: Collection[str] = (),
+    user: str,
+    first: str = "options go before it",
+    reporter: Reporter,
+) -> dict[str, float]:
+    """What counts of how texts are chosen, by ``sampling_defaults``; it is told, and so is what
+    isn't followed.
+
+    folder: the model's. source: ``AUTO``, ``NONE`` or another folder. given: fields that were said
+    otherwise. passed_over: fields that the way of writing has no use for. user: who takes them.
+    first: what goes before them. Raises InputError for a folder without the file, and for a value
+    that is no number.
+    """
+    if source == NONE:
+        return {}
+    place = folder if source == AUTO else Path(source)
+    if source != AUTO and not (place / FILE).is_file():
+        raise InputError(
+            f"--generation-config {source}: there is no {FILE} in it; give a model's folder, "
+            f"{AUTO} or {NONE}"
+        )
+    said, others = sampling_defaults(place)
+    left = tuple(name for name in said if name in passed_over and name not in given)
+    taken = {n: value for n, value in said.items() if n not in given and n not in passed_over}
+    if taken:
+        values = ", ".join(f"{name} {value:g}" for name, value in taken.items())
+        reporter.note(f"{FILE} has {values}; {first}")
+    if left or others:
+        reporter.note(
+            f"{FILE} also has {', '.join((*left, *others))}, which {user} does not follow"
+        )
+    return taken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from llmctl.formats.sampling_defaults import AUTO
 from llmctl.inference.engine import EngineConfig
 from llmctl.inference.weights import WeightType
 
@@ -21,6 +22,9 @@ class ServeConfig(EngineConfig):
     """Device that computes; auto: the accelerator if there is one."""
     dtype: WeightType = "fp32"
     """Number format of the weights; int8 and int4 are the fastest on a processor."""
+    generation_config: str = AUTO
+    """Whose generation_config.json says how texts are chosen, where a request doesn't: auto, the
+    model's own; none; or that of another folder."""
     max_waiting: int = Field(256, ge=0)
     """Texts that may wait for a place; further requests are answered with 429."""
     max_body_bytes: int = Field(4 << 20, ge=1 << 10)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from llmctl.errors import InputError, UsageError
 from llmctl.formats.description import CHAT, NEXT_TOKEN_KINDS, TOKENIZER
+from llmctl.formats.sampling_defaults import NONE, taken_defaults
 from llmctl.inference.constraints import Grammars
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig
 from llmctl.inference.engine import Engine, EngineConfig
 from llmctl.inference.weights import WeightType, prepare
+from llmctl.reporting.reporter import Reporter
 from llmctl.serving.errors import HTTPError
 from llmctl.tasks import TASKS
 from llmctl.tasks.embed.texts import TextEmbedder
@@ -40,6 +42,9 @@ class ServedModel:
     """What gives its classes; None: it has none."""
     embedder: TextEmbedder | None = None
     """What makes its vectors; None: it makes none."""
+    sampling: dict[str, float] = field(default_factory=dict)
+    """How its texts are chosen where a request doesn't say it, by the names of
+    ``GenerationConfig``'s fields."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -125,10 +130,13 @@ def open_models(
     dtype: WeightType,
     adapters: Sequence[str] = (),
     created: int,
+    generation_config: str = NONE,
+    reporter: Reporter | None = None,
 ) -> dict[str, ServedModel]:
     """Models by the names under which they answer: a run's, a folder's last part, or what stands
     before ``=``. adapters: ``NAME=FOLDER``, each served as its base's name, a colon and its own;
-    the base is the first model.
+    the base is the first model. generation_config: whose says how texts are chosen where a request
+    doesn't; an adapter's base says it of both.
 
     Raises InputError for one that is not there or does nothing that is served, UsageError for a
     name that comes twice.
@@ -138,12 +146,22 @@ def open_models(
     for adapter in adapters:
         own, path = _named(adapter)
         named.append((f"{named[0][0]}:{own}", path))
-    for name, start in named:
+    for number, (name, start) in enumerate(named):
         if name in models:
             raise UsageError(
                 f"two models would be called {name}; give one another name: --from NAME={start}"
             )
-        models[name] = _open(workspace, name, start, engine, device, dtype, created)
+        served = models[name] = _open(workspace, name, start, engine, device, dtype, created)
+        base = served if number < len(starts) else models[named[0][0]]
+        if served.engine is not None:
+            served.sampling = taken_defaults(
+                base.opened.folder.path,
+                generation_config,
+                given=(),
+                user=f"serve ({name})",
+                first=f"what a request of {name} says goes before it",
+                reporter=reporter or Reporter(),
+            )
     return models
 
 

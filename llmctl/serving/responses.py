@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from llmctl.serving.chat import job_of
 from llmctl.serving.errors import HTTPError
 from llmctl.serving.generation import Generation, Written
+from llmctl.serving.models import ServedModel
 from llmctl.serving.protocol import ChatBody, ResponsesBody, parsed
 from llmctl.serving.state import Serving, encoded, now, read_body
 from llmctl.serving.streaming import streamed
@@ -26,7 +27,7 @@ async def responses(asked: Asked) -> Response:
     chat = parsed(ChatBody, _as_chat(body))
     job, _ = await asyncio.to_thread(job_of, served, chat)
     generation = Generation(serving, job, asked)
-    answer = _Response(served.name, body, generation)
+    answer = _Response(served, body, generation)
     if body.stream:
         return await streamed(_events(generation, answer), done=False)
     (text,) = await generation.whole()
@@ -69,8 +70,9 @@ def _as_chat(body: ResponsesBody) -> dict[str, Any]:
 class _Response:
     """How an answer is told."""
 
-    def __init__(self, model: str, body: ResponsesBody, generation: Generation) -> None:
-        self._model, self._body, self._generation = model, body, generation
+    def __init__(self, served: ServedModel, body: ResponsesBody, generation: Generation) -> None:
+        self._model, self._body, self._generation = served.name, body, generation
+        self._sampling = {"temperature": 1.0, "top_p": 1.0, **served.sampling}
         self._id, self._created = f"resp_{secrets.token_hex(12)}", now()
         self.item = f"msg_{secrets.token_hex(12)}"
 
@@ -84,6 +86,10 @@ class _Response:
             "role": "assistant",
             "content": [part] if text or status != "in_progress" else [],
         }
+
+    def _chosen_by(self, field: str) -> float:
+        asked: float | None = getattr(self._body, field)
+        return self._sampling[field] if asked is None else asked
 
     def document(self, status: str, text: Written | None = None) -> dict[str, Any]:
         """The whole response; without a text before there is one."""
@@ -101,8 +107,8 @@ class _Response:
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "instructions": self._body.instructions,
             "max_output_tokens": self._body.max_output_tokens,
-            "temperature": 1.0 if self._body.temperature is None else self._body.temperature,
-            "top_p": 1.0 if self._body.top_p is None else self._body.top_p,
+            "temperature": self._chosen_by("temperature"),
+            "top_p": self._chosen_by("top_p"),
             "parallel_tool_calls": False,
             "tool_choice": "none",
             "tools": [],

@@ -38,7 +38,8 @@ def compiled(
     served: ServedModel, body: Sampling, *, max_tokens: int, chat: bool = False
 ) -> tuple[CompiledSamplingParams, int]:
     """The rules of a request's texts, and how often they are to be asked for: several texts that
-    draw nothing are the same. Raises HTTPError for a value that can't be."""
+    draw nothing are the same. What it doesn't say is as the model's folder says it, or else as
+    OpenAI's. Raises HTTPError for a value that can't be."""
     count = 1 if body.n is None else body.n
     if not 1 <= count <= MOST_SAMPLES:
         raise HTTPError(f"n: has to be from 1 to {MOST_SAMPLES}", param="n")
@@ -52,14 +53,13 @@ def compiled(
     for name in ("allowed_token_ids", "stop_token_ids", "logit_bias"):
         if len(getattr(body, name) or ()) > MOST_IDS:
             raise HTTPError(f"{name}: at most {MOST_IDS:,} tokens", param=name)
+    said = {**served.sampling, **_said(body)}
     fields: dict[str, Any] = {
         name: value
-        for name in SAME
-        if (value := getattr(body, name)) is not None and NEUTRAL.get(name) != value
+        for name, value in said.items()
+        if NEUTRAL.get(name) != value and not (name == "top_k" and value <= 0)
     }
-    fields["temperature"] = 1.0 if body.temperature is None else body.temperature
-    if body.top_k not in (None, 0, -1):
-        fields["top_k"] = body.top_k
+    fields.setdefault("temperature", 1.0)
     drawn = fields["temperature"] > 0
     seed = secrets.randbits(31) if body.seed is None else body.seed % (1 << 63)
     fields |= {
@@ -84,6 +84,12 @@ def compiled(
         name = str(error).partition(":")[0].partition(".")[0].strip()
         raise HTTPError(str(error)[:500], param=name if name.isidentifier() else None) from None
     return rules, 1 if drawn else count
+
+
+def _said(body: Sampling) -> dict[str, float]:
+    """What a request says of how texts are chosen."""
+    said = {name: getattr(body, name) for name in (*SAME, "top_k")}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def constraint_of(served: ServedModel, body: Sampling) -> Callable[[], Constraint] | None:

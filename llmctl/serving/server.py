@@ -35,6 +35,7 @@ def open_serving(
     config: ServeConfig,
     *,
     adapters: Sequence[str] = (),
+    reporter: Reporter | None = None,
 ) -> Serving:
     """Models that are ready to be served. Raises InputError for one that can't be."""
     models = open_models(
@@ -45,6 +46,8 @@ def open_serving(
         dtype=config.dtype,
         adapters=adapters,
         created=now(),
+        generation_config=config.generation_config,
+        reporter=reporter,
     )
     worker = Worker([model.engine for model in models.values() if model.engine is not None])
     return Serving(config, models, worker, Metrics(models))

@@ -11,7 +11,7 @@ from llmctl.config import build
 from llmctl.errors import InputError
 from llmctl.formats.description import CHAT, TOKENIZER
 from llmctl.formats.open import open_model
-from llmctl.formats.sampling_defaults import FILE, sampling_defaults
+from llmctl.formats.sampling_defaults import AUTO, taken_defaults
 from llmctl.inference.chat import ChatSession
 from llmctl.inference.constraints import GrammarKind
 from llmctl.inference.decoder import CausalDecoder
@@ -36,6 +36,9 @@ class ChatConfig(GenerationConfig):
     """Device that computes; auto: the accelerator if there is one."""
     dtype: WeightType = "fp32"
     """Number format of the weights; int8 and int4 are the fastest on a processor."""
+    generation_config: str = AUTO
+    """Whose generation_config.json says how answers are chosen, where nothing else does: auto, the
+    model's own; none; or that of another folder."""
 
     @model_validator(mode="before")
     @classmethod
@@ -89,13 +92,10 @@ def open_chat(
 
 def _as_the_folder_says(path: Path, config: ChatConfig, reporter: Reporter) -> ChatConfig:
     """The configuration with a folder's own values of what was not given."""
-    said, others = sampling_defaults(path)
-    taken = {name: value for name, value in said.items() if name not in config.model_fields_set}
-    if taken:
-        values = ", ".join(f"{name} {value:g}" for name, value in taken.items())
-        reporter.note(f"{FILE} has {values}; options go before it")
-    if others:
-        reporter.note(f"{FILE} also has {', '.join(others)}, which a chat does not follow")
+    given = config.model_fields_set
+    taken = taken_defaults(
+        path, config.generation_config, given=given, user="a chat", reporter=reporter
+    )
     # The chat's own temperature and top_p go together, so one isn't kept without the other.
     own = {"top_p": None} if "temperature" in taken else {}
     return build(ChatConfig, own, config.model_dump(exclude_unset=True), taken)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmctl.config import build
 from llmctl.data.tables.rows import RowReader
 from llmctl.data.text.decoding import DEFAULT, ReadOptions, text_lines
 from llmctl.data.text.files import STDIN, format_of, named
 from llmctl.data.text.sources import no_file
 from llmctl.errors import InputError, UsageError
+from llmctl.formats.sampling_defaults import DRAWING, taken_defaults
 from llmctl.inference.constraints import GrammarKind
 from llmctl.inference.prompts import Shots, find_columns, read_rows, write_prompts
 from llmctl.inference.templates import read_template
@@ -49,16 +51,33 @@ def open_generation(
     reporter: Reporter | None = None,
 ) -> TextGenerator:
     """The model of a run's name or of a folder, ready to write. draft: a smaller model that writes
-    ahead. prompts: how many there will be, if that is known. form: what the texts are kept to.
+    ahead. prompts: how many there will be, if that is known. form: what the texts are kept to. What
+    the folder's generation_config.json says of how texts are chosen counts where the configuration
+    was not given otherwise, and is told.
 
     Raises InputError if one of them is not there or writes no text, UsageError if their
     vocabularies differ.
     """
     model = OpenedModel.open(workspace, start)
+    config = _as_the_folder_says(model.folder.path, config, reporter or Reporter())
     ahead = None if draft is None else OpenedModel.open(workspace, draft)
     return generator_of(model)(
         model, config, draft=ahead, prompts=prompts, form=form, reporter=reporter
     )
+
+
+def _as_the_folder_says(path: Path, config: GenerateConfig, reporter: Reporter) -> GenerateConfig:
+    """The configuration with a folder's own values of what was not given."""
+    searches = config.num_beams > 1 or config.penalty_alpha is not None
+    taken = taken_defaults(
+        path,
+        config.generation_config,
+        given=config.model_fields_set,
+        passed_over=DRAWING if searches else (),
+        user="a search" if searches else "generate",
+        reporter=reporter,
+    )
+    return build(GenerateConfig, config.model_dump(exclude_unset=True), taken)
 
 
 def templated(generation: TextGenerator, table: Templated) -> Iterator[Prompt]:

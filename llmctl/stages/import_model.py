@@ -8,14 +8,17 @@ in fp32. Every tensor is read once, so that a damaged one is met here and not in
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from llmctl.config import Config
-from llmctl.errors import InputError
-from llmctl.formats.base import Pretrained
+from llmctl.errors import InputError, UsageError, did_you_mean
+from llmctl.formats.base import Format, Pretrained
+from llmctl.formats.gguf.parts import SPLIT_NAME
 from llmctl.formats.hub import HUB_FILE, REPOSITORY, download
+from llmctl.formats.nanogpt import ENDING, NanoGpt
 from llmctl.formats.open import format_of, open_folder
 from llmctl.formats.rewriting import write_rewritten
 from llmctl.reporting.reporter import Reporter
@@ -42,25 +45,28 @@ def import_model(
     *,
     name: str | None = None,
     revision: str | None = None,
+    tokenizer: str | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Artefact, bool]:
     """A run with the model of a folder, a file or the Hub, and whether it was there already.
 
-    Raises InputError where there is no such model, or it can't be opened whole.
+    tokenizer: a name in the workspace or a path, for a model that has none of its own. Raises
+    InputError where there is no such model, or it can't be opened whole, UsageError for a tokenizer
+    beside the model's own.
     """
     reporter = reporter or Reporter()
     path = _found(source, revision)
     format = format_of(path)
     if format is None:
         raise InputError(f"{path} holds no model that is known here; give a model's folder or file")
-    model = format.open(path)
+    model = _opened(workspace, format, path, tokenizer)
     if model.architecture is None:
         raise InputError(f"{path} is {model.described}; only networks are imported")
     record = InputRecord(role="source", name=_shown(source, path), digest=model.digest())
     config = ImportConfig()
     identity = Identity.of("import", config, [record])
-    default = slug(Path(source).name.removesuffix(".gguf"), "model")
+    default = slug(_stem(Path(source).name), "model")
     run_name, found = workspace.match(
         "run", name, default, identity, force=force, note=reporter.note
     )
@@ -95,6 +101,28 @@ def import_model(
     return run, False
 
 
+def _opened(workspace: Workspace, format: Format, path: Path, tokenizer: str | None) -> Pretrained:
+    """The model of a path, with the tokenizer that is named where it has none of its own."""
+    if tokenizer is None:
+        return format.open(path)
+    if not isinstance(format, NanoGpt):
+        raise UsageError(
+            f"--tokenizer is for a checkpoint without one, as nanoGPT's: {path} has its own; leave "
+            "it out"
+        )
+    if tokenizer in workspace.names("tokenizer"):
+        artefact = workspace.get("tokenizer", tokenizer)
+        artefact.verify()
+        return format.open(path, artefact.folder)
+    if not os.path.exists(tokenizer):  # unlike Path's, false for what can't be a name
+        raise InputError(
+            f"--tokenizer {tokenizer!r} is neither a tokenizer of the workspace nor a file"
+            f"{did_you_mean(tokenizer, workspace.names('tokenizer'))}; give a meta.pkl, a "
+            "tokenizer.json or a folder with one"
+        )
+    return format.open(path, Path(tokenizer))
+
+
 def _found(source: str, revision: str | None) -> Path:
     """A source that is here, or brought here."""
     path = Path(source)
@@ -105,6 +133,13 @@ def _found(source: str, revision: str | None) -> Path:
     raise InputError(
         f"{source}: no such folder or file; give one, or OWNER/NAME of the Hugging Face Hub"
     )
+
+
+def _stem(name: str) -> str:
+    """What a model is called after its file's name."""
+    if part := SPLIT_NAME.fullmatch(name):
+        return part[1]
+    return name.removesuffix(".gguf").removesuffix(ENDING)
 
 
 def _shown(source: str, path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from llmctl.errors import InputError, UsageError
+from llmctl.formats.sampling_defaults import AUTO
 from llmctl.inference.constraints import GrammarKind, Grammars
 from llmctl.inference.decoder import CausalDecoder, DecoderRunner
 from llmctl.inference.decoding import CompiledSamplingParams, Completion, GenerationConfig
@@ -37,6 +38,9 @@ class GenerateConfig(GenerationConfig):
     """Device that computes; auto: the accelerator if there is one."""
     dtype: WeightType = "fp32"
     """Number format of the weights; int8 and int4 are the fastest on a processor."""
+    generation_config: str = AUTO
+    """Whose generation_config.json says how texts are chosen, where nothing else does: auto, the
+    model's own; none; or that of another folder."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from llmctl.formats.gguf.writing import write_gguf_model
 from llmctl.formats.open import open_folder
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.stages.import_model import import_model
+from llmctl.workspace.artefacts import Workspace
 from tests.foreign_models import learned
 
 IDS = torch.tensor([[5, 9, 2, 30, 77, 140, 3]])
@@ -105,3 +108,34 @@ def test_a_tensor_in_two_parts_is_refused(whole: Path, tmp_path: Path):
     write_gguf(second, values, file, dict.fromkeys(file, BLOCK_KINDS["F32"]))
     with pytest.raises(InputError, match=r"has the tensor .*, as another part has"):
         open_folder(first)
+
+
+@pytest.mark.parametrize("folder", ["", "Q8_0/"])
+def test_all_parts_of_a_model_on_the_hub_come_with_one(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+):
+    hub = pytest.importorskip("huggingface_hub")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot, asked = tmp_path / "cache" / "snapshots" / commit, []
+    (tmp_path / "there").mkdir()
+    cut(whole, tmp_path / "there")
+
+    def one(repository: str, name: str, revision: str | None = None) -> str:
+        asked.append((repository, name, revision))
+        path = snapshot / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "there" / path.name, path)
+        return str(path)
+
+    monkeypatch.setattr(hub, "hf_hub_download", one)
+    place, file = Workspace(tmp_path / "workspace"), "m-00002-of-00003.gguf"
+    run, _ = import_model(place, f"some/model/{folder}{file}", revision="v2")
+    assert run.manifest.name == "m"
+    found = open_folder(run.folder / "model").causal_lm().eval()
+    with torch.no_grad():
+        assert torch.equal(found.logits(found.body(IDS)), logits(whole))
+    others = [f"{folder}m-0000{number}-of-00003.gguf" for number in (1, 3)]
+    assert asked == [
+        ("some/model", folder + file, "v2"),
+        *(("some/model", name, commit) for name in others),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from llmctl.cli.app import app
@@ -348,6 +350,51 @@ def test_the_stage_answers_in_the_order_of_the_prompts(models: Workspace):
     for answer in found:
         by_text.setdefault(answer.prompt.text, set()).add(answer.completions[0].ids)
     assert [len(ids) for ids in by_text.values()] == [1] * 5
+
+
+def test_what_a_folder_says_of_sampling_counts_unless_options_do(
+    models: Workspace, run: Run, tmp_path: Path
+):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "gpt"
+    shutil.copytree(models.path("run", "gpt") / "model", folder)
+    path = folder / "generation_config.json"
+    ends = json.loads(path.read_text())
+
+    def written(said: dict[str, Any], *words: object, code: int = 0) -> tuple[list[int], str]:
+        path.write_text(json.dumps({**ends, **said}))
+        asked = ("--from", folder, "--prompt", "the ship", "--json", *words)
+        result = run(*asked, code=code)
+        ids = [] if code else answers(result)[0]["completions"][0]["ids"]
+        return list(map(int, ids)), result.stderr
+
+    greedy, _ = written({})
+    drawn = {"do_sample": True, "temperature": 9.0, "top_k": 40}
+    found, told = written(drawn)
+    assert found != greedy
+    assert "generation_config.json has temperature 9, top_k 40; options go before it" in told
+    assert written(drawn, "--temperature", "0")[0] == greedy
+    assert written(drawn, "--top-k", "1")[0] == greedy
+    assert written(drawn, "--generation-config", "none") == (greedy, "")
+    _, told = written({**drawn, "guidance_scale": 2.0}, "--num-beams", "2")
+    assert "also has temperature, top_k, guidance_scale, which a search does not follow" in told
+    _, told = written({**drawn, "top_p": 2.0}, code=2)
+    assert "top_p" in told
+    # What transformers writes of a folder that says so.
+    penalised = {"repetition_penalty": 1.7}
+    found, _ = written(penalised)
+    assert found != greedy
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    prompt = open_folder(folder).tokenizer
+    ids = [*prompt.layout.before, *prompt.encode("the ship")]
+    with_theirs = theirs.generate(torch.tensor([ids]), max_new_tokens=8)[0, len(ids) :].tolist()
+    assert with_theirs[: len(found)] == found
+    other = tmp_path / "other"
+    other.mkdir()
+    assert "there is no generation_config.json" in written({}, "--generation-config", other,
+                                                           code=3)[1]  # fmt: skip
+    (other / "generation_config.json").write_text(json.dumps(penalised))
+    assert written(drawn, "--generation-config", other)[0] == found
 
 
 def test_a_process_ends_with_one_sentence(models: Workspace):

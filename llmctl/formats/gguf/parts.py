@@ -59,6 +59,22 @@ class GgufParts(Mapping[str, Tensor]):
         return name in self._files
 
 
+def parts_beside(name: str) -> list[str]:
+    """The names of the other parts of the model that a file is one of by its name, with its folder;
+    none where it is whole."""
+    folder, slash, file = name.rpartition("/")
+    named = SPLIT_NAME.fullmatch(file)
+    if named is None:
+        return []
+    all_names = (part_name(named[1], n, int(named[3])) for n in range(1, int(named[3]) + 1))
+    return [folder + slash + part for part in all_names if part != file]
+
+
+def part_name(stem: str, number: int, count: int) -> str:
+    """What a part of a model is called, its number counted from 1."""
+    return f"{stem}-{number:05}-of-{count:05}.gguf"
+
+
 def _all_parts(asked: GgufFile, count: int) -> list[GgufFile]:
     """All parts of the model that one is of. Raises InputError where they are not whole."""
     named = SPLIT_NAME.fullmatch(asked.path.name)
@@ -68,8 +84,7 @@ def _all_parts(asked: GgufFile, count: int) -> list[GgufFile]:
             f"call it NAME-0000N-of-{count:05}.gguf, as the others beside it"
         )
     paths = [
-        asked.path.with_name(f"{named[1]}-{number:05}-of-{count:05}.gguf")
-        for number in range(1, count + 1)
+        asked.path.with_name(part_name(named[1], number, count)) for number in range(1, count + 1)
     ]
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None:
