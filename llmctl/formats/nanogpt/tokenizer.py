@@ -46,16 +46,14 @@ def read_tokenizer_for(
             "where that has none, GPT-2's vocab.json and merges.txt, or name one: llmctl import "
             f"{checkpoint} --tokenizer PATH"
         )
-    if place.suffix == ".pkl":
-        tokenizer, files = _characters_of(place), (place,)
-    else:
-        tokenizer, files = tokenizers.load(place), ()
-    if tokenizer.vocab_size > vocab_size or (files and tokenizer.vocab_size != vocab_size):
+    of_characters = place.suffix == ".pkl"
+    tokenizer = _characters_of(place) if of_characters else tokenizers.load(place)
+    if tokenizer.vocab_size > vocab_size or (of_characters and tokenizer.vocab_size != vocab_size):
         raise InputError(
             f"{place} has {tokenizer.vocab_size} pieces, and the model {vocab_size}; give the "
             "tokenizer that it was trained with"
         )
-    return files, tokenizer
+    return ((place,) if of_characters else ()), tokenizer
 
 
 def _characters_of(path: Path) -> Tokenizer:
