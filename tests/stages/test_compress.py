@@ -73,6 +73,22 @@ def weights_of(place: Workspace, name: str) -> tuple[int, int]:
     return sum(p.numel() for p in matrices), body.embedding().weight.numel()
 
 
+def test_embeddings_that_are_the_output_layer_too(place: Workspace):
+    run, _ = smaller(place, "gpt", "round", embeddings=True)
+    small, start = read_table(run)["rows"]
+    body, embedding = weights_of(place, "gpt")
+    # The kernel's four bits with four bytes for each 32; and for reading rows four bits once more,
+    # with three bytes: a scale in halves and a zero.
+    kept = (body + embedding) * 5 // 8 + embedding // 2 + 3 * embedding // 32
+    assert small["bytes_in_memory"] == start["bytes_in_memory"] - 4 * (body + embedding) + kept
+    without, _ = Compression(place, "gpt", CompressConfig(method="round", max_tokens=600)).run("b")
+    gone = read_table(without)["rows"][0]["bytes_on_disk"] - small["bytes_on_disk"]
+    assert gone == pytest.approx(4 * embedding - embedding // 2 - 4.125 * embedding // 32, abs=999)
+    in_int4 = measure(place, "small", max_tokens=600, baselines=False, dtype="int4")
+    figures = in_int4["results"]["model"]["bits_per_byte"], small["quality"]
+    assert figures[0] == pytest.approx(figures[1], abs=0.02)
+
+
 def test_what_loses_too_much_leaves_nothing(place: Workspace):
     before = sorted(path.name for path in (place.root / "runs").iterdir())
     with pytest.raises(LossError, match=r"--max-loss 0\.01: magnitude loses"):
