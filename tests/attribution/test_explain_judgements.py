@@ -136,7 +136,7 @@ def test_a_detectors_word_is_explained_by_the_others(tmp_path: Path):
     other = "original" if sign > 0 else "replaced"
     asked = explained(folder, word=2, answer=other)
     assert asked.answer.startswith(other)
-    assert float(asked.score(asked.ids_T[None])) == pytest.approx(-everything, abs=1e-4)
+    assert float(asked.score(asked.ids_T[None]).detach()) == pytest.approx(-everything, abs=1e-4)
     # Without a word, the one that looks replaced most.
     suspicious = explained(folder)
     own = np.asarray(logits[1 : 1 + len(text.ids_T) - 2])
