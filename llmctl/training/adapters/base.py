@@ -57,10 +57,14 @@ class Method(ABC):
 
 
 def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
-    """Freeze a model, the named parts apart."""
+    """Freeze a model, the named parts apart; of these too what the body shares with them, as the
+    embeddings of a decoder that is attached."""
     model.requires_grad_(False)
+    body: Any = model.body
+    shared = {id(parameter) for parameter in body.parameters()} if parts else set()
     for name in parts:
-        model.get_submodule(name).requires_grad_(True)
+        for parameter in model.get_submodule(name).parameters():
+            parameter.requires_grad_(id(parameter) not in shared)
 
 
 class Addition(nn.Module, ABC):
