@@ -67,8 +67,10 @@ def command(
         "texts in one sequence.",
         show_default="decoder",
     ),
-    teacher: str | None = option(
-        "With --task distil: the model to learn from, a run or a model folder.",
+    teacher: list[str] = option(
+        "With --task distil: the model to learn from, a run or a model folder; given again, models "
+        "that answer with labels teach together.",
+        default=[],
         autocompletion=artefact_names.RUNS,
     ),
     layers: int | None = option(

@@ -94,8 +94,8 @@ def request_of(
     from llmctl.stages import train
 
     recipe = read_recipe(parameters["recipe"], stage) if parameters["recipe"] else {}
-    # A flag that isn't given says nothing.
-    given = {key: None if value is False else value for key, value in fields.items()}
+    # A flag, or a list, that isn't given says nothing.
+    given = {k: None if value is False or value == [] else value for k, value in fields.items()}
     if (kept := given.get("keep_checkpoints")) is not None:
         given["keep_checkpoints"] = int(kept) if kept.isdecimal() else kept
     return train.request_of(

@@ -18,7 +18,6 @@ from llmctl.formats.peft.folder import Adapter, Peft
 from llmctl.parsing import read_json_object
 from llmctl.tasks import DEFAULT_TASK, finetuning_task
 from llmctl.tasks.base import NetworkTask
-from llmctl.tasks.opened import OpenedModel
 from llmctl.tokenizers import load
 from llmctl.training.adapters import METHODS
 from llmctl.training.adapters.base import merge
@@ -181,17 +180,17 @@ class FinetuningTask(NetworkTask):
         return
 
     @classmethod
-    def open_teacher(cls, workspace: Workspace, config: Any) -> OpenedModel | None:
-        """The model that is learned from, where there is one beside that which is trained."""
+    def open_teachers(cls, workspace: Workspace, config: Any) -> Any:
+        """The ``Teachers`` that are learned from, where there are some beside what is trained."""
         return None
 
     @classmethod
-    def with_teacher(cls, teacher: OpenedModel) -> Any:
-        """The class that learns from such a teacher; it is given it as ``teacher``."""
+    def with_teachers(cls, teachers: Any) -> Any:
+        """The class that learns from such teachers; it is given them as ``teachers``."""
         return cls
 
     @classmethod
-    def new_student(cls, config: Any, teacher: OpenedModel) -> tuple[Pretrained, str]:
+    def new_student(cls, config: Any, teachers: Any) -> tuple[Pretrained, str]:
         """The network to train where none is named to start from, and what it is in words."""
         raise NotImplementedError
 

@@ -256,11 +256,11 @@ class FinetuneRequest(Request):
                 f"--method {config.method} keeps most weights as they are, and those of --from "
                 "scratch are random; leave --method out"
             )
-        task, teacher = self.task, self.task.open_teacher(workspace, config)
+        task, teachers = self.task, self.task.open_teachers(workspace, config)
         taught: dict[str, Any] = {}
-        if teacher is not None:
-            task, taught = task.with_teacher(teacher), {"teacher": teacher}
-        base, record, start = self._base(workspace, task, teacher, reporter)
+        if teachers is not None:
+            task, taught = task.with_teachers(teachers), {"teachers": teachers}
+        base, record, start = self._base(workspace, task, teachers, reporter)
         if (kinds := task.kinds(config)) and base.kind not in kinds:
             raise InputError(f"--from {start} is {base.described} {task.lacks}")
         if base.spec.kind not in task.backbones:
@@ -272,12 +272,12 @@ class FinetuneRequest(Request):
         check_method(config, base)
         base = replace(base, before=METHODS[config.method].virtual_tokens(config))
         inputs = [] if record is None else [record]
-        if teacher is not None:
-            inputs.append(teacher.record.model_copy(update={"role": "teacher"}))
+        if teachers is not None:
+            inputs += teachers.records
         inputs += [data_record(self.data), *task.further_inputs(config)]
         named = record or inputs[0]
         suffix = SCRATCH if scratch else Path(named.name).name
-        suffix += "" if teacher is None else "-student"
+        suffix += "" if teachers is None else "-student"
         parent = named.artefact if not scratch else None
         return Sources(
             Identity.of(self.stage, config, inputs, scratch=scratch),
@@ -289,13 +289,13 @@ class FinetuneRequest(Request):
         )
 
     def _base(
-        self, workspace: Workspace, task: Any, teacher: OpenedModel | None, reporter: Reporter
+        self, workspace: Workspace, task: Any, teachers: Any, reporter: Reporter
     ) -> tuple[Pretrained, InputRecord | None, str]:
         """The network to train, its record where it is a run's or a folder's, and what it is
         called."""
         if self.start is None:
-            assert teacher is not None
-            base, called = task.new_student(self.config, teacher)
+            assert teachers is not None
+            base, called = task.new_student(self.config, teachers)
             return base, None, called
         return *open_model(workspace, self._network(workspace, reporter)), self.start
 

@@ -4,8 +4,8 @@
            T² KL(teacher ‖ student)
 
 Any model that answers with probabilities of labels teaches: a classifier, one of several labels
-too, one from a few labels, or a cloze, as pattern-exploiting training ends with (Schick and Schütze
-2021, §3.3). It answers once, before the training.
+too, one from a few labels, or a cloze; several answer together (see ensemble.py). They answer once,
+before the training.
 
 N texts, B texts of a batch, C classes.
 """
@@ -13,7 +13,7 @@ N texts, B texts of a batch, C classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,22 +41,22 @@ from llmctl.formats.description import COLUMNS, MAX_LENGTH, MULTI_LABEL, PROBLEM
 from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.models.heads.classify import Classifier, parts_on
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks import TASKS
-from llmctl.tasks.classify.labels import gives_several, is_ordinal, thresholds_of
 from llmctl.tasks.distil.batches import DistilBatch
 from llmctl.tasks.distil.config import DistilConfig
+from llmctl.tasks.distil.ensemble import LabelTeacher, together
 from llmctl.tasks.distil.losses import binary_divergence, divergence
 from llmctl.tasks.distil.task import DistilTask
 from llmctl.tasks.kept_tensors import kept_tensor
+from llmctl.tasks.opened import OpenedModel
 from llmctl.training.batches import LossParts, SumAndCount
 from llmctl.training.device import Machine
 from llmctl.workspace.files import sha256_json
 from llmctl.workspace.manifests import InputRecord
 
 TAUGHT = "teacher"
-"""The folder of a run that the teacher's answers are kept in."""
-LEAST_PROBABILITY = 1e-12
-"""Probabilities are taken for at least that: their logarithms are finite."""
+"""The folder of a run that the teachers' answers are kept in."""
+WEIGHED = "teacher_weights"
+"""The folder of a run that the teachers' weights are kept in, where they are measured."""
 NO_LABEL = -1.0
 """The label of a text that has none."""
 
@@ -74,18 +74,16 @@ class ClassDistilTask(DistilTask):
         return [] if more is None else [data_record(Path(more), "unlabelled")]
 
     def _read(self, reporter: Reporter) -> None:
-        folder = self.teacher.folder
-        if is_ordinal(folder):
-            raise InputError(
-                f"--teacher {self.teacher.name} is a classifier of ordered classes, which no "
-                "student learns yet; finetune a small model on the labels, with --ordinal"
-            )
-        answering = TASKS[self.teacher.kind].predictor()
-        assert answering is not None
-        predictor: Any = answering.for_model(self.teacher)
-        self._predictor = predictor(self.teacher, "cpu")
-        self.labels: list[str] = list(folder.labels or self._predictor.labels)
-        self.several = gives_several(folder)
+        first, *others = self.teachers.models
+        self._asked = [LabelTeacher(first)]
+        self.labels, self.several = self._asked[0].labels, self._asked[0].several
+        for model in others:
+            self._asked.append(teacher := LabelTeacher(model, self.labels))
+            if teacher.several != self.several:
+                raise InputError(
+                    f"--teacher {model.name} gives a text {_number_of(teacher)}, and "
+                    f"{first.name} {_number_of(self._asked[0])}: teachers of one student are alike"
+                )
         self._examples = self._all_examples(reporter)
         self._known_NC = torch.tensor([self._label(example) for example in self._examples])
         self.labelled = int((self._known_NC[:, 0] >= 0).sum())
@@ -110,6 +108,11 @@ class ClassDistilTask(DistilTask):
         for row, (example, one) in enumerate(zip(self._examples, encoded, strict=True)):
             part = self._held_out if is_held_out(example, share) else self._train
             part.append(replace(one, label=row))
+        if self.teachers.untrained and not self._labelled_to_train:
+            raise InputError(
+                f"ensemble.weights accuracy: {self.data} has no labelled text to train on, and "
+                "teachers are weighed by these; weigh by numbers, or even"
+            )
 
     def _all_examples(self, reporter: Reporter) -> list[Example]:
         options = self.config.data
@@ -118,7 +121,8 @@ class ClassDistilTask(DistilTask):
         reporter.note(f"{self.data.name}: {self._columns.describe()}")
         if self._columns.label is None:
             reporter.note("no label column: the student learns from its teacher's answers alone")
-        check_pairs_alike(self.teacher, self.data, self._columns, options)
+        for model in self.teachers.models:
+            check_pairs_alike(model, self.data, self._columns, options)
         examples = list(read_examples(self.data, self._columns, reading=reading))
         if options.unlabelled is not None:
             further = Columns(self._columns.text, self._columns.text_pair, None)
@@ -185,8 +189,10 @@ class ClassDistilTask(DistilTask):
 
     @property
     def facts(self) -> dict[str, Any]:
+        several = {"teachers": [model.name for model in self.teachers.models]}
         return {
             **super().facts,
+            **(several if len(self._asked) > 1 else {}),
             "classes": len(self.labels),
             "labelled": self.labelled,
             COLUMNS: labelled_record(self._columns),
@@ -215,59 +221,72 @@ class ClassDistilTask(DistilTask):
         return model
 
     def before_training(self, folder: Path, machine: Machine, reporter: Reporter) -> None:
-        self._teacher_NC = kept_tensor(
+        share_ENC = kept_tensor(
             folder / TAUGHT,
-            "log_probabilities",
-            self._digest(),
-            lambda: self._answered(reporter),
+            "probabilities",
+            self._digest(self.teachers.models),
+            lambda: torch.stack([t.probabilities(self._examples, reporter) for t in self._asked]),
             machine,
             reporter,
-            "the teacher's answers",
+            "the teachers' answers",
         )
+        weights = self.config.ensemble.weights
+        if weights == "accuracy":
+            weight_E = kept_tensor(
+                folder / WEIGHED,
+                "accuracy",
+                self._digest([*self.teachers.models, *self.teachers.untrained]),
+                self._right_before,
+                machine,
+                reporter,
+                "the teachers' weights",
+            )
+        else:
+            each = weights if isinstance(weights, tuple) else [1.0] * len(self._asked)
+            weight_E = torch.tensor(each, dtype=torch.float64)
+        self._weight_E = weight_E / weight_E.sum()
+        if len(self._asked) > 1:
+            told = (f"{name} {share:.1%}" for name, share in self._shares.items())
+            reporter.note(f"teachers weigh {', '.join(told)}")
+        mean = self.config.ensemble.mean
+        self._teacher_NC = together(share_ENC, self._weight_E, mean, several=self.several)
 
-    def _digest(self) -> str:
-        """The digest of all that decides what the teacher answers."""
+    def _digest(self, models: Sequence[OpenedModel]) -> str:
+        """The digest of all that decides what some models answer."""
         hashed = hashlib.sha256()
         for example in self._examples:
             for text in (example.text, example.text_pair):
                 hashed.update(f"{'-' if text is None else len(text)}:{text or ''}".encode())
-        return sha256_json([self.teacher.folder.digest(), hashed.hexdigest()])
+        return sha256_json([*(model.folder.digest() for model in models), hashed.hexdigest()])
 
-    def _answered(self, reporter: Reporter) -> Tensor:
-        """Logarithms of the probabilities of the classes of each text (N, C), in fp32; of several
-        labels logits."""
-        rows = []
-        for prediction in self._predictor.answers(self._questions(), reporter=reporter):
-            rows.append([prediction.probabilities[label] for label in self.labels])
-            if len(rows) % 64 == 0:
-                reporter.progress("texts answered by the teacher", len(rows), len(self._examples))
-        share_NC = torch.tensor(rows, dtype=torch.float64).clamp(LEAST_PROBABILITY, 1.0)
-        if self.several:
-            return torch.logit(share_NC.clamp(max=1 - LEAST_PROBABILITY)).float()
-        return share_NC.log().float()
+    @property
+    def _labelled_to_train(self) -> list[Example]:
+        rows = [self._examples[int(one.label)] for one in self._train]
+        return [row for row in rows if row.label is not None]
 
-    def _questions(self) -> Iterator[Any]:
-        """The texts as the teacher takes them."""
-        if self.teacher.kind != "cloze":
-            return iter(self._examples)
-        from llmctl.inference.templates import TEXT, PromptRow
-
-        fields = self._predictor.template.fields - {TEXT, "text_pair"}
-        if fields:
-            raise InputError(
-                f"--teacher {self.teacher.name} asks by a template with "
-                f"{', '.join(sorted(fields))}; a student reads a text, or two"
-            )
-        return (
-            PromptRow(
-                {TEXT: one.text}
-                if one.text_pair is None
-                else {TEXT: one.text, "text_pair": one.text_pair},
-                None,
-                one.source,
-            )
-            for one in self._examples
+    def _right_before(self) -> Tensor:
+        """How many of the labelled texts each template got right before it was trained, (E,).
+        Raises InputError where none got any."""
+        rows = self._labelled_to_train
+        pairs = zip(self._asked, self.teachers.untrained, strict=True)
+        weight_E = torch.tensor(
+            [teacher.right_before(model, rows) for teacher, model in pairs], dtype=torch.float64
         )
+        if not weight_E.any():
+            raise InputError(
+                f"ensemble.weights accuracy: before they were trained the teachers got none of "
+                f"the {len(rows):,} labelled texts right; weigh by numbers, or even"
+            )
+        return weight_E
+
+    @property
+    def _shares(self) -> dict[str, float]:
+        """How much of the answers is each teacher's."""
+        names = [model.name for model in self.teachers.models]
+        return dict(zip(names, self._weight_E.tolist(), strict=True))
+
+    def conclude(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        return {"teachers": self._shares} if len(self._asked) > 1 else {}
 
     def loss(self, model: Classifier, batch: DistilBatch) -> LossParts:
         """The loss in nats. A text whose label isn't known has its teacher's part alone."""
@@ -321,9 +340,14 @@ class ClassDistilTask(DistilTask):
             COLUMNS: labelled_record(self._columns),
         }
         if self.several:
-            thresholds = thresholds_of(self.teacher.folder).tolist()
+            each = [teacher.thresholds for teacher in self._asked]
+            thresholds = (self._weight_E @ torch.tensor(each, dtype=torch.float64)).tolist()
             extra |= {PROBLEM: MULTI_LABEL, THRESHOLDS: thresholds}
         write_model_folder(folder, model, self._tokenizer, extra)
 
     def heads(self, model: nn.Module) -> dict[str, Tensor]:
         return self.base.spec.export_head("classify", model)
+
+
+def _number_of(teacher: LabelTeacher) -> str:
+    return "any number of labels" if teacher.several else "one label"

@@ -18,10 +18,15 @@ LANGUAGE_LENGTH = 128
 
 Divergence = Literal["forward", "reverse", "jsd"]
 Relation = Literal["qk", "qq", "kk", "vv"]
+EnsembleMean = Literal["probabilities", "scores"]
 
 
 def _parts(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _numbers(value: object) -> object:
+    return _parts(value) if isinstance(value, str) and "," in value else value
 
 
 class DistilObjective(Config):
@@ -97,13 +102,35 @@ class DistilData(ExamplesData):
     whose text columns are called the same."""
 
 
+def _one_or_more(value: object) -> object:
+    """One teacher is its name, as it is where no others are thought of."""
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+
+
+class EnsembleConfig(Config):
+    """How several teachers answer together."""
+
+    weights: Annotated[
+        Literal["even", "accuracy"] | tuple[Annotated[float, Field(ge=0)], ...],
+        BeforeValidator(_numbers),
+    ] = "even"
+    """How the teachers weigh: even, all alike; accuracy, each template by the share of the labelled
+    texts to train on that it got right before it was trained (Schick and Schütze 2021); or numbers,
+    one for each, 0.6,0.4."""
+    mean: EnsembleMean = "probabilities"
+    """What the mean is of: the teachers' probabilities, or their scores, as in the paper, by which
+    one teacher can rule a label out."""
+
+
 class DistilConfig(FinetuneConfig):
     """Everything that decides a distillation."""
 
     task: Literal["distil"] = "distil"
     """What is learned."""
-    teacher: str | None = None
-    """The model to learn from: a run or a folder."""
+    teacher: Annotated[str | tuple[str, ...] | None, BeforeValidator(_one_or_more)] = None
+    """The model to learn from, a run or a folder; of models that give labels several, which answer
+    together."""
+    ensemble: EnsembleConfig = EnsembleConfig()
     layers: int | None = Field(None, ge=1)
     """The student is the teacher with so many of its layers, evenly chosen from the first to the
     last."""
@@ -137,6 +164,38 @@ class DistilConfig(FinetuneConfig):
                 f"{self.arch} are random; leave --method out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_teachers(self) -> Self:
+        names, weights = self.teachers, self.ensemble.weights
+        if len({*names}) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"--teacher {twice} is given twice; name each once")
+        if len(names) < 2 and self.ensemble != EnsembleConfig():
+            raise ValueError("ensemble.* says how several teachers answer; give --teacher again")
+        if isinstance(weights, tuple) and (len(weights) != len(names) or not sum(weights)):
+            raise ValueError(
+                f"ensemble.weights are {len(weights)} numbers, and there are {len(names)} "
+                "teachers; give one for each, not all of them 0"
+            )
+        if len(names) > 1 and self.layers is not None:
+            raise ValueError(
+                f"--layers {self.layers} takes the student from its teacher, and there are "
+                f"{len(names)}; give it with --from, or --arch and --preset"
+            )
+        if len(names) > 1 and self.looks_inside:
+            raise ValueError(
+                "objective.hidden and attention compare a student with one teacher, and there are "
+                f"{len(names)}; leave them out"
+            )
+        return self
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The names of the models to learn from."""
+        if self.teacher is None:
+            return ()
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
 
     @property
     def looks_inside(self) -> bool:

@@ -28,11 +28,11 @@ from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.buckets import bucketed
 from llmctl.tasks.distil.batches import DistilBatch, padded, read
 from llmctl.tasks.distil.config import DistilConfig
+from llmctl.tasks.distil.ensemble import Teachers
 from llmctl.tasks.distil.inside import Inside, InsideLoss
 from llmctl.tasks.distil.student import check_no_wider, same_pieces, student_of
 from llmctl.tasks.examples import EVAL_BATCH_SIZE
 from llmctl.tasks.finetuning import FinetuningTask, Method, careful_peak_rate
-from llmctl.tasks.opened import OpenedModel
 from llmctl.training.batches import SumAndCount, TensorBatch
 from llmctl.workspace.artefacts import Workspace
 
@@ -58,12 +58,13 @@ class DistilTask(FinetuningTask):
         *,
         start: str,
         reporter: Reporter,
-        teacher: OpenedModel,
+        teachers: Teachers,
     ) -> None:
-        """teacher: what is learned from. Raises ConfigError for a student that is wider, InputError
-        where both have to have one vocabulary and have not."""
+        """teachers: what is learned from. Raises ConfigError for a student that is wider,
+        InputError where both have to have one vocabulary and have not."""
         super().__init__(data, base, config, start=start, scratch=config.arch is not None)
-        self.teacher = teacher
+        self.teachers = teachers
+        self.teacher = teacher = teachers.models[0]
         folder = teacher.folder
         for name in self.fields_of_others:
             if getattr(config.objective, name) != type(config.objective).model_fields[name].default:
@@ -76,7 +77,8 @@ class DistilTask(FinetuningTask):
                 f"data.unlabelled is for a classifier's student, and --teacher {teacher.name} is "
                 f"{teacher.described}; leave it out, and give all text with --data"
             )
-        check_no_wider(base, folder, teacher.name, f"the student ({self.start})")
+        for model in teachers.models:
+            check_no_wider(base, model.folder, model.name, f"the student ({self.start})")
         if self.by_token or config.looks_inside:
             what = "tokens are compared" if self.by_token else "hidden and attention compare them"
             if not same_pieces(base, folder):
@@ -115,24 +117,14 @@ class DistilTask(FinetuningTask):
                 )
 
     @classmethod
-    def open_teacher(cls, workspace: Workspace, config: DistilConfig) -> OpenedModel:
-        """Raises UsageError where none is named, InputError for one that isn't there or has no
-        network."""
-        if config.teacher is None:
-            raise UsageError(
-                "--teacher is missing: name the model to learn from, a run or a model folder"
-            )
-        teacher = OpenedModel.open(workspace, config.teacher)
-        if teacher.folder.architecture is None:
-            raise InputError(
-                f"--teacher {teacher.name} is {teacher.described}, which has no network; give one"
-            )
-        return teacher
+    def open_teachers(cls, workspace: Workspace, config: DistilConfig) -> Teachers:
+        """Those that are named: see ``Teachers.open``."""
+        return Teachers.open(workspace, config)
 
     @classmethod
-    def with_teacher(cls, teacher: OpenedModel) -> Any:
+    def with_teachers(cls, teachers: Teachers) -> Any:
         """What teaches as a model of its kind does. Raises InputError for one that can't be learned
-        from."""
+        from, or not beside another."""
         from llmctl.tasks.distil.causal import CausalDistilTask
         from llmctl.tasks.distil.classes import ClassDistilTask
         from llmctl.tasks.distil.masked import MaskedDistilTask
@@ -143,15 +135,22 @@ class DistilTask(FinetuningTask):
             "embed": VectorDistilTask, "masked_lm": MaskedDistilTask,
             "causal_lm": CausalDistilTask,
         }  # fmt: skip
-        if teacher.kind not in ways:
-            raise InputError(
-                f"--teacher {teacher.name} is {teacher.described}; a student learns from a "
-                "classifier, an embedder, a masked language model or a decoder"
-            )
-        return ways[teacher.kind]
+        for teacher in teachers.models:
+            if teacher.kind not in ways:
+                raise InputError(
+                    f"--teacher {teacher.name} is {teacher.described}; a student learns from a "
+                    "classifier, an embedder, a masked language model or a decoder"
+                )
+            if len(teachers.models) > 1 and ways[teacher.kind] is not ClassDistilTask:
+                raise InputError(
+                    f"--teacher {teacher.name} is {teacher.described}; several teachers answer "
+                    "with labels: give classifiers, or runs of --task setfit or cloze"
+                )
+        return ways[teachers.models[0].kind]
 
     @classmethod
-    def new_student(cls, config: DistilConfig, teacher: OpenedModel) -> tuple[Pretrained, str]:
+    def new_student(cls, config: DistilConfig, teachers: Teachers) -> tuple[Pretrained, str]:
+        teacher = teachers.models[0]
         student = student_of(config, teacher.folder, teacher.name)
         if config.layers is not None:
             return student, f"{config.layers} layers of {teacher.name}"
@@ -185,11 +184,13 @@ class DistilTask(FinetuningTask):
 
     @property
     def introduction(self) -> str:
-        ours, theirs = self.base.config, self.teacher.folder.config
+        ours, models = self.base.config, self.teachers.models
+        shapes = [f"{m.folder.config.num_layers} × {m.folder.config.hidden_size}" for m in models]
+        theirs = "teacher" if len(models) == 1 else f"{len(models)} teachers"
         return (
             f"{self.train_examples:,} texts to train on, {self.held_out_examples:,} held out; the "
             f"student ({self.start}) has {ours.num_layers} layers × {ours.hidden_size}, its "
-            f"teacher {theirs.num_layers} × {theirs.hidden_size}"
+            f"{theirs} {', '.join(shapes)}"
         )
 
     @property
