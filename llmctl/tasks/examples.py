@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field, field_validator
 
-from llmctl.data.tables.encoded import encode_examples, pad_token
+from llmctl.data.tables.encoded import SHORTEST_TEXT, encode_examples, pad_token
 from llmctl.data.tables.labelled import Example
 from llmctl.data.tables.labelled_files import LabelledColumns, is_held_out, resolve_labelled
 from llmctl.data.text.decoding import ReadOptions
@@ -28,8 +28,6 @@ from llmctl.tasks.classify.batches import collate
 from llmctl.tasks.finetuning import FinetuningTask, Method, careful_peak_rate
 from llmctl.training.batches import TensorBatch
 
-SHORTEST = 8
-"""Tokens of an example, special ones included: with fewer next to nothing of a text is left."""
 EVAL_BATCH_SIZE = 64
 """Held-out examples in a batch."""
 
@@ -45,8 +43,8 @@ class ExamplesData(LabelledColumns):
     @field_validator("max_length")
     @classmethod
     def _not_too_short(cls, value: int) -> int:
-        if 0 < value < SHORTEST:
-            raise ValueError(f"use {SHORTEST} or more, or 0 for as many as in pretraining")
+        if 0 < value < SHORTEST_TEXT:
+            raise ValueError(f"use {SHORTEST_TEXT} or more, or 0 for as many as in pretraining")
         return value
 
 

@@ -1,9 +1,11 @@
 """SetFit beside the library of that name, all weights and TF-IDF, from the same few labels.
 
 python -m tests.benchmarks.few_labels MODEL TABLE [--sizes 8,16,64] [--seeds 3] [--test 500]
+    [--ways "setfit+the library"]
 
-MODEL is a sentence-transformers folder, TABLE has the columns label and text. Sizes are labels a
-class. The library (pip install setfit datasets) is left out where it isn't installed.
+MODEL is a sentence-transformers folder, TABLE has labels and texts. Sizes are labels a class; each
+seed draws others, the same for all ways, and the rows to test on are the same for all. The interval
+is a bootstrap's over the rows, of the mean over the seeds. Times are of training and answering.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmctl.data.random import key_of
 from llmctl.data.tables.labelled import read_examples, resolve_columns
 from llmctl.evaluation.baselines import tfidf_logistic_regression
+from llmctl.evaluation.bootstrap import percentile_interval
 from llmctl.stages.predict import predict
 from llmctl.stages.train import finetune
 from llmctl.tasks.finetuning import resolve
@@ -77,20 +81,30 @@ def drawn(rows: list[Any], each: int, seed: int) -> list[Any]:
     return [row for part in of_class.values() for row in part[:each]]
 
 
-def measured(options: argparse.Namespace) -> Iterator[tuple[int, str, list[float], float]]:
+def interval(right_SN: NDArray[np.bool_], resamples: int = 2000) -> tuple[float, float]:
+    """Where the mean over seeds lies, by drawing the rows to test on anew."""
+    generator, count = np.random.default_rng(0), right_SN.shape[1]
+    means_N = right_SN.mean(0)
+    drawn = [means_N[generator.integers(count, size=count)].mean() for _ in range(resamples)]
+    return percentile_interval(drawn)
+
+
+def measured(
+    options: argparse.Namespace,
+) -> Iterator[tuple[int, str, NDArray[np.bool_], float]]:
+    """Of each size and way which rows each seed got right (S, N), and the seconds of a seed."""
     columns = resolve_columns(options.table, need_label=True)
     rows = sorted(read_examples(options.table, columns), key=lambda row: key_of(row.text))
     tests, pool = rows[: options.test], rows[options.test :]
     for each in options.sizes:
         for name in options.ways or WAYS:
-            shares, seconds = [], 0.0
+            right, seconds = [], 0.0
             for seed in range(options.seeds):
                 few, begun = drawn(pool, each, seed), time.perf_counter()
                 found = WAYS[name](options.model, few, tests, seed)
                 seconds += (time.perf_counter() - begun) / options.seeds
-                right = [a == row.label for a, row in zip(found, tests, strict=True)]
-                shares.append(float(np.mean(right)))
-            yield each, name, shares, seconds
+                right.append([a == row.label for a, row in zip(found, tests, strict=True)])
+            yield each, name, np.array(right), seconds
 
 
 def main() -> None:
@@ -102,10 +116,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--test", type=int, default=500)
     parser.add_argument("--ways", type=lambda text: text.split("+"))
-    for each, name, shares, seconds in measured(parser.parse_args()):
-        shown = " ".join(f"{share:.1%}" for share in shares)
-        print(f"{each:>3} a class  {name:<12} {np.mean(shares):.1%}  ({shown})  {seconds:.0f} s",
-              flush=True)  # fmt: skip
+    for each, name, right_SN, seconds in measured(parser.parse_args()):
+        low, high = interval(right_SN)
+        shown = " ".join(f"{share:.1%}" for share in right_SN.mean(1))
+        print(f"{each:>3} a class  {name:<12} {right_SN.mean():.1%} ({low:.1%} to {high:.1%})  "
+              f"seeds {shown}  {seconds:.1f} s", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from llmctl.data.tables.labelled import Example
 from llmctl.errors import InputError
 from llmctl.tokenizers import Layout, Tokenizer
 
+SHORTEST_TEXT = 8
+"""Tokens of a text, special ones included: with fewer next to nothing of it is left."""
+
 
 @dataclass(frozen=True)
 class EncodedExample:

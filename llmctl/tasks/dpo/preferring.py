@@ -6,36 +6,35 @@ additions.
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from llmctl.data.text.decoding import ReadConfig
-from llmctl.errors import ConfigError, InputError, UsageError
+from llmctl.data.tables.conversations import Conversation
+from llmctl.data.text.decoding import ReadConfig, ReadOptions
+from llmctl.data.text.hashing import is_held_out
+from llmctl.errors import InputError, UsageError
 from llmctl.formats.base import Pretrained
-from llmctl.formats.description import CHAT, MAX_LENGTH, NEXT_TOKEN_KINDS
-from llmctl.formats.huggingface.writing import write_model_folder
-from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.formats.description import CHAT
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.buckets import bucketed
-from llmctl.tasks.dpo.answers import EncodedAnswer
+from llmctl.tasks.chatting import ChatTask
+from llmctl.tasks.dpo.answers import EncodedAnswer, encode_answer
 from llmctl.tasks.dpo.reference import reference_log_probs
 from llmctl.tasks.finetuning import (
     METHOD_FACTOR,
+    SCRATCH,
     FinetuneConfig,
-    FinetuningTask,
     Method,
     scale_lr_by_width,
 )
-from llmctl.tokenizers.chat_template import ChatTemplate, default_template
 from llmctl.training.batches import TensorBatch
 from llmctl.training.config import TrainingConfig
 from llmctl.training.device import Machine
@@ -63,42 +62,23 @@ class PreferringConfig(FinetuneConfig):
     )
 
 
-class AnsweringTask(FinetuningTask):
+class AnsweringTask(ChatTask):
     """A model that answers, to be made better at it."""
-
-    peft_task: ClassVar[str] = "CAUSAL_LM"
-    config: Any
 
     def __init__(
         self, data: Path, base: Pretrained, config: Any, *, start: str, reporter: Reporter
     ) -> None:
         """Raises UsageError for random weights, ConfigError for a length beyond the model's."""
-        super().__init__(data, base, config, start=start)
-        if self.scratch:
+        if start == SCRATCH:
             raise UsageError(
                 f"--task {config.task} makes a model better that answers already, and --from "
                 "scratch answers nothing; give a run of --task instruct"
             )
-        self._max_length = config.data.max_length or base.max_length
-        if self._max_length > base.longest_text:
-            raise ConfigError(
-                f"data.max_length {self._max_length} is longer than the model's context; use at "
-                f"most {base.longest_text}"
-            )
-        source, note = default_template(base.tokenizer)
-        if note is not None:
-            reporter.note(note)
+        super().__init__(data, base, config, start=start, reporter=reporter)
         if not base.fields.get(CHAT) and base.tokenizer.chat_template is None:
             reporter.note(
                 f"{start} has not learned to answer; finetune it with --task instruct first"
             )
-        self._tokenizer = copy.copy(base.tokenizer)
-        self._tokenizer.chat_template = source
-        self._template = ChatTemplate(source, self._tokenizer)
-
-    @classmethod
-    def kinds(cls, config: Any) -> tuple[str, ...]:
-        return NEXT_TOKEN_KINDS
 
     @staticmethod
     def peak_rate(base: Pretrained, method: Method, *, scratch: bool) -> float:
@@ -106,37 +86,19 @@ class AnsweringTask(FinetuningTask):
         model is to stay near where it starts."""
         return scale_lr_by_width(1e-4 * METHOD_FACTOR[method], base.config.hidden_size)
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {"max_length": self._max_length}
-
-    @property
-    def new_parts(self) -> tuple[str, ...]:
-        return ()
-
-    def network(self) -> CausalLM:
-        return self.base.causal_lm(dropout=self.config.dropout)
-
-    def write(self, folder: Path, model: nn.Module) -> None:
-        extra = {MAX_LENGTH: max(self._max_length, self.base.max_length), CHAT: True}
-        write_model_folder(folder, model, self._tokenizer, extra)
-
-    def heads(self, model: nn.Module) -> dict[str, Tensor]:
-        return {}
-
 
 class PreferringTask(AnsweringTask):
     """Answers that are known to be good or bad, as padded batches."""
 
     what: ClassVar[str]
     """What an example is, in the plural."""
-    _split: tuple[list[int], list[int]]
-    """Numbers of the examples to train on, and of those held out."""
 
     def __init__(
         self, data: Path, base: Pretrained, config: Any, *, start: str, reporter: Reporter
     ) -> None:
         super().__init__(data, base, config, start=start, reporter=reporter)
+        self._split: tuple[list[int], list[int]] = ([], [])
+        """Numbers of the examples to train on, and of those held out."""
         self._read(reporter)
         trained, held_out = self._split
         if not trained:
@@ -148,10 +110,36 @@ class PreferringTask(AnsweringTask):
         self._epoch = lru_cache(maxsize=2)(partial(bucketed, lengths, size, seed))
         self._reference: Tensor | None = None
 
-    @abstractmethod
     def _read(self, reporter: Reporter) -> None:
-        """Fill ``_split`` from the file, and what it numbers. Raises InputError if nothing is
-        left."""
+        """Take the file's examples, and fill ``_split`` with their numbers. Raises InputError if
+        nothing is left."""
+        counts: Counter[str] = Counter()
+        for example in self._entries(self.config.data.read_options(reporter.note)):
+            counts["read"] += 1
+            conversations = self._conversations(example)
+            encoded = [encode_answer(c, self._template, self._max_length) for c in conversations]
+            answers = [answer for answer in encoded if answer is not None]
+            if len(answers) < len(encoded):
+                counts["too long"] += 1
+            elif not self._take(example, answers):
+                counts["the same"] += 1
+            else:
+                counts["cut"] += any(answer.cut for answer in answers)
+                held_out = is_held_out(example.asked, self.config.data.validation)
+                self._split[held_out].append(sum(map(len, self._split)))
+        self._tell(counts, reporter)
+
+    @abstractmethod
+    def _entries(self, reading: ReadOptions) -> Iterator[Any]:
+        """The examples of the file. Raises InputError if there are none."""
+
+    @abstractmethod
+    def _conversations(self, example: Any) -> Sequence[Conversation]:
+        """An example's answers, each behind what is asked."""
+
+    @abstractmethod
+    def _take(self, example: Any, answers: Sequence[EncodedAnswer]) -> bool:
+        """Keep an example as the next; False, and it isn't kept, where its answers are the same."""
 
     @property
     @abstractmethod
@@ -167,8 +155,8 @@ class PreferringTask(AnsweringTask):
     def _collated(self, numbers: Sequence[int]) -> TensorBatch:
         """Some examples as a batch."""
 
-    def _tell_lengths(self, counts: Counter[str], reporter: Reporter) -> None:
-        """Say what was too long. Raises InputError where that is all."""
+    def _tell(self, counts: Counter[str], reporter: Reporter) -> None:
+        """Say what could not be taken as it is. Raises InputError where that is all."""
         read, limit = counts["read"], self._max_length
         if counts["too long"] == read:
             raise InputError(

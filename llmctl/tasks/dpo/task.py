@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -11,12 +11,13 @@ import torch
 from pydantic import Field, model_validator
 
 from llmctl.config import Config
-from llmctl.data.tables.preferences import read_preferences
-from llmctl.data.text.hashing import is_held_out
+from llmctl.data.tables.conversations import Conversation
+from llmctl.data.tables.preferences import PreferencePair, read_preferences
+from llmctl.data.text.decoding import ReadOptions
 from llmctl.errors import InputError
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks.dpo.answers import EncodedAnswer, encode_answer, paired_rows
+from llmctl.tasks.dpo.answers import EncodedAnswer, paired_rows
 from llmctl.tasks.dpo.loss import PairBatch, PairLoss, dpo_loss
 from llmctl.tasks.dpo.preferring import PreferringConfig, PreferringTask, looked_up
 from llmctl.training.batches import LossParts
@@ -67,33 +68,22 @@ class DpoTask(PreferringTask):
     config_type = DpoConfig
     what = "pairs"
 
-    def _read(self, reporter: Reporter) -> None:
+    def _entries(self, reading: ReadOptions) -> Iterator[PreferencePair]:
         self._pairs: list[Pair] = []
-        self._split: tuple[list[int], list[int]] = ([], [])
-        counts: Counter[str] = Counter()
-        reading = self.config.data.read_options(reporter.note)
-        for pair in read_preferences(self.data, reading=reading):
-            counts["read"] += 1
-            answers = [
-                encode_answer(pair.answered(answer), self._template, self._max_length)
-                for answer in (pair.chosen, pair.rejected)
-            ]
-            chosen, rejected = answers
-            if chosen is None or rejected is None:
-                counts["too long"] += 1
-                continue
-            if np.array_equal(chosen.ids, rejected.ids):
-                counts["the same"] += 1
-                continue
-            counts["cut"] += chosen.cut or rejected.cut
-            held_out = is_held_out(pair.asked, self.config.data.validation)
-            self._split[held_out].append(len(self._pairs))
-            self._pairs.append((chosen, rejected))
-        self._tell(counts, reporter)
+        return read_preferences(self.data, reading=reading)
+
+    def _conversations(self, example: PreferencePair) -> Sequence[Conversation]:
+        return example.answered(example.chosen), example.answered(example.rejected)
+
+    def _take(self, example: PreferencePair, answers: Sequence[EncodedAnswer]) -> bool:
+        chosen, rejected = answers
+        if np.array_equal(chosen.ids, rejected.ids):
+            return False
+        self._pairs.append((chosen, rejected))
+        return True
 
     def _tell(self, counts: Counter[str], reporter: Reporter) -> None:
-        """Say what could not be taken as it is. Raises InputError where that is all."""
-        self._tell_lengths(counts, reporter)
+        super()._tell(counts, reporter)
         if same := counts["the same"]:
             if not self._pairs:
                 raise InputError(

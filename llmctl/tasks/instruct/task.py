@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor, nn
 
 from llmctl.data.packing import PACKING_WINDOW_BATCHES, deal
 from llmctl.data.random import key_of, permute
 from llmctl.data.tables.conversations import Conversation, read_conversations
 from llmctl.data.text.decoding import ReadConfig
 from llmctl.data.text.hashing import is_held_out
-from llmctl.errors import ConfigError, InputError
+from llmctl.errors import InputError
 from llmctl.formats.base import Pretrained
-from llmctl.formats.description import CHAT, MAX_LENGTH, NEXT_TOKEN_KINDS
-from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.causal_lm.batches import CausalBatch
 from llmctl.tasks.causal_lm.loss import causal_lm_loss
+from llmctl.tasks.chatting import ChatTask
 from llmctl.tasks.finetuning import (
     METHOD_FACTOR,
     FinetuneConfig,
-    FinetuningTask,
     Method,
     scale_lr_by_width,
 )
 from llmctl.tasks.instruct.batches import InstructExample, collate, fit
-from llmctl.tokenizers.chat_template import ChatTemplate, EncodedChat, default_template
+from llmctl.tokenizers.chat_template import EncodedChat
 from llmctl.training.batches import LossParts, TensorBatch
 from llmctl.training.config import TrainingConfig
 
@@ -66,13 +62,11 @@ class InstructConfig(FinetuneConfig):
     )
 
 
-class InstructTask(FinetuningTask):
+class InstructTask(ChatTask):
     """Conversations as packed batches, and a language model to train on them."""
 
     config: InstructConfig
     config_type = InstructConfig
-    lacks = "and doesn't write text; --task instruct needs a GPT, a Llama or a nanochat model"
-    peft_task: ClassVar[str] = "CAUSAL_LM"
 
     def __init__(
         self,
@@ -83,24 +77,13 @@ class InstructTask(FinetuningTask):
         start: str,
         reporter: Reporter,
     ) -> None:
-        super().__init__(data, base, config, start=start)
-        self._max_length = config.data.max_length or base.max_length
-        if self._max_length > base.longest_text:
-            raise ConfigError(
-                f"data.max_length {self._max_length} is longer than the model's context; use at "
-                f"most {base.longest_text}"
-            )
-        source, note = default_template(base.tokenizer)
-        if note is not None:
-            reporter.note(note)
-        self._tokenizer = copy.copy(base.tokenizer)
-        self._tokenizer.chat_template = source
-        self._read(data, ChatTemplate(source, self._tokenizer), reporter)
+        super().__init__(data, base, config, start=start, reporter=reporter)
+        self._read(data, reporter)
         self.train_examples, self.held_out_examples = len(self._train), len(self._held_out)
         self._lengths = np.asarray([example.num_positions for example in self._train])
         self._window = lru_cache(maxsize=2)(self._make_window)
 
-    def _read(self, data: Path, template: ChatTemplate, reporter: Reporter) -> None:
+    def _read(self, data: Path, reporter: Reporter) -> None:
         """Fill ``_train`` and ``_held_out`` from a file. Raises InputError if nothing is left."""
         self._train: list[InstructExample] = []
         self._held_out: list[InstructExample] = []
@@ -109,7 +92,7 @@ class InstructTask(FinetuningTask):
             data, reading=self.config.data.read_options(reporter.note)
         )
         for conversation in conversations:
-            example = self._encoded(conversation, template, what)
+            example = self._encoded(conversation, what)
             if example is not None:
                 held_out = is_held_out(conversation.text, self.config.data.validation)
                 (self._held_out if held_out else self._train).append(example)
@@ -134,12 +117,10 @@ class InstructTask(FinetuningTask):
                 f"would begin beyond {self._max_length} tokens"
             )
 
-    def _encoded(
-        self, conversation: Conversation, template: ChatTemplate, what: Counter[str]
-    ) -> InstructExample | None:
+    def _encoded(self, conversation: Conversation, what: Counter[str]) -> InstructExample | None:
         """A conversation as ids; what had to be done with it is counted."""
         try:
-            chat = template.encode(conversation.messages)
+            chat = self._template.encode(conversation.messages)
         except InputError as error:
             raise InputError(f"{conversation.source}: {error}") from None
         chat = without_context(chat, conversation)
@@ -149,10 +130,6 @@ class InstructTask(FinetuningTask):
         what["cut"] += example is not None and len(example.ids) < len(chat.ids)
         what["within"] += example is not None and len(example.ids) < chat.answer_stops[0]
         return example
-
-    @classmethod
-    def kinds(cls, config: InstructConfig) -> tuple[str, ...]:
-        return NEXT_TOKEN_KINDS
 
     @staticmethod
     def peak_rate(base: Pretrained, method: Method, *, scratch: bool) -> float:
@@ -170,19 +147,6 @@ class InstructTask(FinetuningTask):
             f"{self.train_examples} conversations to train on, {self.held_out_examples} held out; "
             f"{tokens:,} tokens, {answers / tokens:.0%} of them in answers"
         )
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {"max_length": self._max_length}
-
-    @property
-    def new_parts(self) -> tuple[str, ...]:
-        return ()
-
-    def network(self) -> CausalLM:
-        if self.scratch:
-            return CausalLM(self.base.spec.build(self.base.config_with(self.config.dropout)))
-        return self.base.causal_lm(dropout=self.config.dropout)
 
     def loss(self, model: CausalLM, batch: CausalBatch) -> LossParts:
         return causal_lm_loss(model, batch)
@@ -223,13 +187,6 @@ class InstructTask(FinetuningTask):
 
     def add_selection_metric(self, values: dict[str, float]) -> dict[str, float]:
         return {**values, "perplexity": math.exp(values["lm_loss"])}
-
-    def write(self, folder: Path, model: nn.Module) -> None:
-        extra = {MAX_LENGTH: max(self._max_length, self.base.max_length), CHAT: True}
-        write_model_folder(folder, model, self._tokenizer, extra)
-
-    def heads(self, model: nn.Module) -> dict[str, Tensor]:
-        return {}
 
 
 def without_context(chat: EncodedChat, conversation: Conversation) -> EncodedChat:

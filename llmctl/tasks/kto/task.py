@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from llmctl.config import Config
 from llmctl.data.random import key_of, permute
-from llmctl.data.tables.preferences import read_ratings
-from llmctl.data.text.hashing import is_held_out
+from llmctl.data.tables.conversations import Conversation
+from llmctl.data.tables.preferences import RatedAnswer, read_ratings
+from llmctl.data.text.decoding import ReadOptions
 from llmctl.errors import InputError
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks.dpo.answers import EncodedAnswer, encode_answer, paired_rows
+from llmctl.tasks.dpo.answers import EncodedAnswer, paired_rows
 from llmctl.tasks.dpo.preferring import PreferringConfig, PreferringTask, looked_up
 from llmctl.tasks.kto.loss import KtoLoss, RatedBatch
 
@@ -53,24 +54,21 @@ class KtoTask(PreferringTask):
     config_type = KtoConfig
     what = "rated answers"
 
-    def _read(self, reporter: Reporter) -> None:
+    def _entries(self, reading: ReadOptions) -> Iterator[RatedAnswer]:
         self._own: list[EncodedAnswer] = []
         self._desirable: list[bool] = []
-        self._split = ([], [])
-        counts: Counter[str] = Counter()
-        reading = self.config.data.read_options(reporter.note)
-        for rated in read_ratings(self.data, reading=reading):
-            counts["read"] += 1
-            answer = encode_answer(rated.conversation, self._template, self._max_length)
-            if answer is None:
-                counts["too long"] += 1
-                continue
-            counts["cut"] += answer.cut
-            held_out = is_held_out(rated.asked, self.config.data.validation)
-            self._split[held_out].append(len(self._own))
-            self._own.append(answer)
-            self._desirable.append(rated.desirable)
-        self._tell_lengths(counts, reporter)
+        return read_ratings(self.data, reading=reading)
+
+    def _conversations(self, example: RatedAnswer) -> Sequence[Conversation]:
+        return (example.conversation,)
+
+    def _take(self, example: RatedAnswer, answers: Sequence[EncodedAnswer]) -> bool:
+        self._own.extend(answers)
+        self._desirable.append(example.desirable)
+        return True
+
+    def _tell(self, counts: Counter[str], reporter: Reporter) -> None:
+        super()._tell(counts, reporter)
         if len(self._own) < 2:
             raise InputError(
                 f"{self.data} has one rated answer, and each is compared with another prompt's; "

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from llmctl.config import Config
 from llmctl.data.random import key_of, permute
+from llmctl.data.tables.encoded import SHORTEST_TEXT
 from llmctl.errors import ConfigError
 from llmctl.formats.base import Pretrained
 from llmctl.formats.peft.virtual import PROMPT_EMBEDDINGS
@@ -26,9 +27,6 @@ from llmctl.formats.peft.writing import Learned
 from llmctl.models.layers.virtual_tokens import VirtualShape, VirtualTokens
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.adapters.base import Method, freeze_all_but
-
-SHORTEST_TEXT = 8
-"""Tokens that must be left to a text: see ``llmctl.tasks.examples.SHORTEST``."""
 
 
 class PromptConfig(Config):
