@@ -19,6 +19,7 @@ from llmctl.reporting.compression import render_sizes
 from llmctl.stages.compress.sizes import sizes
 from llmctl.stages.compress.stage import Compression, read_table
 from llmctl.workspace.artefacts import Artefact, Workspace
+from tests.foreign_models import save_model
 from tests.language_models import measure
 
 
@@ -137,6 +138,38 @@ def test_a_classifier_in_int8(place: Workspace, labelled_file: Path):
     assert [row["dtype"] for row in table["rows"]] == ["int8", "fp32"]
     assert abs(table["loss"]) < 0.05
     assert open_model(place, "small")[0].labels == open_model(place, "subjects")[0].labels
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "labels", "quality"),
+    [
+        ("BertForSequenceClassification", {"problem_type": "multi_label_classification"},
+         ("LABEL_0|LABEL_2", "LABEL_1"), "micro F1"),
+        ("BertForSequenceClassification", {"llmctl_ordinal": True}, ("LABEL_0", "LABEL_2"),
+         "accuracy"),
+        ("BertForSequenceClassification", {"problem_type": "regression", "num_labels": 1},
+         ("0.5", "2"), "Spearman"),
+        ("ElectraForPreTraining", {}, ("a", "b"), None),
+    ],
+)  # fmt: skip
+def test_each_kind_is_measured_or_refused(
+    place: Workspace, tmp_path: Path, kind: str, fields: dict[str, Any],
+    labels: tuple[str, str], quality: str | None,
+):  # fmt: skip
+    save_model(tmp_path / "model", kind, like="bert", hidden_size=32, num_attention_heads=2,
+               intermediate_size=64, **{"num_labels": 3, **fields})  # fmt: skip
+    data = tmp_path / "data.csv"
+    texts = ("the ship sails", "the cows eat", "the wide sea", "people hurry to work")
+    rows = [f"{labels[n % 2]},{text}\n" for n, text in enumerate(texts)]
+    data.write_text(f"label,text\n{''.join(rows)}")
+    start = str(tmp_path / "model")
+    if quality is None:
+        with pytest.raises(InputError, match="compress a model of labels, numbers, tags"):
+            smaller(place, start, "round", held_out=data)
+        return
+    table = read_table(smaller(place, start, "round", held_out=data)[0])
+    assert table["quality"] == quality
+    assert table["rows"][0]["lost"] == pytest.approx(table["loss"])
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,9 @@ class Quality:
 QUALITIES: Mapping[str, Quality] = {
     "perplexity": Quality("bits per byte", "bits_per_byte", "interval", falls=True),
     "classify": Quality("accuracy", "accuracy", "intervals.accuracy"),
-    "multilabel": Quality("micro F1", "micro_f1", "intervals.micro_f1"),
+    "multi_label": Quality("micro F1", "micro_f1", "intervals.micro_f1"),
+    "ordinal": Quality("accuracy", "accuracy", "intervals.accuracy"),
+    "regress": Quality("Spearman", "spearman", "intervals.spearman"),
     "hidden_tokens": Quality("nats per hidden token", "mlm_loss", "interval", falls=True),
     "tag": Quality("F1", "f1", "intervals.f1"),
     "sts": Quality("Spearman", "spearman", "intervals.spearman"),
@@ -78,7 +80,7 @@ class Measure:
         if way is None or not {*way.reports} & {*QUALITIES}:
             raise InputError(
                 f"{start.name} is {start.described}, and nothing measures one beside another; "
-                "finetune it first, and compress what comes of it"
+                "compress a model of labels, numbers, tags, vectors or text"
             )
         if held_out is None and (start.run is None or not (writes or masked)):
             raise UsageError(
