@@ -113,6 +113,7 @@ def command(
         "Number format of the weights: fp32, bf16, int8 or int4, the smallest.",
         show_default="fp32",
     ),
+    kernels: str | None = options.KERNELS,
     generation_config: str | None = options.GENERATION_CONFIG,
     threads: int | None = options.THREADS,
     nproc: int | None = options.NPROC,

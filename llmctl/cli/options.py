@@ -103,6 +103,11 @@ PROFILE = flag(
     "Trace steps 6 to 10: a table of where their time goes, and a trace for Perfetto.", "--profile"
 )
 SEED = option("Seed of every random draw.")
+KERNELS = option(
+    "Whose products int8 and int4 weights are multiplied by: torch, or native: our own, twice as "
+    "fast and more, which this machine's C compiler makes when they are first asked for.",
+    show_default="torch",
+)
 DEVICE = option("Device that computes: auto, cpu, cuda or mps.", show_default="auto")
 ENCODING = option(
     "Encoding of text files, by any name that Python knows: gb18030 reads GBK and all Chinese, "

@@ -43,6 +43,7 @@ def command(
         "the fastest on a processor.",
         show_default="fp32",
     ),
+    kernels: str | None = options.KERNELS,
     generation_config: str | None = options.GENERATION_CONFIG,
     threads: int | None = options.THREADS,
     workspace: Path = options.WORKSPACE,

@@ -4,7 +4,7 @@ Each new token of a text reads every weight once, so on a processor speed is mem
 counts is the bytes and the order they lie in. Training's layers (F.linear on row-major weights)
 reach the full bandwidth for none of the products of writing: with one row the longer side should
 lie contiguously; with several oneDNN's own packing is twice as fast. ``int8`` is in quantised.py,
-``int4`` in int4.py.
+``int4`` in int4.py; both by kernels of our own, where a compiler is there to make them, in native/.
 
 M rows, I inputs, O outputs.
 """
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from llmctl.errors import UsageError
 from llmctl.inference.int4 import INT4_GROUPS, Int4Linear
+from llmctl.inference.native import NativeLinear
 from llmctl.inference.quantised import Int8Linear, OneRowInt8Linear
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
@@ -30,6 +31,9 @@ from llmctl.models.layers.quantised_matrix import READ_QUANTISED, QuantisedMatri
 from llmctl.models.spec import Backbone
 
 WeightType = Literal["fp32", "bf16", "int8", "int4"]
+Kernels = Literal["torch", "native"]
+"""Whose products int8 and int4 weights are multiplied by: PyTorch's, or those that this machine's C
+compiler makes of our own."""
 
 FEWEST_ROWS, MOST_ROWS = 8, 256
 """For which oneDNN packs; either serves any number, and a few per cent to a half slower."""
@@ -101,15 +105,18 @@ def prepare(
     *,
     rows: int,
     reader: nn.Module | None = None,
+    kernels: Kernels = "torch",
 ) -> Callable[[Tensor], Tensor] | None:
     """Put a model's linear layers into another form, in place, for writing alone; returns its
     output layer, or None where that stays.
 
     rows: how many are written at once. reader: what reads its sources. On a processor norms, what
     lies between the layers and embeddings that the folder has in full stay fp32. Raises UsageError
-    for a type that the device can't do.
+    for a type that the device can't do, or kernels that it can't have.
     """
     device = model.body.like_states().device
+    if kernels == "native":
+        _check_native(device, dtype)
     if device.type != "cpu":
         if dtype in ("int8", "int4"):
             raise UsageError(
@@ -121,7 +128,7 @@ def prepare(
                 if network is not None:
                     network.to(torch.bfloat16)
         return None
-    layer = _layer(dtype, rows)
+    layer = _NATIVE[dtype] if kernels == "native" else _layer(dtype, rows)
     if layer is None:
         return None
     table: nn.Linear | nn.Embedding = model.output or model.body.embedding()
@@ -175,10 +182,32 @@ def _replace_linears(network: nn.Module, layer: Layer) -> None:
 def _in_form(part: nn.Linear | nn.Embedding, layer: Layer) -> nn.Module:
     """A layer with the weights of another, or of embeddings, in another form."""
     bias = part.bias if isinstance(part, nn.Linear) else None
-    kept = _kept_numbers(part) if layer is Int4Linear else None
-    if kept is None or kept.bits != 4 or kept.group not in INT4_GROUPS:
+    of = _OF_NUMBERS.get(layer)
+    kept = _kept_numbers(part) if of else None
+    if of is None or kept is None or kept.bits != 4 or kept.group not in INT4_GROUPS:
         return layer(part.weight, bias)
-    return Int4Linear.of(kept, bias)
+    return of(kept, bias)
+
+
+_NATIVE: dict[str, Layer] = {"int8": NativeLinear.int8, "int4": NativeLinear.int4}
+_OF_NUMBERS: dict[Layer, Callable[[QuantisedMatrix, Tensor | None], nn.Module]] = {
+    Int4Linear: Int4Linear.of,
+    NativeLinear.int4: NativeLinear.of,
+}
+"""The layers with 4 bits that take the numbers of a folder as they are."""
+
+
+def _check_native(device: torch.device, dtype: WeightType) -> None:
+    if device.type != "cpu":
+        raise UsageError(
+            f"--kernels native is for processors, and the model is on {device.type}; leave it out, "
+            "or add --device cpu"
+        )
+    if dtype not in _NATIVE:
+        raise UsageError(
+            f"--kernels native multiplies int8 and int4, not {dtype}; add --dtype int8 or int4, or "
+            "leave it out"
+        )
 
 
 def _kept_numbers(part: nn.Linear | nn.Embedding) -> QuantisedMatrix | None:

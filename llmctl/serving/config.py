@@ -6,7 +6,7 @@ from pydantic import Field
 
 from llmctl.formats.sampling_defaults import AUTO
 from llmctl.inference.engine import EngineConfig
-from llmctl.inference.weights import WeightType
+from llmctl.inference.weights import Kernels, WeightType
 
 
 class ServeConfig(EngineConfig):
@@ -22,6 +22,9 @@ class ServeConfig(EngineConfig):
     """Device that computes; auto: the accelerator if there is one."""
     dtype: WeightType = "fp32"
     """Number format of the weights; int8 and int4 are the fastest on a processor."""
+    kernels: Kernels = "torch"
+    """Whose products int8 and int4 weights are multiplied by: PyTorch's; native: ours, which this
+    machine's C compiler makes when they are first asked for."""
     generation_config: str = AUTO
     """Whose generation_config.json says how texts are chosen, where a request doesn't: auto, the
     model's own; none; or that of another folder."""

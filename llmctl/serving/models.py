@@ -14,7 +14,7 @@ from llmctl.inference.constraints import Grammars
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig
 from llmctl.inference.engine import Engine, EngineConfig
-from llmctl.inference.weights import WeightType, prepare
+from llmctl.inference.weights import Kernels, WeightType, prepare
 from llmctl.reporting.reporter import Reporter
 from llmctl.serving.errors import HTTPError
 from llmctl.tasks import TASKS
@@ -128,6 +128,7 @@ def open_models(
     *,
     device: str,
     dtype: WeightType,
+    kernels: Kernels,
     adapters: Sequence[str] = (),
     created: int,
     generation_config: str = NONE,
@@ -151,7 +152,8 @@ def open_models(
             raise UsageError(
                 f"two models would be called {name}; give one another name: --from NAME={start}"
             )
-        served = models[name] = _open(workspace, name, start, engine, device, dtype, created)
+        served = _open(workspace, name, start, engine, device, dtype, kernels, created)
+        models[name] = served
         base = served if number < len(starts) else models[named[0][0]]
         if served.engine is not None:
             served.sampling = taken_defaults(
@@ -179,6 +181,7 @@ def _open(
     config: EngineConfig,
     device: str,
     dtype: WeightType,
+    kernels: Kernels,
     created: int,
 ) -> ServedModel:
     opened = OpenedModel.open(workspace, start)
@@ -187,7 +190,7 @@ def _open(
         folder = opened.folder
         model = folder.causal_lm().to(choose_device(device, "--device"))
         # With a row of one kind and another: packed for several.
-        head = prepare(model, dtype, rows=max(2, config.max_sequences))
+        head = prepare(model, dtype, rows=max(2, config.max_sequences), kernels=kernels)
         decoder = CausalDecoder(
             model, longest=folder.max_length, head=head, tokenizer=folder.tokenizer
         )

@@ -44,6 +44,7 @@ def open_serving(
         config,
         device=config.device,
         dtype=config.dtype,
+        kernels=config.kernels,
         adapters=adapters,
         created=now(),
         generation_config=config.generation_config,

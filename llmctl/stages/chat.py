@@ -16,7 +16,7 @@ from llmctl.inference.chat import ChatSession
 from llmctl.inference.constraints import GrammarKind
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import GenerationConfig
-from llmctl.inference.weights import WeightType, prepare
+from llmctl.inference.weights import Kernels, WeightType, prepare
 from llmctl.reporting.reporter import Reporter
 from llmctl.tokenizers.chat_template import ChatTemplate
 from llmctl.training.precision import choose_device
@@ -36,6 +36,9 @@ class ChatConfig(GenerationConfig):
     """Device that computes; auto: the accelerator if there is one."""
     dtype: WeightType = "fp32"
     """Number format of the weights; int8 and int4 are the fastest on a processor."""
+    kernels: Kernels = "torch"
+    """Whose products int8 and int4 weights are multiplied by: PyTorch's; native: ours, which this
+    machine's C compiler makes when they are first asked for."""
     generation_config: str = AUTO
     """Whose generation_config.json says how answers are chosen, where nothing else does: auto, the
     model's own; none; or that of another folder."""
@@ -81,7 +84,7 @@ def open_chat(
             f"{start} has not learned to answer; finetune it first: llmctl finetune --from {start} "
             "--task instruct --data FILE"
         )
-    head = prepare(model, config.dtype, rows=1)
+    head = prepare(model, config.dtype, rows=1, kernels=config.kernels)
     decoder = CausalDecoder(model, longest=folder.max_length, head=head, tokenizer=folder.tokenizer)
     template = ChatTemplate(folder.tokenizer.chat_template, folder.tokenizer)
     session = ChatSession(decoder, folder.tokenizer, template, config, form=form)

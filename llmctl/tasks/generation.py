@@ -18,7 +18,7 @@ from llmctl.inference.decoding import generate as write_texts
 from llmctl.inference.decoding.batches import block_size
 from llmctl.inference.decoding.config import DEFAULT_CANDIDATES, MOST_AT_ONCE
 from llmctl.inference.engine import Constraint, Engine, EngineConfig
-from llmctl.inference.weights import WeightType
+from llmctl.inference.weights import Kernels, WeightType
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks import TASKS
 from llmctl.tasks.opened import OpenedModel
@@ -38,6 +38,9 @@ class GenerateConfig(GenerationConfig):
     """Device that computes; auto: the accelerator if there is one."""
     dtype: WeightType = "fp32"
     """Number format of the weights; int8 and int4 are the fastest on a processor."""
+    kernels: Kernels = "torch"
+    """Whose products int8 and int4 weights are multiplied by: PyTorch's; native: ours, which this
+    machine's C compiler makes when they are first asked for."""
     generation_config: str = AUTO
     """Whose generation_config.json says how texts are chosen, where nothing else does: auto, the
     model's own; none; or that of another folder."""

@@ -1,12 +1,14 @@
-"""Tokens a second of one text and of sixteen, beside llama.cpp with the same weights; run by hand.
+"""Tokens a second of one text and of sixteen, and of a prompt's reading, beside llama.cpp with the
+same weights; run by hand.
 
     llmctl export MODEL --format gguf --quantisation q8_0 --out q8.gguf      # and q4_0
     python -m tests.benchmarks.one_text --model MODEL --q8 q8.gguf --q4 q4.gguf
 
 Each contestant is a process that loads its model and waits for its turn; they write in turn, round
 after round, so that what else the machine does falls on all alike. All are given the same prompt
-and write greedily; medians and the range of rounds are printed. llama.cpp is llama-cpp-python's,
-built for this processor; without --q8 and --q4 ours alone are measured.
+and write greedily; medians and the range of rounds are printed, by the clock and by a processor's
+time, which what else the machine does falsifies less. llama.cpp is llama-cpp-python's, built for
+this processor; without --q8 and --q4 ours alone are measured.
 """
 
 from __future__ import annotations
@@ -23,13 +25,30 @@ from typing import Any
 
 PROMPT = "The capital of France is"
 NEW = 64
+LONG = 512
+"""Tokens of the prompt whose reading is timed."""
 STREAMS = 16
 
-Write = Callable[[], dict[str, Any]]
+Write = Callable[[], dict[str, float]]
 """Writes once; returns its tokens a second, and what else is to be known."""
 
 
-def ours(model: str, dtype: str, threads: int, streams: int) -> Write:
+class Clock:
+    """Seconds since it was made, by the clock and of a processor."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter(), time.process_time()
+
+    def rates(self, tokens: int) -> dict[str, float]:
+        """Tokens a second."""
+        wall, own = self._begin
+        return {
+            "tokens/s": tokens / (time.perf_counter() - wall),
+            "tokens/s of a processor": tokens / (time.process_time() - own),
+        }
+
+
+def ours(model: str, dtype: str, kernels: str, threads: int, streams: int) -> Write:
     """The engine, as ``llmctl generate`` and ``llmctl serve`` write by it."""
     import torch
 
@@ -45,24 +64,37 @@ def ours(model: str, dtype: str, threads: int, streams: int) -> Write:
     torch.set_num_threads(threads)
     folder, _ = open_model(Workspace(Path("workspace")), model)
     network = folder.causal_lm()
-    head = prepare(network, dtype, rows=streams)  # type: ignore[arg-type]
+    rows: Any = {"rows": streams, "kernels": kernels}
+    head = prepare(network, dtype, **rows)  # type: ignore[arg-type]
     tokenizer = folder.tokenizer
     decoder = CausalDecoder(network, longest=folder.max_length, head=head, tokenizer=tokenizer)
     rules = CompiledSamplingParams(GenerationConfig(max_new_tokens=NEW, ignore_eos=True), tokenizer)
     prompts = [tokenizer.encode(PROMPT + " a" * n) for n in range(streams)]
+    long = [7 * n % 1000 for n in range(LONG)]
 
-    def write() -> dict[str, Any]:
+    def begin(prompts: list[list[int]]) -> Engine:
         engine = Engine(decoder, EngineConfig(max_sequences=streams, prefix_caching=False))
         for number, prompt in enumerate(prompts):
             engine.submit(EngineRequest(prompt=prompt, rules=rules, number=number))
+        return engine
+
+    def write() -> dict[str, float]:
+        engine = begin(prompts)
         engine.step()
         steps, tokens = [], 0
+        clock = Clock()
         while not engine.idle:
-            begin = time.perf_counter()
+            start = time.perf_counter()
             tokens += len(engine.step())
-            steps.append(time.perf_counter() - begin)
-        p95 = quantiles(steps, n=20)[-1]
-        return {"rate": tokens / sum(steps), "p95 gap, ms": round(1000 * p95, 1)}
+            steps.append(time.perf_counter() - start)
+        found = {**clock.rates(tokens), "p95 gap, ms": 1000 * quantiles(steps, n=20)[-1]}
+        if streams == 1:
+            engine = begin([long])
+            clock = Clock()
+            while not engine.step():
+                pass
+            found.update((f"prompt, {name}", rate) for name, rate in clock.rates(LONG).items())
+        return found
 
     return write
 
@@ -72,17 +104,23 @@ def llama_cpp(model: str, threads: int) -> Write:
     import llama_cpp
 
     llm = llama_cpp.Llama(
-        model, n_ctx=512, n_threads=threads, n_threads_batch=threads, verbose=False
+        model, n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False
     )
     prompt = llm.tokenize(PROMPT.encode(), add_bos=False, special=False)
+    long = [7 * n % 1000 for n in range(LONG)]
 
-    def write() -> dict[str, Any]:
+    def write() -> dict[str, float]:
         tokens = llm.generate(prompt, temp=0.0, top_k=1, reset=True)
         next(tokens)
-        begin = time.perf_counter()
+        clock = Clock()
         for _ in range(NEW - 1):
             next(tokens)
-        return {"rate": (NEW - 1) / (time.perf_counter() - begin)}
+        found = clock.rates(NEW - 1)
+        tokens = llm.generate(long, temp=0.0, top_k=1, reset=True)
+        clock = Clock()
+        next(tokens)
+        found.update((f"prompt, {name}", rate) for name, rate in clock.rates(LONG).items())
+        return found
 
     return write
 
@@ -96,15 +134,15 @@ class Contestant:
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
         self._ask()  # once to warm up
 
-    def _ask(self) -> dict[str, Any]:
+    def _ask(self) -> dict[str, float]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        answer: dict[str, float] = json.loads(self._process.stdout.readline())
         return answer
 
-    def write(self) -> dict[str, Any]:
+    def write(self) -> dict[str, float]:
         return self._ask()
 
     def end(self) -> None:
@@ -119,7 +157,7 @@ def serve(words: list[str]) -> None:
     if who == "llama.cpp":
         write = llama_cpp(model, int(threads))
     else:
-        write = ours(model, who, int(threads), int(more[0]))
+        write = ours(model, who, more[0], int(threads), int(more[1]))
     for _ in sys.stdin:
         print(json.dumps(write()), flush=True)
 
@@ -133,29 +171,34 @@ def main() -> None:
     parser.add_argument("--threads", default="2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, STREAMS])
+    parser.add_argument("--dtype", nargs="+", default=["int8", "int4"])
+    parser.add_argument("--kernels", nargs="+", default=["torch", "native"])
     given = parser.parse_args()
     if given.serve:
         serve(given.serve)
         return
     asked = {
-        f"{dtype}, {streams} at once": (dtype, given.model, given.threads, str(streams))
+        f"{dtype} {kernels}, {streams}": (dtype, given.model, given.threads, kernels, str(streams))
         for streams in given.streams
-        for dtype in ("int8", "int4")
+        for dtype in given.dtype
+        for kernels in given.kernels
     }
     for name, path in (("Q8_0", given.q8), ("Q4_0", given.q4)):
         if path:
             asked[f"llama.cpp {name}, 1"] = ("llama.cpp", path, given.threads)
     contestants = {name: Contestant(*words) for name, words in asked.items()}
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     for _ in range(given.rounds):
         for name, contestant in contestants.items():
             found[name].append(contestant.write())
     for contestant in contestants.values():
         contestant.end()
     for name, answers in found.items():
-        rates = [answer.pop("rate") for answer in answers]
-        told = f"{median(rates):7.1f} tokens/s ({min(rates):.1f} to {max(rates):.1f})"
-        print(f"{name:18s} {told} {answers[-1] or ''}")
+        print(name)
+        for figure in answers[0]:
+            values = [answer[figure] for answer in answers]
+            told = f"{median(values):8.1f} ({min(values):.1f} to {max(values):.1f})"
+            print(f"    {figure:32s} {told}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from llmctl.inference.decoding.sampling import choose
 from llmctl.inference.engine.requests import Constraint, EngineRequest, Scored, Token
 from llmctl.inference.engine.scheduler import EngineConfig, Scheduler, whole_blocks
 from llmctl.inference.engine.sequences import EngineSequence, ranked_of, scored_prompt, sequences_of
+from llmctl.inference.native import FusedLlama
 from llmctl.models.layers.sequences import SequenceBatch
 
 FEWEST_ENGINE_ROWS = 2
@@ -51,7 +52,10 @@ class Engine:
     ) -> None:
         self.decoder = decoder
         self.scheduler = Scheduler(decoder, config or EngineConfig())
-        self._fewest_rows = min(FEWEST_ENGINE_ROWS, self.scheduler.config.max_sequences)
+        body = decoder.model.body
+        self._fused = FusedLlama(body) if FusedLlama.suits(body) else None
+        alone = 1 if self._fused else FEWEST_ENGINE_ROWS  # whose rows are never another's
+        self._fewest_rows = min(alone, self.scheduler.config.max_sequences)
         self._numbers, self._clock = count(), clock
 
     @staticmethod
@@ -165,6 +169,8 @@ class Engine:
             length = sequence.cache.length
             ids += sequence.state.ids[length : length + tokens]
             caches.append((sequence.cache, tokens))
+        if self._fused is not None:
+            return self._fused.read(ids, caches)
         padding = max(0, self._fewest_rows - len(ids))
         body = self.decoder.model.body
         config = body.config

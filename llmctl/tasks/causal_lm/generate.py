@@ -19,7 +19,7 @@ class Continuation(TextGenerator):
     def decoder(model: OpenedModel, config: GenerateConfig, rows: int) -> DecoderRunner:
         folder = model.folder
         lm = folder.causal_lm().to(choose_device(config.device, "--device"))
-        head = prepare(lm, config.dtype, rows=rows)
+        head = prepare(lm, config.dtype, rows=rows, kernels=config.kernels)
         return CausalDecoder(lm, longest=folder.max_length, head=head, tokenizer=folder.tokenizer)
 
     def encode(self, prompt: Prompt) -> list[int]:

@@ -19,4 +19,8 @@ class NgramContinuation(Continuation):
             raise UsageError(
                 f"--dtype {config.dtype}: {model.name} is an n-gram model, without weights"
             )
+        if config.kernels != "torch":
+            raise UsageError(
+                f"--kernels {config.kernels}: {model.name} is an n-gram model, without weights"
+            )
         return NgramDecoder(model.folder.ngram())

@@ -31,7 +31,7 @@ class FromSources(TextGenerator):
             return Continuation.decoder(model, config, rows)
         pair = folder.seq2seq().to(choose_device(config.device, "--device"))
         reader = pair.reader if isinstance(pair, Seq2Seq) else None
-        head = prepare(pair.writer, config.dtype, rows=rows, reader=reader)
+        head = prepare(pair.writer, config.dtype, rows=rows, reader=reader, kernels=config.kernels)
         return SourceDecoder(
             pair,
             start=folder.frame.start,

@@ -1,0 +1,95 @@
+"""The compiled kernels: made by this machine's C compiler, kept in the user's cache.
+
+What is kept is known by a hash of the sources, the flags, and all that the compiler says of itself
+and of the processor that it compiles for: another processor, as of a home folder that several
+machines share, has another library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from llmctl.errors import UsageError
+
+KERNEL_SOURCES = ("llama.c", "products.h")
+"""The one that is compiled, and what it includes."""
+COMPILER_FLAGS = (
+    "-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
+)  # fmt: skip
+KERNELS_OPTION = "--kernels native"
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The kernels, ready to be called; made where they aren't yet, which takes some seconds.
+
+    Raises UsageError where there is no compiler, or none that can.
+    """
+    compiler = _compiler()
+    folder = Path(__file__).parent
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (_macros(compiler), *((folder / name).read_bytes() for name in KERNEL_SOURCES)):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    kept = _cache_folder() / f"kernels-{digest.hexdigest()}.so"
+    try:
+        if not kept.exists():
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _compile(compiler, folder / KERNEL_SOURCES[0], kept)
+        found = ctypes.CDLL(str(kept))
+    except OSError as error:
+        raise UsageError(
+            f"{KERNELS_OPTION}: the kernels can't be kept at {kept.parent} ({error}); set "
+            "XDG_CACHE_HOME to a folder that can be written, or leave the option out"
+        ) from error
+    pointer, size, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    found.llmctl_multiply.argtypes = [pointer, pointer, pointer, size, integer]
+    found.llmctl_read.argtypes = [pointer, pointer, pointer, size, integer]
+    return found
+
+
+def _compiler() -> list[str]:
+    asked = os.environ.get("CC")
+    names = [shlex.split(asked)] if asked else [["cc"], ["gcc"], ["clang"]]
+    for words in names:
+        if words and shutil.which(words[0]):
+            return words
+    raise UsageError(
+        f"{KERNELS_OPTION} needs a C compiler, and there is no {asked or 'cc, gcc or clang'} here; "
+        "install one (apt install gcc), name it by CC, or leave the option out"
+    )
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmctl"
+
+
+def _macros(compiler: list[str]) -> bytes:
+    """What a compiler defines by itself: its version and all that the processor can."""
+    return _run([*compiler, *COMPILER_FLAGS, "-dM", "-E", "-x", "c", os.devnull])
+
+
+def _compile(compiler: list[str], source: Path, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        _run([*compiler, *COMPILER_FLAGS, "-shared", "-fPIC", str(source), "-o", str(made), "-lm"])
+        made.replace(target)  # whole or not at all, whoever else makes it too
+
+
+def _run(command: list[str]) -> bytes:
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
+        why = next((line for line in said if "error" in line), said[-1])
+        raise UsageError(
+            f"{KERNELS_OPTION}: {command[0]} can't compile the kernels ({why}); name another "
+            "compiler by CC, or leave the option out"
+        )
+    return done.stdout

@@ -1,0 +1,216 @@
+"""The compiled kernels: the numbers of their formulas, the texts of the layers that they stand for,
+and the same bits in any company."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from llmctl.errors import UsageError
+from llmctl.inference.decoder import CausalDecoder
+from llmctl.inference.engine import Engine, EngineConfig, EngineRequest
+from llmctl.inference.int4 import quantise_groups
+from llmctl.inference.native import FusedLlama, NativeLinear, library
+from llmctl.inference.quantised import Int8Linear, quantise
+from llmctl.inference.weights import prepare
+from llmctl.models.heads.causal_lm import CausalLM
+from llmctl.models.layers.quantised_matrix import QuantisedMatrix
+from tests.inference.test_engine import LONG, finish, ids, log_probs, rules
+from tests.small_decoders import PROMPTS, make_model
+
+COMPILER = os.environ.get("CC", "cc")
+pytestmark = pytest.mark.skipif(
+    shutil.which(COMPILER) is None, reason="there is no compiler to make them"
+)
+
+SHAPES = [(64, 64), (30, 50), (7, 128), (100, 36)]
+
+
+def rounded_rows(x: torch.Tensor, group: int) -> torch.Tensor:
+    """Rows in int8 and back, a scale for each group."""
+    x_MGC = x.double().unflatten(-1, (-1, group))
+    scale = x_MGC.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    return ((x_MGC / scale).round() * scale).flatten(-2)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 19])
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_an_int8_layer_is_its_formula(outputs: int, inputs: int, rows: int):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
+    x = 3 * torch.randn(rows, inputs)
+    weight_8, scale = quantise(weight)
+    used = weight_8.double() * scale.double()[:, None]
+    expected = rounded_rows(x, inputs) @ used.T
+    torch.testing.assert_close(
+        NativeLinear.int8(weight, None)(x).double(), expected, rtol=1e-5, atol=1e-5
+    )
+    with_bias = NativeLinear.int8(weight, bias)(x[None])
+    torch.testing.assert_close(with_bias[0].double(), expected + bias, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 19])
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_an_int4_layer_is_its_formula(outputs: int, inputs: int, group: int, rows: int):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(outputs, inputs), torch.randn(outputs), torch.randn(rows, inputs)
+    missing = (0, -inputs % group)
+    number, scale, offset = (p.double() for p in quantise_groups(F.pad(weight, missing), group))
+    grouped = number.unflatten(1, (-1, group))
+    used = ((grouped - 8) * scale[..., None] + offset[..., None]).flatten(1)
+    expected = rounded_rows(F.pad(x, missing), group) @ used.T + bias
+    found = NativeLinear.int4(weight, bias, group=group)(x)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_of_a_folder_stay_as_they_are():
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randint(-8, 8, (40, 64), generator=generator).to(torch.int8)
+    scale = torch.rand(40, 2, generator=generator).bfloat16().float()
+    zero = torch.randint(-8, 8, (40, 2), generator=generator).to(torch.int8)
+    matrix = QuantisedMatrix(numbers, scale, zero, 4)
+    x = torch.zeros(64, 64).fill_diagonal_(127.0)  # which are their own numbers
+    found = NativeLinear.of(matrix, None)(x) / 127
+    offset = (-zero * scale).bfloat16().float().repeat_interleave(32, 1)
+    expected = numbers * scale.repeat_interleave(32, 1) + offset
+    torch.testing.assert_close(found.T, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [NativeLinear.int8, NativeLinear.int4])
+def test_a_row_is_the_same_in_any_company(make: Any):
+    torch.manual_seed(0)
+    layer, x = make(torch.randn(70, 96), None), torch.randn(21, 96)
+    together = layer(x)
+    assert all(torch.equal(layer(x[r : r + 1])[0], together[r]) for r in range(21))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(layer(x), together)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("make", [NativeLinear.int8, NativeLinear.int4])
+def test_what_is_no_number_stays_none_and_zeros_stay_zero(make: Any):
+    layer = make(torch.randn(32, 64), None)
+    assert not layer(torch.zeros(2, 64)).any()
+    for value in (float("nan"), float("inf")):
+        x = torch.ones(2, 64)
+        x[1, 40] = value
+        found = layer(x)
+        assert found[0].isfinite().all()
+        assert found[1].isnan().all()
+
+
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"num_kv_heads": 1}),
+    ("qwen2", {}),
+    ("mistral", {"sliding_window": 5}),
+    ("smollm3", {"no_rope_every": 2}),
+    ("qwen3", {"head_size": 16}),
+]
+
+
+def engine(model: CausalLM, kernels: Any, dtype: Any = "int8", **fields: Any) -> Engine:
+    head = prepare(model, dtype, rows=16, kernels=kernels)
+    return Engine(CausalDecoder(model, head=head), EngineConfig(**fields))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("arch", "shape"), KINDS)
+def test_logits_are_those_of_the_layers_one_by_one(
+    arch: str, shape: dict[str, Any], fused: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Beside PyTorch's products with the same numbers, of a prompt and of what is written."""
+    if not fused:
+        monkeypatch.setattr(FusedLlama, "suits", lambda body: False)
+    asked = {"max_new_tokens": 1}
+    told = []
+    for kernels in ("torch", "native"):
+        one = engine(make_model(arch, max_positions=200, **shape), kernels)
+        assert (one._fused is not None) == (fused and kernels == "native")
+        request = EngineRequest(prompt=LONG[1], rules=rules(**asked), prompt_top=3, top=3)
+        one.submit(request)
+        told.append(finish(one)[0, 0])
+    (theirs,), (ours,) = told
+    for one, other in zip(ours.prompt[1:], theirs.prompt[1:], strict=True):
+        assert one.log_prob == pytest.approx(other.log_prob, abs=2e-3)
+    assert ours.scored.log_prob == pytest.approx(theirs.scored.log_prob, abs=2e-3)
+    assert theirs.prompt != ours.prompt
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize(("arch", "shape"), KINDS)
+def test_a_text_has_the_same_bits_in_any_company(arch: str, shape: dict[str, Any], dtype: str):
+    asked = {"temperature": 0.9, "seed": 5}
+    model = make_model(arch, max_positions=200, **shape)
+    alone = engine(model, "native", dtype)
+    prompts = [PROMPTS[1], LONG[1]]
+    expected = []
+    for prompt in prompts:
+        request = alone.submit(EngineRequest(prompt=prompt, rules=rules(**asked)))
+        expected.append(finish(alone)[request, 0])
+    crowded = Engine(alone.decoder, EngineConfig(step_seconds=1e-9))
+    for prompt in [LONG[2], prompts[0], *PROMPTS, prompts[1], LONG[0]]:
+        crowded.submit(EngineRequest(prompt=prompt, rules=rules(**asked)))
+    told = finish(crowded)
+    for request, one in zip((1, len(PROMPTS) + 2), expected, strict=True):
+        assert ids(told[request, 0]) == ids(one)
+        assert log_probs(told[request, 0]) == log_probs(one)
+
+
+def test_other_networks_have_the_layers_alone():
+    model = make_model("gpt", max_positions=200)
+    assert engine(model, "native")._fused is None
+    kinds = {type(module) for module in model.modules()}
+    assert NativeLinear in kinds
+    assert Int8Linear not in kinds
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_other_types_are_refused(dtype: Any):
+    with pytest.raises(UsageError, match="--kernels native multiplies int8 and int4, not"):
+        prepare(make_model("llama"), dtype, rows=1, kernels="native")
+
+
+def test_without_a_compiler_the_option_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(library, "library", library.library.__wrapped__)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="needs a C compiler"):
+        library.library()
+    monkeypatch.setenv("CC", "/bin/false")
+    with pytest.raises(UsageError, match="can't compile the kernels"):
+        library.library()
+    assert not list(tmp_path.iterdir())
+
+
+PLAIN = """
+import torch
+from llmctl.inference.native import NativeLinear
+torch.manual_seed(0)
+weight, x = torch.randn(70, 96), torch.randn(21, 96)
+for make in (NativeLinear.int8, NativeLinear.int4):
+    print(make(weight, None)(x).sum(1).tolist())
+"""
+
+
+def test_an_older_processor_gets_the_same_sums(tmp_path: Path):
+    """Compiled for none of the instructions that are written out."""
+    told = []
+    for compiler in (COMPILER, f"{COMPILER} -mno-avx512vnni"):
+        env = {**os.environ, "CC": compiler, "XDG_CACHE_HOME": str(tmp_path)}
+        command = [sys.executable, "-c", PLAIN]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        told.append([eval(line) for line in done.stdout.splitlines()])
+    torch.testing.assert_close(torch.tensor(told[0]), torch.tensor(told[1]))
