@@ -45,6 +45,7 @@ from llmctl.models.layers.virtual_tokens import VirtualShape, VirtualTokens
 from llmctl.models.ngram.arrays import model_of
 from llmctl.models.ngram.model import NgramModel
 from llmctl.models.spec import Backbone, ModelSpec
+from llmctl.models.weight_map import PartsReader
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.frames import Frame
 from llmctl.workspace.files import sha256_file, sha256_json
@@ -83,6 +84,11 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.readers[name]()
+
+    def into(self, name: str, own: Tensor) -> bool:
+        """Read a tensor into one of ours, where its reader can; returns whether it could."""
+        reader = self.readers[name]
+        return isinstance(reader, PartsReader) and reader.into(own)
 
     def __contains__(self, name: object) -> bool:
         return name in self.readers

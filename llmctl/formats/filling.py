@@ -14,9 +14,12 @@ def fill(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
 
     Raises ValueError for one that is missing or has another shape.
     """
+    into = getattr(tensors, "into", None)
     for name, own in state.items():
         if name not in tensors:
             raise ValueError(f"there is no tensor {name}")
+        if into is not None and into(name, own):
+            continue
         tensor = tensors[name]
         if tensor.shape != own.shape:
             raise ValueError(f"{name} is {sides(tensor.shape)}, not {sides(own.shape)}")

@@ -60,6 +60,7 @@ class Interleaved(Fuse):
     """Queries, keys and values, the rows of each head of the first two in another order: what is
     turned together lies side by side, where here it lies in the two halves of a head."""
 
+    in_place = False
     head_size: int = 0
 
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
@@ -79,6 +80,8 @@ class Interleaved(Fuse):
 
 class PlusOne(Rename):
     """A rule by which gains are kept as 1 + w."""
+
+    in_place = False
 
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
         return [1.0 + tensor.float()]

@@ -34,6 +34,7 @@ Gemma's."""
 class GroupedRows(Rename):
     """A rule by which the rows of queries, keys and values lie group by group elsewhere."""
 
+    in_place = False
     queries: int = 1
     """Heads of queries to each of keys."""
     head_size: int = 1

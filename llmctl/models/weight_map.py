@@ -14,8 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +58,9 @@ class Rule(ABC):
                 names = [name.format(layer) + part for name in theirs]
                 yield self.ours.format(layer) + part, names
 
+    in_place: ClassVar[bool] = False
+    """Whether ``split`` gives views of the tensor, so that theirs can be copied into ours."""
+
     @abstractmethod
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
         """Their tensors from ours."""
@@ -71,6 +73,8 @@ class Rule(ABC):
 class Rename(Rule):
     """A rule by which tensors have another name."""
 
+    in_place = True
+
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
         return [tensor]
 
@@ -80,6 +84,8 @@ class Rename(Rule):
 
 class Copy(Rename):
     """A rule by which tensors are there once more."""
+
+    in_place = False
 
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
         return [tensor.clone()]
@@ -98,6 +104,8 @@ class Row(Rename):
 class Transpose(Rule):
     """Matrices are kept as (inputs, outputs) elsewhere; vectors are the same."""
 
+    in_place = True
+
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
         return [tensor.mT if tensor.dim() > 1 else tensor]
 
@@ -109,6 +117,7 @@ class Transpose(Rule):
 class Fuse(Rule):
     """One module of ours holds several of theirs, one above another."""
 
+    in_place = True
     shares: tuple[str, ...] = ()
     """Fields of the configuration that their rows are in proportion to; none: as many each."""
 
@@ -156,7 +165,7 @@ class WeightMap:
         """What makes each tensor of a network of theirs when it is called; that raises InputError
         naming one that is missing."""
         return {
-            ours: partial(self._join, rule, tensors, theirs)
+            ours: PartsReader(self, rule, config, tensors, theirs)
             for rule, ours, theirs in _tensors(self.rules, config)
         }
 
@@ -184,7 +193,7 @@ class WeightMap:
         """What makes each tensor beside a network of theirs, of what there is: the inverse
         of ``export_head``."""
         return {
-            ours: partial(self._join, rule, tensors, theirs)
+            ours: PartsReader(self, rule, config, tensors, theirs)
             for rule, ours, theirs in _tensors(self.heads.get(task, ()), config)
             if all(name in tensors for name in theirs)
         }
@@ -198,16 +207,42 @@ class WeightMap:
             for name in theirs
         }
 
-    def _join(self, rule: Rule, tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-        return rule.join([self._take(tensors, name) for name in names])
-
-    def _take(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    def take(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+        """A tensor of theirs, with the prefix of its name or without. Raises InputError where there
+        is none."""
         for candidate in (name, name.removeprefix(self.prefix)):
             if candidate in tensors:
                 return tensors[candidate]
         raise InputError(
             f"the model file has no tensor {name}; it is not {self.what} of this shape"
         )
+
+
+@dataclass(frozen=True)
+class PartsReader:
+    """Makes a tensor of ours of theirs, when it is called."""
+
+    names: WeightMap
+    rule: Rule
+    config: Any
+    tensors: Mapping[str, Tensor]
+    theirs: Sequence[str]
+
+    def __call__(self) -> Tensor:
+        return self.rule.join([self.names.take(self.tensors, name) for name in self.theirs])
+
+    def into(self, own: Tensor) -> bool:
+        """Copy theirs into a tensor of ours, one after another, where each has its place in it;
+        returns whether that could be. Without it theirs are held beside ours while it is made."""
+        if not self.rule.in_place:
+            return False
+        places = self.rule.split(own, self.config)
+        for place, name in zip(places, self.theirs, strict=True):
+            part = self.names.take(self.tensors, name)
+            if place.shape != part.shape:
+                return False
+            place.copy_(part)
+        return True
 
 
 def _tensors(rules: Iterable[Rule], config: Any) -> Iterator[tuple[Rule, str, list[str]]]:

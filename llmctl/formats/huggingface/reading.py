@@ -94,7 +94,8 @@ def read_folder(path: Path, overlay: Overlay | None = None) -> Pretrained:
         raise InputError(f"{config_path}: {error}") from None
     tokenizer = tokenizers.load((overlay and overlay.tokenizer) or path)
     _check_vocabulary(path, tokenizer, config.vocab_size)
-    check_tokenizer(path, tokenizer, fields.get(TOKENIZER, tokenizer.digest()))
+    if TOKENIZER in fields:
+        check_tokenizer(path, tokenizer, fields[TOKENIZER])
     kind = purpose.kind or spec.usual_head
     try:
         check_sizes(config, weights.shapes)

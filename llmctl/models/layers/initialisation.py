@@ -11,10 +11,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class Undrawn(TorchFunctionMode):
-    """Leaves weights as they are where they would be drawn, of a network whose weights are read
-    afterwards, or that is built without values: the most of the time to build one is drawing, and
-    memory that nothing was written to is none. PyTorch imports for a second or two what it draws
-    those without values with."""
+    """Leaves weights as they are where they would be drawn and made smaller, of a network whose
+    weights are read afterwards, or that is built without values: most of the time to build one is
+    drawing, and memory that nothing was written to is none. What PyTorch does it with for those
+    without values takes a second or two to be imported."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in _DRAWING:
@@ -22,8 +22,8 @@ class Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_DRAWING = ("normal_", "uniform_", "trunc_normal_")
-"""What weights are drawn with."""
+_DRAWING = ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "div_", "mul_")
+"""What that is done with; what a function of torch.nn.init calls is not asked for again."""
 
 
 def initialise(module: nn.Module, std: float) -> None:
