@@ -142,12 +142,15 @@ class CompletionBody(Sampling):
     suffix: str | None = None
 
 
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+
+
 class Function(BaseModel):
     """A function that a model may call."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -179,6 +182,18 @@ class ChatBody(Sampling):
     verbosity: Literal["medium"] | None = None
 
 
+class ResponsesTool(BaseModel):
+    """A function, as OpenAI's newer way has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["function"]
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
 class ResponsesBody(Body):
     """OpenAI's newer way to ask, without its memory of earlier answers."""
 
@@ -192,6 +207,8 @@ class ResponsesBody(Body):
     metadata: dict[str, str] | None = None
     store: bool | None = None
     truncation: Literal["disabled"] | None = None
+    tools: list[ResponsesTool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     service_tier: Literal["auto", "default"] | None = None
     background: OnlyFalse | None = None

@@ -34,6 +34,8 @@ class Calls:
 
     tools: Sequence[Tool]
     required: bool = False
+    parallel: bool = True
+    """Whether there may be several in an answer; else the first alone counts."""
 
     def preface(self) -> str:
         """What the system turn says of it."""
@@ -66,6 +68,8 @@ class Calls:
             if call is None:
                 return text, []
             calls.append(call)
+        if not self.parallel:
+            del calls[1:]
         rest = "" if self.required else CALL.sub("", text).strip()
         return (rest, calls) if calls else (text, [])
 
@@ -92,7 +96,7 @@ class Calls:
 
 def calls_of(body: ChatBody) -> Calls | None:
     """What a request lets its model call. Raises HTTPError for a choice that can't be."""
-    choice = body.tool_choice
+    choice, parallel = body.tool_choice, body.parallel_tool_calls is not False
     if not body.tools:
         if choice not in (None, "none", "auto"):
             raise HTTPError("tool_choice: there are no tools", param="tool_choice")
@@ -102,7 +106,7 @@ def calls_of(body: ChatBody) -> Calls | None:
     if choice == "none":
         return None
     if choice in (None, "auto"):
-        return Calls(body.tools)
+        return Calls(body.tools, parallel=parallel)
     if choice == "required":
         return Calls(body.tools, required=True)
     name = None

@@ -42,6 +42,29 @@ def test_tools(client: Any, monkeypatch: pytest.MonkeyPatch):
     assert set(json.loads(call.function.arguments)) == {"animal", "often"}
 
 
+def test_tools_of_responses(client: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("llmctl.serving.tools.PREFACE", "{tools:.0}feed")
+    asked: dict[str, Any] = {
+        "model": "talker", "input": QUESTION, "temperature": 0, "tool_choice": "required",
+        "tools": [{"type": "function", **TOOLS[0]["function"]}],
+    }  # fmt: skip
+    (call,) = client.responses.create(**asked).output
+    assert set(json.loads(call.arguments)) == {"animal", "often"}
+    with client.responses.stream(**asked) as stream:
+        kinds = [event.type for event in stream]
+        (streamed,) = stream.get_final_response().output
+    assert "response.function_call_arguments.done" in kinds
+    assert (streamed.name, streamed.arguments) == ("feed", call.arguments)
+    call.name, call.arguments = "f", "{}"  # the context is small
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "b"}
+    items = [{"role": "user", "content": "Hm"}, call.model_dump(), output]
+    answer = client.responses.create(
+        model="talker", input=items, temperature=0, max_output_tokens=6
+    )
+    assert answer.output[0].type == "message"
+    assert isinstance(answer.output_text, str)
+
+
 def test_completions_models_and_responses(client: Any):
     assert [model.id for model in client.models.list()] == ["talker", "tiny-gpt"]
     found = client.completions.create(

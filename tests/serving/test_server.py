@@ -213,6 +213,94 @@ def test_responses(talker: httpx.Client):
     assert text == told[-1]["response"]["output"][0]["content"][0]["text"] == "Over the wide sea."
 
 
+FEED = {"type": "function", **TOOLS[0]["function"]}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "feed"}])
+def test_responses_call_functions(talker: httpx.Client, choice: Any, monkeypatch: Any):
+    monkeypatch.setattr("llmctl.serving.tools.PREFACE", "{tools:.0}feed")
+    body = {"input": QUESTION, "tools": [FEED], "tool_choice": choice, "temperature": 0}
+    found = post(talker, "/v1/responses", **body)
+    (call,) = found["output"]
+    assert (call["type"], call["name"], call["status"]) == ("function_call", "feed", "completed")
+    given = json.loads(call["arguments"])
+    assert given["animal"] in ("hen", "cow")
+    assert (found["tool_choice"], found["tools"][0]["name"]) == (choice, "feed")
+    with talker.stream("POST", "/v1/responses", json={**body, "stream": True}) as answer:
+        told = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+    assert [event["sequence_number"] for event in told] == list(range(len(told)))
+    assert [event["type"].removeprefix("response.") for event in told] == [
+        "created", "in_progress", "output_item.added", "function_call_arguments.delta",
+        "function_call_arguments.done", "output_item.done", "completed",
+    ]  # fmt: skip
+    assert json.loads(told[3]["delta"]) == json.loads(told[4]["arguments"]) == given
+    assert told[2]["item"]["arguments"] == ""
+    assert told[5]["item"] == told[6]["response"]["output"][0]
+
+
+def test_what_came_of_a_call_is_a_turn_as_in_a_chat(talker: httpx.Client):
+    function = {"name": "f", "arguments": "{}"}
+    items: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hm"},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "a"}]},
+        {"type": "function_call", "id": "fc_1", "call_id": "1", "status": "completed", **function},
+        {"type": "function_call_output", "call_id": "1", "output": "b"},
+    ]
+    messages = [
+        {"role": "user", "content": "Hm"},
+        {"role": "assistant", "content": "a", "tool_calls": [{"id": "1", "function": function}]},
+        {"role": "tool", "content": "b", "tool_call_id": "1"},
+    ]
+    found = post(talker, "/v1/responses", input=items, temperature=0, max_output_tokens=6)
+    chat = post(talker, "/v1/chat/completions", messages=messages, temperature=0, max_tokens=6)
+    assert found["usage"]["input_tokens"] == chat["usage"]["prompt_tokens"]
+    text = found["output"][0]["content"][0]["text"]
+    assert text == chat["choices"][0]["message"]["content"]
+
+
+def test_a_response_that_may_call_and_does_not_is_a_message(talker: httpx.Client, monkeypatch: Any):
+    monkeypatch.setattr("llmctl.serving.tools.PREFACE", "{tools:.0}feed")
+    body = {"input": QUESTION, "tools": [FEED], "temperature": 0, "max_output_tokens": 6}
+    with talker.stream("POST", "/v1/responses", json={**body, "stream": True}) as answer:
+        told = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+    kinds = [event["type"].removeprefix("response.") for event in told]
+    assert kinds[2:5] == ["output_item.added", "content_part.added", "output_text.delta"]
+    assert told[4]["delta"] == told[-1]["response"]["output"][0]["content"][0]["text"]
+    assert told[-1]["response"]["status"] == kinds[-1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [FEED], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
+        ({"tool_choice": "required"}, "there are no tools"),
+        ({"input": [{"type": "function_call_output", "call_id": [], "output": "x"}]}, "call_id"),
+        ({"input": [{"type": "function_call", "name": "x"}]}, "needs the texts name"),
+        (
+            {"input": [{"type": "function_call", "name": "x", "call_id": "1", "arguments": "{"}]},
+            "not JSON",
+        ),
+        ({"input": [{"type": "item_reference", "id": "1"}]}, "item_reference"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+    ],
+)
+def test_responses_that_can_not_be(talker: httpx.Client, fields: dict[str, Any], says: str):
+    found = post(talker, "/v1/responses", 400, **{"input": QUESTION, **fields})
+    assert says in found["error"]["message"]
+
+
+def test_of_parallel_calls_the_first_alone_where_one_is_asked_for():
+    from llmctl.serving.protocol import Tool
+    from llmctl.serving.tools import Calls
+
+    call = '<tool_call>{"name": "feed", "arguments": {}}</tool_call>'
+    tools = [Tool(**tool) for tool in TOOLS]
+    for parallel, count in ((True, 2), (False, 1)):
+        rest, found = Calls(tools, parallel=parallel).found(f"Now. {call} {call}")
+        assert (rest, len(found)) == ("Now.", count)
+
+
 def test_models_tokens_health_and_metrics(talker: httpx.Client, decoder_workspace: Path):
     cards = talker.get("/v1/models").json()["data"]
     assert [(card["id"], card["chat"]) for card in cards] == [("talker", True), ("tiny-gpt", False)]
