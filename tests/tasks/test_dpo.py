@@ -15,11 +15,14 @@ import torch
 
 from llmctl.errors import InputError, Interrupted
 from llmctl.formats.open import open_folder
+from llmctl.inference.engine import Engine
 from llmctl.reporting.reporter import Record, Reporter
 from llmctl.stages.train import finetune
 from llmctl.tasks.dpo.loss import ordered_right, pair_loss
 from llmctl.tasks.dpo.task import DpoTask
+from llmctl.tasks.dpo.untuned import AnsweringModel
 from llmctl.tasks.finetuning import resolve
+from llmctl.tasks.opened import OpenedModel
 from llmctl.training.device import Machine
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.files import sha256_file
@@ -157,6 +160,25 @@ def test_loss_and_gradient_are_those_of_whole_logits(
         torch.testing.assert_close(gradient / scale, other / scale, rtol=1e-4, atol=1e-4)
     margin = config.beta * delta.detach().mean()
     torch.testing.assert_close(found.metrics["margin"].mean.double(), margin, rtol=1e-4, atol=1e-4)
+
+
+def test_answers_that_are_measured_are_written_by_the_engine(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    """More than are written at once, drawn too: those that a batch of rows comes to."""
+    steps = []
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda engine: steps.append(engine) or step(engine))
+    model = AnsweringModel(OpenedModel.open(place, "talker"), "cpu", max_new_tokens=8, seed=3)
+    asked = [f"{word} {number}" for number in range(35) for word in ("Hens", "The ship")]
+    prompts = [model.prompt([{"role": "user", "content": text}]) or [] for text in asked]
+    for temperature in (0.0, 1.0):
+        found = model.answers(prompts, Reporter(), temperature=temperature)
+        assert steps
+        steps.clear()
+        rows = model._sampler(model.network, prompts, temperature=temperature)
+        assert not steps
+        assert [(one.ids, one.text) for one in found] == [(one.ids, one.text) for (one,) in rows]
 
 
 def test_only_the_last_answer_counts(place: Workspace, tmp_path: Path):

@@ -73,10 +73,8 @@ class AnsweringModel:
     ) -> list[Completion]:
         """An answer to each prompt; of several models that draw, by the same random numbers."""
         written: list[Completion] = []
-        for begin in range(0, len(prompts), 64):
-            some = prompts[begin : begin + 64]
-            found = self._sampler(self.network, some, first=begin, temperature=temperature)
-            written += [completions[0] for completions in found]
+        for answer in self._sampler.each(self.network, prompts, temperature=temperature):
+            written.append(answer)
             reporter.progress(f"answers of {self.name}", len(written), len(prompts))
         return written
 
