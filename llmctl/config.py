@@ -25,7 +25,7 @@ from pydantic_core import PydanticUndefined
 
 from llmctl.errors import ConfigError, InputError, UsageError, did_you_mean
 from llmctl.parsing import MAX_DEPTH, Malformed, parse_toml
-from llmctl.reporting.units import parse_duration
+from llmctl.reporting.units import parse_duration, parse_size
 
 # Marks fields that change how a stage runs but not what it makes: left out of fingerprints.
 NOT_IDENTITY: dict[str, Any] = {"identity": False}
@@ -40,6 +40,14 @@ def _seconds(value: object) -> object:
 
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 """A duration: a number of seconds, or text such as ``10m``, ``1h30m``."""
+
+
+def _bytes(value: object) -> object:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes)]
+"""A size: a number of bytes, or text such as ``64MB``, ``1.5GB``."""
 
 
 def _column(value: object) -> object:

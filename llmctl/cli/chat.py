@@ -49,6 +49,9 @@ def command(
     regex: str | None = forms.REGEX,
     choice: list[str] = forms.CHOICE,
     grammar: Path | None = forms.GRAMMAR,
+    draft: str | None = options.DRAFT,
+    prompt_lookup: int | None = options.PROMPT_LOOKUP,
+    draft_tokens: int | None = options.DRAFT_TOKENS,
     seed: int | None = options.SEED,
     device: str | None = options.DEVICE,
     dtype: str | None = option(
@@ -74,7 +77,9 @@ def command(
     place = options.open_workspace(workspace)
     reporter = TerminalReporter(quiet=quiet)
     form = forms.form(asked)
-    session = open_chat(place, start, config, system=system, form=form, reporter=reporter)
+    session = open_chat(
+        place, start, config, system=system, form=form, draft=draft, reporter=reporter
+    )
     _Talk(session, reporter, json=json).run()
 
 
@@ -147,6 +152,11 @@ class _Talk:
                     "read_tokens": answer.read_tokens,
                     "new_tokens": answer.new_tokens,
                     "turns_left_out": answer.left_out,
+                    **(
+                        {"drafted": answer.drafted, "accepted": answer.accepted}
+                        if answer.drafted
+                        else {}
+                    ),
                 }
             )
             sys.stdout.flush()

@@ -90,10 +90,9 @@ def command(
     penalty_alpha: float | None = option(
         "Contrastive search among --top-k tokens: the weight of being unlike."
     ),
-    draft: str | None = option(
-        "A smaller model that writes ahead (speculative decoding).",
-        autocompletion=artefact_names.RUNS,
-    ),
+    draft: str | None = options.DRAFT,
+    prompt_lookup: int | None = options.PROMPT_LOOKUP,
+    draft_tokens: int | None = options.DRAFT_TOKENS,
     source: Path | None = option(
         "For a model finetuned with --task seq2seq: a file to translate or summarise, a source a "
         "line or row; with --output, and goes on where it stopped.",

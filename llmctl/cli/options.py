@@ -157,6 +157,17 @@ SCORE = option(
     show_default="plain",
 )
 
+DRAFT = option(
+    "A smaller model with the same vocabulary that writes ahead (speculative decoding).",
+    autocompletion=artefact_names.RUNS,
+)
+PROMPT_LOOKUP = option(
+    "Write ahead what followed where the text's last tokens stood before, so many of them or "
+    "fewer, e.g. 3: for answers that repeat the prompt.",
+    metavar="N",
+)
+DRAFT_TOKENS = option("Tokens that are written ahead.", show_default="4")
+
 
 def configured(kind: type[C], stage: str, asked: Mapping[str, Any]) -> C:
     """A command's configuration: the recipe's table, over it the options that are called like its

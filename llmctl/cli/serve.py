@@ -26,6 +26,9 @@ def command(
         "repeated.",
         default=[],
     ),
+    draft: str | None = options.DRAFT,
+    prompt_lookup: int | None = options.PROMPT_LOOKUP,
+    draft_tokens: int | None = options.DRAFT_TOKENS,
     host: str | None = option("Address to listen at.", show_default="127.0.0.1"),
     port: int | None = option("Port to listen at; 0: one that is free.", show_default="8000"),
     api_key: str | None = option(
@@ -36,6 +39,12 @@ def command(
     ),
     kv_tokens: int | None = option(
         "Tokens whose keys and values are kept at most.", show_default="by the model's context"
+    ),
+    prefix_cache: str | None = option(
+        "Bytes of keys and values that are kept of texts for others that begin so too, of each "
+        "model, e.g. 256MB; 0: none.",
+        metavar="SIZE",
+        show_default="1GB",
     ),
     device: str | None = options.DEVICE,
     dtype: str | None = option(
@@ -69,5 +78,5 @@ def command(
     config = options.configured(ServeConfig, "serve", asked)
     place = options.open_workspace(workspace)
     reporter = TerminalReporter(quiet=quiet)
-    serving = open_serving(place, start, config, adapters=adapter, reporter=reporter)
+    serving = open_serving(place, start, config, adapters=adapter, draft=draft, reporter=reporter)
     serve(serving, reporter=reporter)

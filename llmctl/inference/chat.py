@@ -14,7 +14,7 @@ from typing import Any
 
 from llmctl.errors import InputError
 from llmctl.inference.constraints import GrammarKind, Grammars
-from llmctl.inference.decoder import CausalDecoder
+from llmctl.inference.decoder import CausalDecoder, DecoderRunner
 from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig
 from llmctl.inference.engine import Constraint, Engine, EngineConfig, EngineRequest
 from llmctl.tokenizers import Tokenizer
@@ -38,6 +38,10 @@ class ChatAnswer:
     new_tokens: int
     left_out: int
     """Turns that no longer fit and were left out for this answer, for good."""
+    drafted: int = 0
+    """Tokens that were guessed ahead."""
+    accepted: int = 0
+    """Those of them that were kept."""
 
 
 class ChatSession:
@@ -51,10 +55,16 @@ class ChatSession:
         config: GenerationConfig,
         *,
         form: tuple[GrammarKind, Any] | None = None,
+        draft: DecoderRunner | None = None,
     ) -> None:
-        """form: what answers are kept to. Raises InputError if the template gives an answer no end,
-        or the form can't be used."""
-        self._engine = Engine(decoder, EngineConfig(max_sequences=1))
+        """form: what answers are kept to. draft: a smaller model that writes ahead. Raises
+        InputError if the template gives an answer no end, or the form can't be used."""
+        how = EngineConfig(
+            max_sequences=1,
+            draft_tokens=config.draft_tokens,
+            prompt_lookup=config.prompt_lookup,
+        )
+        self._engine = Engine(decoder, how, draft=draft)
         self._context = self._engine.scheduler.context
         self._template, self._config = template, config
         tokenizer = copy.copy(tokenizer)
@@ -130,6 +140,8 @@ class ChatSession:
             read_tokens=len(prompt) - sequence.cached_tokens,
             new_tokens=state.new,
             left_out=left_out,
+            drafted=state.drafted,
+            accepted=state.accepted,
         )
 
     def _prompt(self, turns: Sequence[dict[str, str]]) -> list[int]:

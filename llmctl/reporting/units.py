@@ -13,6 +13,8 @@ _DIGITS = r"(\d+(?:\.\d+)?)"
 _BARE = re.compile(_DIGITS)
 _DURATION = re.compile(r"\s*".join(rf"(?:{_DIGITS}\s*{unit})?" for unit in _UNIT_SECONDS))
 
+_SIZE = re.compile(rf"{_DIGITS}\s*(?:(?:([kmgt])(i)?)?b)?", re.ASCII)
+
 
 class DurationError(UsageError, ValueError):
     """Text that is no duration; a ValueError too, so that pydantic adds the field it stands in."""
@@ -39,6 +41,27 @@ def parse_duration(text: str) -> float:
     if not math.isfinite(seconds):
         raise DurationError(f"{text!r} is not a duration; write for example 90s, 10m or 1h30m")
     return seconds
+
+
+class SizeError(UsageError, ValueError):
+    """Text that is no size; a ValueError too, as ``DurationError`` is."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``4096``, ``64kB``, ``256MB``, ``1.5 GB``, ``1GiB``: with decimal prefixes, or
+    with binary ones where an i stands behind.
+
+    Raises SizeError, naming what was given, on anything else.
+
+    >>> parse_size("256MB"), parse_size("1GiB")
+    (256000000, 1073741824)
+    """
+    parts = _SIZE.fullmatch(text.strip().lower())
+    if parts is None:
+        raise SizeError(f"{text!r} is not a size; write for example 64MB, 1.5GB or 0")
+    number, prefix, binary = parts.groups()
+    power = 0 if prefix is None else 1 + "kmgt".index(prefix)
+    return int(Decimal(number) * (1024 if binary else 1000) ** power)
 
 
 def duration(seconds: float) -> str:

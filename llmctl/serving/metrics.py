@@ -77,11 +77,17 @@ class EngineCollector(Collector):
             "num_requests_running": "Texts that are being written.",
             "num_requests_waiting": "Texts that wait for a place.",
             "kv_cache_usage_perc": "Share of the room for keys and values in use.",
+            "prefix_cache_bytes": "Bytes of keys and values that are kept for other prompts.",
+            "prefix_cache_max_bytes": "Bytes of keys and values that may be kept so.",
         }
         counters = {
             "prefix_cache_queries": "Tokens of prompts looked for among those kept.",
             "prefix_cache_hits": "Tokens of prompts found among those kept.",
+            "prefix_cache_evictions": "Blocks of tokens that were no longer kept, for others.",
             "num_preemptions": "Texts that lost their place to older ones.",
+            "spec_decode_num_drafts": "How often tokens were written ahead.",
+            "spec_decode_num_draft_tokens": "Tokens that were written ahead.",
+            "spec_decode_num_accepted_tokens": "Tokens written ahead that were kept.",
         }
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {
             name: GaugeMetricFamily(f"llmctl:{name}", what, labels=MODEL_LABEL)
@@ -89,17 +95,30 @@ class EngineCollector(Collector):
         }
         for name, what in counters.items():
             families[name] = CounterMetricFamily(f"llmctl:{name}", what, labels=MODEL_LABEL)
+        kept = CounterMetricFamily(
+            "llmctl:spec_decode_num_accepted_tokens_per_pos",
+            "Tokens written ahead that were kept, by their place.",
+            labels=[*MODEL_LABEL, "position"],
+        )
         for model in self._models.values():
             if model.engine is None:
                 continue
-            scheduler = model.engine.scheduler
+            engine, scheduler = model.engine, model.engine.scheduler
             for name, value in {
                 "num_requests_running": len(scheduler.running),
                 "num_requests_waiting": len(scheduler.waiting),
                 "kv_cache_usage_perc": scheduler.kv_used / scheduler.kv_tokens,
+                "prefix_cache_bytes": scheduler.prefixes.bytes,
+                "prefix_cache_max_bytes": scheduler.config.prefix_cache,
+                "prefix_cache_evictions": scheduler.prefixes.evictions,
                 "prefix_cache_queries": scheduler.prefix_queries,
                 "prefix_cache_hits": scheduler.prefix_hits,
                 "num_preemptions": scheduler.preemptions,
+                "spec_decode_num_drafts": engine.drafts,
+                "spec_decode_num_draft_tokens": engine.drafted,
+                "spec_decode_num_accepted_tokens": sum(engine.accepted),
             }.items():
                 families[name].add_metric([model.name], value)
-        return families.values()
+            for place, tokens in enumerate(engine.accepted if engine.drafts else ()):
+                kept.add_metric([model.name, str(place)], tokens)
+        return [*families.values(), kept]

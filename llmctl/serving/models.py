@@ -11,7 +11,7 @@ from llmctl.errors import InputError, UsageError
 from llmctl.formats.description import CHAT, NEXT_TOKEN_KINDS, TOKENIZER
 from llmctl.formats.sampling_defaults import NONE, taken_defaults
 from llmctl.inference.constraints import Grammars
-from llmctl.inference.decoder import CausalDecoder
+from llmctl.inference.decoder import CausalDecoder, DecoderRunner
 from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig
 from llmctl.inference.engine import Engine, EngineConfig
 from llmctl.inference.weights import Kernels, WeightType, prepare
@@ -20,6 +20,7 @@ from llmctl.serving.errors import HTTPError
 from llmctl.tasks import TASKS
 from llmctl.tasks.embed.texts import TextEmbedder
 from llmctl.tasks.explanation import ExplainedAnswer, Explainer
+from llmctl.tasks.generation import check_draft, engine_draft
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.prediction import Predictor
 from llmctl.tokenizers import Tokenizer
@@ -130,29 +131,36 @@ def open_models(
     dtype: WeightType,
     kernels: Kernels,
     adapters: Sequence[str] = (),
+    draft: str | None = None,
     created: int,
     generation_config: str = NONE,
     reporter: Reporter | None = None,
 ) -> dict[str, ServedModel]:
     """Models by the names under which they answer: a run's, a folder's last part, or what stands
     before ``=``. adapters: ``NAME=FOLDER``, each served as its base's name, a colon and its own;
-    the base is the first model. generation_config: whose says how texts are chosen where a request
-    doesn't; an adapter's base says it of both.
+    the base is the first model. draft: a smaller model that writes ahead for all that write.
+    generation_config: whose says how texts are chosen where a request doesn't; an adapter's base
+    says it of both.
 
     Raises InputError for one that is not there or does nothing that is served, UsageError for a
-    name that comes twice.
+    name that comes twice, and a draft whose vocabulary is another than that of one that writes.
     """
     models: dict[str, ServedModel] = {}
     named = [_named(start) for start in starts]
     for adapter in adapters:
         own, path = _named(adapter)
         named.append((f"{named[0][0]}:{own}", path))
+    ahead = None
+    if draft is not None:
+        # As many rows as the models have.
+        rows = max(2, engine.max_sequences)
+        ahead = Draft(OpenedModel.open(workspace, draft), device, dtype, kernels, rows)
     for number, (name, start) in enumerate(named):
         if name in models:
             raise UsageError(
                 f"two models would be called {name}; give one another name: --from NAME={start}"
             )
-        served = _open(workspace, name, start, engine, device, dtype, kernels, created)
+        served = _open(workspace, name, start, engine, device, dtype, kernels, ahead, created)
         models[name] = served
         base = served if number < len(starts) else models[named[0][0]]
         if served.engine is not None:
@@ -164,7 +172,36 @@ def open_models(
                 first=f"what a request of {name} says goes before it",
                 reporter=reporter or Reporter(),
             )
+    if ahead is not None and not any(model.engine for model in models.values()):
+        raise UsageError(f"--draft {draft}: none of the models writes text; leave it out")
     return models
+
+
+@dataclass
+class Draft:
+    """A smaller model that writes ahead for all of a server's."""
+
+    opened: OpenedModel
+    device: str
+    dtype: WeightType
+    kernels: Kernels
+    rows: int
+    """Texts that are written at once."""
+
+    def of(self, served: ServedModel) -> DecoderRunner:
+        """What writes ahead for a model. Raises UsageError where that has another vocabulary."""
+        check_draft(self.opened, served.tokenizer, served.name)
+        return self._decoder
+
+    @cached_property
+    def _decoder(self) -> DecoderRunner:
+        return engine_draft(
+            self.opened,
+            device=self.device,
+            dtype=self.dtype,
+            kernels=self.kernels,
+            rows=self.rows,
+        )
 
 
 def _named(start: str) -> tuple[str, str]:
@@ -182,6 +219,7 @@ def _open(
     device: str,
     dtype: WeightType,
     kernels: Kernels,
+    draft: Draft | None,
     created: int,
 ) -> ServedModel:
     opened = OpenedModel.open(workspace, start)
@@ -194,7 +232,7 @@ def _open(
         decoder = CausalDecoder(
             model, longest=folder.max_length, head=head, tokenizer=folder.tokenizer
         )
-        served.engine = Engine(decoder, config)
+        served.engine = Engine(decoder, config, draft=None if draft is None else draft.of(served))
     elif opened.kind == "embed":
         served.embedder = TextEmbedder(opened, device=device)
     elif opened.kind == "classify":

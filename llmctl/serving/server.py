@@ -35,9 +35,11 @@ def open_serving(
     config: ServeConfig,
     *,
     adapters: Sequence[str] = (),
+    draft: str | None = None,
     reporter: Reporter | None = None,
 ) -> Serving:
-    """Models that are ready to be served. Raises InputError for one that can't be."""
+    """Models that are ready to be served. draft: a smaller one that writes ahead for them. Raises
+    InputError for one that can't be, UsageError for a draft of another vocabulary."""
     models = open_models(
         workspace,
         starts,
@@ -46,6 +48,7 @@ def open_serving(
         dtype=config.dtype,
         kernels=config.kernels,
         adapters=adapters,
+        draft=draft,
         created=now(),
         generation_config=config.generation_config,
         reporter=reporter,

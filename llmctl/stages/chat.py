@@ -18,6 +18,8 @@ from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import GenerationConfig
 from llmctl.inference.weights import Kernels, WeightType, prepare
 from llmctl.reporting.reporter import Reporter
+from llmctl.tasks.generation import check_draft, engine_draft
+from llmctl.tasks.opened import OpenedModel
 from llmctl.tokenizers.chat_template import ChatTemplate
 from llmctl.training.precision import choose_device
 from llmctl.workspace.artefacts import Workspace
@@ -65,14 +67,15 @@ def open_chat(
     *,
     system: str | None = None,
     form: tuple[GrammarKind, Any] | None = None,
+    draft: str | None = None,
     reporter: Reporter | None = None,
 ) -> ChatSession:
     """A conversation with the model of a run or of a folder.
 
-    system: what stands before the conversation. form: what answers are kept to. What the folder's
-    generation_config.json says of how answers are chosen counts where the configuration was not
-    given otherwise, and is told. Raises InputError if the model doesn't answer, or the form can't
-    be used.
+    system: what stands before the conversation. form: what answers are kept to. draft: a smaller
+    model that writes ahead. What the folder's generation_config.json says of how answers are chosen
+    counts where the configuration was not given otherwise, and is told. Raises InputError if the
+    model doesn't answer, or the form can't be used, UsageError for a draft of another vocabulary.
     """
     where = choose_device(config.device, "--device")
     folder, _ = open_model(workspace, start)
@@ -84,10 +87,19 @@ def open_chat(
             f"{start} has not learned to answer; finetune it first: llmctl finetune --from {start} "
             "--task instruct --data FILE"
         )
-    head = prepare(model, config.dtype, rows=1, kernels=config.kernels)
+    ahead = None
+    if draft is not None:
+        smaller = OpenedModel.open(workspace, draft)
+        check_draft(smaller, folder.tokenizer, start)
+        ahead = engine_draft(
+            smaller, device=config.device, dtype=config.dtype, kernels=config.kernels, rows=1
+        )
+    guesses = draft is not None or config.prompt_lookup is not None
+    rows = config.draft_tokens + 1 if guesses else 1
+    head = prepare(model, config.dtype, rows=rows, kernels=config.kernels)
     decoder = CausalDecoder(model, longest=folder.max_length, head=head, tokenizer=folder.tokenizer)
     template = ChatTemplate(folder.tokenizer.chat_template, folder.tokenizer)
-    session = ChatSession(decoder, folder.tokenizer, template, config, form=form)
+    session = ChatSession(decoder, folder.tokenizer, template, config, form=form, draft=ahead)
     if system is not None:
         session.set_system(system)
     return session

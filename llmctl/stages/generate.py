@@ -194,6 +194,11 @@ def as_record(answer: Generated, tokenizer: Tokenizer) -> dict[str, Any]:
                 "ids": list(completion.ids),
                 "log_probs": list(completion.log_probs),
                 **({} if completion.score is None else {"score": completion.score}),
+                **(
+                    {"drafted": completion.drafted, "accepted": completion.accepted}
+                    if completion.drafted
+                    else {}
+                ),
             }
             for completion in answer.completions
         ],

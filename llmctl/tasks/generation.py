@@ -22,6 +22,7 @@ from llmctl.inference.weights import Kernels, WeightType
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks import TASKS
 from llmctl.tasks.opened import OpenedModel
+from llmctl.tokenizers import Tokenizer
 from llmctl.training.distributed.processes import get_world
 
 TEXTS = 8
@@ -90,27 +91,32 @@ class TextGenerator(ABC):
         if not config.batch_size:
             config = config.replace(batch_size=self.default_batch(config))
         self.config = config
-        rows = rows_at_once(config, prompts, drafted=draft is not None)
+        self._rows = rows_at_once(config, prompts)
+        # Of each text several tokens are read at once where some are guessed.
+        guesses = draft is not None or config.prompt_lookup is not None
+        rows = self._rows * (config.draft_tokens + 1 if guesses else 1)
         self._decoder = self.decoder(model, config, rows)
         digests = [model.record.digest]
         self._draft: DecoderRunner | None = None
         if draft is not None:
-            self._draft = generator_of(draft).decoder(draft, config, rows=1)
+            together = self._rows if Engine.writes(self._decoder, config) else 1
+            check_draft(draft, self.tokenizer, model.name)
+            self._draft = draft_decoder(draft, config, rows=together)
             digests.append(draft.record.digest)
-            if draft.folder.tokenizer.digest() != self.tokenizer.digest():
-                raise UsageError(
-                    f"--draft {draft.name} has another vocabulary than {model.name}; take a "
-                    "smaller model that was trained on the same shards"
-                )
         self.identity: dict[str, Any] = {"models": digests, "config": config.identity()}
         """What decides the texts."""
         self._rules = CompiledSamplingParams(config, self.tokenizer)
         self._told = False
         self._constraint: Callable[[], Constraint] | None = None
-        self._rows = rows
+        self._by_engine = Engine.writes(self._decoder, config) and (
+            self._draft is None or Engine.guesses_by(self._draft)
+        )
+        if config.prompt_lookup is not None and not self._by_engine:
+            raise UsageError(
+                f"--prompt-lookup goes with decoders that write token by token, and {model.name} "
+                f"is {model.described}; leave it out"
+            )
         if form is not None:
-            if draft is not None:
-                raise UsageError("--draft is not for texts that are kept to a form; leave it out")
             self._check_constrained()
             self._constraint = Grammars(self.tokenizer, self._rules.ends).constraint(*form)
             self.identity["form"] = list(form)
@@ -177,9 +183,14 @@ class TextGenerator(ABC):
                 asked.append(prompt)
                 yield self.encode(prompt)
 
-        if self._draft is None and Engine.writes(self._decoder, self.config):
-            at_once = min(self._rows, MOST_AT_ONCE)
-            engine = Engine(self._decoder, EngineConfig(max_sequences=at_once))
+        if self._by_engine:
+            assert isinstance(self._decoder, CausalDecoder)
+            how = EngineConfig(
+                max_sequences=min(self._rows, MOST_AT_ONCE),
+                draft_tokens=self.config.draft_tokens,
+                prompt_lookup=self.config.prompt_lookup,
+            )
+            engine = Engine(self._decoder, how, draft=self._draft)
             written = engine.run(
                 encoded(),
                 self._rules,
@@ -202,6 +213,10 @@ class TextGenerator(ABC):
 
     def _check_constrained(self) -> None:
         """Raises UsageError where texts can't be kept to a form."""
+        if self._draft is not None and not self._by_engine:
+            raise UsageError(
+                "--draft that reads sources is not for texts that are kept to a form; leave it out"
+            )
         if not isinstance(self._decoder, CausalDecoder) or self.from_sources:
             raise UsageError(
                 f"{self.model.name} can't be kept to a form: that is for a GPT, a Llama or another "
@@ -216,22 +231,47 @@ class TextGenerator(ABC):
     @property
     def block_size(self) -> int:
         """Prompts that are sorted by length among themselves."""
-        drafted = self._draft is not None
+        drafted = self._draft is not None and not self._by_engine
         return block_size(self.config, self.config.batch_size, drafted=drafted)
 
 
-def rows_at_once(config: GenerateConfig, prompts: int | None, *, drafted: bool) -> int:
-    """Rows of the products by which tokens are written.
-
-    prompts: None where it isn't known. drafted: whether a draft writes ahead, and several tokens
-    of one text are read at once.
-    """
-    if drafted:
-        return config.draft_tokens + 1
+def rows_at_once(config: GenerateConfig, prompts: int | None) -> int:
+    """Texts that are written at once. prompts: None where it isn't known."""
     if config.penalty_alpha is not None:
         return config.top_k or DEFAULT_CANDIDATES
     batch = max(1, config.batch_size // config.rows_each)
     return config.rows_each * (batch if prompts is None else min(batch, prompts))
+
+
+def check_draft(draft: OpenedModel, tokenizer: Tokenizer, name: str) -> None:
+    """Raises UsageError where a draft has another vocabulary than the model of that name."""
+    if draft.folder.tokenizer.pieces_digest() != tokenizer.pieces_digest():
+        raise UsageError(
+            f"--draft {draft.name} has another vocabulary than {name}; take a smaller model that "
+            "was trained on the same shards"
+        )
+
+
+def draft_decoder(draft: OpenedModel, config: GenerateConfig, *, rows: int) -> DecoderRunner:
+    """What writes ahead, so many rows at once. Raises InputError if it writes no text."""
+    if draft.kind == "ngram":  # which has no weights to be of a type
+        config = config.replace(dtype="fp32", kernels="torch")
+    return generator_of(draft).decoder(draft, config, rows=rows)
+
+
+def engine_draft(
+    draft: OpenedModel, *, device: str, dtype: WeightType, kernels: Kernels, rows: int
+) -> DecoderRunner:
+    """What writes ahead in an engine, so many rows at once. Raises InputError if it writes no text,
+    UsageError if it reads sources."""
+    config = GenerateConfig(device=device, dtype=dtype, kernels=kernels)
+    decoder = draft_decoder(draft, config, rows=rows)
+    if not Engine.guesses_by(decoder):
+        raise UsageError(
+            f"--draft {draft.name} is {draft.described}, and writes from sources; take a GPT, a "
+            "Llama or an n-gram model"
+        )
+    return decoder
 
 
 def generator_of(model: OpenedModel) -> type[TextGenerator]:

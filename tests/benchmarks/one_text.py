@@ -73,7 +73,7 @@ def ours(model: str, dtype: str, kernels: str, threads: int, streams: int) -> Wr
     long = [7 * n % 1000 for n in range(LONG)]
 
     def begin(prompts: list[list[int]]) -> Engine:
-        engine = Engine(decoder, EngineConfig(max_sequences=streams, prefix_caching=False))
+        engine = Engine(decoder, EngineConfig(max_sequences=streams, prefix_cache=0))
         for number, prompt in enumerate(prompts):
             engine.submit(EngineRequest(prompt=prompt, rules=rules, number=number))
         return engine

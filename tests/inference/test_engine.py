@@ -127,11 +127,50 @@ def test_a_beginning_that_was_read_is_not_read_again():
     told = finish(warm)[request, 0]
     assert told[0].cached_tokens == (len(long) + len(ids(cold)) - 1) // KV_BLOCK * KV_BLOCK
     assert ids(told) == list(write(model, [answered], max_new_tokens=20)[0][0].ids)
-    off = engine(make_model("llama", max_positions=200), "fp32", prefix_caching=False)
+    off = engine(make_model("llama", max_positions=200), "fp32", prefix_cache=0)
     for _ in range(2):
         request = off.submit(EngineRequest(prompt=long, rules=rules()))
         assert finish(off)[request, 0][0].cached_tokens == 0
     assert off.scheduler.kv_used == 0
+
+
+def test_what_is_kept_has_a_bound_in_bytes_and_changes_no_answer():
+    """With room for no block, for three and a half, and for all; by the tensors that are there."""
+    model = make_model("llama", max_positions=200)
+    asked = [LONG[2], LONG[1], [*LONG[2][:70], 3], LONG[0], LONG[2], LONG[1][:50]]
+    block = 2 * 2 * 32 * KV_BLOCK * 4  # keys and values, layers, width, fp32
+    expected: list[list[int]] = []
+    for room, hits in ((0, 0), (7 * block // 2, 32 + 64), (100 * block, 64 + 128 + 32)):
+        one = engine(model, "fp32", prefix_cache=room)
+        prefixes = one.scheduler.prefixes
+        answers, kept = [], []
+        for prompt in asked:
+            number = one.submit(EngineRequest(prompt=prompt, rules=rules()))
+            answers.append(ids(finish(one)[number, 0]))
+            kept.append(held_bytes(prefixes))
+            assert prefixes.bytes == kept[-1] <= room
+        expected = expected or answers
+        assert answers == expected
+        assert one.scheduler.prefix_hits == hits
+        assert max(kept) == room // block * block or room == 100 * block
+        assert bool(prefixes.evictions) == (room == 7 * block // 2)
+
+
+def held_bytes(prefixes: Any) -> int:
+    tables = [t for b in prefixes._blocks.values() for t in (b.keys_LKSH, b.values_LKSH)]
+    return sum(table.untyped_storage().nbytes() for table in tables)
+
+
+def test_what_was_used_longest_ago_goes_first():
+    """Room for two blocks: a third prompt's takes the place of the one not asked for since."""
+    model = make_model("llama", max_positions=200)
+    small = engine(model, prefix_cache=2 * (2 * 2 * 32 * KV_BLOCK * 4))
+    first, second, third = ([start, *LONG[0][:KV_BLOCK]] for start in range(3))
+    told = []
+    for prompt in (first, second, first, third, first, second):
+        number = small.submit(EngineRequest(prompt=prompt, rules=rules(max_new_tokens=1)))
+        told.append(finish(small)[number, 0][0].cached_tokens)
+    assert told == [0, 0, KV_BLOCK, 0, KV_BLOCK, 0]
 
 
 def test_where_room_runs_out_the_youngest_waits_and_nothing_is_lost(

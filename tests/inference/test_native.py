@@ -137,7 +137,7 @@ def test_logits_are_those_of_the_layers_one_by_one(
     told = []
     for kernels in ("torch", "native"):
         one = engine(make_model(arch, max_positions=200, **shape), kernels)
-        assert (one._fused is not None) == (fused and kernels == "native")
+        assert (one._reader.fused is not None) == (fused and kernels == "native")
         request = EngineRequest(prompt=LONG[1], rules=rules(**asked), prompt_top=3, top=3)
         one.submit(request)
         told.append(finish(one)[0, 0])
@@ -170,7 +170,7 @@ def test_a_text_has_the_same_bits_in_any_company(arch: str, shape: dict[str, Any
 
 def test_other_networks_have_the_layers_alone():
     model = make_model("gpt", max_positions=200)
-    assert engine(model, "native")._fused is None
+    assert engine(model, "native")._reader.fused is None
     kinds = {type(module) for module in model.modules()}
     assert NativeLinear in kinds
     assert Int8Linear not in kinds

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmctl.config import Config, Seconds, build
 from llmctl.errors import ConfigError, UsageError
-from llmctl.reporting.units import age, count, duration, parse_duration, short, size
+from llmctl.reporting.units import age, count, duration, parse_duration, parse_size, short, size
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,24 @@ def test_a_wrong_duration_in_a_configuration_names_its_field() -> None:
 
     with pytest.raises(ConfigError, match=r"time_limit.*'soon' is not a duration"):
         build(Limits, {"time_limit": "soon"})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0), ("4096", 4096), ("10b", 10), ("64kB", 64_000), ("256MB", 256_000_000),
+        (" 1.5 gb ", 1_500_000_000), ("1GiB", 1 << 30), ("2TiB", 2 << 40), ("0.5KiB", 512),
+    ],
+)  # fmt: skip
+def test_parse_size(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1", "1e9", "1M", "1 2", "5XB", "1,5GB", "½GB", "nan"])
+def test_parse_size_refuses_and_names_what_was_given(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_size(text)
+    assert repr(text) in str(caught.value)
 
 
 @given(st.text(alphabet="0123456789.dhms -", max_size=12))

@@ -20,11 +20,14 @@ pytest.importorskip("uvicorn")
 
 
 @contextmanager
-def served(workspace: Path, *starts: str, **fields: Any) -> Iterator[httpx.Client]:
+def served(
+    workspace: Path, *starts: str, draft: str | None = None, **fields: Any
+) -> Iterator[httpx.Client]:
     """A client of a server that runs in a thread."""
     from llmctl.serving.server import Server, listen, open_serving
 
-    serving = open_serving(Workspace(workspace), starts, ServeConfig(port=0, **fields))
+    config = ServeConfig(port=0, **fields)
+    serving = open_serving(Workspace(workspace), starts, config, draft=draft)
     listening = listen(serving.config)
     server = Server(serving)
     serving.worker.start()

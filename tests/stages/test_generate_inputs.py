@@ -71,20 +71,19 @@ def test_standard_input_and_a_file_give_the_same_prompts(read_stream: Stream, tm
 
 
 @pytest.mark.parametrize(
-    ("fields", "prompts", "drafted", "expected"),
+    ("fields", "prompts", "expected"),
     [
-        ({}, 1, False, 1),
-        ({}, 3, False, 3),
-        ({}, 20, False, 8),
-        ({}, None, False, 8),
-        ({"num_samples": 3}, 1, False, 3),
-        ({"num_samples": 3}, 9, False, 6),
-        ({"num_beams": 4, "batch_size": 1}, 2, False, 4),
-        ({"penalty_alpha": 0.6}, 5, False, 4),
-        ({"penalty_alpha": 0.6, "top_k": 7}, 5, False, 7),
-        ({"draft_tokens": 3}, 5, True, 4),
+        ({}, 1, 1),
+        ({}, 3, 3),
+        ({}, 20, 8),
+        ({}, None, 8),
+        ({"num_samples": 3}, 1, 3),
+        ({"num_samples": 3}, 9, 6),
+        ({"num_beams": 4, "batch_size": 1}, 2, 4),
+        ({"penalty_alpha": 0.6}, 5, 4),
+        ({"penalty_alpha": 0.6, "top_k": 7}, 5, 7),
     ],
 )
-def test_rows_at_once(fields: dict[str, Any], prompts: int | None, drafted: bool, expected: int):
+def test_rows_at_once(fields: dict[str, Any], prompts: int | None, expected: int):
     config = GenerateConfig(**{"batch_size": 8, **fields})
-    assert rows_at_once(config, prompts, drafted=drafted) == expected
+    assert rows_at_once(config, prompts) == expected

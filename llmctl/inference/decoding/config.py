@@ -25,6 +25,8 @@ MOST_AT_ONCE = 4096
 """Texts of a prompt that are written at once: each takes memory, before a word is written."""
 MOST_AHEAD = 256
 """Tokens that a draft model writes ahead: of so many next to none is kept."""
+MOST_LOOKED_FOR = 64
+"""Last tokens of a text that are looked for in it: where so many stand twice, fewer do too."""
 
 RANGES = {
     "temperature": (0.0, math.inf, "0 (always the likeliest token) or more"),
@@ -121,7 +123,10 @@ class GenerationConfig(Config):
     """Contrastive search: the weight of being unlike what was written, against the probability;
     0.6 in Su et al. 2022."""
     draft_tokens: int = Field(4, ge=1, le=MOST_AHEAD)
-    """Tokens that the draft model of speculative decoding writes ahead."""
+    """Tokens that speculative decoding guesses ahead, by a draft model or by prompt lookup."""
+    prompt_lookup: int | None = Field(None, ge=1, le=MOST_LOOKED_FOR)
+    """Prompt lookup: guess what followed the last place in the text where its last tokens stood, so
+    many or fewer; 3 finds most. Unset: don't."""
     seed: int = Field(0, ge=0)
     """Seed of sampling: a sample depends on it, on the prompt's number and on its own."""
 
@@ -178,6 +183,7 @@ class GenerationConfig(Config):
             )
         if self.num_beams > 1:
             self._refuse("beam search does not sample", (*SAMPLING, "penalty_alpha"))
+            self._refuse("beam search looks nothing up", ("prompt_lookup",))
             if self.num_samples > self.num_beams:
                 raise ValueError(
                     f"num_samples {self.num_samples} is more than num_beams {self.num_beams}; "
@@ -191,6 +197,7 @@ class GenerationConfig(Config):
         if self.penalty_alpha is not None:
             others = tuple(name for name in SAMPLING if name != "top_k")
             self._refuse("contrastive search does not sample", others)
+            self._refuse("contrastive search looks nothing up", ("prompt_lookup",))
         if self.num_samples > 1 and (self.temperature == 0 or self.penalty_alpha is not None):
             raise ValueError(
                 f"num_samples {self.num_samples} would all be the same without sampling; leave "

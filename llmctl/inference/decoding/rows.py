@@ -51,6 +51,10 @@ class Completion:
     score: float | None = None
     """A beam's score: its log-probability divided by its length to the power of the length
     penalty."""
+    drafted: int = 0
+    """Tokens that were guessed ahead, by speculative decoding."""
+    accepted: int = 0
+    """Those of them that were kept."""
 
 
 class CompiledSamplingParams:
@@ -141,6 +145,10 @@ class SequenceState:
     """Is told the text as it becomes certain."""
     log_probs: list[float] = field(default_factory=list)
     finish: Finish | None = None
+    drafted: int = 0
+    """Tokens that were guessed ahead."""
+    accepted: int = 0
+    """Those of them that were kept."""
 
     @classmethod
     def begin(
@@ -206,4 +214,6 @@ class SequenceState:
             tuple(self.log_probs),
             self.finish,
             score,
+            self.drafted,
+            self.accepted,
         )

@@ -12,7 +12,8 @@ T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -58,20 +59,17 @@ def write(
             q_1V = distributions(logits_1V, [text], rules)
             guesses.append(pick(q_1V, rules, row, row.new + len(guesses), "draft"))
             q_TV.append(q_1V)
+            if guesses[-1] in row.ends:
+                break
         read = len(row.ids)
         logits_TV = target.extend(on([row.ids[-1], *guesses], first_1V))[0]
         texts = [Text([*row.ids, *guesses[:n]], row.start) for n in range(len(guesses) + 1)]
         p_TV = distributions(logits_TV, texts, rules)
-        accepted = judge(p_TV, q_TV, guesses, rules, row)
-        tokens = guesses[:accepted]
-        rest_1V = p_TV[accepted : accepted + 1]
-        if accepted < len(guesses):
-            left_1V = (rest_1V - q_TV[accepted]).clamp_(min=0)
-            # Nothing is left where both are the same but for rounding.
-            rest_1V = left_1V if left_1V.any() else rest_1V
-        tokens.append(pick(rest_1V, rules, row, row.new + accepted))
-        for logits_V, token in zip(logits_TV, tokens, strict=False):
-            row.append(token, log_prob(logits_V, token))
+        accepted, last = judge(p_TV, q_TV, guesses, rules, row)
+        row.drafted += len(guesses)
+        for n, token in enumerate([*guesses[:accepted], last]):
+            row.accepted += n < accepted
+            row.append(token, log_prob(logits_TV[n], token))
             if row.finish:
                 break
         # What both have read of guesses that were not kept is forgotten.
@@ -82,7 +80,28 @@ def write(
     yield row
 
 
-def distributions(logits_TV: Tensor, texts: list[Text], rules: CompiledSamplingParams) -> Tensor:
+def choose_guessed(
+    logits_1V: Tensor,
+    row: SequenceState,
+    rules: CompiledSamplingParams,
+    guess: int,
+    q_1V: Tensor,
+    barred_1V: Tensor | None = None,
+) -> tuple[int, float]:
+    """The next token of a row for which there is a guess, drawn from q, and its log-probability
+    under the model itself.
+
+    barred_1V: True where a token may not come, whatever the rules say.
+    """
+    scores_1V = logits_1V if barred_1V is None else logits_1V.masked_fill(barred_1V, -math.inf)
+    p_1V = distributions(scores_1V, [row.text], rules)
+    token, _ = judged(p_1V, q_1V, guess, rules, row, row.new)
+    return token, log_prob(logits_1V[0], token)
+
+
+def distributions(
+    logits_TV: Tensor, texts: Sequence[Text], rules: CompiledSamplingParams
+) -> Tensor:
     """What the next token behind each text is drawn from, (T, V)."""
     scores_TV = apply(rules.processors, logits_TV, texts)
     check(scores_TV)
@@ -97,13 +116,30 @@ def judge(
     guesses: list[int],
     rules: CompiledSamplingParams,
     row: SequenceState,
-) -> int:
-    """How many of the guesses are kept."""
+) -> tuple[int, int]:
+    """How many of the guesses are kept, and the token behind them."""
     for n, (guess, q_1V) in enumerate(zip(guesses, q_TV, strict=True)):
-        number = random(rules, row, row.new + n, "judge")
-        if number * float(q_1V[0, guess]) >= float(p_TV[n, guess]):
-            return n
-    return len(guesses)
+        token, kept = judged(p_TV[n : n + 1], q_1V, guess, rules, row, row.new + n)
+        if not kept:
+            return n, token
+    return len(guesses), pick(p_TV[-1:], rules, row, row.new + len(guesses))
+
+
+def judged(
+    p_1V: Tensor,
+    q_1V: Tensor,
+    guess: int,
+    rules: CompiledSamplingParams,
+    row: SequenceState,
+    place: int,
+) -> tuple[int, bool]:
+    """The new token at a place of a row, and whether it is the guess that was drawn from q."""
+    number = random(rules, row, place, "judge")
+    if number * float(q_1V[0, guess]) < float(p_1V[0, guess]):
+        return guess, True
+    left_1V = (p_1V - q_1V).clamp_(min=0)
+    # Nothing is left where both are the same but for rounding.
+    return pick(left_1V if left_1V.any() else p_1V, rules, row, place), False
 
 
 def pick(

@@ -3,13 +3,16 @@
 A step reads the next tokens of every text that has a place in one product: the one that was written
 last of those that are being written, and of new prompts as many as a step has time for, so that
 they don't hold up the others. Then each text that has nothing unread gets its next token.
+Where tokens are guessed ahead (drafting.py), a step reads these too, and a text gets all that are
+right and one more.
 
 What a text comes to doesn't depend on the others: its attention is computed alone, its random
 numbers are its own, and oneDNN's packed products and those of int8 give a row the same bits in any
 company of at least one other, which a lone row therefore gets (measured: ``tests/inference``).
 Where PyTorch multiplies without them, the last bits of logits may depend on the number of rows.
 A text that loses its place, or begins as another's answer did, has what was written one by one read
-together, which may change last bits too.
+together, which may change last bits too. Guesses don't: they attend one by one. (Where one text at
+a time is written without them its row is multiplied alone, by other kernels.)
 
 V vocabulary, T tokens of a step, D width, R rows of logits.
 """
@@ -29,15 +32,18 @@ from llmctl.inference.decoder import CausalDecoder, DecoderRunner, EncoderDecode
 from llmctl.inference.decoding.config import GenerationConfig
 from llmctl.inference.decoding.rows import CompiledSamplingParams, Completion
 from llmctl.inference.decoding.sampling import choose
+from llmctl.inference.decoding.speculative import choose_guessed
+from llmctl.inference.engine.drafting import CountsDrafter, Drafter, NetworkDrafter, PromptLookup
+from llmctl.inference.engine.reading import BatchReader, whole_blocks
 from llmctl.inference.engine.requests import Constraint, EngineRequest, Scored, Token
-from llmctl.inference.engine.scheduler import EngineConfig, Scheduler, whole_blocks
-from llmctl.inference.engine.sequences import EngineSequence, ranked_of, scored_prompt, sequences_of
-from llmctl.inference.native import FusedLlama
-from llmctl.models.layers.sequences import SequenceBatch
-
-FEWEST_ENGINE_ROWS = 2
-"""Rows of a product at the least, where several texts may be written at once: a single one is
-multiplied by another kernel."""
+from llmctl.inference.engine.scheduler import EngineConfig, Scheduler
+from llmctl.inference.engine.sequences import (
+    EngineSequence,
+    by_rules,
+    ranked_of,
+    scored_prompt,
+    sequences_of,
+)
 
 
 class Engine:
@@ -48,15 +54,37 @@ class Engine:
         decoder: CausalDecoder,
         config: EngineConfig | None = None,
         *,
+        draft: DecoderRunner | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """draft: a smaller model with the same vocabulary, which writes ahead. Raises UsageError
+        where tokens would be guessed in two ways."""
         self.decoder = decoder
         self.scheduler = Scheduler(decoder, config or EngineConfig())
-        body = decoder.model.body
-        self._fused = FusedLlama(body) if FusedLlama.suits(body) else None
-        alone = 1 if self._fused else FEWEST_ENGINE_ROWS  # whose rows are never another's
-        self._fewest_rows = min(alone, self.scheduler.config.max_sequences)
+        several = draft is not None or self.scheduler.config.prompt_lookup is not None
+        rows = 2 if several else self.scheduler.config.max_sequences
+        self._reader = BatchReader(decoder, rows)
         self._numbers, self._clock = count(), clock
+        self._drafter = self._drafter_of(draft)
+        self.drafts = self.drafted = 0
+        """How often tokens were guessed, and how many."""
+        self.accepted = [0] * self.scheduler.config.draft_tokens
+        """Guesses that were kept, by their place among those of a step, from 0."""
+
+    def _drafter_of(self, draft: DecoderRunner | None) -> Drafter | None:
+        config = self.scheduler.config
+        if draft is None:
+            if config.prompt_lookup is None:
+                return None
+            return PromptLookup(config.prompt_lookup, config.draft_tokens)
+        if config.prompt_lookup is not None:
+            raise UsageError(
+                "--draft and --prompt-lookup: what is written ahead is a model's or what stood "
+                "before; leave one out"
+            )
+        if isinstance(draft, CausalDecoder):
+            return NetworkDrafter(draft, config.draft_tokens)
+        return CountsDrafter(draft, config.draft_tokens)
 
     @staticmethod
     def writes(decoder: DecoderRunner, config: GenerationConfig) -> TypeGuard[CausalDecoder]:
@@ -64,6 +92,11 @@ class Engine:
         nothing but the text itself."""
         alone = isinstance(decoder, CausalDecoder) and not isinstance(decoder, EncoderDecoderRunner)
         return alone and config.num_beams == 1 and config.penalty_alpha is None
+
+    @staticmethod
+    def guesses_by(draft: DecoderRunner) -> bool:
+        """Whether a model can write ahead here: one that reads nothing but the text itself."""
+        return not isinstance(draft, EncoderDecoderRunner)
 
     @property
     def idle(self) -> bool:
@@ -111,13 +144,24 @@ class Engine:
         """Do a step's work; returns what has become of the texts."""
         begin = self._clock()
         self.scheduler.admit()
-        parts = self.scheduler.planned()
+        waiting = self._guess()
+        parts = self.scheduler.planned(waiting, drafts=self._drafter is not None)
         if not parts:
             return []
+        of_prompts = sum(new - 1 for one, new in parts if not one.guesses)
         hidden_TD = self._read(parts)
         tokens = self._write(parts, hidden_TD)
-        self.scheduler.learn_pace(self._clock() - begin, sum(new - 1 for _, new in parts))
+        self.scheduler.learn_pace(self._clock() - begin, of_prompts)
         return tokens
+
+    def _guess(self) -> set[EngineSequence]:
+        """Guess what follows the texts that are being written; returns those that have to wait."""
+        if self._drafter is None:
+            return set()
+        for sequence in self.scheduler.running:
+            sequence.drop_guesses()
+        going = [one for one in self.scheduler.running if one.state.new and one.unread == 1]
+        return self._drafter.propose(going, self.scheduler.prefill_tokens()) if going else set()
 
     def run(
         self,
@@ -167,72 +211,95 @@ class Engine:
         for sequence, tokens in parts:
             assert sequence.cache is not None
             length = sequence.cache.length
-            ids += sequence.state.ids[length : length + tokens]
+            known = sequence.state.ids[length : length + tokens]
+            ids += [*known, *sequence.guesses[: tokens - len(known)]]
             caches.append((sequence.cache, tokens))
-        if self._fused is not None:
-            return self._fused.read(ids, caches)
-        padding = max(0, self._fewest_rows - len(ids))
-        body = self.decoder.model.body
-        config = body.config
-        batch = SequenceBatch(
-            caches, window=config.window(), padding=padding, wide_layers=config.wide_layers()
-        )
-        ids_1T = torch.tensor([ids + [0] * padding], device=self.decoder.device)
-        hidden_1TD: Tensor = body(ids_1T, cache=batch)
-        return hidden_1TD[0]
-
-    def _logits(self, hidden_RD: Tensor) -> Tensor:
-        rows = len(hidden_RD)
-        if rows < self._fewest_rows:
-            padding_RD = hidden_RD.new_zeros(self._fewest_rows - rows, hidden_RD.shape[1])
-            hidden_RD = torch.cat((hidden_RD, padding_RD))
-        return self.decoder.logits(hidden_RD)[:rows]
+        guessed = {number for number, (one, _) in enumerate(parts) if one.guesses}
+        return self._reader.hidden_states(caches, ids, guessed)
 
     # What it writes
 
     def _write(self, parts: Sequence[tuple[EngineSequence, int]], hidden_TD: Tensor) -> list[Token]:
-        """A token for each text without unread ones."""
-        ready, places, stop = [], [], 0
+        """A token for each text without unread ones; of guesses those that are right, and one
+        more."""
+        ready: list[EngineSequence] = []
+        rows: list[int] = []
+        places: list[int] = []
+        stop = 0
         for sequence, tokens in parts:
             if sequence.scores_prompt:
-                logits_TV = self._logits(hidden_TD[stop : stop + tokens])
+                logits_TV = self._reader.logits(hidden_TD[stop : stop + tokens])
                 sequence.prompt_scores += scored_prompt(sequence, logits_TV, tokens)
             stop += tokens
-            if not sequence.unread:
+            if sequence.unread <= 0:
                 ready.append(sequence)
-                places.append(stop - 1)
+                rows.append(len(places))
+                places += range(stop - 1 - len(sequence.guesses), stop)
         if not ready:
             return []
-        logits_RV = self._logits(hidden_TD[places])
-        for row, sequence in enumerate(ready[:]):
+        logits_RV = self._reader.logits(hidden_TD[places])
+        for row, sequence in list(zip(rows, ready, strict=True)):
             if sequence.state.new == 0:
                 self.scheduler.keep(sequence, sequence.state.ids)
                 for sibling in self.scheduler.fork(sequence):
                     ready.append(sibling)
-                    places.append(row)
-            else:
-                places[row] = row
-        rows_R = [*range(len(logits_RV)), *places[len(logits_RV) :]]
-        if len(rows_R) > len(logits_RV):
-            logits_RV = logits_RV[rows_R]
+                    rows.append(row)
         told: list[Token] = []
-        for group in _by_rules(ready):
-            told += self._choose([ready[row] for row in group], logits_RV[group])
+        going = list(zip(ready, rows, strict=True))
+        for place in count():
+            for group in by_rules([one for one, _ in going]):
+                # One whose sibling failed has gone with it.
+                members = [going[n] for n in group if going[n][0].cache is not None]
+                if members:
+                    logits = logits_RV[[row + place for _, row in members]]
+                    told += self._choose([one for one, _ in members], logits, place)
+            going = [(one, row) for one, row in going if self._goes_on(one, place)]
+            if not going:
+                break
+        if self._drafter is not None:
+            for sequence in ready:
+                self._settle(sequence)
         return told
 
-    def _choose(self, group: Sequence[EngineSequence], logits_RV: Tensor) -> list[Token]:
-        """The next token of texts with the same rules."""
+    def _goes_on(self, sequence: EngineSequence, place: int) -> bool:
+        """Whether the token that was written was guessed, and what follows it is there already."""
+        return (
+            sequence.cache is not None
+            and place < len(sequence.guesses)
+            and sequence.state.ids[-1] == sequence.guesses[place]
+        )
+
+    def _settle(self, sequence: EngineSequence) -> None:
+        """Forget what was read of guesses that weren't kept."""
+        assert self._drafter is not None
+        if sequence.cache is not None:
+            sequence.cache.truncate(len(sequence.state.ids) - 1)
+        self._drafter.forget(sequence)
+
+    def _choose(
+        self, group: Sequence[EngineSequence], logits_RV: Tensor, place: int
+    ) -> list[Token]:
+        """The next token of texts with the same rules. place: its number in this step."""
         try:
             barred = [one.constraint.barred() if one.constraint else None for one in group]
             barred_RV = None
             if barred[0] is not None:  # a constraint is one text's own
                 barred_RV = barred[0][None, : logits_RV.shape[-1]].to(logits_RV.device)
-            states = [one.state for one in group]
-            chosen = choose(logits_RV, states, group[0].request.rules, barred_RV)
+            states, rules = [one.state for one in group], group[0].request.rules
+            if place < len(group[0].guess_probs):  # drawn guesses are one text's own too
+                guess = group[0].guesses[place], group[0].guess_probs[place]
+                token, log_prob = choose_guessed(logits_RV, states[0], rules, *guess, barred_RV)
+                chosen = [token], [log_prob]
+            else:
+                chosen = choose(logits_RV, states, rules, barred_RV)
         except LlmctlError as error:
             if len(group) > 1:  # one of them is to blame, and the others go on
-                rows = range(len(group))
-                return [t for r in rows for t in self._choose([group[r]], logits_RV[r : r + 1])]
+                return [
+                    token
+                    for row, one in enumerate(group)
+                    if one.cache is not None
+                    for token in self._choose([one], logits_RV[row : row + 1], place)
+                ]
             self.cancel(group[0].number)
             return [Token(group[0].number, group[0].sample, error=error)]
         ranked = ranked_of(logits_RV, max(one.request.top for one in group))
@@ -241,10 +308,22 @@ class Engine:
             tuple((other, log_prob if other == token else value) for other, value in row)
             for row, token, log_prob in zip(ranked, *chosen, strict=True)
         ]
+        self._count(group, chosen[0], place)
         return [
             self._take(one, Scored(token, log_prob, row[: one.request.top]))
             for one, token, log_prob, row in zip(group, *chosen, ranked, strict=True)
         ]
+
+    def _count(self, group: Sequence[EngineSequence], tokens: Sequence[int], place: int) -> None:
+        """Take into account what was guessed, and what of it is right."""
+        for one, token in zip(group, tokens, strict=True):
+            if place == 0 and one.guesses:
+                self.drafts += 1
+                self.drafted += len(one.guesses)
+                one.state.drafted += len(one.guesses)
+            if place < len(one.guesses) and token == one.guesses[place]:
+                self.accepted[place] += 1
+                one.state.accepted += 1
 
     def _take(self, sequence: EngineSequence, scored: Scored) -> Token:
         """Write a token, and let a finished text go."""
@@ -256,6 +335,8 @@ class Engine:
             self.cancel(sequence.number)
             return Token(sequence.number, sequence.sample, error=error)
         if sequence.state.finish:
+            assert sequence.cache is not None
+            sequence.cache.truncate(len(sequence.state.ids) - 1)
             self.scheduler.keep(sequence, sequence.state.ids)
             self.scheduler.drop(sequence)
         return Token(
@@ -267,13 +348,3 @@ class Engine:
             tuple(sequence.prompt_scores) if first else (),
             sequence.cached_tokens if first else 0,
         )
-
-
-def _by_rules(sequences: Sequence[EngineSequence]) -> list[list[int]]:
-    """Places of texts whose tokens are chosen alike; of one with a constraint alone."""
-    groups: dict[object, list[int]] = {}
-    for place, sequence in enumerate(sequences):
-        rules = sequence.request.rules
-        alike = (rules.config, rules.ends)
-        groups.setdefault(id(sequence) if sequence.constraint else alike, []).append(place)
-    return list(groups.values())

@@ -2,7 +2,9 @@
 
 A kept block is known by a chained hash: that of the block before it and of its own tokens, so that
 equal hashes mean equal texts from the start on. It is counted how many texts and later blocks stand
-on each; of those that nothing stands on the one that was used longest ago goes first.
+on each; of those that nothing stands on the one that was used longest ago goes first. Blocks are
+copies, apart from the rows of texts that are being written, and have a bound in bytes of their own:
+where nothing can go for a new one, the rest of its text isn't kept.
 """
 
 from __future__ import annotations
@@ -34,9 +36,14 @@ class PrefixBlock:
 class PrefixCache:
     """The blocks that are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_bytes: int, most_bytes: int) -> None:
+        """block_bytes: what keys and values of ``KV_BLOCK`` tokens take; of all at most
+        ``most_bytes``."""
         self._blocks: OrderedDict[bytes, PrefixBlock] = OrderedDict()
         """The one used longest ago first."""
+        self._block_bytes, self._most = block_bytes, most_bytes // block_bytes
+        self.evictions = 0
+        """Blocks that were let go for others."""
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -45,6 +52,16 @@ class PrefixCache:
     def tokens(self) -> int:
         """Tokens that are kept."""
         return KV_BLOCK * len(self._blocks)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of what is kept."""
+        return self._block_bytes * len(self._blocks)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that there is room for."""
+        return KV_BLOCK * self._most
 
     def take(self, ids: Sequence[int], salt: str = "") -> list[PrefixBlock]:
         """The blocks that a text begins with; each is held until it is given to ``release``."""
@@ -64,19 +81,21 @@ class PrefixCache:
         self, ids: Sequence[int], cache: SequenceCache, held: list[PrefixBlock], salt: str = ""
     ) -> None:
         """Keep the whole blocks of a text that was read, behind those that it holds, and hold them
-        for it too."""
+        for it too; as many as there is room for."""
         parent = held[-1] if held else None
         for begin in range(KV_BLOCK * len(held), len(ids) // KV_BLOCK * KV_BLOCK, KV_BLOCK):
             part = tuple(ids[begin : begin + KV_BLOCK])
             hash = _hash(parent, part, salt)
             block = self._blocks.get(hash)
             if block is None:
+                if len(self) >= self._most and not self.evict(KV_BLOCK):
+                    break
                 block = PrefixBlock(hash, parent, part, *cache.slots(begin, begin + KV_BLOCK))
                 self._blocks[hash] = block
                 if parent is not None:
                     parent.references += 1
             elif block.ids != part or block.parent is not parent:
-                return
+                break
             block.references += 1
             held.append(block)
             parent = block
@@ -100,6 +119,7 @@ class PrefixCache:
             if block.parent is not None:
                 block.parent.references -= 1
             freed += KV_BLOCK
+            self.evictions += 1
         return freed
 
     def clear(self) -> None:

@@ -7,14 +7,16 @@ beginnings go first, and then the youngest text loses its place, to be read and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import count
 
 from pydantic import Field
 
-from llmctl.config import Config
+from llmctl.config import Bytes, Config
 from llmctl.inference.decoder import CausalDecoder
+from llmctl.inference.decoding.config import MOST_AHEAD, MOST_LOOKED_FOR
 from llmctl.inference.engine.prefixes import PrefixCache
+from llmctl.inference.engine.reading import bytes_of, new_cache, whole_blocks
 from llmctl.inference.engine.sequences import EngineSequence
 from llmctl.inference.engine.waiting import FairQueue
 from llmctl.models.layers.sequences import KV_BLOCK, SequenceCache
@@ -26,6 +28,10 @@ FIRST_TOKEN_SECONDS = 1e-3
 FIRST_ROWS = 256
 """Slots that a row of keys and values begins with, where its text may become so long."""
 
+FEWEST_TEXTS, MOST_KV_TOKENS = 16, 1 << 16
+"""Texts with the model's whole context that there is room for at the least, and tokens of all at
+most, where nothing is said."""
+
 
 class EngineConfig(Config):
     """How much is done at once."""
@@ -34,9 +40,16 @@ class EngineConfig(Config):
     """Texts that are written at once; more wait."""
     kv_tokens: int = Field(0, ge=0)
     """Tokens whose keys and values are kept at most, those of prompts that may come again among
-    them. 0: as many as sixteen texts of the model's whole context have, and 65,536 at most."""
-    prefix_caching: bool = True
-    """Keep what was read of a prompt for others that begin so too."""
+    them. 0: as many as all texts that are written at once have with the model's whole context,
+    sixteen of them at the least, and 65,536 tokens at most."""
+    prefix_cache: Bytes = Field(1_000_000_000, ge=0)
+    """Bytes of keys and values that are kept of texts for others that begin so too (64MB, 1.5GB),
+    of each model; 0: none."""
+    draft_tokens: int = Field(4, ge=1, le=MOST_AHEAD)
+    """Tokens that are guessed ahead of a text, by a smaller model or by what stands before."""
+    prompt_lookup: int | None = Field(None, ge=1, le=MOST_LOOKED_FOR)
+    """Guess what followed the last place in the text where its last tokens stood, so many or fewer;
+    unset: don't."""
     step_seconds: float = Field(0.05, gt=0)
     """Time that reading prompts may add to a step while other texts are being written."""
 
@@ -50,8 +63,9 @@ class Scheduler:
         self.context: int = decoder.max_positions
         """Tokens that a text may have."""
         whole = whole_blocks(self.context)
-        self.kv_tokens = config.kv_tokens or max(whole, min(16 * whole, 1 << 16))
-        self.prefixes = PrefixCache()
+        texts = max(FEWEST_TEXTS, config.max_sequences)
+        self.kv_tokens = config.kv_tokens or max(whole, min(texts * whole, MOST_KV_TOKENS))
+        self.prefixes = PrefixCache(bytes_of(decoder, KV_BLOCK), config.prefix_cache)
         self.running: list[EngineSequence] = []
         self.waiting: FairQueue[EngineSequence] = FairQueue()
         self.preemptions = 0
@@ -92,7 +106,7 @@ class Scheduler:
         sequence.age = next(self._ages)
         sequence.prompt_scores.clear()
         self.running.append(sequence)
-        if not self.config.prefix_caching or sequence.scores_prompt:
+        if not self.prefixes.most_tokens or sequence.scores_prompt:
             return
         # What follows the last token is asked for, so that one is read.
         ids = sequence.state.ids[:-1]
@@ -105,18 +119,8 @@ class Scheduler:
             sequence.cached_tokens = sequence.cache.length
 
     def _new_cache(self, capacity: int) -> SequenceCache:
-        body = self._decoder.model.body
-        config = body.config
-        num_heads, head_size = config.kv_shape()
         self._rows += capacity
-        return SequenceCache.allocate(
-            num_layers=config.num_layers,
-            num_heads=num_heads,
-            head_size=head_size,
-            capacity=capacity,
-            like=body.like_states(),
-            virtual=self._virtual,
-        )
+        return new_cache(self._decoder, capacity, self._virtual)
 
     def _make_room(self, slots: int) -> bool:
         """Whether there is room for so many more, if need be where kept beginnings were."""
@@ -136,6 +140,7 @@ class Scheduler:
         self._rows -= sequence.cache.capacity
         self.prefixes.release(sequence.held)
         sequence.cache, sequence.held = None, []
+        sequence.drop_guesses()
 
     def _preempt(self, sequence: EngineSequence) -> None:
         """A text waits for another place, where it is read anew and gone on with."""
@@ -185,20 +190,28 @@ class Scheduler:
     def keep(self, sequence: EngineSequence, ids: Sequence[int]) -> None:
         """Keep what was read of a text, as far as there is room without others losing theirs."""
         assert sequence.cache is not None
-        ids = ids[: sequence.cache.length]
+        ids = ids[: min(sequence.cache.length, self.prefixes.most_tokens)]
         missing = max(0, len(ids) // KV_BLOCK - len(sequence.held)) * KV_BLOCK
-        if self.config.prefix_caching and self._make_room(missing):
+        if missing and self._make_room(missing):
             self.prefixes.keep(ids, sequence.cache, sequence.held, sequence.request.salt)
 
-    def planned(self) -> list[tuple[EngineSequence, int]]:
-        """The texts that are read from in this step, and how many tokens of each."""
-        left = self._prefill_tokens()
+    def planned(
+        self, waiting: Collection[EngineSequence] = (), *, drafts: bool = False
+    ) -> list[tuple[EngineSequence, int]]:
+        """The texts that are read from in this step, and how many tokens of each, guesses among
+        them. waiting: texts that aren't. drafts: whether tokens are guessed, always behind a text
+        that is read but for its last token."""
+        left = self.prefill_tokens()
         parts = []
         for sequence in sorted(self.running, key=lambda one: one.age):
-            if sequence.cache is None:  # it lost its place to an older one
+            # It lost its place to an older one, or has to wait.
+            if sequence.cache is None or sequence in waiting:
                 continue
             length, tokens = sequence.cache.length, sequence.unread
-            if tokens > 1:
+            if tokens == 1:
+                tokens += len(sequence.guesses)
+            else:
+                tokens -= drafts and sequence.state.new > 0  # what was written is read anew
                 # Pieces end where blocks do, but for the last.
                 stop = (length + left) // KV_BLOCK * KV_BLOCK
                 tokens = min(tokens, max(0, stop - length))
@@ -207,7 +220,7 @@ class Scheduler:
                 parts.append((sequence, tokens))
         return [(one, tokens) for one, tokens in parts if one.cache is not None]
 
-    def _prefill_tokens(self) -> int:
+    def prefill_tokens(self) -> int:
         """Tokens of prompts for which a step has time."""
         if all(sequence.unread > 1 for sequence in self.running):
             return MOST_PREFILL
@@ -221,8 +234,3 @@ class Scheduler:
             return
         each = max(seconds - self._step_seconds, 0.0) / prompt_tokens
         self._token_seconds += 0.2 * (max(each, 1e-7) - self._token_seconds)
-
-
-def whole_blocks(tokens: int) -> int:
-    """The tokens of the blocks that so many tokens fill or begin."""
-    return -(-tokens // KV_BLOCK) * KV_BLOCK

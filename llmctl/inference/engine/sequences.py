@@ -5,7 +5,7 @@ T tokens, V vocabulary, R rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -37,6 +37,10 @@ class EngineSequence:
     cached_tokens: int = 0
     """Tokens of the prompt that were kept when it came to its place."""
     prompt_scores: list[Scored] = field(default_factory=list)
+    guesses: list[int] = field(default_factory=list)
+    """Tokens that may follow, to be read in the next step with the last one."""
+    guess_probs: list[Tensor] = field(default_factory=list)
+    """The distribution (1, V) that each guess was drawn from, where it was drawn."""
     _pieces: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -58,6 +62,10 @@ class EngineSequence:
         asked = self.request.prompt_top is not None and self.sample == 0
         return asked and self.state.new == 0
 
+    def drop_guesses(self) -> None:
+        """Nothing is guessed any more."""
+        self.guesses, self.guess_probs = [], []
+
     def append(self, token: int, log_prob: float) -> str:
         """Write a token; returns the text that has become certain."""
         self.state.append(token, log_prob)
@@ -66,6 +74,18 @@ class EngineSequence:
         text = "".join(self._pieces)
         self._pieces.clear()
         return text
+
+
+def by_rules(sequences: Sequence[EngineSequence], *, guessing: bool = False) -> list[list[int]]:
+    """Places of texts whose tokens are chosen, or guessed, alike; where they are chosen, of one
+    with a constraint, or with guesses that were drawn, alone."""
+    groups: dict[object, list[int]] = {}
+    for place, sequence in enumerate(sequences):
+        rules = sequence.request.rules
+        alone = not guessing and (sequence.constraint or sequence.guess_probs)
+        alike = (rules.config, rules.ends)
+        groups.setdefault(id(sequence) if alone else alike, []).append(place)
+    return list(groups.values())
 
 
 def sequences_of(request: EngineRequest, number: int, room: int) -> Iterator[EngineSequence]:

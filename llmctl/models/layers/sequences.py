@@ -119,11 +119,13 @@ class SequenceBatch:
         window: int = 0,
         padding: int = 0,
         wide_layers: Collection[int] = (),
+        singly: Collection[int] = (),
     ) -> None:
         """parts: a text's cache, with room, and its number of new tokens. window: tokens that each
         may attend to, itself the last of them; 0: all before it. padding: tokens behind all parts,
         whose results are of no use. wide_layers: those in which a token attends to all before it,
-        whatever the window."""
+        whatever the window. singly: numbers of parts whose tokens attend one by one, to the last
+        bit as if each came alone."""
         self._parts = list(parts)
         device = parts[0][0].keys_LKSH.device
         places: list[int] = []
@@ -131,11 +133,12 @@ class SequenceBatch:
         self._pieces: list[_Piece] = []
         self._wide_pieces: list[_Piece] = []
         """In ``wide_layers``."""
-        for cache, tokens in parts:
+        for number, (cache, tokens) in enumerate(parts):
             begin, stop = cache.length, cache.length + tokens
             assert stop <= cache.capacity
-            for first in _cuts(begin, stop):
-                last = min(stop, (first // KV_BLOCK + 1) * KV_BLOCK)
+            size = 1 if number in singly else KV_BLOCK
+            for first in _cuts(begin, stop, size):
+                last = min(stop, (first // size + 1) * size)
                 row, new = len(places) + first - begin, last - first
                 first, last = cache.before + first, cache.before + last  # as slots
                 low = max(0, first + 1 - window) if window else 0
@@ -185,9 +188,9 @@ class SequenceBatch:
             cache.length += new
 
 
-def _cuts(begin: int, stop: int) -> list[int]:
+def _cuts(begin: int, stop: int, size: int) -> list[int]:
     """Where the pieces of a text from ``begin`` to ``stop`` begin."""
-    return [begin, *range((begin // KV_BLOCK + 1) * KV_BLOCK, stop, KV_BLOCK)]
+    return [begin, *range((begin // size + 1) * size, stop, size)]
 
 
 def _mask(first: int, last: int, low: int, window: int, device: torch.device) -> Tensor:
