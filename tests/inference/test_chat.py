@@ -183,6 +183,21 @@ def test_a_model_that_learned_to_answer_answers(decoder_workspace: Path, dtype: 
         assert answer.finish == "eos"
 
 
+@pytest.mark.parametrize(
+    ("draft", "fields"), [("tiny-gpt", {"draft_tokens": 3}), (None, {"prompt_lookup": 3})]
+)
+def test_guesses_change_no_answer(
+    decoder_workspace: Path, draft: str | None, fields: dict[str, Any]
+):
+    told = []
+    for ahead, more in ((None, {}), (draft, fields)):
+        config = ChatConfig(temperature=0, device="cpu", max_new_tokens=40, **more)
+        talk = open_chat(Workspace(decoder_workspace), "talker", config, draft=ahead)
+        told.append([talk.answer(text) for text in ("Where do hens live? (1)", "The ship, the sh")])
+    assert [one.text for one in told[0]] == [one.text for one in told[1]]
+    assert sum(one.drafted for one in told[1]) > 0 == sum(one.drafted for one in told[0])
+
+
 @pytest.mark.parametrize("run", ["tiny-llama", "tiny-gpt"])
 def test_a_model_that_has_not_is_refused(decoder_workspace: Path, run: str):
     with pytest.raises(InputError, match=f"{run} has not learned to answer; finetune it first"):

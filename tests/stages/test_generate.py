@@ -180,14 +180,25 @@ def test_an_ngram_model_writes(run: Run):
         == (greedy["completions"][0]["ids"])
     )
     assert "--dtype int8" in error(run(*words, "--dtype", "int8", code=2))
+    assert "decoders that write token by token" in error(
+        run(*words, "--prompt-lookup", "2", code=2)
+    )
     assert "n-gram model has none" in error(run(*words, "--penalty-alpha", "0.5", code=2))
 
 
-@pytest.mark.parametrize("draft", ["llama", "grams", "gpt"])
-def test_a_draft_changes_nothing(run: Run, draft: str):
-    words = ("--from", "gpt", "--prompt", "The farmer", "--json", "--max-new-tokens", "20")
-    (plain,), (drafted,) = answers(run(*words)), answers(run(*words, "--draft", draft))
-    assert drafted["completions"][0]["ids"] == plain["completions"][0]["ids"]
+@pytest.mark.parametrize(
+    "guessing", [("--draft", "llama"), ("--draft", "grams"), ("--draft", "gpt"),
+                 ("--prompt-lookup", "3", "--draft-tokens", "6")]
+)  # fmt: skip
+def test_guesses_change_nothing(run: Run, guessing: tuple[str, ...]):
+    words = ("--from", "gpt", "--prompt", "The farmer", "--prompt", "The ship and the ship and")
+    words = (*words, "--json", "--max-new-tokens", "20")
+    plain, guessed = answers(run(*words)), answers(run(*words, *guessing))
+    for one, other in zip(guessed, plain, strict=True):
+        assert one["completions"][0]["ids"] == other["completions"][0]["ids"]
+    told = [one["completions"][0] for one in guessed if "drafted" in one["completions"][0]]
+    assert sum(one["drafted"] for one in told) >= sum(one["accepted"] for one in told) > 0
+    assert not any("drafted" in one["completions"][0] for one in plain)
 
 
 def test_other_types_of_weights(run: Run):
@@ -284,6 +295,9 @@ LONG = "the ship sails over the wide sea " * 20
         (["--prompt", "a", "--min-new-tokens", "9"], 2, ["min_new_tokens 9", "max_new_tokens 8"]),
         (["--prompt", "a", "--draft", "other"], 2, ["--draft other", "another vocabulary"]),
         (["--prompt", "a", "--draft", "gpt", "--num-beams", "2"], 2, ["--draft", "beam search"]),
+        (["--prompt", "a", "--draft", "gpt", "--prompt-lookup", "2"], 2, ["leave one out"]),
+        (["--prompt", "a", "--prompt-lookup", "2", "--num-beams", "2"], 2, ["prompt_lookup 2"]),
+        (["--prompt", "a", "--prompt-lookup", "0"], 2, ["prompt_lookup"]),
         (["--prompt", "a", "--draft", "gtp"], 3, ["'gtp'", "did you mean"]),
         (["--prompt", "a", "--stop", ""], 2, ["stop", "empty"]),
         (["--prompt", "a", "--dtype", "fp8"], 2, ["dtype", "fp8", "int8"]),
