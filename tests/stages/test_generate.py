@@ -197,7 +197,8 @@ def test_guesses_change_nothing(run: Run, guessing: tuple[str, ...]):
     for one, other in zip(guessed, plain, strict=True):
         assert one["completions"][0]["ids"] == other["completions"][0]["ids"]
     told = [one["completions"][0] for one in guessed if "drafted" in one["completions"][0]]
-    assert sum(one["drafted"] for one in told) >= sum(one["accepted"] for one in told) > 0
+    assert sum(one["drafted"] for one in told) > 0
+    assert sum(one["accepted"] for one in told) >= 10 * (guessing == ("--draft", "gpt"))
     assert not any("drafted" in one["completions"][0] for one in plain)
 
 
