@@ -334,7 +334,7 @@ class Grid:
         run, up_to_date = finetune(*given, name=run_name)
         assert not up_to_date
         assert before.digest() == digest == open_folder(start).digest()
-        check_changed(method, before, open_folder(run.folder / "model"))
+        check_changed(method, name, before, open_folder(run.folder / "model"))
         assert finetune(*given, name=run_name)[1], "a second call is up to date"
         answers = case.answers(self.place, run_name)
         assert len(answers) == len(ASKED)
@@ -358,9 +358,12 @@ def _is_text(name: str) -> bool:
     return name in ("tag", "distil masked", "distil causal")
 
 
-def check_changed(method: str, before: Pretrained, after: Pretrained) -> None:
+def check_changed(method: str, name: str, before: Pretrained, after: Pretrained) -> None:
     """Of what both have, only that differs which the method trains, and something of it."""
     shared = sorted(before.tensors.keys() & after.tensors.keys())
+    if CASES[name].answers in (predicted, predicted_pairs) and name != "cloze":
+        # A new head of ModernBERT's begins with the layer that the old one had there.
+        shared = [key for key in shared if not key.startswith("transform")]
     changed = {
         name
         for name in shared

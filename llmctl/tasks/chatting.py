@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from llmctl.errors import ConfigError
 from llmctl.formats.base import Pretrained
 from llmctl.formats.description import CHAT, MAX_LENGTH, NEXT_TOKEN_KINDS
 from llmctl.formats.huggingface.writing import write_model_folder
@@ -31,12 +30,7 @@ class ChatTask(FinetuningTask):
     ) -> None:
         """Raises ConfigError for a length beyond the model's."""
         super().__init__(data, base, config, start=start)
-        self._max_length = config.data.max_length or base.max_length
-        if self._max_length > base.longest_text:
-            raise ConfigError(
-                f"data.max_length {self._max_length} is longer than the model's context; use at "
-                f"most {base.longest_text}"
-            )
+        self._max_length = self.text_length(config.data.max_length)
         source, note = default_template(base.tokenizer)
         if note is not None:
             reporter.note(note)

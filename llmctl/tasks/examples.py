@@ -70,7 +70,7 @@ class ExamplesTask(FinetuningTask):
         reporter.note(f"{data.name}: {self._columns.describe()}")
         examples = self._read(reporter, reading)
         numbers = self._numbers(examples)
-        self._max_length = min(config.data.max_length or base.max_length, base.longest_text)
+        self._max_length = self.text_length(config.data.max_length)
         self._pad = pad_token(base.tokenizer)
         tokenizer = base.tokenizer
         if not self._causal and not {"cls", "sep"} <= tokenizer.special.keys():

@@ -228,6 +228,16 @@ class FinetuningTask(NetworkTask):
             **self.facts,
         }
 
+    def text_length(self, asked: int) -> int:
+        """Tokens of a text that are read: as many as are asked for, or, 0, as in pretraining.
+        Raises ConfigError for more than the model takes."""
+        if asked > self.base.longest_text:
+            raise ConfigError(
+                f"data.max_length {asked} is longer than the model's context; use at most "
+                f"{self.base.longest_text}"
+            )
+        return asked or self.base.max_length
+
     @property
     def rate_scale(self) -> dict[str, float]:
         # What starts from nothing has the rate of all weights, whatever the method's is.

@@ -1,7 +1,7 @@
 """SetFit beside the library of that name, all weights and TF-IDF, from the same few labels.
 
 python -m tests.benchmarks.few_labels MODEL TABLE [--sizes 8,16,64] [--seeds 3] [--test 500]
-    [--ways "setfit+the library"]
+    [--ways "setfit+the library"] [--label-column 1 --text-column 2,3]
 
 MODEL is a sentence-transformers folder, TABLE has labels and texts. Sizes are labels a class; each
 seed draws others, the same for all ways, and the rows to test on are the same for all. The interval
@@ -93,7 +93,12 @@ def measured(
     options: argparse.Namespace,
 ) -> Iterator[tuple[int, str, NDArray[np.bool_], float]]:
     """Of each size and way which rows each seed got right (S, N), and the seconds of a seed."""
-    columns = resolve_columns(options.table, need_label=True)
+    columns = resolve_columns(
+        options.table,
+        text_column=options.text_column,
+        label_column=options.label_column,
+        need_label=True,
+    )
     rows = sorted(read_examples(options.table, columns), key=lambda row: key_of(row.text))
     tests, pool = rows[: options.test], rows[options.test :]
     for each in options.sizes:
@@ -112,6 +117,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("table", type=Path)
+    parser.add_argument("--text-column")
+    parser.add_argument("--label-column")
     parser.add_argument("--sizes", type=numbers, default=[8, 16, 64])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--test", type=int, default=500)

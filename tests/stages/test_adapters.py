@@ -144,6 +144,24 @@ def test_what_makes_no_sense_is_refused(
     assert message in " ".join(result.stderr.split())
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "data.max_length=9999"], "data.max_length 9999 is longer than the model's"),
+        (["--task", "setfit", "--set", "data.max_length=9999"], "data.max_length 9999 is longer"),
+        (["--method", "prompt", "--set", "prompt.words=ship 雨"], "has no piece for some of it"),
+        (["--text-column", "text", "--label-column", "text"], "--label-column text is the column"),
+        (["--text-column", "text", "--text-pair-column", "text"], "--text-pair-column text is"),
+    ],
+)
+def test_what_an_encoder_can_not_read_is_refused(
+    tiny_workspace: Path, labelled_file: Path, words: list[str], message: str
+):
+    given = ["--from", "tiny", "--data", str(labelled_file), *words]
+    result = llmctl(tiny_workspace, "finetune", *given, code=2)
+    assert message in " ".join(result.stderr.split())
+
+
 def test_one_with_virtual_tokens_is_no_start(decoders: Workspace, labelled_file: Path):
     config = resolve("classify", {"method": "prompt", "training": {**QUICK, "max_steps": 1}})
     finetune(decoders, "tiny-gpt", labelled_file, config, name="prompted")

@@ -185,6 +185,9 @@ def test_a_list_that_is_broken_has_its_sentence(own_workspace: Path, tmp_path: P
     data.write_text('text,labels\nthe ship,"[""a"", "\nthe cows,b\n')
     learn = ("finetune", "--from", "tiny", "--multi-label", "--data", data, "-w", own_workspace)
     assert "sets.csv:2: labels is no JSON list" in " ".join(run_cli(*learn, code=3).stderr.split())
+    data.write_text('text,labels\nthe ship,"[[""a""]]"\nthe cows,b\n')
+    said = " ".join(run_cli(*learn, code=3).stderr.split())
+    assert "sets.csv:2: list stands for a label of labels; give a list of labels" in said
     data.write_text('text,labels\nthe ship,"[""a""]"\nthe cows,"[""a""]"\n')
     said = " ".join(run_cli(*learn, code=3).stderr.split())
     assert "sets.csv: all texts have the same labels (a), so there is nothing to learn" in said

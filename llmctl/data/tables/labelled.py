@@ -88,7 +88,7 @@ def resolve_columns(
     """Choose the columns of a file; the label's only if it is needed or named.
 
     Raises InputError if a named column isn't there or there are two of the name, UsageError where
-    several would do.
+    several would do, or one is named for two things.
     """
     text = split_columns(text_column)
     if not is_table(path):
@@ -106,6 +106,12 @@ def resolve_columns(
     text = tuple(reader.column("--text-column", name) for name in text)
     pair = text_pair_column and reader.column("--text-pair-column", text_pair_column)
     label = label_column and reader.column("--label-column", label_column)
+    for option, column, others in (
+        ("--text-pair-column", pair, text),
+        ("--label-column", label, (*text, pair)),
+    ):
+        if column and column in others:
+            raise UsageError(f"{option} {column} is the column of a text already; name another")
     # A column without a name is an index that some writers put first.
     names = reader.named
     # 2. The label, by its name, else by what stands in the columns.
@@ -208,6 +214,11 @@ def _several(value: Any, source: str, column: str, separator: str) -> str:
     if value is None or value != value:
         value = []
     parts = value if isinstance(value, list | tuple) else [value]
+    if odd := [part for part in parts if isinstance(part, list | dict | tuple | bytes)]:
+        raise InputError(
+            f"{source}: {type(odd[0]).__name__} stands for a label of {column}; give a list of "
+            "labels, each a text or a number"
+        )
     names = dict.fromkeys(_label(part, source, column) for part in parts)
     return json.dumps(list(names), ensure_ascii=False)
 

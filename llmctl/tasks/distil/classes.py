@@ -94,8 +94,7 @@ class ClassDistilTask(DistilTask):
             if causal
             else base.tokenizer.for_encoder(segments=base.config.pairs_by_segments)
         )
-        own = min(self.config.data.max_length or base.max_length, base.longest_text)
-        self._max_length = min(own, self._longest)
+        self._max_length = min(self.text_length(self.config.data.max_length), self._longest)
         encoded = encode_examples(
             self._tokenizer, self._examples, self._max_length, pad=self._pad if causal else None
         )

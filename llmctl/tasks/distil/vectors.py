@@ -69,7 +69,7 @@ class VectorDistilTask(DistilTask):
         base = self.base
         encoder = base.spec.kind != "decoder" and base.purpose.kind != "embed"
         self._tokenizer = base.tokenizer.for_encoder() if encoder else base.tokenizer
-        self._max_length = min(options.max_length or base.max_length, self._longest)
+        self._max_length = min(self.text_length(options.max_length), self._longest)
         encoded = encode_examples(self._tokenizer, self._examples, self._max_length)
         for number, (example, one) in enumerate(zip(self._examples, encoded, strict=True)):
             out = is_held_out(example.text, options.validation)

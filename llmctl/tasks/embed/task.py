@@ -71,7 +71,7 @@ class EmbedTask(FinetuningTask):
         examples = _whole(read_similar(data, self._columns, reading=reading), data, reporter)
         self._kind = self._loss_for(examples, reporter)
         self._widths = _widths(config, base.config.hidden_size)
-        self._max_length = min(options.max_length or base.max_length, base.longest_text)
+        self._max_length = self.text_length(options.max_length)
         encoder = base.spec.kind != "decoder" and base.purpose.kind != "embed"
         self._tokenizer = base.tokenizer.for_encoder() if encoder else base.tokenizer
         self._pad = pad_token(base.tokenizer)

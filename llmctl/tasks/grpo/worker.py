@@ -47,7 +47,8 @@ def loaded(file: str, name: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value)]
-        raise LookupError(f"there is no function {name!r}, but {', '.join(known) or 'none'}")
+        others = f", but {', '.join(known)}" if known else ", nor another"
+        raise LookupError(f"there is no function {name!r}{others}")
     return function
 
 

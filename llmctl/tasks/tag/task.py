@@ -81,8 +81,7 @@ class TagTask(FinetuningTask):
         self._tokenizer = (
             base.tokenizer.for_decoder(pairs=True) if causal else base.tokenizer.for_encoder()
         )
-        most = base.longest_text
-        self._max_length = min(config.data.max_length or base.max_length, most)
+        self._max_length = self.text_length(config.data.max_length)
         texts, self.scheme = read_tagged(data, config.data, reporter)
         self._counts = Counter(tag for text in texts for tag in text.tags or ())
         self.labels = sorted(self._counts)

@@ -105,6 +105,10 @@ def start_ids(field: str, words: str, count: int, tokenizer: Tokenizer, seed: in
         ids = [int(number) for number in tokenizer.encode(words)]
         if not ids:
             raise ConfigError(f"{field} {words!r} has no token; give some words")
+        if tokenizer.special.get("unk") in ids:
+            raise ConfigError(
+                f"{field} {words!r}: the tokenizer has no piece for some of it; give other words"
+            )
         return (ids * -(-count // len(ids)))[:count]
     plain = np.setdiff1d(
         np.arange(tokenizer.vocab_size), [*tokenizer.special.values(), *tokenizer.holes]
