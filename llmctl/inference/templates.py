@@ -236,7 +236,7 @@ def read_templates(path: Path, labels: Mapping[str, str] | None = None) -> list[
         tables = [{**table, **one} for one in each]
     else:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeError) as error:
             raise InputError(f"--templates {path} can't be read: {error}") from None
         written = [line.strip() for line in lines if line.strip() and line[0] != "#"]

@@ -119,7 +119,7 @@ def test_a_template_is_chosen_by_other_rows(
 ):
     asked, dev = split(labelled_file, tmp_path, 30)
     listed = tmp_path / "templates.txt"
-    listed.write_text(f"{TEMPLATE}\n# not this one\n{{mask}} : {{text}}\n")
+    listed.write_text(f"\ufeff{TEMPLATE}\n# not this one\n{{mask}} : {{text}}\n")  # as Windows does
     where = ("--labels", WORDS, "-w", own_workspace)
     command = ("eval", "--from", "tiny", "--templates", listed, "--dev", dev, "--data", asked)
     out = run_cli(*command, *where, "--no-baselines", "--name", "chosen").stdout

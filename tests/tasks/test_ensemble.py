@@ -131,6 +131,9 @@ def test_teachers_that_do_not_go_together_are_refused_by_name(
     assert "ensemble.* says how several" in refused(2, "--set", "ensemble.mean=scores")
     by_accuracy = ("--set", "ensemble.weights=accuracy")
     assert "it is no run of --task cloze" in refused(3, *both, *by_accuracy)
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
+    assert "empty.txt has no texts" in refused(3, "--unlabelled", empty)
     layers = (*DISTIL, "--data", labelled_file, "--teacher", "subjects", *both, "--layers", "1")
     assert "--layers 1 takes the student" in said(run_cli(*layers, *where, code=2))
     assert not (own_workspace / "runs" / "none").exists()

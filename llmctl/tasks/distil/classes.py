@@ -125,7 +125,10 @@ class ClassDistilTask(DistilTask):
         examples = list(read_examples(self.data, self._columns, reading=reading))
         if options.unlabelled is not None:
             further = Columns(self._columns.text, self._columns.text_pair, None)
-            examples += read_examples(Path(options.unlabelled), further, reading=reading)
+            more = list(read_examples(Path(options.unlabelled), further, reading=reading))
+            if not any(example.text for example in more):
+                raise InputError(f"--unlabelled {options.unlabelled} has no texts")
+            examples += more
         kept = [example for example in examples if example.text]
         if len(kept) < len(examples):
             reporter.note(f"left out {len(examples) - len(kept):,} rows without text")
