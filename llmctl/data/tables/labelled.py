@@ -106,12 +106,7 @@ def resolve_columns(
     text = tuple(reader.column("--text-column", name) for name in text)
     pair = text_pair_column and reader.column("--text-pair-column", text_pair_column)
     label = label_column and reader.column("--label-column", label_column)
-    for option, column, others in (
-        ("--text-pair-column", pair, text),
-        ("--label-column", label, (*text, pair)),
-    ):
-        if column and column in others:
-            raise UsageError(f"{option} {column} is the column of a text already; name another")
+    _check_apart(text, pair, label)
     # A column without a name is an index that some writers put first.
     names = reader.named
     # 2. The label, by its name, else by what stands in the columns.
@@ -125,12 +120,7 @@ def resolve_columns(
         elif label is not None or not reader.has_header:
             text = text or (guessed,)
     if label is None and need_label:
-        if reader.has_header:
-            raise InputError(
-                f"{path} has no label column{did_you_mean('label', names)}; it has "
-                f"{reader.listed()}: choose with --label-column"
-            )
-        _ask(reader)
+        _ask_label(reader)
     # 3. The text, or both.
     if not text:
         rest = [name for name in names if name not in (label, pair)]
@@ -151,6 +141,16 @@ def resolve_columns(
         else:
             _ask(reader)
     return Columns(text, pair, label if need_label or label_column else None)
+
+
+def _check_apart(text: Sequence[str], pair: str | None, label: str | None) -> None:
+    """Raises UsageError for a column that is named for two things."""
+    for option, column, others in (
+        ("--text-pair-column", pair, text),
+        ("--label-column", label, (*text, pair)),
+    ):
+        if column and column in others:
+            raise UsageError(f"{option} {column} is the column of a text already; name another")
 
 
 def column_names(path: Path, wanted: Sequence[str], reading: ReadOptions = DEFAULT) -> list[str]:
@@ -263,6 +263,15 @@ def _guess(reader: RowReader, names: list[str]) -> tuple[str | None, str]:
         distinct[few] <= max(1, FEW * distinct[many]) or (again and length[few] * 3 < length[many])
     )
     return (few if plain else None), many
+
+
+def _ask_label(reader: RowReader) -> NoReturn:
+    if reader.has_header:
+        raise InputError(
+            f"{reader.path} has no label column{did_you_mean('label', reader.named)}; it has "
+            f"{reader.listed()}: choose with --label-column"
+        )
+    _ask(reader)
 
 
 def _ask(reader: RowReader) -> NoReturn:
