@@ -22,6 +22,7 @@ from llmctl.formats.description import MAX_LENGTH
 from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.formats.open import open_folder
 from llmctl.formats.sentence_transformers.folder import SentenceTransformers
+from llmctl.inference.templates import PromptRow
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.classify import Classifier
@@ -124,6 +125,11 @@ def predicted_pairs(place: Workspace, start: str) -> list[Any]:
     return [answer.record() for answer in predict(place, start, pairs, device="cpu")]
 
 
+def asked_pairs(place: Workspace, start: str) -> list[Any]:
+    rows: Any = [PromptRow({"text": text, "text_pair": ASKED[0]}, None, "asked") for text in ASKED]
+    return [answer.record() for answer in open_predictor(place, start).answers(rows)]
+
+
 def filled(place: Workspace, start: str) -> list[Any]:
     texts = [Example(f"{text} [MASK]", None, None, "asked") for text in ASKED]
     return [answer.record() for answer in predict(place, start, texts, device="cpu")]
@@ -161,9 +167,11 @@ class Case:
     """The case whose table it is measured on, if not its own."""
     asked: Mapping[str, Any] = field(default_factory=dict)
     """What is asked of an evaluation besides."""
+    in_diagonal: bool = True
 
 
-READERS, WRITERS = ("bert", "modernbert", "gpt", "llama"), ("gpt", "llama")
+ENCODERS, WRITERS = ("bert", "modernbert"), ("gpt", "llama")
+READERS = (*ENCODERS, *WRITERS)
 
 
 def _case(
@@ -181,6 +189,7 @@ def _case(
 CLOZE_ASKED = {"template": "{text} about {mask}", "labels": "sea=ship,farm=hens,city=tram"}
 SHORT_ANSWERS = {"objective": {"reward": "regex", "pattern": "[aeo]", "group_size": 6,
                                "max_new_tokens": 4}}  # fmt: skip
+PAIR = {"text": "text", "text_pair": "text_pair"}
 CASES: dict[str, Case] = {
     "classify": _case("classify", READERS, predicted, text="text", label="label"),
     "pairs": _case(
@@ -197,9 +206,7 @@ CASES: dict[str, Case] = {
         "regress", READERS, predicted_pairs, text="text", text_pair="text_pair", label="score"
     ),
     "tag": _case("tag", READERS, predicted, data=tagged),
-    "cloze": _case(
-        "cloze", ("bert", "modernbert"), predicted, layer=CLOZE_ASKED, text="text", label="label"
-    ),
+    "cloze": _case("cloze", ENCODERS, predicted, layer=CLOZE_ASKED, text="text", label="label"),
     "setfit": _case("setfit", READERS, predicted, text="text", label="label"),
     "embed": _case("embed", READERS, embedded, text="text", positive="text_pair"),
     "embed scores": _case(
@@ -235,6 +242,38 @@ CASES: dict[str, Case] = {
         asked=CLOZE_ASKED,
     ),
     "distil causal": _case("distil", ("gpt",), written, data=plain, layer={"teacher": "gpt"}),
+    **{
+        f"{name} pairs": replace(
+            _case(task, bases, answers, layer=layer, **more, **PAIR), in_diagonal=False
+        )
+        for name, task, bases, answers, layer, more in (
+            (
+                "multi-label",
+                "classify",
+                READERS,
+                predicted_pairs,
+                {"multi_label": True},
+                {"labels": "labels"},
+            ),
+            (
+                "ordinal",
+                "classify",
+                READERS,
+                predicted_pairs,
+                {"ordinal": True},
+                {"label": "stars"},
+            ),
+            ("setfit", "setfit", READERS, predicted_pairs, {}, {"label": "label"}),
+            (
+                "cloze",
+                "cloze",
+                ENCODERS,
+                asked_pairs,
+                {**CLOZE_ASKED, "template": "{text} {mask} {text_pair}"},
+                {"label": "label"},
+            ),
+        )
+    },
 }
 """By what they are called here."""
 
@@ -251,7 +290,6 @@ def refusal(method: str, name: str, base: str) -> str | None:
 # Models.
 
 SHAPE = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "max_positions": 64}
-ENCODERS = ("bert", "modernbert")
 
 
 class Grid:
