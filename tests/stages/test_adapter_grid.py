@@ -10,7 +10,8 @@ import pytest
 from llmctl.errors import LlmctlError
 from llmctl.tasks import tasks_of
 from llmctl.training import adapters
-from tests.adapter_grid import CASES, METHODS, Grid, options_of, refusal
+from tests.adapter_cases import CASES, METHODS, options_of
+from tests.adapter_grid import Grid, refusal
 
 Cell = tuple[str, str, str]
 
