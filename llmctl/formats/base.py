@@ -39,7 +39,7 @@ from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
 from llmctl.models.heads.gpt_bert import GptBertHead
 from llmctl.models.heads.masked_lm import MaskedLM
 from llmctl.models.heads.setfit import PooledClassifier
-from llmctl.models.layers.initialisation import Undrawn
+from llmctl.models.layers.initialisation import undrawn
 from llmctl.models.layers.quantised_matrix import READ_QUANTISED, QuantisedMatrix
 from llmctl.models.layers.virtual_tokens import VirtualShape, VirtualTokens
 from llmctl.models.ngram.arrays import model_of
@@ -241,7 +241,7 @@ class Pretrained:
         with self._fitting():
             head = HEADS[kind]
             fresh = [name for name in head.optional if name not in self.tensors]
-            with contextlib.nullcontext() if fresh else Undrawn():
+            with contextlib.nullcontext() if fresh else undrawn():
                 body = self._body(dropout)
                 model = head.build_described(body, self.tensors, self.fields)
             return self._filled(model, without=fresh)

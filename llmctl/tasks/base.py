@@ -22,6 +22,7 @@ from llmctl.config import Config, config_of, put, take
 from llmctl.data.random import key_of
 from llmctl.errors import UsageError
 from llmctl.formats.base import Pretrained
+from llmctl.models.layers.initialisation import drawn_as_always
 from llmctl.reporting.reporter import Reporter
 from llmctl.training.batches import LossParts, TensorBatch
 from llmctl.training.device import Machine
@@ -140,7 +141,8 @@ class NetworkTask(Task):
     def build_model(self) -> nn.Module:
         """The network as it is trained; fresh weights are drawn from the configuration's seed."""
         torch.manual_seed(key_of(self.config.seed, "weights"))
-        return self.network()
+        with drawn_as_always():
+            return self.network()
 
     def add_selection_metric(self, values: dict[str, float]) -> dict[str, float]:
         """Figures of a validation, with what follows from them; the ``criterion``, or the loss,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,6 +23,25 @@ class Undrawn(TorchFunctionMode):
         if getattr(func, "__name__", "") in _DRAWING:
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
+
+
+_always: ContextVar[bool] = ContextVar("_always", default=False)
+
+
+@contextmanager
+def drawn_as_always() -> Iterator[None]:
+    """Draws weights that are read afterwards all the same: what a training draws behind them, with
+    the same seed, is then what it has always been."""
+    token = _always.set(True)
+    try:
+        yield
+    finally:
+        _always.reset(token)
+
+
+def undrawn() -> AbstractContextManager[object]:
+    """``Undrawn``, but within ``drawn_as_always``."""
+    return nullcontext() if _always.get() else Undrawn()
 
 
 _DRAWING = ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "div_", "mul_")
