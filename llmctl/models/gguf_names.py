@@ -376,14 +376,13 @@ def rope_fields(
 ) -> dict[str, Any]:
     """The field rope_scaling that a head, or its tensor of divisors, describes; what is read is
     taken out of ``said``."""
-    kind = said.pop("rope.scaling.type", None)
+    type_name = "rope.scaling.type"
+    kind = said.pop(type_name, None)
     if kind in (None, "none", "linear") and divisors is None:
         said.pop("rope.scaling.original_context_length", None)
     if divisors is not None:
         if kind not in (None, "none"):
-            raise FieldError(
-                f"{entry.name}.rope.scaling.type is {shown(kind)} beside a tensor of it"
-            )
+            raise FieldError(f"{entry.name}.{type_name} is {shown(kind)} beside a tensor of it")
         return {"rope_scaling": {**LLAMA3_ANGLES, "factor": round(float(divisors.max()), 4)}}
     if kind in (None, "none"):
         return {}
@@ -396,8 +395,6 @@ def rope_fields(
 
 def _plain(value: Any) -> Any:
     """A value as JSON would have it: floats of 32 bits as they were written."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
     if isinstance(value, float):
         return float(str(np.float32(value)))
-    return value
+    return value.tolist() if isinstance(value, np.ndarray) else value
