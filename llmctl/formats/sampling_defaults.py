@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmctl.errors import InputError
+from llmctl.config import Config, build
+from llmctl.errors import ConfigError, InputError
 from llmctl.reporting.reporter import Reporter
 from llmctl.tokenizers.hf_config import read_object
 
@@ -37,10 +38,14 @@ def sampling_defaults(folder: Path) -> tuple[dict[str, float], tuple[str, ...]]:
     and the names of what it says besides that would choose others.
 
     Values that do nothing are left out. ``temperature`` is given wherever tokens are drawn. Raises
-    InputError for a value that is no number.
+    InputError for a value that is no number, and a ``do_sample`` that is neither true nor false.
     """
     said: Mapping[str, Any] = read_object(folder / FILE) if folder.is_dir() else {}
-    drawn = said.get("do_sample") is True
+    drawn = said.get("do_sample")
+    if drawn is not None and not isinstance(drawn, bool):
+        raise InputError(
+            f"{folder / FILE}: do_sample is {drawn!r}, not true or false; mend the file"
+        )
     found: dict[str, float] = {"temperature": 1.0} if drawn else {}
     for name, neutral in {**(DRAWING if drawn else {}), **ALWAYS}.items():
         value = said.get(name)
@@ -57,6 +62,7 @@ def taken_defaults(
     folder: Path,
     source: str,
     *,
+    fields: type[Config],
     given: Collection[str],
     passed_over: Collection[str] = (),
     user: str,
@@ -66,10 +72,10 @@ def taken_defaults(
     """What counts of how texts are chosen, by ``sampling_defaults``; it is told, and so is what
     isn't followed.
 
-    folder: the model's. source: ``AUTO``, ``NONE`` or another folder. given: fields that were said
-    otherwise. passed_over: fields that the way of writing has no use for. user: who takes them.
-    first: what goes before them. Raises InputError for a folder without the file, and for a value
-    that is no number.
+    folder: the model's. source: ``AUTO``, ``NONE`` or another folder. fields: the configuration
+    that has them, and knows their ranges. given: those that were said otherwise. passed_over: those
+    that the way of writing has no use for. user: who takes them. first: what goes before them.
+    Raises InputError for a folder without the file, and for a value that can't be.
     """
     if source == NONE:
         return {}
@@ -80,6 +86,14 @@ def taken_defaults(
             f"{AUTO} or {NONE}"
         )
     said, others = sampling_defaults(place)
+    for name, value in said.items():
+        try:
+            build(fields, {name: value})
+        except ConfigError as error:
+            raise InputError(
+                f"{place / FILE}: {error}; mend the file, or leave it out with "
+                f"--generation-config {NONE}"
+            ) from None
     left = tuple(name for name in said if name in passed_over and name not in given)
     taken = {n: value for n, value in said.items() if n not in given and n not in passed_over}
     if taken:

@@ -167,6 +167,7 @@ def open_models(
             served.sampling = taken_defaults(
                 base.opened.folder.path,
                 generation_config,
+                fields=GenerationConfig,
                 given=(),
                 user=f"serve ({name})",
                 first=f"what a request of {name} says goes before it",

@@ -109,7 +109,12 @@ def _as_the_folder_says(path: Path, config: ChatConfig, reporter: Reporter) -> C
     """The configuration with a folder's own values of what was not given."""
     given = config.model_fields_set
     taken = taken_defaults(
-        path, config.generation_config, given=given, user="a chat", reporter=reporter
+        path,
+        config.generation_config,
+        fields=GenerationConfig,
+        given=given,
+        user="a chat",
+        reporter=reporter,
     )
     # The chat's own temperature and top_p go together, so one isn't kept without the other.
     own = {"top_p": None} if "temperature" in taken else {}

@@ -15,6 +15,7 @@ from llmctl.data.text.sources import no_file
 from llmctl.errors import InputError, UsageError
 from llmctl.formats.sampling_defaults import DRAWING, taken_defaults
 from llmctl.inference.constraints import GrammarKind
+from llmctl.inference.decoding import GenerationConfig
 from llmctl.inference.prompts import Shots, find_columns, read_rows, write_prompts
 from llmctl.inference.templates import read_template
 from llmctl.parsing import Malformed, parse_json
@@ -72,6 +73,7 @@ def _as_the_folder_says(path: Path, config: GenerateConfig, reporter: Reporter) 
     taken = taken_defaults(
         path,
         config.generation_config,
+        fields=GenerationConfig,
         given=config.model_fields_set,
         passed_over=DRAWING if searches else (),
         user="a search" if searches else "generate",

@@ -26,6 +26,7 @@ from llmctl.tasks.calibration import check_has_rows, example_rows, text_rows
 from llmctl.tasks.opened import OpenedModel
 from llmctl.workspace.artefacts import Workspace
 from tests.foreign_models import save_model
+from tests.language_models import measure
 
 TEXTS = ["the ship sails over the wide sea", "the farmer feeds the cows", "people hurry to work",
          "waves rise and fall", "hens lay eggs in the barn"]  # fmt: skip
@@ -203,7 +204,7 @@ def test_of_a_masked_model_by_hidden_tokens(tmp_path: Path):
     )
 
 
-def test_by_command(own_workspace: Path, labelled_file: Path):
+def test_by_command(own_workspace: Path, labelled_file: Path, tmp_path: Path):
     place = Workspace(own_workspace)
 
     def compressed(start: str, **more: Any) -> Any:
@@ -214,7 +215,15 @@ def test_by_command(own_workspace: Path, labelled_file: Path):
         compressed("subjects", held_out=labelled_file)
     made = compressed("subjects", data=str(labelled_file), held_out=labelled_file)
     assert read_table(made)["quality"] == "accuracy"
-    assert any(record.role == "data" for record in made.manifest.inputs)
+    roles = [record.role for record in made.manifest.inputs]
+    assert roles == ["model", "data", "calibration", "eval"]
+    # What is said of a text that it was trained on is of the training, not of the calibration.
+    plain = tmp_path / "calm.txt"
+    plain.write_text("the ship sails over the wide sea\n" * 40)
+    config = CompressConfig(method="channels", window=32)
+    Compression(place, "subjects", config, data=str(plain), held_out=labelled_file).run("calm")
+    report = measure(place, "calm", labelled_file)
+    assert any("was trained on" in note for note in report["notes"])
     made = compressed("tiny")
     table = read_table(made)
     assert table["quality"] == "nats per hidden token"

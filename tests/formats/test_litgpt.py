@@ -267,6 +267,7 @@ def test_folders_that_are_not_whole(llama: Path, tmp_path: Path):
         ("", "is no table of fields"), ("[1", "can't be read as YAML"),
         ("a: !!python/object/apply:os.getcwd []", "can't be read as YAML"),
         ("1: 2", "is no table of fields"), ("[" * 5000, "can't be read as YAML"),
+        ("name: &a [x, *a, *a]", "stands for too many values"),
     ):  # fmt: skip
         config.write_text(text)
         with pytest.raises(InputError, match=says):

@@ -202,6 +202,9 @@ class Program:
         ([1, 2], "no table stoi"),
         ({"stoi": {"a": 0, "b": 2}}, "its numbers are not 0, 1"),
         ({"stoi": {"ab": 0}}, "its pieces are not characters"),
+        ({"stoi": {"\ud800": 0}}, "its pieces are not characters"),
+        ({"stoi": [5]}, "no table stoi"),
+        ({"stoi": 5}, "no table stoi"),
         ({"stoi": {letter: number for number, letter in enumerate("abc")}}, "has 3 pieces, and"),
         (b"", "it is damaged"),
         (pickle.dumps({"stoi": {"a": 0}})[:-4], "holds no characters' numbers"),
@@ -260,8 +263,11 @@ def test_a_file_that_is_damaged_or_holds_something_else(
         (weights(), "is no checkpoint of nanoGPT"),
         ({"model": {"a": 3}, "model_args": ARGUMENTS}, "holds something at 'a' that is no tensor"),
         ({"model": [], "model_args": ARGUMENTS}, "holds no tensors by name"),
+        ({"model": {"a": torch.ones(2, device="meta")}, "model_args": ARGUMENTS}, "no numbers"),
+        ({"model": {"a": torch.ones(2), "_orig_mod.a": torch.ones(2)}, "model_args": ARGUMENTS},
+         "tensors twice, before and after torch.compile"),
         ({"model": {}, "model_args": []}, "model_args is no table"),
-    ):
+    ):  # fmt: skip
         torch.save(value, path)
         with pytest.raises(InputError, match=says):
             open_folder(path)

@@ -180,6 +180,8 @@ def test_each_kind_is_measured_or_refused(
         ("gpt", "round", {"group": 64}, UsageError, "--group 64 does not divide the 32 inputs"),
         ("subjects", "round", {}, UsageError, "give a file of them, --eval FILE"),
         ("gpt", "round", {"data": "shards"}, UsageError, "reads no text; leave out --data"),
+        ("gpt", "round", {"held_out": Path("gone")}, InputError, "--eval gone: no such file"),
+        ("gpt", "round", {"held_out": Path()}, InputError, r"--eval \. is a folder"),
     ],
 )
 def test_what_can_not_be(

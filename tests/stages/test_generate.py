@@ -393,8 +393,13 @@ def test_what_a_folder_says_of_sampling_counts_unless_options_do(
     assert written(drawn, "--generation-config", "none") == (greedy, "")
     _, told = written({**drawn, "guidance_scale": 2.0}, "--num-beams", "2")
     assert "also has temperature, top_k, guidance_scale, which a search does not follow" in told
-    _, told = written({**drawn, "top_p": 2.0}, code=2)
-    assert "top_p" in told
+    for name, value in {"top_p": 2.0, "top_k": 1.5, "temperature": 10**400}.items():
+        _, told = written({**drawn, name: value}, code=3)
+        assert f"{path}: {name}: " in told
+        assert f"{path}: {name}: " in written({**drawn, name: value}, "--quiet", code=3)[1]
+    assert (
+        f"{path}: do_sample is 'yes', not true or false" in written({"do_sample": "yes"}, code=3)[1]
+    )
     # What transformers writes of a folder that says so.
     penalised = {"repetition_penalty": 1.7}
     found, _ = written(penalised)

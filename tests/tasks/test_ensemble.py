@@ -85,6 +85,10 @@ def test_clozes_label_together_and_one_classifier_learns_from_them(
     shares = np.array(accuracies) / sum(accuracies)
     assert f"teachers weigh behind {shares[0]:.1%}, before {shares[1]:.1%}" in told
     assert "up to date" in said(run_cli(*learn, *weighed))
+    # An imported cloze doesn't say what it was trained from.
+    run_cli("import", own_workspace / "runs" / "behind" / "model", "--name", "abroad", *where)
+    told = said(run_cli(*learn, *weighed, "--teacher", "abroad", code=3))
+    assert "--teacher abroad got right before" in told
     run = own_workspace / "runs" / "together"
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["summary"]["teachers"] == pytest.approx(dict(zip(names, shares, strict=True)))
@@ -125,8 +129,15 @@ def test_teachers_that_do_not_go_together_are_refused_by_name(
     ) in refused(3, *both)
     assert "--teacher vectors is an embedder" in refused(3, "--teacher", "vectors")
     assert "--teacher subjects is given twice" in refused(2, "--teacher", "subjects")
+    again = own_workspace / "runs" / "subjects" / "model"
+    assert "subjects are one model" in refused(2, "--teacher", again)
+    nothing = tmp_path / "nothing.csv"
+    nothing.write_text("text\n")
+    assert "nothing.csv has no texts" in refused(3, "--unlabelled", nothing)
     assert "and there are 2; leave them out" in refused(2, *both, "--hidden", "1")
-    assert "are 3 numbers, and there are 2" in refused(2, *both, "--set", "ensemble.weights=1,2,3")
+    assert "has 3 numbers for 2 teachers" in refused(2, *both, "--set", "ensemble.weights=1,2,3")
+    assert "less than or equal to 1" in refused(2, *both, "--set", "ensemble.weights=1e308,1e308")
+    assert "has 1 numbers for 2 teachers" in refused(2, *both, "--set", "ensemble.weights=1")
     assert "not all of them 0" in refused(2, *both, "--set", "ensemble.weights=0,0")
     assert "ensemble.* says how several" in refused(2, "--set", "ensemble.mean=scores")
     by_accuracy = ("--set", "ensemble.weights=accuracy")

@@ -72,8 +72,11 @@ class Weights(Mapping[str, Tensor]):
         torch.compile puts into their names is taken out. Raises InputError for what is no tensor
         by its name."""
         weights = cls([path])
-        named = _tensors_of(path, tensors).items()
-        weights._unpickled[path] = {name.replace(COMPILED, ""): tensor for name, tensor in named}
+        named = _tensors_of(path, tensors)
+        plain = {name.replace(COMPILED, ""): tensor for name, tensor in named.items()}
+        if len(plain) < len(named):
+            raise InputError(f"{path} has tensors twice, before and after torch.compile; {AGAIN}")
+        weights._unpickled[path] = plain
         return weights
 
     @cached_property
@@ -198,7 +201,7 @@ def load_pickled(path: Path, instead: str = "take the model as safetensors") -> 
             raise InputError(
                 f"{path} is damaged, or holds more than tensors, which is not read; {instead}"
             ) from None
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
         raise InputError(f"{path} can't be read as a file of PyTorch: {reason}; {AGAIN}") from None
 
 
@@ -213,6 +216,8 @@ def _tensors_of(path: Path, value: object) -> dict[str, Tensor]:
             or (tensor.layout != torch.strided)
         ):
             raise InputError(f"{path} holds something at {name!r} that is no tensor; {AGAIN}")
+        if tensor.is_meta:
+            raise InputError(f"{path}: the tensor {name!r} has a shape and no numbers; {AGAIN}")
     return dict(value)
 
 

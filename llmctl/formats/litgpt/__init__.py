@@ -33,6 +33,8 @@ from llmctl.tokenizers import Tokenizer
 CONFIG_FILE, WEIGHTS_OF_IT = "model_config.yaml", "lit_model.pth"
 MOST_CONFIG = 1 << 20
 """Bytes of a table of fields at most."""
+MOST_VALUES = 1 << 17
+"""Values in it at most, those that stand for others counted wherever they do."""
 MAKE_PLAIN = "save its tensors alone, as litgpt convert_pretrained_checkpoint does"
 LORA_MARK = "lora_"
 """What the names of matrices have that stand beside others and aren't merged into them yet."""
@@ -119,7 +121,17 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} can't be read as YAML: {reason}; {AGAIN}") from None
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise InputError(f"{path} is no table of fields; {AGAIN}")
-    return fields
+    # A value may be named many times over, and what such names stand for is never written down.
+    unseen: list[Any] = [fields]
+    count = 0
+    while unseen and count <= MOST_VALUES:
+        value = unseen.pop()
+        if isinstance(value, dict | list):
+            unseen += value.values() if isinstance(value, dict) else value
+            count += len(value)
+    if not unseen:
+        return fields
+    raise InputError(f"{path} stands for too many values to be a model's fields; {AGAIN}")
 
 
 def _read(file: Path) -> tuple[Weights, bool]:

@@ -9,6 +9,7 @@ one by one here, and any that would do more than put texts and numbers into a ta
 from __future__ import annotations
 
 import pickletools
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def read_tokenizer_for(
         raise InputError(
             f"{checkpoint} has no tokenizer{whose}; put beside it the {META} of its data set or, "
             "where that has none, GPT-2's vocab.json and merges.txt, or name one: llmctl import "
-            f"{checkpoint} --tokenizer PATH"
+            f"{shlex.quote(str(checkpoint))} --tokenizer PATH"
         )
     of_characters = place.suffix == ".pkl"
     tokenizer = _characters_of(place) if of_characters else tokenizers.load(place)
@@ -64,16 +65,23 @@ def _characters_of(path: Path) -> Tokenizer:
     try:
         meta = _plain_pickle(data)
         numbers = meta["stoi"]
+        if not isinstance(numbers, dict):
+            raise TypeError("it is none")
         characters = sorted(numbers, key=numbers.__getitem__)
         if [numbers[character] for character in characters] != list(range(len(characters))):
             raise ValueError("its numbers are not 0, 1, …")
-        if not characters or not all(type(c) is str and len(c) == 1 for c in characters):
+        if not characters or not all(_is_character(piece) for piece in characters):
             raise ValueError("its pieces are not characters")
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} has no table stoi ({error}); {_INSTEAD}") from None
     except ValueError as error:
         raise InputError(f"{path} holds no characters' numbers: {error}; {_INSTEAD}") from None
     return build_characters(characters, special=())
+
+
+def _is_character(piece: object) -> bool:
+    """Whether something is one character; halves of a surrogate pair are none."""
+    return isinstance(piece, str) and len(piece) == 1 and not "\ud800" <= piece <= "\udfff"
 
 
 _INSTEAD = (

@@ -16,7 +16,7 @@ from llmctl.compression.importance import CalibrationRows
 from llmctl.compression.smaller import make_smaller, write_smaller
 from llmctl.compression.texts import windows_of_file, windows_of_shards
 from llmctl.data.text.documents import Corpus
-from llmctl.data.text.input_files import data_record
+from llmctl.data.text.input_files import check_data, data_record
 from llmctl.errors import InputError, LossError, UsageError
 from llmctl.evaluation.report import MODEL
 from llmctl.formats.open import open_folder
@@ -73,8 +73,13 @@ class Compression:
         self.method = COMPRESSION_METHODS[config.method]
         self._check_model()
         self.student = self._open_student()
+        if held_out is not None:
+            check_data(held_out, "eval")
         self.measure = Measure(workspace, self.start, held_out, config)
-        self.inputs = [self.start.record]
+        trained = (self.student or self.start).run
+        inputs = [] if trained is None else trained.manifest.inputs
+        # What it was trained on is what later measurements compare their texts with.
+        self.inputs = [self.start.record, *(one for one in inputs if one.role == "data")]
         if self.student is not None:
             self.inputs.append(self.student.record.model_copy(update={"role": "student"}))
         self.windows: Tensor | None = None
@@ -132,8 +137,7 @@ class Compression:
                 f"--importance gradient is by the loss that {start.name} was trained with, on "
                 "labelled examples like those of its training: give a file of them, --data FILE"
             )
-        path = Path(str(data))
-        self.inputs.append(data_record(path).model_copy(update={"role": "data"}))
+        path = self._calibrating(str(data))
         columns = {"text_column": config.text_column, "label_column": config.label_column}
         return example_rows(start, path, config.windows, columns, self.reporter)
 
@@ -151,12 +155,17 @@ class Compression:
             shards.verify("train")
             self.inputs.append(shards.as_input("calibration"))
             return windows_of_shards(shards.folder, folder.tokenizer, config.windows, length)
-        path = Path(str(data))
-        self.inputs.append(data_record(path).model_copy(update={"role": "data"}))
+        path = self._calibrating(str(data))
         corpus = Corpus([str(path)], text_column=config.text_column)
         for note in corpus.notes:
             self.reporter.note(note)
         return windows_of_file(corpus, folder.tokenizer, config.windows, length)
+
+    def _calibrating(self, data: str) -> Path:
+        """The file to calibrate on, which becomes an input."""
+        path = Path(data)
+        self.inputs.append(data_record(path).model_copy(update={"role": "calibration"}))
+        return path
 
     def run(self, name: str | None = None, *, force: bool = False) -> tuple[Artefact, bool]:
         """The run of the smaller model, and whether it was there already.

@@ -26,7 +26,13 @@ def _parts(value: object) -> object:
 
 
 def _numbers(value: object) -> object:
+    if isinstance(value, int | float):
+        return (value,)
     return _parts(value) if isinstance(value, str) and "," in value else value
+
+
+LARGEST_WEIGHT = 1e9
+"""Sums of a few are finite."""
 
 
 class DistilObjective(Config):
@@ -111,7 +117,7 @@ class EnsembleConfig(Config):
     """How several teachers answer together."""
 
     weights: Annotated[
-        Literal["even", "accuracy"] | tuple[Annotated[float, Field(ge=0)], ...],
+        Literal["even", "accuracy"] | tuple[Annotated[float, Field(ge=0, le=LARGEST_WEIGHT)], ...],
         BeforeValidator(_numbers),
     ] = "even"
     """How the teachers weigh: even, all alike; accuracy, each template by the share of the labelled
@@ -175,8 +181,8 @@ class DistilConfig(FinetuneConfig):
             raise ValueError("ensemble.* says how several teachers answer; give --teacher again")
         if isinstance(weights, tuple) and (len(weights) != len(names) or not sum(weights)):
             raise ValueError(
-                f"ensemble.weights are {len(weights)} numbers, and there are {len(names)} "
-                "teachers; give one for each, not all of them 0"
+                f"ensemble.weights has {len(weights)} numbers for {len(names)} teachers; give one "
+                "for each, not all of them 0"
             )
         if len(names) > 1 and self.layers is not None:
             raise ValueError(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -49,14 +50,21 @@ class Teachers:
 
     @classmethod
     def open(cls, workspace: Workspace, config: DistilConfig) -> Self:
-        """Those that a configuration names. Raises UsageError where it names none, InputError for
-        one that isn't there or has no network."""
+        """Those that a configuration names. Raises UsageError where it names none, or one twice,
+        InputError for one that isn't there or has no network."""
         if not config.teachers:
             raise UsageError(
                 "--teacher is missing: name the model to learn from, a run or a model folder"
             )
         models = tuple(OpenedModel.open(workspace, name) for name in config.teachers)
+        places: dict[Path, str] = {}
         for model in models:
+            place = model.folder.path.resolve()
+            if place in places:
+                raise UsageError(
+                    f"--teacher {model.name} and {places[place]} are one model; name each once"
+                )
+            places[place] = model.name
             if model.folder.architecture is None:
                 raise InputError(
                     f"--teacher {model.name} is {model.described}, which has no network; give one"
@@ -80,12 +88,13 @@ class Teachers:
 def _untrained(workspace: Workspace, model: OpenedModel) -> OpenedModel:
     """What a cloze was trained from. Raises InputError where that isn't known, or isn't there as it
     was."""
-    if model.run is None or model.kind != "cloze":
+    inputs = model.run.manifest.inputs if model.run is not None and model.kind == "cloze" else []
+    record = next((record for record in inputs if record.role == "model"), None)
+    if record is None:
         raise InputError(
             f"ensemble.weights accuracy: what --teacher {model.name} got right before it was "
             "trained isn't known, as it is no run of --task cloze; weigh by numbers, or even"
         )
-    record = next(record for record in model.run.manifest.inputs if record.role == "model")
     found = OpenedModel.open(workspace, record.artefact[1] if record.artefact else record.name)
     if found.record.digest != record.digest:
         raise InputError(
