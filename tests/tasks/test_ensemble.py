@@ -131,9 +131,6 @@ def test_teachers_that_do_not_go_together_are_refused_by_name(
     assert "--teacher subjects is given twice" in refused(2, "--teacher", "subjects")
     again = own_workspace / "runs" / "subjects" / "model"
     assert "subjects are one model" in refused(2, "--teacher", again)
-    nothing = tmp_path / "nothing.csv"
-    nothing.write_text("text\n")
-    assert "nothing.csv has no texts" in refused(3, "--unlabelled", nothing)
     assert "and there are 2; leave them out" in refused(2, *both, "--hidden", "1")
     assert "has 3 numbers for 2 teachers" in refused(2, *both, "--set", "ensemble.weights=1,2,3")
     assert "less than or equal to 1" in refused(2, *both, "--set", "ensemble.weights=1e308,1e308")
