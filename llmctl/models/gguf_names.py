@@ -317,10 +317,8 @@ def config_fields(
 
 
 def head_values(entry: GgufArchitecture, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of ``config_fields``: what a head says of a network.
-
-    Raises FieldError for a network that no such file can describe.
-    """
+    """The inverse of ``config_fields``: what a head says of a network. Raises FieldError for one
+    that no such file can describe."""
     for name, value in {**entry.needed, **entry.known(fields)}.items():
         if fields.get(name, value) != value:
             raise FieldError(
@@ -346,8 +344,7 @@ def head_values(entry: GgufArchitecture, fields: Mapping[str, Any]) -> dict[str,
 
 
 ROPE_FREQUENCIES = "rope_freqs.weight"
-"""The tensor by whose numbers the frequencies of rotary angles are divided, as llama3 scales
-them."""
+"""The tensor by whose numbers the frequencies of rotary angles are divided, as by llama3."""
 SAID_SCALINGS = ("linear", "yarn")
 """Scaled angles that a head describes."""
 ROPE_VALUES = {
