@@ -48,6 +48,8 @@ class Explainer(ABC):
         for name, value in asked.model_dump().items():
             if value is not None and name not in self.takes:
                 raise UsageError(f"--{name} is not for {model.described}; leave it out")
+        if asked.answer is not None and asked.answer == asked.against:
+            raise UsageError(f"--answer and --against are both {asked.answer!r}; name two")
         if self.folder.virtual is not None:
             raise InputError(
                 f"{model.name} has virtual tokens before each text, and what an answer owes to "

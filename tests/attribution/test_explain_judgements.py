@@ -98,6 +98,8 @@ def test_what_of_a_cloze_is_not_explained(tmp_path: Path):
     cloze(folder, "{{ text }} {{ mask }}", words)
     with pytest.raises(UsageError, match=r"--answer moon: .* has no such label; it has a, b"):
         explained(folder, answer="moon")
+    with pytest.raises(UsageError, match="--answer and --against are both 'a'; name two"):
+        explained(folder, answer="a", against="a")
     with pytest.raises(InputError, match="is longer than the 64 tokens"):
         explained(folder, "the sea " * 60)
     cloze(folder, "{{ text|upper }} {{ mask }}", words)

@@ -239,6 +239,7 @@ def test_a_page_has_what_was_found(models: Workspace, tmp_path: Path):
         (["subjects", TEXT, "--inside", "tuned-lens", "--data", "FILE"], 3, "no output layer"),
         (["gpt", TEXT, "--inside", "tuned-lens", "--data", "SHORT"], 3, "give a longer text"),
         (["gpt", TEXT, "--inside", "tuned-lens", "--lens", "none/x"], 3, "there is no folder none"),
+        (["gpt", TEXT, "--inside", "tuned-lens", "--lens", ""], 3, "--lens . is a folder"),
         (["gpt", "--inside", "heads", "--data", "shards"], 2, "looks at texts one by one"),
     ],
 )

@@ -257,6 +257,8 @@ def _data_of(way: Way, looked: _Looked, texts: Sequence[str]) -> Any:
         digest = looked.model.folder.digest()
         if at.lens is not None and at.lens.is_file():
             return LensText("", [], 0, at.lens, digest)
+        if at.lens is not None and at.lens.is_dir():
+            raise InputError(f"--lens {at.lens} is a folder; name a file in it")
         if at.lens is not None and not at.lens.parent.is_dir():
             raise InputError(f"--lens {at.lens}: there is no folder {at.lens.parent}; make it")
         source, passages = looked.passages(min(LENS_TOKENS, looked.length))
