@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("what", choices=["load", "soak"])
     parser.add_argument("--model", type=Path)
     parser.add_argument("--dtype", default="fp32")
+    parser.add_argument("--kernels", default="torch")
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--clients", type=int, default=64)
@@ -199,7 +200,7 @@ def main() -> None:
         if given.model is None:
             shape, vocab_size = (SMOL, 49152) if given.what == "load" else (TINY, 320)
             write_model(model, shape, vocab_size)
-        running = Running(model, "--dtype", given.dtype)
+        running = Running(model, "--dtype", given.dtype, "--kernels", given.kernels)
         try:
             if given.what == "load":
                 load(running, given.streams, given.tokens)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from llmctl.inference.quantised import Int8Linear, quantise
 from llmctl.inference.weights import prepare
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.layers.quantised_matrix import QuantisedMatrix
+from llmctl.tasks.generation import GenerateConfig
+from llmctl.tasks.ngram.generate import NgramContinuation
 from tests.inference.test_engine import LONG, finish, ids, log_probs, rules
 from tests.small_decoders import PROMPTS, make_model
 
@@ -180,6 +183,12 @@ def test_other_networks_have_the_layers_alone():
 def test_other_types_are_refused(dtype: Any):
     with pytest.raises(UsageError, match="--kernels native multiplies int8 and int4, not"):
         prepare(make_model("llama"), dtype, rows=1, kernels="native")
+
+
+def test_an_n_gram_model_has_none():
+    model: Any = SimpleNamespace(name="counts")
+    with pytest.raises(UsageError, match="--kernels native: counts is an n-gram model"):
+        NgramContinuation.decoder(model, GenerateConfig(kernels="native"), 1)
 
 
 def test_without_a_compiler_the_option_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

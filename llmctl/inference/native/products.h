@@ -100,34 +100,44 @@ INLINE Floats from_bf16(const uint16_t *at) {
   return (Floats)(__builtin_convertvector(halves, Words) << 16);
 }
 
-/* Quantise a row, filled up with zeros. What is no number makes all of its group none. */
+/* Quantise the inputs of a group. What is no number makes all of them none. */
+INLINE void quantise_group(const float *restrict x, int8_t *restrict number, float *scale,
+                           int32_t *total, const int64_t n) {
+  float most = 0.0f, none = 0.0f;
+#pragma omp simd reduction(max : most) reduction(+ : none)
+  for (int64_t i = 0; i < n; i++) {
+    float size = fabsf(x[i]);
+    most = most > size ? most : size;
+    none += x[i] * 0.0f;
+  }
+  most = most > 1e-30f ? most : 1e-30f;
+  float factor = 127.0f / most;
+  int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) {
+    int32_t value = (int32_t)rintf(x[i] * factor);
+    value = value > 127 ? 127 : value < -127 ? -127 : value;
+    number[i] = (int8_t)value;
+    sum += value;
+  }
+  *scale = most / 127.0f + none;
+  *total = sum;
+}
+
+/* Quantise a row, filled up with zeros. */
 ONCE void quantise(const Matrix *w, const float *x, const Rows *rows, int64_t row) {
   int64_t group = w->group ? w->group : w->inputs, groups = w->inputs / group;
   for (int64_t g = 0; g < groups; g++) {
     int8_t *number = rows->numbers + row * w->inputs + g * group;
-    const float *own = x + g * group;
+    float *scale = rows->scales + row * groups + g;
+    int32_t *total = rows->sums + row * groups + g;
     int64_t n = w->taken - g * group;
     n = n < group ? n : group;
-    float most = 0.0f, none = 0.0f;
-#pragma omp simd reduction(max : most) reduction(+ : none)
-    for (int64_t i = 0; i < n; i++) {
-      float size = fabsf(own[i]);
-      most = most > size ? most : size;
-      none += own[i] * 0.0f;
-    }
-    most = most > 1e-30f ? most : 1e-30f;
-    float factor = 127.0f / most;
-    int32_t sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) {
-      int32_t value = (int32_t)rintf(own[i] * factor);
-      value = value > 127 ? 127 : value < -127 ? -127 : value;
-      number[i] = (int8_t)value;
-      sum += value;
-    }
+    if (n == 32) /* known to the compiler, which else takes 0.2 µs longer */
+      quantise_group(x + g * group, number, scale, total, 32);
+    else
+      quantise_group(x + g * group, number, scale, total, n);
     for (int64_t i = n; i < group; i++) number[i] = 0;
-    rows->scales[row * groups + g] = most / 127.0f + none;
-    rows->sums[row * groups + g] = sum;
   }
 }
 
