@@ -53,7 +53,7 @@ def import_model(
 
     tokenizer: a name in the workspace or a path, for a model that has none of its own. Raises
     InputError where there is no such model, or it can't be opened whole, UsageError for a tokenizer
-    beside the model's own.
+    beside the model's own, and for a revision of what isn't on the Hub.
     """
     reporter = reporter or Reporter()
     path = _found(source, revision)
@@ -127,6 +127,11 @@ def _found(source: str, revision: str | None) -> Path:
     """A source that is here, or brought here."""
     path = Path(source)
     if path.exists():
+        if revision is not None:
+            raise UsageError(
+                f"--revision {revision} is of a repository on the Hub, and {source} is here; leave "
+                "it out"
+            )
         return path
     if REPOSITORY.fullmatch(source) or HUB_FILE.fullmatch(source):
         return download(source, revision)

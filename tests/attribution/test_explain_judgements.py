@@ -24,11 +24,13 @@ from tests.foreign_models import save_model
 TEXT = "the ship sails over the wide sea"
 
 
-def explained(folder: Path, text: str = TEXT, **asked: Any) -> ExplainedText:
+def explained(
+    folder: Path, text: str = TEXT, pair: str | None = None, **asked: Any
+) -> ExplainedText:
     explainer = open_explainer(
         Workspace(folder.parent), str(folder), ExplainedAnswer(**asked), device="cpu"
     )
-    return explainer.explained(Example(text, None, None, "text 1"))
+    return explainer.explained(Example(text, pair, None, "text 1"))
 
 
 def cloze(folder: Path, template: str, words: dict[str, str]) -> Any:
@@ -100,6 +102,8 @@ def test_what_of_a_cloze_is_not_explained(tmp_path: Path):
         explained(folder, answer="moon")
     with pytest.raises(UsageError, match="--answer and --against are both 'a'; name two"):
         explained(folder, answer="a", against="a")
+    with pytest.raises(UsageError, match="asks for one text; leave the second out"):
+        explained(folder, pair="the sea")
     with pytest.raises(InputError, match="is longer than the 64 tokens"):
         explained(folder, "the sea " * 60)
     cloze(folder, "{{ text|upper }} {{ mask }}", words)

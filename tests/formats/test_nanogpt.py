@@ -183,6 +183,8 @@ def test_a_tokenizer_is_named_where_none_is_beside(tmp_path: Path):
     assert open_model(place, "out")[0].tokenizer.encode("ha") == [10, 3]
     with pytest.raises(InputError, match="neither a tokenizer of the workspace nor a file"):
         import_model(place, str(path), tokenizer="nowhere")
+    with pytest.raises(UsageError, match="--revision v1 is of a repository on the Hub"):
+        import_model(place, str(path), revision="v1")
     with pytest.raises(UsageError, match="has its own; leave it out"):
         import_model(place, str(run.folder / "model"), tokenizer=str(tmp_path / "meta.pkl"))
 

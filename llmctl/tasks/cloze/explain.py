@@ -46,6 +46,10 @@ class ClozeExplainer(Explainer):
                 f"the template of {self.model.name} asks for {', '.join(sorted(missing))} beside "
                 "the text; give a pair with --text-pair, or take a template of the text alone"
             )
+        if example.text_pair is not None and TEXT_PAIR not in template.fields:
+            raise UsageError(
+                f"the template of {self.model.name} asks for one text; leave the second out"
+            )
         row = PromptRow(values, None, example.source)
         prompt, begin = self._around(template, row)
         labels = list(template.verbalizer)
