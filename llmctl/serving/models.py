@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -175,7 +175,22 @@ def open_models(
             )
     if ahead is not None and not any(model.engine for model in models.values()):
         raise UsageError(f"--draft {draft}: none of the models writes text; leave it out")
+    asked = [f"--dtype {dtype}"] * (dtype != "fp32") + [f"--kernels {kernels}"] * (
+        kernels != "torch"
+    )
+    if asked:
+        _check_heard(" ".join(asked), models, reporter or Reporter())
     return models
+
+
+def _check_heard(asked: str, models: Mapping[str, ServedModel], reporter: Reporter) -> None:
+    """Tell which models an option for weights leaves as they are. Raises UsageError where it does
+    with all."""
+    others = [name for name, model in models.items() if model.engine is None]
+    if len(others) == len(models):
+        raise UsageError(f"{asked}: none of the models writes text; leave it out")
+    if others:
+        reporter.note(f"{asked} is of models that write; it leaves {', '.join(others)} as before")
 
 
 @dataclass

@@ -15,6 +15,7 @@ from llmctl.errors import InputError, UsageError
 from llmctl.serving.config import ServeConfig
 from llmctl.serving.server import listen, open_serving
 from llmctl.workspace.artefacts import Workspace
+from tests.language_models import Notes
 from tests.run import llmctl, one_sentence, start
 
 
@@ -65,3 +66,13 @@ def test_what_can_not_be_served(
 def test_an_address_that_is_none():
     with pytest.raises(UsageError, match="--host not a host is no address"):
         listen(ServeConfig(host="not a host"))
+
+
+def test_formats_of_weights_are_of_models_that_write(tiny_workspace: Path, decoder_workspace: Path):
+    judge = f"judge={tiny_workspace}/runs/subjects/model"
+    config = ServeConfig(dtype="int8")
+    with pytest.raises(UsageError, match="--dtype int8: none of the models writes text"):
+        open_serving(Workspace(tiny_workspace), [judge], config)
+    notes = Notes()
+    open_serving(Workspace(decoder_workspace), ["tiny-gpt", judge], config, reporter=notes)
+    assert "--dtype int8 is of models that write; it leaves judge as before" in notes.notes
