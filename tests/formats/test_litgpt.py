@@ -256,6 +256,10 @@ def test_folders_that_are_not_whole(llama: Path, tmp_path: Path):
     torch.save({**state, "transformer.h.0.attn.qkv.lora_A": torch.ones(2, 2)}, path)
     with pytest.raises(InputError, match="merge it with litgpt merge_lora"):
         open_folder(tmp_path)
+    old = "transformer.h.1.attn.attn.weight"
+    torch.save({**state, old: state[old.replace("attn.attn", "attn.qkv")]}, path)
+    with pytest.raises(InputError, match=rf"has {old} by today's name as well"):
+        open_folder(tmp_path)
     torch.save({name: state[name] for name in state if "ln_f" not in name}, path)
     with pytest.raises(InputError, match=r"there is no tensor transformer\.ln_f\.weight"):
         open_folder(tmp_path)

@@ -147,7 +147,11 @@ def _read(file: Path) -> tuple[Weights, bool]:
         value = value["model"]
     grouped = isinstance(value, dict) and any(BEFORE_2025 in str(name) for name in value)
     if grouped:  # before they could be taken for a buffer of older GPT-2s, attn.bias
-        value = {str(name).replace(BEFORE_2025, CURRENT): value[name] for name in value}
+        renamed = {str(name): str(name).replace(BEFORE_2025, CURRENT) for name in value}
+        twice = next((old for old, new in renamed.items() if old != new and new in value), None)
+        if twice is not None:
+            raise InputError(f"{file} has {twice} by today's name as well; {AGAIN}")
+        value = {renamed[str(name)]: tensor for name, tensor in value.items()}
     weights = Weights.of_checkpoint(file, value)
     beside = next((name for name in weights if LORA_MARK in name), None)
     if beside is not None:
