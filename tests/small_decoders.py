@@ -71,3 +71,21 @@ def _decoder(model: CausalLM | DecoderRunner) -> DecoderRunner:
 def reread(model: CausalLM, ids: Sequence[int]) -> Tensor:
     """The logits (T, V) after each token of a text, read at once and without a cache."""
     return model.logits(model.body(torch.tensor([list(ids)])))[0]
+
+
+class Letters:
+    """A constraint by which only these letters may come, one after another."""
+
+    def __init__(self, text: str) -> None:
+        self.letters = [TOKENIZER.encode(letter)[0] for letter in text]
+
+    def barred(self) -> Tensor:
+        """True for each token that may not come."""
+        allowed = torch.ones(V, dtype=torch.bool)
+        allowed[self.letters[0]] = False
+        return allowed
+
+    def accept(self, token: int) -> bool:
+        """Whether the text ends with this token."""
+        assert token == self.letters.pop(0)
+        return not self.letters

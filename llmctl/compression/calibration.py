@@ -63,15 +63,20 @@ class _Enough(Exception):
 @torch.no_grad()
 def through_layers(
     body: Backbone,
-    windows_NT: Tensor,
+    windows_NT: Tensor | None,
     treat: Treat,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Tensor]:
     """Treat each layer of a network, from the lowest, by what it is given of some windows; returns
-    what the highest gives then, in parts (B, T, D).
+    what the highest gives then, in parts (B, T, D). Without windows each is treated as it is.
 
     Raises InputError for a network whose layers take more than the one below gives.
     """
+    if windows_NT is None:
+        for number, block in enumerate(body.layers()):
+            treat(number, block, {})
+            progress(number + 1, len(body.layers()))
+        return []
     body.eval()
     rows = max(1, CALIBRATION_TOKENS // windows_NT.shape[1])
     passes = [_inputs_of_layers(body, part) for part in windows_NT.split(rows)]

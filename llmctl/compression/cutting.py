@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmctl.compression.calibration import Statistics, Treat, through_layers
+from llmctl.compression.calibration import Statistics, through_layers
 from llmctl.compression.importance import GateImportance
 from llmctl.errors import InputError
 from llmctl.models.layers.attention import CausalSelfAttention
@@ -60,7 +60,7 @@ def keep_channels(
         else:
             _take_outputs(part.gate_up, torch.cat([kept_F, kept_F + inner]))
 
-    _each_layer(body, windows_NT, treat, progress)
+    through_layers(body, windows_NT, treat, progress)
     return body.config.replace(intermediate_size=count)
 
 
@@ -110,7 +110,7 @@ def keep_heads(
         _take_inputs(part.output, queries)
         part.num_heads, part.num_kv_heads = count * each, count
 
-    _each_layer(body, windows_NT, treat, progress)
+    through_layers(body, windows_NT, treat, progress)
     return config.replace(num_heads=count * each, num_kv_heads=count)
 
 
@@ -141,18 +141,6 @@ def keep_layers(
     kept = sorted(sorted(range(total), key=lambda layer: -change[layer])[:count])
     body.keep_layers(kept)
     return config.replace(num_layers=count)
-
-
-def _each_layer(
-    body: Backbone, windows_NT: Tensor | None, treat: Treat, progress: LayerProgress
-) -> None:
-    """Treat each layer: by what it is given of windows, or without any as it is."""
-    if windows_NT is not None:
-        through_layers(body, windows_NT, treat, progress)
-        return
-    for number, block in enumerate(body.layers()):
-        treat(number, block, {})
-        progress(number + 1, len(body.layers()))
 
 
 @torch.no_grad()

@@ -98,23 +98,19 @@ def quantise(
     # The table first, so that the layers are shown what they will be given.
     if table is not None:
         keep(table, round_matrix(table.weight, grid))
+    if method == "awq":
+        for block in body.layers():
+            check_scalable(block)
+    read = None if method == "round" else windows_NT
+    assert method == "round" or read is not None
+    states = through_layers(body, read, treat, progress)
     inputs: InputStatistics | None = None
-    if method == "round":
-        for number, block in enumerate(body.layers()):
-            treat(number, block, {})
-            progress(number + 1, len(body.layers()))
-    else:
+    if states and heads and isinstance(network, CausalLM):
+        inputs = InputStatistics.empty(body.config.hidden_size)
+        for x_BTD in states:
+            inputs.add(body.finish(x_BTD))
         if method == "awq":
-            for block in body.layers():
-                check_scalable(block)
-        assert windows_NT is not None
-        states = through_layers(body, windows_NT, treat, progress)
-        if heads and isinstance(network, CausalLM):
-            inputs = InputStatistics.empty(body.config.hidden_size)
-            for x_BTD in states:
-                inputs.add(body.finish(x_BTD))
-            if method == "awq":
-                _scale_output(network, inputs, grid)
+            _scale_output(network, inputs, grid)
     for linear in heads.values():
         by_method(linear, inputs)
     return found

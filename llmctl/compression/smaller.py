@@ -103,9 +103,4 @@ def _mask(
             score_OI = weight_scores(linear.weight, counted.product_II if counted else None)
             linear.weight.copy_(masked(linear.weight, score_OI, sparsity))
 
-    if windows_NT is not None:
-        through_layers(body, windows_NT, treat, progress)
-        return
-    for number, block in enumerate(body.layers()):
-        treat(number, block, {})
-        progress(number + 1, len(body.layers()))
+    through_layers(body, windows_NT, treat, progress)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from llmctl.errors import InputError, did_you_mean
 from llmctl.formats import FORMATS
 from llmctl.formats.base import Format, Pretrained
 from llmctl.workspace.artefacts import Artefact, Workspace
 from llmctl.workspace.manifests import InputRecord
+
+
+@runtime_checkable
+class OpensWithTokenizer(Protocol):
+    """A format of models without a tokenizer of their own."""
+
+    def open_with(self, path: Path, tokenizer: Path) -> Pretrained:
+        """The model of a path, with a tokenizer that is given. Raises InputError as ``open``."""
+        ...
 
 
 def open_model(workspace: Workspace, name: str) -> tuple[Pretrained, InputRecord]:

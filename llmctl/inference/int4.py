@@ -40,16 +40,13 @@ class Int4Linear(nn.Module):
 
     @classmethod
     def of(cls, matrix: QuantisedMatrix, bias_O: Tensor | None) -> Int4Linear:
-        """A layer with the very numbers of a matrix in 4 bits: its scales as they are, its offsets
-        −z · s in bf16."""
+        """A layer with the very numbers of a matrix in 4 bits: see ``parts_of``."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        scale_OG = matrix.scale_OG.bfloat16()
-        offset_OG = (-matrix.zero_OG.float() * scale_OG.float()).bfloat16()
-        more = -len(scale_OG) % OUTPUT_STEP
-        number_OI = matrix.numbers_OI.int() + MIDDLE
-        parts = [F.pad(part, (0, 0, 0, more)) for part in (number_OI, scale_OG, offset_OG)]
-        layer._take(parts, bias_O, matrix.group, len(scale_OG), 0)
+        outputs = len(matrix.scale_OG)
+        more = -outputs % OUTPUT_STEP
+        parts = [F.pad(part, (0, 0, 0, more)) for part in parts_of(matrix)]
+        layer._take(parts, bias_O, matrix.group, outputs, 0)
         return layer
 
     def _take(
@@ -78,6 +75,14 @@ class Int4Linear(nn.Module):
         if self.bias_O is not None:
             y_MO = y_MO + self.bias_O
         return y_MO.view(*x.shape[:-1], -1)
+
+
+def parts_of(matrix: QuantisedMatrix) -> tuple[Tensor, Tensor, Tensor]:
+    """A matrix's own numbers in 4 bits as ``quantise_groups`` has them: its scales as they are, its
+    offsets −z · s in bf16."""
+    scale_OG = matrix.scale_OG.bfloat16()
+    offset_OG = (-matrix.zero_OG.float() * scale_OG.float()).bfloat16()
+    return matrix.numbers_OI.int() + MIDDLE, scale_OG, offset_OG
 
 
 def quantise_groups(weight_OI: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:

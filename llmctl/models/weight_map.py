@@ -169,6 +169,17 @@ class WeightMap:
             for rule, ours, theirs in _tensors(self.rules, config)
         }
 
+    def model_readers(
+        self, task: str, tensors: Mapping[str, Tensor], config: Any
+    ) -> dict[str, Reader]:
+        """What makes each tensor of a whole model of theirs, by its name in ours: of the network
+        under ``body``, and of what there is beside it for a task."""
+        body = self.readers(tensors, config)
+        return {
+            **{f"body.{name}": read for name, read in body.items()},
+            **self.head_readers(task, tensors, config),
+        }
+
     def tensors(self, config: Any) -> Iterator[tuple[Rule, str, list[str]]]:
         """Each tensor of a network with its rule and its names in the format."""
         return _tensors(self.rules, config)

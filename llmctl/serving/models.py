@@ -145,6 +145,7 @@ def open_models(
     Raises InputError for one that is not there or does nothing that is served, UsageError for a
     name that comes twice, and a draft whose vocabulary is another than that of one that writes.
     """
+    reporter = reporter or Reporter()
     models: dict[str, ServedModel] = {}
     named = [_named(start) for start in starts]
     for adapter in adapters:
@@ -171,26 +172,28 @@ def open_models(
                 given=(),
                 user=f"serve ({name})",
                 first=f"what a request of {name} says goes before it",
-                reporter=reporter or Reporter(),
+                reporter=reporter,
             )
     if ahead is not None and not any(model.engine for model in models.values()):
         raise UsageError(f"--draft {draft}: none of the models writes text; leave it out")
-    asked = [f"--dtype {dtype}"] * (dtype != "fp32") + [f"--kernels {kernels}"] * (
-        kernels != "torch"
-    )
-    if asked:
-        _check_heard(" ".join(asked), models, reporter or Reporter())
+    _check_heard(dtype, kernels, models, reporter)
     return models
 
 
-def _check_heard(asked: str, models: Mapping[str, ServedModel], reporter: Reporter) -> None:
+def _check_heard(
+    dtype: WeightType, kernels: Kernels, models: Mapping[str, ServedModel], reporter: Reporter
+) -> None:
     """Tell which models an option for weights leaves as they are. Raises UsageError where it does
     with all."""
+    usual = {"dtype": "fp32", "kernels": "torch"}
+    given = {"dtype": dtype, "kernels": kernels}
+    asked = " ".join(f"--{name} {value}" for name, value in given.items() if value != usual[name])
     others = [name for name, model in models.items() if model.engine is None]
+    if not asked or not others:
+        return
     if len(others) == len(models):
         raise UsageError(f"{asked}: none of the models writes text; leave it out")
-    if others:
-        reporter.note(f"{asked} is of models that write; it leaves {', '.join(others)} as before")
+    reporter.note(f"{asked} is of models that write; it leaves {', '.join(others)} as before")
 
 
 @dataclass

@@ -18,8 +18,8 @@ from llmctl.errors import InputError, UsageError, did_you_mean
 from llmctl.formats.base import Format, Pretrained
 from llmctl.formats.gguf.parts import SPLIT_NAME
 from llmctl.formats.hub import HUB_FILE, REPOSITORY, download
-from llmctl.formats.nanogpt import ENDING, NanoGpt
-from llmctl.formats.open import format_of, open_folder
+from llmctl.formats.nanogpt import ENDING
+from llmctl.formats.open import OpensWithTokenizer, format_of, open_folder
 from llmctl.formats.rewriting import write_rewritten
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.model_card import write_card
@@ -105,7 +105,7 @@ def _opened(workspace: Workspace, format: Format, path: Path, tokenizer: str | N
     """The model of a path, with the tokenizer that is named where it has none of its own."""
     if tokenizer is None:
         return format.open(path)
-    if not isinstance(format, NanoGpt):
+    if not isinstance(format, OpensWithTokenizer):
         raise UsageError(
             f"--tokenizer is for a checkpoint without one, as nanoGPT's: {path} has its own; leave "
             "it out"
@@ -113,14 +113,14 @@ def _opened(workspace: Workspace, format: Format, path: Path, tokenizer: str | N
     if tokenizer in workspace.names("tokenizer"):
         artefact = workspace.get("tokenizer", tokenizer)
         artefact.verify()
-        return format.open(path, artefact.folder)
+        return format.open_with(path, artefact.folder)
     if not os.path.exists(tokenizer):  # unlike Path's, false for what can't be a name
         raise InputError(
             f"--tokenizer {tokenizer!r} is neither a tokenizer of the workspace nor a file"
             f"{did_you_mean(tokenizer, workspace.names('tokenizer'))}; give a meta.pkl, a "
             "tokenizer.json or a folder with one"
         )
-    return format.open(path, Path(tokenizer))
+    return format.open_with(path, Path(tokenizer))
 
 
 def _found(source: str, revision: str | None) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmctl.attribution.explained import ExplainedText, ends_of, words_of_tokens
@@ -129,6 +130,19 @@ class Explainer(ABC):
             passes=passes,
             facts=facts or {},
         )
+
+    def read_whole(self, example: Example) -> tuple[list[int], NDArray[np.int64]]:
+        """A text's tokens with the special ones around them, and where in it each of its own
+        begins. Raises InputError for a text that isn't read at once."""
+        pieces, begins = self.tokenizer.encode_offsets(example.text)
+        layout = self.tokenizer.layout
+        ids = [*layout.before, *pieces.tolist(), *layout.after]
+        if len(ids) > self.folder.max_length:
+            raise InputError(
+                f"{example.source} has {len(ids)} tokens and {self.model.name} reads "
+                f"{self.folder.max_length} at once; shorten it"
+            )
+        return ids, begins
 
     def check_length(self, example: Example, length: int, beside: str = "") -> None:
         """Raises InputError for a text of more tokens than the network reads."""

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from torch import Tensor
 
 from llmctl.errors import UsageError
 from llmctl.inference.decoder import CausalDecoder, DecoderRunner
@@ -22,7 +21,7 @@ from llmctl.inference.engine.drafting import repeated
 from llmctl.inference.weights import WeightType, prepare
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.layers.sequences import KV_BLOCK
-from tests.small_decoders import PROMPTS, TOKENIZER, V, make_model, write
+from tests.small_decoders import PROMPTS, TOKENIZER, Letters, V, make_model, write
 
 LONG = [[(7 * n + start) % V for n in range(length)] for start, length in enumerate((40, 75, 130))]
 REPEATING = [TOKENIZER.encode(text) for text in ("abc abc abc ab", "a big cab a big cab a b")]
@@ -226,28 +225,12 @@ def test_a_prompt_that_the_draft_has_not_read_holds_up_nobody():
     assert [token.scored.token for token in told if token.scored] == list(expected)
 
 
-class Letters:
-    """May be ``a`` and ``b`` in turns, six in all."""
-
-    def __init__(self) -> None:
-        self.letters = [TOKENIZER.encode(letter)[0] for letter in "ababab"]
-
-    def barred(self) -> Tensor:
-        allowed = torch.ones(V, dtype=torch.bool)
-        allowed[self.letters[0]] = False
-        return allowed
-
-    def accept(self, token: int) -> bool:
-        assert token == self.letters.pop(0)
-        return not self.letters
-
-
 @pytest.mark.parametrize("fields", [{}, {"temperature": 1.0}])
 def test_a_form_is_kept_to(fields: dict[str, Any]):
     model = make_model("gpt", max_positions=200)
     for draft, looked_up in ((like(model), None), (None, 2)):
         some = engine(model, draft, prompt_lookup=looked_up)
-        for made in (Letters, None):
+        for made in (lambda: Letters("ababab"), None):
             prompt = TOKENIZER.encode("abab")
             some.submit(EngineRequest(prompt=prompt, rules=rules(**fields), constraint=made))
         told: dict[int, list[Token]] = {0: [], 1: []}

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from llmctl.errors import ConfigError, UsageError
 from llmctl.inference.decoder import CausalDecoder
@@ -17,7 +16,7 @@ from llmctl.inference.weights import WeightType, prepare
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.layers.sequences import KV_BLOCK
 from llmctl.models.layers.virtual_tokens import VirtualShape, VirtualTokens
-from tests.small_decoders import PROMPTS, TOKENIZER, V, make_model, reread, write
+from tests.small_decoders import PROMPTS, TOKENIZER, Letters, V, make_model, reread, write
 
 KINDS: list[tuple[str, dict[str, Any]]] = [
     ("gpt", {}),
@@ -249,26 +248,10 @@ def test_the_prompts_tokens_have_log_probabilities_too():
     assert told[0].scored.ranked[0][0] == told[0].scored.token
 
 
-class OnlyLetters:
-    """May be ``a`` and ``b`` in turns, four in all."""
-
-    def __init__(self) -> None:
-        self.letters = [TOKENIZER.encode(letter)[0] for letter in "abab"]
-
-    def barred(self) -> Tensor:
-        allowed = torch.ones(V, dtype=torch.bool)
-        allowed[self.letters[0]] = False
-        return allowed
-
-    def accept(self, token: int) -> bool:
-        assert token == self.letters.pop(0)
-        return not self.letters
-
-
 def test_a_constraint_is_kept_beside_texts_without():
     model = make_model("gpt", max_positions=200)
     some = engine(model)
-    for made in (None, OnlyLetters, None):
+    for made in (None, lambda: Letters("abab"), None):
         some.submit(EngineRequest(prompt=PROMPTS[1], rules=rules(), constraint=made))
     told = finish(some)
     assert "".join(token.text for token in told[1, 0]) == "abab"
@@ -276,7 +259,7 @@ def test_a_constraint_is_kept_beside_texts_without():
     assert ids(told[0, 0]) == ids(told[2, 0])
 
 
-class Unable(OnlyLetters):
+class Unable(Letters):
     """Can't be followed beyond its first token."""
 
     def accept(self, token: int) -> bool:
@@ -285,7 +268,7 @@ class Unable(OnlyLetters):
 
 def test_one_whose_constraint_fails_ends_alone():
     some = engine(make_model("gpt"))
-    for made in (None, Unable, None):
+    for made in (None, lambda: Unable("ab"), None):
         some.submit(EngineRequest(prompt=PROMPTS[1], rules=rules(), constraint=made))
     told = finish(some)
     assert str(told[1, 0][-1].error) == "too complex"

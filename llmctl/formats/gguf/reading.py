@@ -84,7 +84,6 @@ def read_gguf(path: Path) -> Pretrained:
         raise InputError(
             f"{path} is not the model that its head describes ({error}); {AGAIN}"
         ) from None
-    body = names.readers(file, config)
     return Pretrained(
         path=path,
         files=file.paths,
@@ -92,12 +91,7 @@ def read_gguf(path: Path) -> Pretrained:
         config=config,
         tokenizer=read_tokenizer(path, file.head, config.vocab_size),
         purpose=purpose,
-        tensors=LazyTensors(
-            {
-                **{f"body.{name}": read for name, read in body.items()},
-                **names.head_readers(kind, file, config),
-            }
-        ),
+        tensors=LazyTensors(names.model_readers(kind, file, config)),
         architecture=entry.spec,
     )
 

@@ -68,13 +68,7 @@ def import_model(
             {**encoder, **{DECODER + name: read for name, read in decoder.items()}, **start}
         )
     names = spec.weights[HUGGING_FACE]
-    body = names.readers(tensors, config)
-    return LazyTensors(
-        {
-            **{_BODY + name: read for name, read in body.items()},
-            **names.head_readers(kind, tensors, config),
-        }
-    )
+    return LazyTensors(names.model_readers(kind, tensors, config))
 
 
 def _behind(part: str, tensors: Mapping[str, Tensor]) -> LazyTensors:

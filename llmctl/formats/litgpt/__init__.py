@@ -77,7 +77,6 @@ class LitGpt:
                 f"{path}: the tokenizer has {tokenizer.vocab_size} pieces and the model "
                 f"{config.vocab_size}; copy the tokenizer again from where the model was made"
             )
-        body = names.readers(weights, config)
         return Pretrained(
             path=path,
             files=(config_path, file),
@@ -85,12 +84,7 @@ class LitGpt:
             config=config,
             tokenizer=tokenizer,
             purpose=Purpose("causal_lm"),
-            tensors=LazyTensors(
-                {
-                    **{f"body.{name}": read for name, read in body.items()},
-                    **names.head_readers("causal_lm", weights, config),
-                }
-            ),
+            tensors=LazyTensors(names.model_readers("causal_lm", weights, config)),
             architecture=spec,
         )
 

@@ -91,12 +91,7 @@ class Llama2c:
             config=config,
             tokenizer=_read_tokenizer(beside, abs(shape.pieces)),
             purpose=Purpose("causal_lm"),
-            tensors=LazyTensors(
-                {
-                    **{f"body.{n}": read for n, read in names.readers(tensors, config).items()},
-                    **names.head_readers("causal_lm", tensors, config),
-                }
-            ),
+            tensors=LazyTensors(names.model_readers("causal_lm", tensors, config)),
             architecture=entry.spec,
         )
 

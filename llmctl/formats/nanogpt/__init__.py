@@ -53,12 +53,15 @@ class NanoGpt:
         """Whether a path is such a file by its name, or a folder with one."""
         return (path.suffix == ENDING and path.is_file()) or (path / CHECKPOINT).is_file()
 
-    def open(self, path: Path, tokenizer: Path | None = None) -> Pretrained:
-        """The model of a checkpoint or of its folder. tokenizer: where its tokenizer is, by default
-        beside it.
+    def open(self, path: Path) -> Pretrained:
+        """The model of a checkpoint or of its folder, with the tokenizer beside it.
 
         Raises InputError naming what is missing, malformed or not known.
         """
+        return self.open_with(path, None)
+
+    def open_with(self, path: Path, tokenizer: Path | None) -> Pretrained:
+        """The model of a checkpoint, with a tokenizer that is given. Raises as ``open``."""
         file = path / CHECKPOINT if path.is_dir() else path
         arguments, weights, dataset = _read(file)
         with_bias = arguments.get("bias", True)
@@ -77,7 +80,6 @@ class NanoGpt:
                 f"{file} is not the model that its model_args describe ({error}); copy it again"
             ) from None
         tensors = LazyTensors(readers)
-        body = NAMES.readers(tensors, config)
         files, own_tokenizer = read_tokenizer_for(file, tokenizer, config.vocab_size, dataset)
         return Pretrained(
             path=path,
@@ -86,12 +88,7 @@ class NanoGpt:
             config=config,
             tokenizer=own_tokenizer,
             purpose=Purpose("causal_lm"),
-            tensors=LazyTensors(
-                {
-                    **{f"body.{name}": read for name, read in body.items()},
-                    **NAMES.head_readers("causal_lm", tensors, config),
-                }
-            ),
+            tensors=LazyTensors(NAMES.model_readers("causal_lm", tensors, config)),
             architecture=spec,
         )
 

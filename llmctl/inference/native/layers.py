@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmctl.inference.int4 import GROUP, MIDDLE, quantise_groups
+from llmctl.inference.int4 import GROUP, parts_of, quantise_groups
 from llmctl.inference.native.library import library
 from llmctl.inference.quantised import INT8_MAX, quantise
 from llmctl.models.layers.quantised_matrix import QuantisedMatrix
@@ -97,11 +97,8 @@ class NativeLinear(nn.Module):
 
     @classmethod
     def of(cls, matrix: QuantisedMatrix, bias_O: Tensor | None) -> NativeLinear:
-        """A layer with the very numbers of a matrix in 4 bits: see ``Int4Linear.of``."""
-        scale_OG = matrix.scale_OG.bfloat16()
-        offset_OG = (-matrix.zero_OG.float() * scale_OG.float()).bfloat16()
-        numbers_OI = matrix.numbers_OI.int() + MIDDLE
-        return cls._packed(numbers_OI, scale_OG, offset_OG, bias_O, _shape(numbers_OI))
+        """A layer with the very numbers of a matrix in 4 bits: see ``parts_of``."""
+        return cls._packed(*parts_of(matrix), bias_O, _shape(matrix.numbers_OI))
 
     @classmethod
     def _packed(

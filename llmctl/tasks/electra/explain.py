@@ -38,14 +38,8 @@ class DetectionExplainer(Explainer):
         """The word that is asked for, or the one that looks replaced most; of its tokens that
         which does."""
         words = words_in(example.text)
-        pieces, begins = self.tokenizer.encode_offsets(example.text)
-        before, after = self.tokenizer.layout.before, self.tokenizer.layout.after
-        ids = [*before, *pieces.tolist(), *after]
-        if len(ids) > self.folder.max_length:
-            raise InputError(
-                f"{example.source} has {len(ids)} tokens and {self.model.name} reads "
-                f"{self.folder.max_length} at once; shorten it"
-            )
+        ids, begins = self.read_whole(example)
+        before = self.tokenizer.layout.before
         network: Any = self.network
 
         def logits_of(ids_RT: Tensor) -> Tensor:
@@ -59,7 +53,7 @@ class DetectionExplainer(Explainer):
             )
         with torch.no_grad():
             given_T = logits_of(torch.tensor([ids], device=self.device))[0].cpu().numpy()
-        given_N = given_T[len(before) : len(before) + len(pieces)]
+        given_N = given_T[len(before) : len(before) + len(begins)]
         word = self._word(given_N, own_N, len(words))
         token = int(np.argmax(np.where(own_N == word, given_N, -np.inf)))
         place = len(before) + token

@@ -32,15 +32,9 @@ class TagExplainer(Explainer):
     def explained(self, example: Example) -> ExplainedText:
         """The tag of the word that is asked for, or of the surest one that has one."""
         labels, words = self.folder.labels or [], words_in(example.text)
-        pieces, begins = self.tokenizer.encode_offsets(example.text)
+        ids, begins = self.read_whole(example)
+        before = self.tokenizer.layout.before
         _, first_W = first_pieces(self.tokenizer, TaggedText(example.text, words, None, ""))
-        before, after = self.tokenizer.layout.before, self.tokenizer.layout.after
-        ids = [*before, *pieces.tolist(), *after]
-        if len(ids) > self.folder.max_length:
-            raise InputError(
-                f"{example.source} has {len(ids)} tokens and {self.model.name} reads "
-                f"{self.folder.max_length} at once; shorten it"
-            )
 
         def logits_of(ids_RT: Tensor) -> Tensor:
             logits: Tensor = self.network(ids_RT, torch.ones_like(ids_RT, dtype=torch.bool))
@@ -71,7 +65,7 @@ class TagExplainer(Explainer):
         return self.text(
             example,
             ids,
-            range(len(before), len(before) + len(pieces)),
+            range(len(before), len(before) + len(begins)),
             begins.tolist(),
             score,
             answer=f"{said} for “{example.text[begin:end]}”",
