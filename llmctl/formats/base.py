@@ -29,7 +29,7 @@ from llmctl.formats.description import (
     PurposeError,
     names_of_labels,
 )
-from llmctl.formats.filling import fill
+from llmctl.formats.filling import fill, fill_network
 from llmctl.formats.frames import frame_in
 from llmctl.models.heads import HEADS, seq2seq
 from llmctl.models.heads.causal_lm import CausalLM
@@ -84,6 +84,11 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.readers[name]()
+
+    def mapped_for(self, name: str, own: Tensor) -> Tensor | None:
+        """A tensor of ours where it lies in a file, if it can lie there; see ``PartsReader``."""
+        reader = self.readers[name]
+        return reader.mapped_for(own) if isinstance(reader, PartsReader) else None
 
     def into(self, name: str, own: Tensor) -> bool:
         """Read a tensor into one of ours, where its reader can; returns whether it could."""
@@ -357,9 +362,8 @@ class Pretrained:
         return body
 
     def _filled(self, model: Net, without: Sequence[str] = ()) -> Net:
-        state = {name: own for name, own in model.state_dict().items() if name not in without}
-        fill(state, self.tensors)
-        for name in self.quantised.keys() & state.keys():
+        fill_network(model, self.tensors, without)
+        for name in self.quantised.keys() & model.state_dict().keys():
             # What gives a layer another form may take the numbers as they are.
             part = model.get_submodule(name.removesuffix(".weight"))
             setattr(part, READ_QUANTISED, self.quantised[name])

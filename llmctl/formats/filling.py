@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -24,6 +24,28 @@ def fill(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         if tensor.shape != own.shape:
             raise ValueError(f"{name} is {sides(tensor.shape)}, not {sides(own.shape)}")
         own.copy_(tensor)
+
+
+@torch.no_grad()
+def fill_network(
+    model: nn.Module, tensors: Mapping[str, Tensor], without: Collection[str] = ()
+) -> None:
+    """Give a network its tensors, but those that are left out: in the file's own pages where they
+    can lie there, others copied, as ``fill`` does.
+
+    Raises ValueError for one that is missing or has another shape.
+    """
+    mapped_for = getattr(tensors, "mapped_for", None)
+    copied = {}
+    for name, own in model.state_dict(keep_vars=True).items():
+        if name in without:
+            continue
+        mapped = mapped_for(name, own) if mapped_for is not None and name in tensors else None
+        if mapped is None:
+            copied[name] = own
+        else:
+            own.data = mapped
+    fill(copied, tensors)
 
 
 def sides(shape: Sequence[int]) -> str:

@@ -12,9 +12,9 @@ import of theirs, and their exact inverse relation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -60,6 +60,9 @@ class Rule(ABC):
 
     in_place: ClassVar[bool] = False
     """Whether ``split`` gives views of the tensor, so that theirs can be copied into ours."""
+    stacked: ClassVar[bool] = False
+    """Whether these views lie one behind another, each in theirs' order: ours is then the numbers
+    of theirs as they lie in a file, where they do so there."""
 
     @abstractmethod
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
@@ -73,7 +76,7 @@ class Rule(ABC):
 class Rename(Rule):
     """A rule by which tensors have another name."""
 
-    in_place = True
+    in_place = stacked = True
 
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
         return [tensor]
@@ -117,7 +120,7 @@ class Transpose(Rule):
 class Fuse(Rule):
     """One module of ours holds several of theirs, one above another."""
 
-    in_place = True
+    in_place = stacked = True
     shares: tuple[str, ...] = ()
     """Fields of the configuration that their rows are in proportion to; none: as many each."""
 
@@ -221,12 +224,29 @@ class WeightMap:
     def take(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
         """A tensor of theirs, with the prefix of its name or without. Raises InputError where there
         is none."""
+        return tensors[self.name_in(tensors, name)]
+
+    def name_in(self, tensors: Container[str], name: str) -> str:
+        """A name as it is there, with its prefix or without. Raises InputError where there is
+        none."""
         for candidate in (name, name.removeprefix(self.prefix)):
             if candidate in tensors:
-                return tensors[candidate]
+                return candidate
         raise InputError(
             f"the model file has no tensor {name}; it is not {self.what} of this shape"
         )
+
+
+@runtime_checkable
+class MappedTensors(Protocol):
+    """Tensors in files that can be mapped."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def mapped(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
+        """The numbers of tensors of a type that lie one behind another in a file, as a vector in
+        the file's own pages that nobody else holds; None where they don't lie so."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -241,6 +261,20 @@ class PartsReader:
 
     def __call__(self) -> Tensor:
         return self.rule.join([self.names.take(self.tensors, name) for name in self.theirs])
+
+    def mapped_for(self, own: Tensor) -> Tensor | None:
+        """Ours where theirs lie in a file, if they have the type of a tensor of ours and lie there
+        as in it; else None."""
+        if not (
+            self.rule.in_place and self.rule.stacked and isinstance(self.tensors, MappedTensors)
+        ):
+            return None
+        places = self.rule.split(own, self.config)
+        names = [self.names.name_in(self.tensors, name) for name in self.theirs]
+        if [place.shape for place in places] != [self.tensors.shapes[name] for name in names]:
+            return None
+        numbers = self.tensors.mapped(names, own.dtype)
+        return None if numbers is None else numbers.view(own.shape)
 
     def into(self, own: Tensor) -> bool:
         """Copy theirs into a tensor of ours, one after another, where each has its place in it;

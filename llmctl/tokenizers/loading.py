@@ -83,14 +83,15 @@ def _load_file(path: Path, cased: bool | None) -> Tokenizer:
 def _load_json(path: Path) -> Tokenizer:
     try:
         with read_errors_naming(path):
-            settings = parse_json(path.read_bytes())
+            text = path.read_bytes()
+            settings = parse_json(text)
     except Malformed as error:
         where = f"line {error.line}: " if error.line else ""
         raise InputError(f"{path} is not a tokenizer.json: {where}{error}") from None
     check_settings(path, settings)
     try:
         with panics_told():
-            rust = RustTokenizer.from_str(json.dumps(settings, ensure_ascii=False))
+            rust = RustTokenizer.from_str(text.decode("utf-8-sig"))
     except Exception as error:  # the library raises plain Exception
         raise InputError(f"{path} is not a tokenizer.json: {error}") from None
     if not settings["model"].get("type"):  # older files don't name it

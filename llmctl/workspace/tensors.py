@@ -6,6 +6,8 @@ What reads or writes them knows PyTorch; what merely looks into a workspace does
 from __future__ import annotations
 
 import contextlib
+import json
+import mmap
 import re
 import stat
 from collections.abc import Iterator, Mapping
@@ -16,6 +18,7 @@ from llmctl.errors import InputError
 from llmctl.workspace.files import errors_naming
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -26,8 +29,10 @@ def write_tensors(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    # The library gives a file to nobody else; it is to be what the umask says.
+    # The library gives a file to nobody else; it is to be what the umask says. One that is there
+    # stays whole for whoever has it mapped.
     with errors_naming(path):
+        path.unlink(missing_ok=True)
         path.touch()
         mode = stat.S_IMODE(path.stat().st_mode)
     contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
@@ -65,6 +70,47 @@ def tensor_heads(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     with _opened(path) as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {name: (p.get_dtype(), tuple(p.get_shape())) for name, p in parts.items()}
+
+
+def tensor_places(path: Path) -> dict[str, tuple[int, int]]:
+    """Where each tensor of a safetensors file begins and ends, in bytes from the file's start.
+
+    Raises InputError as ``read_tensors``.
+    """
+    with _opened(path):  # the library looks whether the head is sound, and the file as long
+        pass
+    with errors_naming(path), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        head = json.loads(file.read(length))
+    return {
+        name: (8 + length + start, 8 + length + end)
+        for name, (start, end) in (
+            (name, place["data_offsets"]) for name, place in head.items() if name != "__metadata__"
+        )
+    }
+
+
+def map_numbers(path: Path, start: int, end: int, dtype: torch.dtype) -> Tensor:
+    """The numbers between two places of a file as a vector that lies in the file's own pages.
+
+    They take no memory beside the system's cache of files, and processes share them; what is
+    written to them is the process's own and does not reach the file. Raises InputError where the
+    file has become shorter.
+    """
+    import torch
+
+    begin = start - start % mmap.ALLOCATIONGRANULARITY
+    try:
+        with errors_naming(path), path.open("rb") as file:
+            # Private: written pages are copied.
+            pages = mmap.mmap(file.fileno(), end - begin, access=mmap.ACCESS_COPY, offset=begin)
+    except ValueError as error:
+        raise InputError(
+            f"{path} changed while it was read ({error}); copy it again from where it was made"
+        ) from None
+    return torch.frombuffer(
+        pages, dtype=dtype, count=(end - start) // dtype.itemsize, offset=start - begin
+    )
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -163,6 +163,11 @@ class PackedWeights(Weights):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes by name, as if no matrix were packed."""
         return self._shapes
+
+    def mapped(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
+        if self._packed.isdisjoint(names):
+            return self._weights.mapped(names, dtype)
+        return None
 
     def _sides(self, name: str) -> tuple[int, int]:
         """Outputs and inputs of a matrix, after the heads of its parts."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from llmctl.errors import InputError
@@ -225,6 +226,11 @@ class AdaptedWeights(Weights):
             return self._adapter[self._whole[name]]
         tensor = self._base[name]
         return self._changes[name](tensor) if name in self._changes else tensor
+
+    def mapped(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
+        if {*self._whole, *self._changes}.isdisjoint(names):
+            return self._base.mapped(names, dtype)
+        return None
 
     def __contains__(self, name: object) -> bool:
         return name in self.shapes
