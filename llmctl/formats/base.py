@@ -85,10 +85,10 @@ class LazyTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self.readers[name]()
 
-    def mapped_for(self, name: str, own: Tensor) -> Tensor | None:
+    def mapped_for(self, name: str, own: Tensor, files: dict[Path, Any]) -> Tensor | None:
         """A tensor of ours where it lies in a file, if it can lie there; see ``PartsReader``."""
-        reader = self.readers[name]
-        return reader.mapped_for(own) if isinstance(reader, PartsReader) else None
+        reader = self.readers.get(name)
+        return reader.mapped_for(own, files) if isinstance(reader, PartsReader) else None
 
     def into(self, name: str, own: Tensor) -> bool:
         """Read a tensor into one of ours, where its reader can; returns whether it could."""
@@ -240,16 +240,17 @@ class Pretrained:
             return self.with_head(self.kind)
         return self.ngram() if self.kind == "ngram" else self.seq2seq()
 
-    def with_head(self, kind: str, *, dropout: float | None = None) -> Any:
+    def with_head(self, kind: str, *, dropout: float | None = None, trained: bool = False) -> Any:
         """The backbone with a head of the table ``HEADS``, and with another dropout where it is
-        given. Raises InputError where there are no tensors for the head."""
+        given. trained: whether it will be, as those with a given one: its weights are copied;
+        others lie in their file. Raises InputError where there are no tensors for the head."""
         with self._fitting():
             head = HEADS[kind]
             fresh = [name for name in head.optional if name not in self.tensors]
             with contextlib.nullcontext() if fresh else undrawn():
-                body = self._body(dropout)
+                body = self._built(self.config if dropout is None else self.config_with(dropout))
                 model = head.build_described(body, self.tensors, self.fields)
-            return self._filled(model, without=fresh)
+            return self._filled(model, fresh, trained=trained or dropout is not None)
 
     def ngram(self) -> NgramModel:
         """The tables of an n-gram model. Raises InputError if it is none."""
@@ -259,8 +260,8 @@ class Pretrained:
             arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()}
             return model_of(arrays, self.config, self.tokenizer.vocab_size)
 
-    def causal_lm(self, *, dropout: float | None = None) -> CausalLM:
-        """The model with its output layer, and with another dropout where it is given.
+    def causal_lm(self, *, dropout: float | None = None, trained: bool = False) -> CausalLM:
+        """The model with its output layer, as ``with_head`` makes it.
 
         Raises InputError if it doesn't predict next tokens.
         """
@@ -269,7 +270,7 @@ class Pretrained:
                 f"{self.path} is {self.described}, and doesn't write text; give a GPT, a "
                 "Llama or a nanochat model"
             )
-        model: CausalLM = self.with_head(self.kind, dropout=dropout)
+        model: CausalLM = self.with_head(self.kind, dropout=dropout, trained=trained)
         return model
 
     def seq2seq(self, *, dropout: float = 0.0) -> seq2seq.Seq2Seq | EncoderDecoderLM:
@@ -285,14 +286,14 @@ class Pretrained:
         with self._fitting():
             return self._filled(seq2seq.build(self.config_with(dropout), self.decoder, self.spec))
 
-    def masked_lm(self) -> MaskedLM:
-        """The model with the heads of pretraining. Raises InputError if it has none."""
+    def masked_lm(self, *, trained: bool = False) -> MaskedLM:
+        """The model with the heads of pretraining; see ``with_head``. Raises InputError without."""
         if self.spec.kind != "encoder" or not self.kind:
             raise InputError(
                 f"{self.path} is no masked language model but a {self.spec.name}; give a "
                 "pretrained BERT"
             )
-        model: MaskedLM = self.with_head("masked_lm")
+        model: MaskedLM = self.with_head("masked_lm", trained=trained)
         return model
 
     def classifier(self) -> Classifier | PooledClassifier:
@@ -352,17 +353,14 @@ class Pretrained:
         has_dropout = "dropout" in type(self.config).model_fields
         return self.config.replace(dropout=dropout) if has_dropout else self.config
 
-    def _body(self, dropout: float | None = None) -> Backbone:
-        return self._built(self.config if dropout is None else self.config_with(dropout))
-
     def _built(self, config: Any) -> Backbone:
         body = self.spec.build(config)
         if self.virtual is not None:
             body.put_before_texts(VirtualTokens(self.virtual))
         return body
 
-    def _filled(self, model: Net, without: Sequence[str] = ()) -> Net:
-        fill_network(model, self.tensors, without)
+    def _filled(self, model: Net, without: Sequence[str] = (), *, trained: bool = True) -> Net:
+        fill_network(model, self.tensors, without, mapped=not trained)
         for name in self.quantised.keys() & model.state_dict().keys():
             # What gives a layer another form may take the numbers as they are.
             part = model.get_submodule(name.removesuffix(".weight"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,23 +30,25 @@ def fill(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def fill_network(
-    model: nn.Module, tensors: Mapping[str, Tensor], without: Collection[str] = ()
+    model: nn.Module, tensors: Mapping[str, Tensor], without: Collection[str], *, mapped: bool
 ) -> None:
-    """Give a network its tensors, but those that are left out: in the file's own pages where they
-    can lie there, others copied, as ``fill`` does.
+    """Give a network its tensors, but those that are left out.
 
-    Raises ValueError for one that is missing or has another shape.
+    mapped: whether they stay in the pages of their file where they can lie there, so that they take
+    no time and no memory; the others are copied, as ``fill`` does. Raises ValueError for one that
+    is missing or has another shape.
     """
-    mapped_for = getattr(tensors, "mapped_for", None)
+    mapped_for = getattr(tensors, "mapped_for", None) if mapped else None
+    files: dict[Path, Any] = {}
     copied = {}
     for name, own in model.state_dict(keep_vars=True).items():
         if name in without:
             continue
-        mapped = mapped_for(name, own) if mapped_for is not None and name in tensors else None
-        if mapped is None:
+        there = None if mapped_for is None else mapped_for(name, own, files)
+        if there is None:
             copied[name] = own
         else:
-            own.data = mapped
+            own.data = there
     fill(copied, tensors)
 
 

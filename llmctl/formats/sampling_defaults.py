@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmctl.config import Config, build
 from llmctl.errors import ConfigError, InputError
+from llmctl.formats.peft.folder import Peft
 from llmctl.reporting.reporter import Reporter
 from llmctl.tokenizers.hf_config import read_object
+
+if TYPE_CHECKING:
+    from llmctl.formats.base import Pretrained
 
 FILE = "generation_config.json"
 AUTO, NONE = "auto", "none"
@@ -58,8 +62,14 @@ def sampling_defaults(folder: Path) -> tuple[dict[str, float], tuple[str, ...]]:
     return found, tuple(others)
 
 
+def generation_config_folder(model: Pretrained) -> Path:
+    """The folder whose file says it of a model: its own, or the base's of an adapter without."""
+    folders = [file.parent for file in model.files] if Peft().recognises(model.path) else []
+    return next((folder for folder in folders if (folder / FILE).is_file()), model.path)
+
+
 def taken_defaults(
-    folder: Path,
+    model: Pretrained,
     source: str,
     *,
     fields: type[Config],
@@ -72,14 +82,14 @@ def taken_defaults(
     """What counts of how texts are chosen, by ``sampling_defaults``; it is told, and so is what
     isn't followed.
 
-    folder: the model's. source: ``AUTO``, ``NONE`` or another folder. fields: the configuration
-    that has them, and knows their ranges. given: those that were said otherwise. passed_over: those
-    that the way of writing has no use for. user: who takes them. first: what goes before them.
-    Raises InputError for a folder without the file, and for a value that can't be.
+    source: ``AUTO``, ``NONE`` or another folder. fields: the configuration that has them, and knows
+    their ranges. given: those that were said otherwise. passed_over: those that the way of writing
+    has no use for. user: who takes them. first: what goes before them. Raises InputError for a
+    folder without the file, and for a value that can't be.
     """
     if source == NONE:
         return {}
-    place = folder if source == AUTO else Path(source)
+    place = generation_config_folder(model) if source == AUTO else Path(source)
     if source != AUTO and not (place / FILE).is_file():
         raise InputError(
             f"--generation-config {source}: there is no {FILE} in it; give a model's folder, "

@@ -14,7 +14,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,9 +61,9 @@ class Rule(ABC):
 
     in_place: ClassVar[bool] = False
     """Whether ``split`` gives views of the tensor, so that theirs can be copied into ours."""
-    stacked: ClassVar[bool] = False
-    """Whether these views lie one behind another, each in theirs' order: ours is then the numbers
-    of theirs as they lie in a file, where they do so there."""
+    is_concatenation: ClassVar[bool] = False
+    """Whether these views lie one behind another: ours is then the numbers of theirs as they lie in
+    a file, where they lie so there, too."""
 
     @abstractmethod
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
@@ -76,7 +77,7 @@ class Rule(ABC):
 class Rename(Rule):
     """A rule by which tensors have another name."""
 
-    in_place = stacked = True
+    in_place = is_concatenation = True
 
     def split(self, tensor: Tensor, config: Any) -> Sequence[Tensor]:
         return [tensor]
@@ -120,7 +121,7 @@ class Transpose(Rule):
 class Fuse(Rule):
     """One module of ours holds several of theirs, one above another."""
 
-    in_place = stacked = True
+    in_place = is_concatenation = True
     shares: tuple[str, ...] = ()
     """Fields of the configuration that their rows are in proportion to; none: as many each."""
 
@@ -237,18 +238,6 @@ class WeightMap:
         )
 
 
-@runtime_checkable
-class MappedTensors(Protocol):
-    """Tensors in files that can be mapped."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-
-    def mapped(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
-        """The numbers of tensors of a type that lie one behind another in a file, as a vector in
-        the file's own pages that nobody else holds; None where they don't lie so."""
-        ...
-
-
 @dataclass(frozen=True)
 class PartsReader:
     """Makes a tensor of ours of theirs, when it is called."""
@@ -262,18 +251,18 @@ class PartsReader:
     def __call__(self) -> Tensor:
         return self.rule.join([self.names.take(self.tensors, name) for name in self.theirs])
 
-    def mapped_for(self, own: Tensor) -> Tensor | None:
+    def mapped_for(self, own: Tensor, files: dict[Path, Any]) -> Tensor | None:
         """Ours where theirs lie in a file, if they have the type of a tensor of ours and lie there
-        as in it; else None."""
-        if not (
-            self.rule.in_place and self.rule.stacked and isinstance(self.tensors, MappedTensors)
-        ):
+        as in it; else None. files: what is mapped already."""
+        mapped = getattr(self.tensors, "mapped", None)
+        if mapped is None or not (self.rule.in_place and self.rule.is_concatenation):
             return None
-        places = self.rule.split(own, self.config)
+        parts = self.rule.split(own, self.config)
         names = [self.names.name_in(self.tensors, name) for name in self.theirs]
-        if [place.shape for place in places] != [self.tensors.shapes[name] for name in names]:
+        shapes = self.tensors.shapes  # type: ignore[attr-defined]
+        if [part.shape for part in parts] != [shapes[name] for name in names]:
             return None
-        numbers = self.tensors.mapped(names, own.dtype)
+        numbers: Tensor | None = mapped(names, own.dtype, files)
         return None if numbers is None else numbers.view(own.shape)
 
     def into(self, own: Tensor) -> bool:

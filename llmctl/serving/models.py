@@ -20,7 +20,7 @@ from llmctl.serving.errors import HTTPError
 from llmctl.tasks import TASKS
 from llmctl.tasks.embed.texts import TextEmbedder
 from llmctl.tasks.explanation import ExplainedAnswer, Explainer
-from llmctl.tasks.generation import check_draft, engine_draft
+from llmctl.tasks.generation import check_draft, check_draft_tokens, engine_draft
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tasks.prediction import Predictor
 from llmctl.tokenizers import Tokenizer
@@ -119,6 +119,7 @@ class ServedModel:
             "max_model_len": self.context,
             "kind": self.opened.kind,
             "chat": self.template is not None,
+            "sampling": dict(self.sampling),
         }
 
 
@@ -139,13 +140,14 @@ def open_models(
     """Models by the names under which they answer: a run's, a folder's last part, or what stands
     before ``=``. adapters: ``NAME=FOLDER``, each served as its base's name, a colon and its own;
     the base is the first model. draft: a smaller model that writes ahead for all that write.
-    generation_config: whose says how texts are chosen where a request doesn't; an adapter's base
-    says it of both.
+    generation_config: whose says how texts are chosen where a request doesn't; of an
+    adapter without a word of it its base does.
 
     Raises InputError for one that is not there or does nothing that is served, UsageError for a
     name that comes twice, and a draft whose vocabulary is another than that of one that writes.
     """
     reporter = reporter or Reporter()
+    check_draft_tokens(engine, draft)
     models: dict[str, ServedModel] = {}
     named = [_named(start) for start in starts]
     for adapter in adapters:
@@ -156,17 +158,16 @@ def open_models(
         # As many rows as the models have.
         rows = max(2, engine.max_sequences)
         ahead = Draft(OpenedModel.open(workspace, draft), device, dtype, kernels, rows)
-    for number, (name, start) in enumerate(named):
+    for name, start in named:
         if name in models:
             raise UsageError(
                 f"two models would be called {name}; give one another name: --from NAME={start}"
             )
         served = _open(workspace, name, start, engine, device, dtype, kernels, ahead, created)
         models[name] = served
-        base = served if number < len(starts) else models[named[0][0]]
         if served.engine is not None:
             served.sampling = taken_defaults(
-                base.opened.folder.path,
+                served.opened.folder,
                 generation_config,
                 fields=GenerationConfig,
                 given=(),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
 from llmctl.config import build
 from llmctl.errors import InputError
+from llmctl.formats.base import Pretrained
 from llmctl.formats.description import CHAT, TOKENIZER
 from llmctl.formats.open import open_model
 from llmctl.formats.sampling_defaults import AUTO, taken_defaults
@@ -18,7 +18,7 @@ from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import GenerationConfig
 from llmctl.inference.weights import Kernels, WeightType, prepare
 from llmctl.reporting.reporter import Reporter
-from llmctl.tasks.generation import check_draft, engine_draft
+from llmctl.tasks.generation import check_draft, check_draft_tokens, engine_draft
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tokenizers.chat_template import ChatTemplate
 from llmctl.training.precision import choose_device
@@ -77,9 +77,10 @@ def open_chat(
     counts where the configuration was not given otherwise, and is told. Raises InputError if the
     model doesn't answer, or the form can't be used, UsageError for a draft of another vocabulary.
     """
+    check_draft_tokens(config, draft)
     where = choose_device(config.device, "--device")
     folder, _ = open_model(workspace, start)
-    config = _as_the_folder_says(folder.path, config, reporter or Reporter())
+    config = _as_the_folder_says(folder, config, reporter or Reporter())
     model = folder.causal_lm().to(where)
     made_here = TOKENIZER in folder.fields
     if folder.tokenizer.chat_template is None or (made_here and not folder.fields.get(CHAT)):
@@ -105,11 +106,11 @@ def open_chat(
     return session
 
 
-def _as_the_folder_says(path: Path, config: ChatConfig, reporter: Reporter) -> ChatConfig:
+def _as_the_folder_says(model: Pretrained, config: ChatConfig, reporter: Reporter) -> ChatConfig:
     """The configuration with a folder's own values of what was not given."""
     given = config.model_fields_set
     taken = taken_defaults(
-        path,
+        model,
         config.generation_config,
         fields=GenerationConfig,
         given=given,

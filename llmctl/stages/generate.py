@@ -13,6 +13,7 @@ from llmctl.data.text.decoding import DEFAULT, ReadOptions, text_lines
 from llmctl.data.text.files import STDIN, format_of, named
 from llmctl.data.text.sources import no_file
 from llmctl.errors import InputError, UsageError
+from llmctl.formats.base import Pretrained
 from llmctl.formats.sampling_defaults import DRAWING, taken_defaults
 from llmctl.inference.constraints import GrammarKind
 from llmctl.inference.decoding import GenerationConfig
@@ -60,18 +61,20 @@ def open_generation(
     vocabularies differ.
     """
     model = OpenedModel.open(workspace, start)
-    config = _as_the_folder_says(model.folder.path, config, reporter or Reporter())
+    config = _as_the_folder_says(model.folder, config, reporter or Reporter())
     ahead = None if draft is None else OpenedModel.open(workspace, draft)
     return generator_of(model)(
         model, config, draft=ahead, prompts=prompts, form=form, reporter=reporter
     )
 
 
-def _as_the_folder_says(path: Path, config: GenerateConfig, reporter: Reporter) -> GenerateConfig:
+def _as_the_folder_says(
+    model: Pretrained, config: GenerateConfig, reporter: Reporter
+) -> GenerateConfig:
     """The configuration with a folder's own values of what was not given."""
     searches = config.num_beams > 1 or config.penalty_alpha is not None
     taken = taken_defaults(
-        path,
+        model,
         config.generation_config,
         fields=GenerationConfig,
         given=config.model_fields_set,

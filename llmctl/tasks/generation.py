@@ -94,6 +94,7 @@ class TextGenerator(ABC):
         self._rows = rows_at_once(config, prompts)
         # Of each text several tokens are read at once where some are guessed.
         guesses = draft is not None or config.prompt_lookup is not None
+        check_draft_tokens(config, draft)
         rows = self._rows * (config.draft_tokens + 1 if guesses else 1)
         self._decoder = self.decoder(model, config, rows)
         digests = [model.record.digest]
@@ -249,6 +250,17 @@ def check_draft(draft: OpenedModel, tokenizer: Tokenizer, name: str) -> None:
         raise UsageError(
             f"--draft {draft.name} has another vocabulary than {name}; take a smaller model that "
             "was trained on the same shards"
+        )
+
+
+def check_draft_tokens(config: GenerationConfig | EngineConfig, draft: object) -> None:
+    """Raises UsageError for a number of tokens to guess ahead where nothing guesses: no draft, and
+    no prompt lookup."""
+    usual = type(config).model_fields["draft_tokens"].get_default()
+    if draft is None and config.prompt_lookup is None and config.draft_tokens != usual:
+        raise UsageError(
+            f"--draft-tokens {config.draft_tokens}: nothing guesses ahead; give --draft or "
+            "--prompt-lookup, or leave it out"
         )
 
 

@@ -10,41 +10,55 @@ import json
 import mmap
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import InputError
-from llmctl.workspace.files import errors_naming
+from llmctl.workspace.files import errors_naming, hidden_sibling, take_mode
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types of floats as safetensors calls them, and as PyTorch does."""
+
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write safetensors. Raises OSError, as any writer does, when the disk is full."""
+    """Write safetensors in one step. Raises OSError, as any writer does, when the disk is full."""
+    # Prepared beside it, a file that is there stays whole for whoever has it mapped.
+    hidden = hidden_sibling(path)
+    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    with errors_naming(path, hidden):
+        try:
+            hidden.unlink(missing_ok=True)
+            hidden.touch()
+            mode = stat.S_IMODE(hidden.stat().st_mode)
+            _save(hidden, contiguous, metadata or {"format": "pt"})
+            hidden.chmod(mode)  # the library gives a file to nobody else
+            take_mode(hidden, path)
+            hidden.replace(path)
+        except BaseException:
+            hidden.unlink(missing_ok=True)
+            raise
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write them. Raises OSError where the library wraps one of the operating system in text:
+    "… (os error 28)"."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    # The library gives a file to nobody else; it is to be what the umask says. One that is there
-    # stays whole for whoever has it mapped.
-    with errors_naming(path):
-        path.unlink(missing_ok=True)
-        path.touch()
-        mode = stat.S_IMODE(path.stat().st_mode)
-    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     try:
-        save_file(contiguous, path, metadata=metadata or {"format": "pt"})
+        save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
-        # The library wraps the operating system's error in text: "… (os error 28)".
         number = re.search(r"os error (\d+)", str(error))
         if number:
             raise OSError(int(number[1]), str(error), str(path)) from None
         raise
-    path.chmod(mode)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -72,45 +86,48 @@ def tensor_heads(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {name: (p.get_dtype(), tuple(p.get_shape())) for name, p in parts.items()}
 
 
-def tensor_places(path: Path) -> dict[str, tuple[int, int]]:
-    """Where each tensor of a safetensors file begins and ends, in bytes from the file's start.
+class MappedTensors:
+    """A safetensors file in memory as the system has it: its pages take none beside the system's
+    cache of files, and processes share them. What is written to a page is this object's own and
+    does not reach the file."""
 
-    Raises InputError as ``read_tensors``.
-    """
-    with _opened(path):  # the library looks whether the head is sound, and the file as long
-        pass
-    with errors_naming(path), path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        head = json.loads(file.read(length))
-    return {
-        name: (8 + length + start, 8 + length + end)
-        for name, (start, end) in (
-            (name, place["data_offsets"]) for name, place in head.items() if name != "__metadata__"
-        )
-    }
-
-
-def map_numbers(path: Path, start: int, end: int, dtype: torch.dtype) -> Tensor:
-    """The numbers between two places of a file as a vector that lies in the file's own pages.
-
-    They take no memory beside the system's cache of files, and processes share them; what is
-    written to them is the process's own and does not reach the file. Raises InputError where the
-    file has become shorter.
-    """
-    import torch
-
-    begin = start - start % mmap.ALLOCATIONGRANULARITY
-    try:
+    def __init__(self, path: Path) -> None:
+        """Raises InputError if the file is missing or malformed."""
+        with _opened(path):  # the library looks whether the head is sound
+            pass
+        self._path = path
         with errors_naming(path), path.open("rb") as file:
-            # Private: written pages are copied.
-            pages = mmap.mmap(file.fileno(), end - begin, access=mmap.ACCESS_COPY, offset=begin)
-    except ValueError as error:
-        raise InputError(
-            f"{path} changed while it was read ({error}); copy it again from where it was made"
-        ) from None
-    return torch.frombuffer(
-        pages, dtype=dtype, count=(end - start) // dtype.itemsize, offset=start - begin
-    )
+            # A mapping of its own, whose written pages are copied.
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._start = 8 + int.from_bytes(self._bytes[:8], "little")
+        self._head: dict[str, Any] = json.loads(self._bytes[8 : self._start])
+
+    def together(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
+        """The numbers of tensors of a type that lie one behind another, as a vector in the file's
+        pages; None where they don't lie so."""
+        import torch
+
+        start = end = self._offsets(names[0])[0]
+        for name in names:
+            first, last = self._offsets(name)
+            told = FLOATS.get(self._head[name]["dtype"])
+            if told is None or getattr(torch, told) != dtype or first != end:
+                return None
+            end = last
+        if start == end or (self._start + start) % dtype.itemsize:
+            return None
+        count = (end - start) // dtype.itemsize
+        return torch.frombuffer(self._bytes, dtype=dtype, count=count, offset=self._start + start)
+
+    def _offsets(self, name: str) -> tuple[int, int]:
+        """Where a tensor begins and ends, in bytes behind the head."""
+        if name not in self._head:
+            raise InputError(
+                f"{self._path} changed while it was read: it has no tensor {name} any more; run "
+                "the command again"
+            )
+        first, last = self._head[name]["data_offsets"]
+        return int(first), int(last)
 
 
 @contextlib.contextmanager

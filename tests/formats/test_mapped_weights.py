@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import copy
-import os
+import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llmctl.errors import InputError
 from llmctl.formats.open import open_folder
+from llmctl.formats.peft.folder import Adapter
 from llmctl.models.heads.causal_lm import CausalLM
-from llmctl.workspace.tensors import map_numbers, tensor_places, write_tensors
+from llmctl.training.adapters.base import merge
+from llmctl.training.adapters.lora import LoraConfig, add_lora, learned
+from llmctl.workspace.tensors import MappedTensors, write_tensors
 from tests.formats.test_weights import make
 
 IDS_BT = torch.tensor([[1, 2, 3, 4]])
@@ -93,30 +100,94 @@ def test_a_file_that_is_written_anew_stays_whole_for_who_reads_it(tmp_path: Path
         assert torch.equal(own, before[name]), name
 
 
-def test_places_are_those_of_the_numbers(tmp_path: Path):
-    path = tmp_path / "some.safetensors"
-    tensors = {
-        "b": torch.randn(3, 5), "a": torch.randn(7, dtype=torch.float64), "none": torch.zeros(0, 4),
-        "half": torch.randn(5).bfloat16(),
-    }  # fmt: skip
-    write_tensors(path, tensors)
-    data = path.read_bytes()
-    for name, (start, end) in tensor_places(path).items():
-        tensor = tensors[name]
-        numbers = torch.frombuffer(bytearray(data[start:end] or b"\0"), dtype=torch.uint8)
-        assert torch.equal(numbers[: end - start], tensor.reshape(-1).view(torch.uint8)), name
-        if tensor.numel():
-            mapped = map_numbers(path, start, end, tensor.dtype)
-            assert torch.equal(mapped.view(tensor.shape), tensor), name
+@settings(max_examples=50, deadline=None)
+@given(shapes=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), min_size=1, max_size=6),
+       dtype=st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+       head=st.text(max_size=9))  # fmt: skip
+def test_what_is_mapped_is_what_is_read(
+    tmp_path_factory: pytest.TempPathFactory,
+    shapes: list[tuple[int, int]],
+    dtype: torch.dtype,
+    head: str,
+):
+    """Whatever lies where: tensors of no numbers, heads of any length, other types between."""
+    path = tmp_path_factory.mktemp("any") / "some.safetensors"
+    tensors = {f"t{n}": torch.randn(shape).to(dtype) for n, shape in enumerate(shapes)}
+    tensors["other"] = torch.randn(3).to(torch.float64 if dtype != torch.float64 else torch.half)
+    write_tensors(path, tensors, {"said": head})
+    mapped, order = MappedTensors(path), safe_open(path, "pt").offset_keys()
+    for name, tensor in tensors.items():
+        there = mapped.together([name], tensor.dtype)
+        assert (there is None) == (tensor.numel() == 0)
+        if there is not None:
+            assert torch.equal(there, tensor.flatten())
+        assert mapped.together([name], torch.int32) is None
+    ours = [name for name in order if name != "other" and tensors[name].numel()]
+    for first, second in pairwise(ours):
+        beside = order.index(second) == order.index(first) + 1
+        both = mapped.together([first, second], dtype)
+        expected = torch.cat([tensors[first].flatten(), tensors[second].flatten()])
+        if beside:
+            assert both is not None
+            assert torch.equal(both, expected)
+        assert mapped.together([second, first], dtype) is None
 
 
-def test_a_file_that_became_shorter_is_named(tmp_path: Path):
-    path = tmp_path / "some.safetensors"
-    write_tensors(path, {"a": torch.randn(70_000)})
-    start, end = tensor_places(path)["a"]
-    os.truncate(path, 100)
-    with pytest.raises(InputError, match=r"some.safetensors changed while it was read"):
-        map_numbers(path, start, end, torch.float32)
+def test_a_file_that_was_replaced_meanwhile_is_named(tmp_path: Path):
+    make(tmp_path, "llama")
+    folder = open_folder(tmp_path)
+    write_tensors(tmp_path / "model.safetensors", {"other": torch.zeros(3)})
+    with pytest.raises(InputError, match=r"model\.safetensors changed while it was read"):
+        folder.causal_lm()
+
+
+def test_what_is_trained_has_weights_of_its_own(tmp_path: Path):
+    make(tmp_path, "llama")
+    for network in (
+        open_folder(tmp_path).causal_lm(trained=True),
+        open_folder(tmp_path).causal_lm(dropout=0.0),
+    ):
+        pages = pages_of(tmp_path / "model.safetensors")
+        assert not any(lies_in(own, pages) for own in network.parameters())
+
+
+def test_gates_in_two_files(tmp_path: Path):
+    written = make(tmp_path, "llama")
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    path.unlink()
+    index: dict[str, str] = {}
+    for number, kept in enumerate((".gate_proj.", "")):
+        file = f"model-{number}.safetensors"
+        part = {name: own for name, own in tensors.items() if kept in name and name not in index}
+        save_file(part, tmp_path / file)
+        index |= dict.fromkeys(part, file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    read = open_folder(tmp_path).causal_lm()
+    for name, own in read.state_dict().items():
+        assert torch.equal(own, written.state_dict()[name]), name
+
+
+def test_an_adapters_tensors_are_changed_and_the_others_lie_in_the_base(tmp_path: Path):
+    make(tmp_path / "base", "llama")
+    folder, options = open_folder(tmp_path / "base"), LoraConfig(rank=2)
+    model = folder.causal_lm(trained=True)
+    add_lora(model, options, new=())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    Adapter(learned(model, options, folder), folder, {}, "CAUSAL_LM").write(tmp_path / "adapter")
+    merge(model)
+    read = open_folder(tmp_path / "adapter").causal_lm()
+    pages = pages_of(tmp_path / "base" / "model.safetensors")
+    lies = {name for name, own in read.state_dict().items() if lies_in(own, pages)}
+    base = folder.causal_lm().state_dict()
+    for name, own in model.state_dict().items():
+        torch.testing.assert_close(read.state_dict()[name], own, rtol=1e-6, atol=1e-6)
+        if not torch.equal(own, base[name]):
+            assert name not in lies
+    assert "body.norm.weight" in lies
 
 
 def test_a_mapped_network_can_be_copied_and_moved(tmp_path: Path):

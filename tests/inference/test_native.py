@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from llmctl.errors import UsageError
+from llmctl.inference import weights
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.engine import Engine, EngineConfig, EngineRequest
 from llmctl.inference.int4 import quantise_groups
@@ -45,18 +47,20 @@ def rounded_rows(x: torch.Tensor, group: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rows", [1, 5, 19])
+@pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_an_int8_layer_is_its_formula(outputs: int, inputs: int, rows: int):
+def test_an_int8_layer_is_its_formula(outputs: int, inputs: int, group: int, rows: int):
     torch.manual_seed(0)
     weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
     x = 3 * torch.randn(rows, inputs)
     weight_8, scale = quantise(weight)
-    used = weight_8.double() * scale.double()[:, None]
-    expected = rounded_rows(x, inputs) @ used.T
+    missing = (0, -inputs % group)
+    used = F.pad(weight_8.double() * scale.double()[:, None], missing)
+    expected = rounded_rows(F.pad(x, missing), group) @ used.T
     torch.testing.assert_close(
-        NativeLinear.int8(weight, None)(x).double(), expected, rtol=1e-5, atol=1e-5
+        NativeLinear.int8(weight, None, group=group)(x).double(), expected, rtol=1e-5, atol=1e-5
     )
-    with_bias = NativeLinear.int8(weight, bias)(x[None])
+    with_bias = NativeLinear.int8(weight, bias, group=group)(x[None])
     torch.testing.assert_close(with_bias[0].double(), expected + bias, rtol=1e-5, atol=1e-5)
 
 
@@ -73,6 +77,18 @@ def test_an_int4_layer_is_its_formula(outputs: int, inputs: int, group: int, row
     expected = rounded_rows(F.pad(x, missing), group) @ used.T + bias
     found = NativeLinear.int4(weight, bias, group=group)(x)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_input_spoils_its_group_alone():
+    """As language models have them: a hundred times the rest, which one scale rounds away."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(64, 512), torch.randn(8, 512)
+    weight[:, 5] = 0
+    without = NativeLinear.int8(weight, None)(x)
+    x[:, 5] = 200.0
+    error = (NativeLinear.int8(weight, None)(x) - without).norm() / without.norm()
+    whole = (Int8Linear(weight, None)(x) - without).norm() / without.norm()
+    assert error < 0.2 < 0.4 < whole
 
 
 def test_numbers_of_a_folder_stay_as_they_are():
@@ -133,7 +149,9 @@ def engine(model: CausalLM, kernels: Any, dtype: Any = "int8", **fields: Any) ->
 def test_logits_are_those_of_the_layers_one_by_one(
     arch: str, shape: dict[str, Any], fused: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    """Beside PyTorch's products with the same numbers, of a prompt and of what is written."""
+    """Beside PyTorch's products with the same numbers, of a prompt and of what is written: rows
+    that are one group have one scale, as theirs."""
+    monkeypatch.setitem(weights._NATIVE, "int8", partial(NativeLinear.int8, group=512))
     if not fused:
         monkeypatch.setattr(FusedLlama, "suits", lambda body: False)
     asked = {"max_new_tokens": 1}

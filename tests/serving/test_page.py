@@ -30,6 +30,9 @@ def test_a_conversation_by_keyboard(browser: Browser, talker: httpx.Client):
     """It streams, its tokens have alternatives, one of which is gone on from, and it is kept."""
     browser.open(str(talker.base_url))
     browser.wait(f"{chosen('model')}.options.length === 2")
+    # What is in force where nothing is said stands there.
+    hints = [f"{chosen(field)}.placeholder" for field in ("temperature", "top_p")]
+    assert [browser.ask(hint) for hint in hints] == ["0.7", "0.9"]
     for field, value in {"temperature": "0", "top_p": "1", "max_tokens": "12"}.items():
         browser.ask(f"{chosen(field)}.value = '{value}', null")
     assert browser.ask("document.activeElement.id") == "say"

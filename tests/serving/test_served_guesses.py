@@ -65,6 +65,7 @@ def test_drafts_and_sizes_that_can_not_be(decoder_workspace: Path, tiny_workspac
     for draft, fields, says in (
         (other, {}, "another vocabulary than tiny-gpt"),
         ("tiny-gpt", {"prompt_lookup": 2}, "leave one out"),
+        (None, {"draft_tokens": 3}, "--draft-tokens 3: nothing guesses ahead"),
     ):
         with pytest.raises(UsageError, match=says):
             open_serving(place, ["tiny-gpt"], ServeConfig(**fields), draft=draft)

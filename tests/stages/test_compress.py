@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from llmctl.compression import COMPRESSION_METHODS
 from llmctl.compression.config import CompressConfig
 from llmctl.errors import InputError, LossError, UsageError
 from llmctl.formats.open import open_model
@@ -39,7 +40,8 @@ def smaller(
     held_out: Path | None = None,
     **keys: Any,
 ) -> tuple[Artefact, bool]:
-    config = CompressConfig(method=method, **{"max_tokens": 600, "windows": 8, **keys})
+    reads = {"windows": 8} if COMPRESSION_METHODS[method].reads else {}
+    config = CompressConfig(method=method, **{"max_tokens": 600, **reads, **keys})
     return Compression(place, start, config, data=data, held_out=held_out).run("small")
 
 
@@ -206,9 +208,17 @@ def test_options_that_go_with_other_methods():
         CompressConfig(method="wanda", sparsity=0.4, pattern="2:4")
 
 
+def test_rows_that_nothing_reads(place: Workspace):
+    for method, row in (("round", {"windows": 3}), ("magnitude", {"window": 16})):
+        (name,) = row
+        with pytest.raises(UsageError, match=f"--{name} .* {method} it reads no text; leave it"):
+            smaller(place, "gpt", method, **row)
+
+
 def test_size_against_quality(place: Workspace):
     for name, method in (("thin", "layers"), ("small", "round")):
-        config = CompressConfig(method=method, max_tokens=600, windows=4)
+        reads = {"windows": 4} if COMPRESSION_METHODS[method].reads else {}
+        config = CompressConfig(method=method, max_tokens=600, **reads)
         Compression(place, "gpt", config).run(name)
     document = sizes(place, ["small", "thin"])
     assert {run["name"] for run in document["runs"]} == {"small", "thin", "gpt"}

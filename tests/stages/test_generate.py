@@ -17,11 +17,13 @@ from typer.testing import CliRunner, Result
 from llmctl.cli.app import app
 from llmctl.config import build
 from llmctl.formats.open import open_folder
+from llmctl.formats.peft.folder import Adapter
 from llmctl.stages.generate import open_generation
 from llmctl.stages.tokenize.stage import TokenizeConfig, tokenize
 from llmctl.stages.train import pretrain
 from llmctl.tasks.generation import GenerateConfig, Prompt
 from llmctl.tasks.pretraining import resolve
+from llmctl.training.adapters.lora import LoraConfig, add_lora, learned
 from llmctl.workspace.artefacts import Workspace
 from tests.language_models import DATA, TRAINING, WINDOW, split
 from tests.run import llmctl, one_sentence
@@ -297,6 +299,7 @@ LONG = "the ship sails over the wide sea " * 20
         (["--prompt", "a", "--draft", "other"], 2, ["--draft other", "another vocabulary"]),
         (["--prompt", "a", "--draft", "gpt", "--num-beams", "2"], 2, ["--draft", "beam search"]),
         (["--prompt", "a", "--draft", "gpt", "--prompt-lookup", "2"], 2, ["leave one out"]),
+        (["--prompt", "a", "--draft-tokens", "6"], 2, ["--draft-tokens 6", "give --draft or"]),
         (["--prompt", "a", "--prompt-lookup", "2", "--num-beams", "2"], 2, ["prompt_lookup 2"]),
         (["--prompt", "a", "--prompt-lookup", "0"], 2, ["prompt_lookup"]),
         (["--prompt", "a", "--draft", "gtp"], 3, ["'gtp'", "did you mean"]),
@@ -415,6 +418,24 @@ def test_what_a_folder_says_of_sampling_counts_unless_options_do(
                                                            code=3)[1]  # fmt: skip
     (other / "generation_config.json").write_text(json.dumps(penalised))
     assert written(drawn, "--generation-config", other)[0] == found
+
+
+def test_an_adapters_base_says_how_texts_are_chosen(models: Workspace, run: Run, tmp_path: Path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(models.path("run", "gpt") / "model", base)
+    folder, options = open_folder(base), LoraConfig(rank=2)
+    model = folder.causal_lm()
+    add_lora(model, options, new=())
+    Adapter(learned(model, options, folder), folder, {}, "CAUSAL_LM").write(adapter)
+    path = base / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 1.7}))
+    words = ("--prompt", "the ship", "--json")
+    alone, told = (run("--from", one, *words) for one in (base, adapter))
+    for result in (alone, told):
+        assert "generation_config.json has repetition_penalty 1.7" in result.stderr
+    assert [one["completions"] for one in answers(alone)] == [
+        one["completions"] for one in answers(told)
+    ]
 
 
 def test_a_process_ends_with_one_sentence(models: Workspace):

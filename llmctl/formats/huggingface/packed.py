@@ -36,7 +36,7 @@ from llmctl.models.spec import TOKEN_TABLE
 from llmctl.models.weight_map import Rule, Transpose, WeightMap
 from llmctl.parsing import read_json_object
 from llmctl.workspace.files import to_json
-from llmctl.workspace.tensors import read_tensors, write_tensors
+from llmctl.workspace.tensors import MappedTensors, read_tensors, write_tensors
 
 QUANTIZATION = "quantization_config"
 """The field of config.json that says how numbers are packed."""
@@ -164,10 +164,12 @@ class PackedWeights(Weights):
         """Shapes by name, as if no matrix were packed."""
         return self._shapes
 
-    def mapped(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
-        if self._packed.isdisjoint(names):
-            return self._weights.mapped(names, dtype)
-        return None
+    def mapped(
+        self, names: Sequence[str], dtype: torch.dtype, files: dict[Path, MappedTensors]
+    ) -> Tensor | None:
+        """As ``Weights`` does, of tensors that are not packed."""
+        unchanged = self._packed.isdisjoint(names)
+        return self._weights.mapped(names, dtype, files) if unchanged else None
 
     def _sides(self, name: str) -> tuple[int, int]:
         """Outputs and inputs of a matrix, after the heads of its parts."""

@@ -24,7 +24,7 @@ from llmctl.models.layers.initialisation import Undrawn
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import WeightMap
 from llmctl.parsing import read_json_object
-from llmctl.workspace.tensors import map_numbers, read_tensor, tensor_heads, tensor_places
+from llmctl.workspace.tensors import FLOATS, MappedTensors, read_tensor, tensor_heads
 
 WEIGHTS_FILE = "model.safetensors"
 PICKLED = "pytorch_model.bin"
@@ -52,8 +52,6 @@ class _Place(NamedTuple):
     file: Path
     name: str
     """The name as the file has it."""
-    dtype: str
-    """As safetensors calls it."""
     shape: tuple[int, ...]
 
 
@@ -67,7 +65,6 @@ class Weights(Mapping[str, Tensor]):
         """integers: names of the tensors that may hold whole numbers."""
         self.files, self._integers = tuple(files), integers
         self._unpickled: dict[Path, dict[str, Tensor]] = {}
-        self._ranges: dict[Path, dict[str, tuple[int, int]]] = {}
 
     @classmethod
     def of_checkpoint(cls, path: Path, tensors: object) -> Weights:
@@ -97,49 +94,41 @@ class Weights(Mapping[str, Tensor]):
                         f"{path}: the tensor {name} is of type {dtype.lower()}, and weights are "
                         "fp64, fp32, fp16 or bf16; take the model in one of these"
                     )
-                places[name] = _Place(path, inner, dtype, shape)
+                places[name] = _Place(path, inner, shape)
         return places
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:  # type: ignore[override]
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes by name, read from the files' heads."""
         return {name: place.shape for name, place in self._places.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         """A tensor. Raises InputError where its numbers are not finite."""
-        path, inner, dtype, shape = self._places[name]
-        if (own := _DTYPES.get(dtype)) and (numbers := self.mapped([name], own)) is not None:
-            return numbers.view(shape)
+        path, inner, _ = self._places[name]
         pickled = path.suffix in PICKLED_ENDINGS
         tensor = self._pickled(path)[inner] if pickled else read_tensor(path, inner)
         if tensor.is_floating_point():
             _check_finite(path, name, tensor)
         return tensor
 
-    def mapped(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
-        """The numbers of tensors that lie one behind another in a file of safetensors, as a vector
-        in the file's own pages (see ``map_numbers``), each call's another; None where they don't
-        lie so, are of another type or are not read as they lie.
+    def mapped(
+        self, names: Sequence[str], dtype: torch.dtype, files: dict[Path, MappedTensors]
+    ) -> Tensor | None:
+        """The numbers of tensors of a type that lie one behind another in a file of safetensors, as
+        a vector in the file's own pages; None where they don't lie so, or are not read as they lie.
 
-        Raises InputError as ``__getitem__``.
+        files: those that are mapped already; this one becomes one of them. Raises InputError as
+        ``__getitem__``.
         """
-        path = self._places[names[0]].file
-        if path.suffix in PICKLED_ENDINGS:
+        places = [self._places[name] for name in names]
+        path = places[0].file
+        if path.suffix in PICKLED_ENDINGS or any(place.file != path for place in places):
             return None
-        if path not in self._ranges:
-            self._ranges[path] = tensor_places(path)
-        start = end = self._ranges[path][self._places[names[0]].name][0]
-        for name in names:
-            place = self._places[name]
-            if place.file != path or self._ranges[path][place.name][0] != end:
-                return None
-            if _DTYPES.get(place.dtype) != dtype:
-                return None
-            end = self._ranges[path][place.name][1]
-        if start == end or start % dtype.itemsize:
-            return None
-        tensor = map_numbers(path, start, end, dtype)
-        _check_finite(path, " and ".join(names), tensor)
+        if path not in files:
+            files[path] = MappedTensors(path)
+        tensor = files[path].together([place.name for place in places], dtype)
+        if tensor is not None:
+            _check_finite(path, " and ".join(names), tensor)
         return tensor
 
     def __contains__(self, name: object) -> bool:
@@ -198,17 +187,9 @@ def _named_in(index: Path) -> list[str]:
     return sorted(set(files.values()))
 
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-FLOATS = tuple(_DTYPES)
-"""Types of floats as safetensors calls them."""
 WHOLE_NUMBERS = ("I32", "I64")
 """Types of whole numbers."""
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_DTYPE_NAMES = {getattr(torch, ours): name for name, ours in FLOATS.items()}
 
 
 COMPILED = "_orig_mod."
@@ -251,6 +232,7 @@ def _tensors_of(path: Path, value: object) -> dict[str, Tensor]:
 
 
 def _check_finite(path: Path, name: str, tensor: Tensor) -> None:
+    """Raises InputError where a tensor has a number that is not finite."""
     if not is_finite(tensor):
         raise InputError(
             f"{path}: the tensor {name} has numbers that are not finite; the model diverged, or "

@@ -134,7 +134,7 @@ def _with_biases(
 
     Raises InputError where it has some all the same.
     """
-    shapes = weights.shapes
+    shapes = dict(weights.shapes)
     readers = {name: partial(weights.__getitem__, name) for name in shapes}
     if with_bias:
         return shapes, readers

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import Transpose
 from llmctl.parsing import read_json_object
 from llmctl.tokenizers.loading import IN_A_FOLDER
+from llmctl.workspace.tensors import MappedTensors
 
 PICKLED_ADAPTER = "adapter_model.bin"
 LORA, IA3 = "LORA", "IA3"
@@ -215,7 +216,7 @@ class AdaptedWeights(Weights):
         super().__init__(base.files)
         self._base, self._adapter, self._whole, self._changes = base, adapter, whole, changes
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes by name, read from the files' heads."""
         own = self._adapter.shapes
@@ -227,10 +228,12 @@ class AdaptedWeights(Weights):
         tensor = self._base[name]
         return self._changes[name](tensor) if name in self._changes else tensor
 
-    def mapped(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
-        if {*self._whole, *self._changes}.isdisjoint(names):
-            return self._base.mapped(names, dtype)
-        return None
+    def mapped(
+        self, names: Sequence[str], dtype: torch.dtype, files: dict[Path, MappedTensors]
+    ) -> Tensor | None:
+        """As ``Weights`` does, of tensors of the base that nothing was learned of."""
+        unchanged = {*self._whole, *self._changes}.isdisjoint(names)
+        return self._base.mapped(names, dtype, files) if unchanged else None
 
     def __contains__(self, name: object) -> bool:
         return name in self.shapes

@@ -41,7 +41,7 @@ class EngineConfig(Config):
     kv_tokens: int = Field(0, ge=0)
     """Tokens whose keys and values are kept at most, those of prompts that may come again among
     them. 0: as many as all texts that are written at once have with the model's whole context,
-    sixteen of them at the least, and 65,536 tokens at most."""
+    sixteen of them at the least, and 65,536 tokens at most. A draft model's own are beside them."""
     prefix_cache: Bytes = Field(1_000_000_000, ge=0)
     """Bytes of keys and values that are kept of texts for others that begin so too (64MB, 1.5GB),
     of each model; 0: none."""

@@ -1,8 +1,8 @@
 """Linear layers by the compiled kernels, in int8 and in int4.
 
-The numbers are those of quantised.py and int4.py. Rows are quantised to int8 as they come: for int8
-weights by one scale a row, as ``Int8Linear``'s; for int4 weights by one for each group of inputs,
-where ``Int4Linear`` takes them as bf16. A row's result is the same bits in any company.
+The weights' numbers are those of quantised.py and int4.py. Rows are quantised to int8 as they
+come, by a scale for each group of inputs, where ``Int8Linear`` has one for the row and
+``Int4Linear`` takes rows as bf16. A row's result is the same bits in any company.
 
 M rows, I inputs, O outputs, G groups of C inputs.
 """
@@ -24,6 +24,8 @@ LANES = 16
 """Outputs that lie side by side; they come in pairs of these."""
 FOUR = 4
 """Inputs of an output that lie side by side."""
+INT8_GROUP = 64
+"""Inputs of a row with a scale, of int8 layers: a common part of models' widths."""
 
 
 class MatrixStruct(ctypes.Structure):
@@ -37,6 +39,7 @@ class MatrixStruct(ctypes.Structure):
         ("inputs", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
         ("group", ctypes.c_int64),
+        ("bits", ctypes.c_int64),
     )
 
 
@@ -52,10 +55,13 @@ class NativeLinear(nn.Module):
         shape: tuple[int, int],
         inputs: int,
         group: int,
+        bits: int,
     ) -> None:
         """numbers: as products.h has them, as the scales. shape: the weight's, (O, I). inputs:
-        with those that were filled up. group: inputs of a group; 0: int8."""
+        with those that were filled up. group: inputs of a group."""
         super().__init__()
+        assert group >= 32, group
+        assert group % 8 == 0, group
         self._library = library()
         self.numbers, self.scales = numbers, scales
         self.bias_O = None if bias_O is None else bias_O.detach().float().contiguous()
@@ -68,16 +74,20 @@ class NativeLinear(nn.Module):
             inputs=inputs,
             outputs=self.outputs,
             group=group,
+            bits=bits,
         )
         self._address = ctypes.addressof(self.struct)
 
     @classmethod
-    def int8(cls, weight_OI: Tensor, bias_O: Tensor | None) -> NativeLinear:
-        """A layer with int8 weights, a scale for each output."""
+    def int8(
+        cls, weight_OI: Tensor, bias_O: Tensor | None, *, group: int = INT8_GROUP
+    ) -> NativeLinear:
+        """A layer with int8 weights, a scale for each output. group: inputs of a row that have a
+        scale of their own."""
         weight_8_OI, scale_O = quantise(weight_OI)
         shape = _shape(weight_OI)
         unsigned_OI = (weight_8_OI.short() + INT8_MAX + 1).to(torch.uint8)
-        unsigned_OI = F.pad(unsigned_OI, (0, -shape[1] % FOUR, 0, _missing(shape[0])))
+        unsigned_OI = F.pad(unsigned_OI, (0, -shape[1] % group, 0, _missing(shape[0])))
         parts = unsigned_OI.view(-1, LANES, unsigned_OI.shape[1] // FOUR, FOUR)
         return cls(
             parts.transpose(1, 2).contiguous(),
@@ -85,7 +95,8 @@ class NativeLinear(nn.Module):
             bias_O,
             shape=shape,
             inputs=unsigned_OI.shape[1],
-            group=0,
+            group=group,
+            bits=8,
         )
 
     @classmethod
@@ -123,6 +134,7 @@ class NativeLinear(nn.Module):
             shape=shape,
             inputs=inputs,
             group=inputs // groups,
+            bits=4,
         )
 
     def forward(self, x: Tensor) -> Tensor:

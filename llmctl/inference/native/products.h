@@ -1,11 +1,12 @@
 /* Products with int8 and int4 weights on a processor.
 
-   W x = s_W s_x Σ w₈ x₈                       w₈ = round(W / s_W), x₈ = round(x / s_x), |·| ≤ 127
-   W x = Σ_g s_x,g (s_W,g Σ (w₄ − 8) x₈ + z_g Σ x₈)        W = (w₄ − 8) s_W,g + z_g, w₄ in 0 … 15
+   W x = s_W Σ_g s_x,g Σ w₈ x₈              w₈ = round(W / s_W), x₈ = round(x / s_x,g), |·| ≤ 127
+   W x = Σ_g s_x,g (s_W,g Σ (w₄ − 8) x₈ + z_g Σ x₈)       W = (w₄ − 8) s_W,g + z_g, w₄ in 0 … 15
 
-   with s_x for a row (int8), or for each group of a row's inputs (int4). Sums of whole numbers are
-   exact, and everything else of a row is computed by the same instructions in the same order
-   whatever other rows there are: a row's result is its own, to the bit.
+   with s_x,g for each group of a row's inputs: a few inputs of a language model are a hundred times
+   as large as the rest, which one scale for all would round away. Sums of whole numbers are exact,
+   and everything else of a row is computed by the same instructions in the same order whatever
+   other rows there are: a row's result is its own, to the bit.
 
    Weights lie as they are read: of 16 outputs 4 inputs each, which is what a vector of 64 bytes
    holds and what one instruction (AVX-512 VNNI) multiplies and adds up; without it the compiler
@@ -46,7 +47,7 @@ typedef struct {
   const float *bias;      /* (O), or none */
   int64_t taken, inputs;  /* without what was filled up, and with it */
   int64_t outputs;        /* without what was filled up */
-  int64_t group;          /* inputs of a group; 0: int8 */
+  int64_t group, bits;    /* inputs of a group; 8 or 4 */
 } Matrix;
 
 /* Quantised rows, each of a matrix's inputs. */
@@ -126,7 +127,7 @@ INLINE void quantise_group(const float *restrict x, int8_t *restrict number, flo
 
 /* Quantise a row, filled up with zeros. */
 ONCE void quantise(const Matrix *w, const float *x, const Rows *rows, int64_t row) {
-  int64_t group = w->group ? w->group : w->inputs, groups = w->inputs / group;
+  int64_t group = w->group, groups = w->inputs / group;
   for (int64_t g = 0; g < groups; g++) {
     int8_t *number = rows->numbers + row * w->inputs + g * group;
     float *scale = rows->scales + row * groups + g;
@@ -135,6 +136,8 @@ ONCE void quantise(const Matrix *w, const float *x, const Rows *rows, int64_t ro
     n = n < group ? n : group;
     if (n == 32) /* known to the compiler, which else takes 0.2 µs longer */
       quantise_group(x + g * group, number, scale, total, 32);
+    else if (n == 64)
+      quantise_group(x + g * group, number, scale, total, 64);
     else
       quantise_group(x + g * group, number, scale, total, n);
     for (int64_t i = n; i < group; i++) number[i] = 0;
@@ -151,39 +154,51 @@ INLINE void put(const Matrix *w, Floats y, float *to, int64_t at, int add) {
   }
 }
 
-ONCE void put_8(const Matrix *w, Ints sum, float scale, float *to, int64_t at, int add) {
+ONCE void put_8(const Matrix *w, Floats y, float *to, int64_t at, int add) {
   Floats scales;
   memcpy(&scales, (const float *)w->scales + at, sizeof scales);
-  put(w, floats(sum) * (scales * every_float(scale)), to, at, add);
+  put(w, y * scales, to, at, add);
 }
 
 ONCE void put_4(const Matrix *w, Floats y, float *to, int64_t at, int add) {
   put(w, y, to, at, add);
 }
 
-/* A pair of 16 outputs of ``m`` rows, a constant: so all sums are in registers. */
+/* A pair of 16 outputs of ``m`` rows, a constant: so all sums of a group are in registers. */
 INLINE void tile_8(const Matrix *w, const Rows *rows, int64_t row, int64_t pair, float *y, int add,
-                   const int m) {
-  const int64_t inputs = w->inputs;
+                   const int m, const int64_t group) {
+  const int64_t inputs = w->inputs, groups = inputs / group;
   const uint8_t *first = w->numbers + 2 * pair * LANES * inputs, *second = first + LANES * inputs;
-  const int8_t *x = rows->numbers + row * inputs;
-  Ints sums[MOST_AT_ONCE][2];
+  Floats results[MOST_AT_ONCE][2];
 #pragma GCC unroll 8
-  for (int r = 0; r < m; r++) sums[r][0] = sums[r][1] = every(-128 * rows->sums[row + r]);
-  for (int64_t i = 0; i < inputs; i += 4) {
-    Bytes w_0 = load(first + LANES * i), w_1 = load(second + LANES * i);
+  for (int r = 0; r < m; r++) results[r][0] = results[r][1] = every_float(0.0f);
+  for (int64_t g = 0; g < groups; g++) {
+    const int8_t *x = rows->numbers + row * inputs + g * group;
+    const int32_t *x_sums = rows->sums + row * groups + g;
+    const float *x_scales = rows->scales + row * groups + g;
+    Ints sums[MOST_AT_ONCE][2];
 #pragma GCC unroll 8
-    for (int r = 0; r < m; r++) {
-      sums[r][0] = dot(sums[r][0], w_0, x + r * inputs + i);
-      sums[r][1] = dot(sums[r][1], w_1, x + r * inputs + i);
+    for (int r = 0; r < m; r++) sums[r][0] = sums[r][1] = every(-128 * x_sums[r * groups]);
+    for (int64_t i = 0; i < group; i += 4) {
+      Bytes w_0 = load(first), w_1 = load(second);
+      first += 4 * LANES;
+      second += 4 * LANES;
+#pragma GCC unroll 8
+      for (int r = 0; r < m; r++) {
+        sums[r][0] = dot(sums[r][0], w_0, x + r * inputs + i);
+        sums[r][1] = dot(sums[r][1], w_1, x + r * inputs + i);
+      }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < m; r++)
+      for (int half = 0; half < 2; half++) {
+        Floats scale = every_float(x_scales[r * groups]);
+        results[r][half] = multiply_add(scale, floats(sums[r][half]), results[r][half]);
+      }
   }
   for (int r = 0; r < m; r++)
-    for (int half = 0; half < 2; half++) {
-      int64_t at = (2 * pair + half) * LANES;
-      float *to = y + (row + r) * w->outputs;
-      put_8(w, sums[r][half], rows->scales[row + r], to, at, add);
-    }
+    for (int half = 0; half < 2; half++)
+      put_8(w, results[r][half], y + (row + r) * w->outputs, (2 * pair + half) * LANES, add);
 }
 
 INLINE void tile_4(const Matrix *w, const Rows *rows, int64_t row, int64_t block, float *y, int add,
@@ -226,8 +241,11 @@ INLINE void tile_4(const Matrix *w, const Rows *rows, int64_t row, int64_t block
 
 INLINE void tile(const Matrix *w, const Rows *rows, int64_t row, int64_t pair, float *y, int add,
                  const int m) {
-  if (!w->group) {
-    tile_8(w, rows, row, pair, y, add, m);
+  if (w->bits == 8) {
+    if (w->group == 64)
+      tile_8(w, rows, row, pair, y, add, m, 64);
+    else
+      tile_8(w, rows, row, pair, y, add, m, w->group);
     return;
   }
   for (int64_t block = 2 * pair; block < 2 * pair + 2; block++) {

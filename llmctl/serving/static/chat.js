@@ -1,8 +1,10 @@
 // Conversations: kept in the browser, answered as a stream, each token with its alternatives.
 "use strict";
 const $ = (id) => document.getElementById(id);
-const STORE = "llmctl.conversations", SETTINGS = "llmctl.settings", MOST = 100;
+const STORE = "llmctl.conversations", SETTINGS = "llmctl.choices", MOST = 100;
 const FIELDS = ["system", "temperature", "top_p", "min_p", "repetition_penalty", "max_tokens", "seed"];
+// How tokens are chosen where neither the page nor the model's folder says it.
+const DEFAULTS = { temperature: 0.7, top_p: 0.9, min_p: 0, repetition_penalty: 1 };
 let talks = load(STORE, []), talk = null, models = {}, running = null;
 const settings = load(SETTINGS, {}), chosen = { ...settings.chosen };
 
@@ -147,8 +149,16 @@ async function answer(begun = null) {
     keep();
   }
 }
+function defaults() {
+  const own = models[$("model").value]?.sampling ?? {};
+  // The two go together: a folder's temperature was not chosen beside the page's share.
+  return { ...DEFAULTS, ...("temperature" in own ? { top_p: 1 } : {}), ...own };
+}
+function show_defaults() {
+  for (const [field, value] of Object.entries(defaults())) if (field in DEFAULTS) $(field).placeholder = value;
+}
 function asked(chat, resumes) {
-  const number = (id) => $(id).value === "" ? undefined : Number($(id).value);
+  const number = (id) => $(id).value === "" ? defaults()[id] : Number($(id).value);
   const shared = {
     model: $("model").value, stream: true, temperature: number("temperature"), top_p: number("top_p"), min_p: number("min_p"),
     repetition_penalty: number("repetition_penalty"), max_tokens: number("max_tokens"), seed: number("seed"),
@@ -224,6 +234,6 @@ async function models_of() {
   models = Object.fromEntries(cards.map((model) => [model.id, model]));
   choose_model();
 }
-$("model").onchange = () => { chosen[tab] = $("model").value; keep(); };
+$("model").onchange = () => { chosen[tab] = $("model").value; show_defaults(); keep(); };
 for (const field of FIELDS) if (settings[field]) $(field).value = settings[field];
 $("shade").checked = Boolean(settings.shade);

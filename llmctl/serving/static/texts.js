@@ -27,6 +27,7 @@ function choose_model() {
   $("model").replaceChildren(...fit.map((model) => make("option", model.id, { value: model.id })));
   if (fit.some((model) => model.id === last)) $("model").value = last;
   $("model").disabled = !fit.length;
+  show_defaults();
 }
 for (const name of TABS) {
   $("tab_" + name).onclick = () => open_tab(name);

@@ -82,6 +82,7 @@ class Compression:
         self.inputs = [self.start.record, *(one for one in inputs if one.role == "data")]
         if self.student is not None:
             self.inputs.append(self.student.record.model_copy(update={"role": "student"}))
+        self._check_rows_are_read()
         self.windows: Tensor | None = None
         self.rows: CalibrationRows | None = None
         if config.importance == "gradient":
@@ -112,6 +113,17 @@ class Compression:
                 f"{name} has an encoder and a decoder, and only models of one network are "
                 "compressed; give a decoder or an encoder"
             )
+
+    def _check_rows_are_read(self) -> None:
+        """Raises UsageError where rows are described that nothing reads."""
+        by_gradient, name = self.config.importance == "gradient", self.config.method
+        on_text = self.method.reads and (not by_gradient or self.start.kind in ON_TEXT)
+        read = {"windows": self.method.reads, "window": on_text}
+        for field, is_read in read.items():
+            value = getattr(self.config, field)
+            if not is_read and value != CompressConfig.model_fields[field].get_default():
+                what = "examples are read whole" if self.method.reads else "it reads no text"
+                raise UsageError(f"--{field} {value}: with --method {name} {what}; leave it out")
 
     def _open_student(self) -> OpenedModel | None:
         """The smaller model, where it is there already. Raises InputError where it does something
