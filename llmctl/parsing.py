@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 100
 """Levels of nesting; tokenizers and configurations have fewer than ten."""
-LONG = 100_000
+LONG_JSON = 100_000
 """Characters of JSON that are read without collecting garbage."""
 MAX_TOML = 1 << 20
 """Characters of TOML; its parser's time grows with the square of a key's length."""
@@ -54,7 +54,7 @@ def parse_json(text: str | bytes) -> Any:
     its values would be lost."""
     text = _decoded(text)
     try:
-        with _gc_paused() if len(text) > LONG else contextlib.nullcontext():
+        with _gc_paused() if len(text) > LONG_JSON else contextlib.nullcontext():
             value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise Malformed(error.msg, error.lineno) from None

@@ -167,7 +167,7 @@ class PackedWeights(Weights):
     def mapped(
         self, names: Sequence[str], dtype: torch.dtype, files: dict[Path, MappedTensors]
     ) -> Tensor | None:
-        """As ``Weights`` does, of tensors that are not packed."""
+        """The numbers of tensors that are not packed, as ``Weights`` gives them."""
         unchanged = self._packed.isdisjoint(names)
         return self._weights.mapped(names, dtype, files) if unchanged else None
 

@@ -231,7 +231,7 @@ class AdaptedWeights(Weights):
     def mapped(
         self, names: Sequence[str], dtype: torch.dtype, files: dict[Path, MappedTensors]
     ) -> Tensor | None:
-        """As ``Weights`` does, of tensors of the base that nothing was learned of."""
+        """The numbers of tensors that nothing was learned of, as ``Weights`` gives them."""
         unchanged = {*self._whole, *self._changes}.isdisjoint(names)
         return self._base.mapped(names, dtype, files) if unchanged else None
 
