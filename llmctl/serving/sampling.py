@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from copy import copy
 from typing import Any
 
 from llmctl.config import build
@@ -74,10 +73,7 @@ def compiled(
         "stop_token_ids": tuple(body.stop_token_ids or ()),
         "ignore_eos": body.ignore_eos,
     }
-    tokenizer = served.tokenizer
-    if chat and served.turn_end is not None:
-        tokenizer = copy(tokenizer)
-        tokenizer.special = {**tokenizer.special, "turn_end": served.turn_end}
+    tokenizer = served.chat_tokenizer if chat else served.tokenizer
     try:
         rules = CompiledSamplingParams(build(GenerationConfig, fields), tokenizer)
     except ConfigError as error:

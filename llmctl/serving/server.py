@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvicorn
@@ -40,19 +41,24 @@ def open_serving(
 ) -> Serving:
     """Models that are ready to be served. draft: a smaller one that writes ahead for them. Raises
     InputError for one that can't be, UsageError for a draft of another vocabulary."""
-    models = open_models(
-        workspace,
-        starts,
-        config,
-        device=config.device,
-        dtype=config.dtype,
-        kernels=config.kernels,
-        adapters=adapters,
-        draft=draft,
-        created=now(),
-        generation_config=config.generation_config,
-        reporter=reporter,
-    )
+    # By a thread that ends, and with it the team of OpenMP's that it computed with: were it there
+    # beside the engine's, there would be more threads than cores, and all would sleep wherever they
+    # meet (training/waiting.py), which takes a small model three times as long for a token.
+    with ThreadPoolExecutor(1, "llmctl-opening") as opening:
+        models = opening.submit(
+            open_models,
+            workspace,
+            starts,
+            config,
+            device=config.device,
+            dtype=config.dtype,
+            kernels=config.kernels,
+            adapters=adapters,
+            draft=draft,
+            created=now(),
+            generation_config=config.generation_config,
+            reporter=reporter,
+        ).result()
     worker = Worker([model.engine for model in models.values() if model.engine is not None])
     return Serving(config, models, worker, Metrics(models))
 

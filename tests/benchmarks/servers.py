@@ -37,6 +37,11 @@ SUBJECTS = (
 )  # fmt: skip
 
 
+PAUSE = 6.0
+"""Seconds of quiet before a turn: ours looks every other second whether somebody else computes, and
+then has its threads wait otherwise."""
+
+
 class Server(NamedTuple):
     """One that is asked."""
 
@@ -119,6 +124,7 @@ def main() -> None:
             for other in given.servers:
                 if other.process:
                     os.kill(other.process, signal.SIGCONT if other is one else signal.SIGSTOP)
+            time.sleep(PAUSE)
             found = measure(
                 one, given.streams, given.tokens, lambda text: len(tokenizer.encode(text))
             )
