@@ -19,7 +19,7 @@ echo "== 2. a model that has read sums, and answers as it was told"
 llmctl tokenize "$sums/sums.txt" --recipe "$recipe" --name sums
 llmctl pretrain --shards sums --recipe "$recipe" --name sums
 llmctl finetune --from sums --task instruct --data "$sums/known.jsonl" --recipe "$recipe" \
-  --set training.epochs=1 --set training.learning_rate=1e-3 --name pupil
+  --set training.epochs=2 --set training.learning_rate=1e-3 --name pupil
 
 echo "== 3. it tries others, and is told which answers are right"
 llmctl finetune --from pupil --task grpo --reward number --data "$sums/tried.jsonl" \

@@ -233,24 +233,24 @@ class Pretrained:
         files = [sha256_file(path) for path in self.files]
         return sha256_json([*files, self.tokenizer.digest(), *self.tokenizer.said_beside()])
 
-    def network(self) -> Any:
-        """The model as it was trained, whatever it does: a network of llmctl/models/heads, or the
-        tables of an n-gram model."""
+    def network(self, *, copied: bool = False) -> Any:
+        """The model as it was trained, whatever it does: a network of llmctl/models/heads, made as
+        ``with_head`` does, or the tables of an n-gram model."""
         if self.kind in HEADS and self.decoder is None:
-            return self.with_head(self.kind)
+            return self.with_head(self.kind, copied=copied)
         return self.ngram() if self.kind == "ngram" else self.seq2seq()
 
-    def with_head(self, kind: str, *, dropout: float | None = None, trained: bool = False) -> Any:
+    def with_head(self, kind: str, *, dropout: float | None = None, copied: bool = False) -> Any:
         """The backbone with a head of the table ``HEADS``, and with another dropout where it is
-        given. trained: whether it will be, as those with a given one: its weights are copied;
-        others lie in their file. Raises InputError where there are no tensors for the head."""
+        given. copied: whether the weights are the network's own, as with a given one; else they
+        may lie in their file. Raises InputError where there are no tensors for the head."""
         with self._fitting():
             head = HEADS[kind]
             fresh = [name for name in head.optional if name not in self.tensors]
             with contextlib.nullcontext() if fresh else undrawn():
                 body = self._built(self.config if dropout is None else self.config_with(dropout))
                 model = head.build_described(body, self.tensors, self.fields)
-            return self._filled(model, fresh, trained=trained or dropout is not None)
+            return self._filled(model, fresh, copied=copied or dropout is not None)
 
     def ngram(self) -> NgramModel:
         """The tables of an n-gram model. Raises InputError if it is none."""
@@ -260,7 +260,7 @@ class Pretrained:
             arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()}
             return model_of(arrays, self.config, self.tokenizer.vocab_size)
 
-    def causal_lm(self, *, dropout: float | None = None, trained: bool = False) -> CausalLM:
+    def causal_lm(self, *, dropout: float | None = None, copied: bool = False) -> CausalLM:
         """The model with its output layer, as ``with_head`` makes it.
 
         Raises InputError if it doesn't predict next tokens.
@@ -270,7 +270,7 @@ class Pretrained:
                 f"{self.path} is {self.described}, and doesn't write text; give a GPT, a "
                 "Llama or a nanochat model"
             )
-        model: CausalLM = self.with_head(self.kind, dropout=dropout, trained=trained)
+        model: CausalLM = self.with_head(self.kind, dropout=dropout, copied=copied)
         return model
 
     def seq2seq(self, *, dropout: float = 0.0) -> seq2seq.Seq2Seq | EncoderDecoderLM:
@@ -286,14 +286,14 @@ class Pretrained:
         with self._fitting():
             return self._filled(seq2seq.build(self.config_with(dropout), self.decoder, self.spec))
 
-    def masked_lm(self, *, trained: bool = False) -> MaskedLM:
+    def masked_lm(self, *, copied: bool = False) -> MaskedLM:
         """The model with the heads of pretraining; see ``with_head``. Raises InputError without."""
         if self.spec.kind != "encoder" or not self.kind:
             raise InputError(
                 f"{self.path} is no masked language model but a {self.spec.name}; give a "
                 "pretrained BERT"
             )
-        model: MaskedLM = self.with_head("masked_lm", trained=trained)
+        model: MaskedLM = self.with_head("masked_lm", copied=copied)
         return model
 
     def classifier(self) -> Classifier | PooledClassifier:
@@ -359,8 +359,8 @@ class Pretrained:
             body.put_before_texts(VirtualTokens(self.virtual))
         return body
 
-    def _filled(self, model: Net, without: Sequence[str] = (), *, trained: bool = True) -> Net:
-        fill_network(model, self.tensors, without, mapped=not trained)
+    def _filled(self, model: Net, without: Sequence[str] = (), *, copied: bool = True) -> Net:
+        fill_network(model, self.tensors, without, mapped=not copied)
         for name in self.quantised.keys() & model.state_dict().keys():
             # What gives a layer another form may take the numbers as they are.
             part = model.get_submodule(name.removesuffix(".weight"))

@@ -257,7 +257,7 @@ def _open(
     served = ServedModel(name, opened, created, device)
     if opened.kind in NEXT_TOKEN_KINDS:
         folder = opened.folder
-        model = folder.causal_lm().to(choose_device(device, "--device"))
+        model = folder.causal_lm(copied=True).to(choose_device(device, "--device"))
         # With a row of one kind and another: packed for several.
         head = prepare(model, dtype, rows=max(2, config.max_sequences), kernels=kernels)
         decoder = CausalDecoder(

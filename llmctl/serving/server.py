@@ -6,9 +6,10 @@ import asyncio
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -22,6 +23,8 @@ from llmctl.serving.models import open_models
 from llmctl.serving.state import Serving, now
 from llmctl.serving.worker import Worker
 from llmctl.workspace.artefacts import Workspace
+
+T = TypeVar("T")
 
 HEADER_SECONDS = 15.0
 """Seconds that a client has to send the head of a request."""
@@ -44,9 +47,8 @@ def open_serving(
     # By a thread that ends, and with it the team of OpenMP's that it computed with: were it there
     # beside the engine's, there would be more threads than cores, and all would sleep wherever they
     # meet (training/waiting.py), which takes a small model three times as long for a token.
-    with ThreadPoolExecutor(1, "llmctl-opening") as opening:
-        models = opening.submit(
-            open_models,
+    models = _by_a_thread_that_ends(
+        lambda: open_models(
             workspace,
             starts,
             config,
@@ -58,9 +60,27 @@ def open_serving(
             created=now(),
             generation_config=config.generation_config,
             reporter=reporter,
-        ).result()
+        )
+    )
     worker = Worker([model.engine for model in models.values() if model.engine is not None])
     return Serving(config, models, worker, Metrics(models))
+
+
+def _by_a_thread_that_ends(function: Callable[[], T]) -> T:
+    """What a function returns, or raises; a signal meanwhile ends the process at once."""
+    found: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(function())
+        except BaseException as error:  # whatever it is, who waits is told
+            found.set_exception(error)
+
+    thread = threading.Thread(target=run, name="llmctl-opening", daemon=True)
+    thread.start()
+    result = found.result()
+    thread.join()
+    return result
 
 
 def serve(

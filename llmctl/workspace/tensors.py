@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,14 +92,19 @@ class MappedTensors:
 
     def __init__(self, path: Path) -> None:
         """Raises InputError if the file is missing or malformed."""
+        import torch
+
         with _opened(path):  # the library looks whether the head is sound
             pass
         self._path = path
-        with errors_naming(path), path.open("rb") as file:
-            # A mapping of its own, whose written pages are copied.
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        self._start = 8 + int.from_bytes(self._bytes[:8], "little")
-        self._head: dict[str, Any] = json.loads(self._bytes[8 : self._start])
+        with errors_naming(path):
+            size = path.stat().st_size
+        # Mapped privately: written pages are copied. It keeps no file open, as Python's mmap would.
+        storage: Any = torch.UntypedStorage.from_file(str(path), False, size)
+        pages = torch.empty(0, dtype=torch.uint8)
+        self._pages = pages.set_(storage, 0, (size,), (1,)).numpy()
+        self._start = 8 + int.from_bytes(self._pages[:8].tobytes(), "little")
+        self._head: dict[str, Any] = json.loads(self._pages[8 : self._start].tobytes())
 
     def together(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
         """The numbers of tensors of a type that lie one behind another, as a vector in the file's
@@ -116,8 +120,8 @@ class MappedTensors:
             end = last
         if start == end or (self._start + start) % dtype.itemsize:
             return None
-        count = (end - start) // dtype.itemsize
-        return torch.frombuffer(self._bytes, dtype=dtype, count=count, offset=self._start + start)
+        count, offset = (end - start) // dtype.itemsize, self._start + start
+        return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=offset)
 
     def _offsets(self, name: str) -> tuple[int, int]:
         """Where a tensor begins and ends, in bytes behind the head."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -144,7 +146,7 @@ def test_a_file_that_was_replaced_meanwhile_is_named(tmp_path: Path):
 def test_what_is_trained_has_weights_of_its_own(tmp_path: Path):
     make(tmp_path, "llama")
     for network in (
-        open_folder(tmp_path).causal_lm(trained=True),
+        open_folder(tmp_path).causal_lm(copied=True),
         open_folder(tmp_path).causal_lm(dropout=0.0),
     ):
         pages = pages_of(tmp_path / "model.safetensors")
@@ -171,7 +173,7 @@ def test_gates_in_two_files(tmp_path: Path):
 def test_an_adapters_tensors_are_changed_and_the_others_lie_in_the_base(tmp_path: Path):
     make(tmp_path / "base", "llama")
     folder, options = open_folder(tmp_path / "base"), LoraConfig(rank=2)
-    model = folder.causal_lm(trained=True)
+    model = folder.causal_lm(copied=True)
     add_lora(model, options, new=())
     with torch.no_grad():
         for parameter in model.parameters():
@@ -197,3 +199,18 @@ def test_a_mapped_network_can_be_copied_and_moved(tmp_path: Path):
     pages = pages_of(tmp_path / "model.safetensors")
     assert not any(lies_in(own, pages) for own in again.parameters())
     assert {own.dtype for own in model.bfloat16().parameters()} == {torch.bfloat16}
+
+
+def test_a_part_that_is_copied_is_not_the_whole_file(tmp_path: Path):
+    make(tmp_path, "llama")
+    norm = open_folder(tmp_path).causal_lm().state_dict()["body.norm.weight"]
+    assert norm.untyped_storage().nbytes() == norm.nbytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted by /proc")
+def test_no_file_stays_open(tmp_path: Path):
+    make(tmp_path, "llama")
+    before = len(os.listdir("/proc/self/fd"))
+    model = open_folder(tmp_path).causal_lm()
+    assert lies_in(model.body.norm.weight, pages_of(tmp_path / "model.safetensors"))
+    assert len(os.listdir("/proc/self/fd")) == before

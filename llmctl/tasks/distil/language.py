@@ -141,7 +141,7 @@ class LanguageDistilTask(DistilTask):
         return ()
 
     def _open_teacher_network(self) -> nn.Module:
-        network: nn.Module = self.teacher.folder.network()
+        network: nn.Module = self.teacher.folder.network(copied=True)
         return network
 
     def _compared(

@@ -78,10 +78,10 @@ class MaskedPretraining(Pretraining[MaskedLMConfig, DataConfig]):
 
     @classmethod
     def objective_of(cls, base: Pretrained) -> dict[str, Any]:
-        return {"next_sentence": base.masked_lm(trained=True).next_sentence is not None}
+        return {"next_sentence": base.masked_lm().next_sentence is not None}
 
     def pretrained(self, base: Pretrained) -> MaskedLM:
-        model = base.masked_lm()
+        model = base.masked_lm(copied=True)
         if not self.config.objective.next_sentence:
             model.pooler = model.next_sentence = None
         elif model.next_sentence is None:
