@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A small model learns to add by trying: a careless teacher, who forgets most carries, tells it the results
-# of sums; it answers a third of others rightly, and is then rewarded for right answers to sums whose
-# results it is never told. Ten minutes on two cores. Run it again after any accident: finished stages say "up to date".
+# of sums; it answers two fifths of others rightly, and is then rewarded for right answers to sums whose
+# results it is never told. Five minutes on two cores. Run it again after any accident: finished stages say "up to date".
 #
 #   bash recipes/grpo.sh [RECIPE.toml]
 #

@@ -68,6 +68,17 @@ def generation_config_folder(model: Pretrained) -> Path:
     return next((folder for folder in folders if (folder / FILE).is_file()), model.path)
 
 
+def sampling_fields(model: Pretrained) -> dict[str, Any]:
+    """What a model's file says of how texts are chosen, as it stands there. Raises InputError as
+    ``sampling_defaults``."""
+    folder = generation_config_folder(model)
+    if not folder.is_dir():
+        return {}
+    sampling_defaults(folder)
+    said = read_object(folder / FILE)
+    return {name: said[name] for name in ("do_sample", *DRAWING, *ALWAYS) if name in said}
+
+
 def taken_defaults(
     model: Pretrained,
     source: str,

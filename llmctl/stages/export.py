@@ -19,9 +19,16 @@ from llmctl.formats.gguf.file import GgufFile
 from llmctl.formats.gguf.reading import OWN
 from llmctl.formats.gguf.writing import CALLED, MADE_FROM, QUANTISATION
 from llmctl.formats.ollama import Ollama
+from llmctl.formats.ollama.modelfile import MODELFILE, sampling_parameters
 from llmctl.formats.onnx.writing import write_onnx
 from llmctl.formats.open import open_any_model
 from llmctl.formats.rewriting import check_is_whole, fields_beside, write_rewritten
+from llmctl.formats.sampling_defaults import FILE as GENERATION_CONFIG
+from llmctl.formats.sampling_defaults import (
+    generation_config_folder,
+    sampling_defaults,
+    sampling_fields,
+)
 from llmctl.parsing import read_json_object
 from llmctl.reporting.reporter import Reporter
 from llmctl.workspace.artefacts import Workspace
@@ -39,7 +46,7 @@ from llmctl.workspace.names import slug
 
 EXPORT_RECORD = "llmctl_export.json"
 """In a folder, what it was made from; a GGUF's head says it."""
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 """Raised when the same model would be written otherwise."""
 
 
@@ -142,10 +149,16 @@ def _write_onnx(model: Pretrained, folder: Path, extra: dict[str, Any], notes: l
 
 def _write_ollama(model: Pretrained, folder: Path, extra: dict[str, Any], notes: list[str]) -> None:
     Ollama().save(folder, model.network(), model.tokenizer, extra)
+    said, _ = sampling_defaults(generation_config_folder(model))
+    with (folder / MODELFILE).open("a", encoding="utf-8") as file:
+        file.write(sampling_parameters(said))
 
 
 def _write_hf(model: Pretrained, folder: Path, extra: dict[str, Any], notes: list[str]) -> None:
     write_rewritten(model, folder)
+    path, said = folder / GENERATION_CONFIG, sampling_fields(model)
+    if said and path.is_file():
+        write_json(path, {**read_json_object(path), **said})
 
 
 WRITERS: dict[str, Callable[[Pretrained, Path, dict[str, Any], list[str]], None]] = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llmctl.errors import InputError
@@ -291,3 +292,22 @@ def test_an_adapter_for_another_model_is_refused(tmp_path: Path):
     file.write_text(json.dumps({**json.loads(file.read_text()), **other}))
     with pytest.raises(InputError, match=r"changes model\.layers\.0\..*has not"):
         open_folder(tmp_path / "llama" / "adapter")
+
+
+@pytest.mark.reference
+def test_a_new_table_beside_an_output_layer_that_shared_the_old_is_refused(tmp_path: Path):
+    """PEFT leaves the output layer as it was: two tables, where the base has one."""
+    peft = pytest.importorskip("peft")
+    make_base("gpt", tmp_path / "base")
+    config = peft.LoraConfig(r=2, task_type="CAUSAL_LM", modules_to_save=["wte"])
+    model = peft.get_peft_model(their_base(tmp_path / "base", "causal_lm"), config)
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="modules_to_save has the token embeddings, which"):
+        open_folder(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    fields = {**json.loads(file.read_text()), "ensure_weight_tying": True}
+    file.write_text(json.dumps(fields))
+    network = open_folder(tmp_path / "adapter").network()
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    (table,) = (own for name, own in saved.items() if "wte" in name)
+    assert torch.equal(network.body.token_embedding.weight, table)

@@ -134,3 +134,20 @@ def test_the_head_tells_what_a_file_was_made_from(place: Workspace, tmp_path: Pa
     assert head["general.name"] == "theirs"
     assert head["general.file_type"] == 1
     assert len(head["llmctl.made_from"]) == 64
+
+
+def test_how_texts_are_chosen_goes_out_too(place: Workspace, tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    theirs = tmp_path / "theirs"
+    save_model(theirs, "LlamaForCausalLM", like="ours")
+    path = theirs / "generation_config.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    said = {"do_sample": True, "temperature": 0.3, "top_k": 7, "repetition_penalty": 1.2}
+    path.write_text(json.dumps({**before, **said}))
+    out = export(place, str(theirs), ExportConfig(format="hf"), out=tmp_path / "hf").path
+    read = transformers.GenerationConfig.from_pretrained(out)
+    assert {name: getattr(read, name) for name in said} == said
+    out = export(place, str(theirs), ExportConfig(format="ollama"), out=tmp_path / "o").path
+    lines = (out / "Modelfile").read_text().splitlines()
+    for line in ("temperature 0.3", "top_k 7", "repeat_penalty 1.2"):
+        assert f"PARAMETER {line}" in lines

@@ -8,7 +8,7 @@ stand elsewhere can't be told so, and is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from llmctl.errors import InputError
@@ -18,6 +18,11 @@ from llmctl.tokenizers.chat_template import ChatTemplate, Message
 GGUF_FILE, MODELFILE = "model.gguf", "Modelfile"
 PLACE_OF = "\ue000{}\ue001"
 """Characters of nobody's, around the number of what is said."""
+OLLAMA_NAMES = {
+    "temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+    "typical_p": "typical_p", "repetition_penalty": "repeat_penalty",
+}  # fmt: skip
+"""Ollama's names of how texts are chosen, by ours."""
 CONTINUES = "{{ .Prompt }}"
 """The template of a model that goes on with a text."""
 
@@ -68,6 +73,13 @@ def modelfile(tokenizer: Tokenizer, context: int) -> str:
         *(f"PARAMETER stop {_quoted(stop)}" for stop in stops),
     ]
     return "\n".join(lines) + "\n"
+
+
+def sampling_parameters(said: Mapping[str, float]) -> str:
+    """The lines of a Modelfile that say how texts are chosen. said: by the names of
+    ``sampling_defaults``; what Ollama has no word for is left out."""
+    known = {OLLAMA_NAMES[name]: value for name, value in said.items() if name in OLLAMA_NAMES}
+    return "".join(f"PARAMETER {name} {value:g}\n" for name, value in known.items())
 
 
 def layout_of(template: ChatTemplate, first: str) -> TurnLayout:

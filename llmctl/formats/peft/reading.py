@@ -30,7 +30,7 @@ from llmctl.formats.peft.writing import (
     WRAPPED,
 )
 from llmctl.models.config_json import shown
-from llmctl.models.spec import HUGGING_FACE, ModelSpec
+from llmctl.models.spec import HUGGING_FACE, TOKEN_TABLE, ModelSpec
 from llmctl.models.weight_map import Transpose
 from llmctl.parsing import read_json_object
 from llmctl.tokenizers.loading import IN_A_FOLDER
@@ -108,6 +108,7 @@ class Reading:
             else:
                 inner = re.sub(r"\.modules_to_save(\.default)?|\.base_layer", "", inner)
                 whole[_as_in(base, inner, spec)] = name
+        self._check_table(base, whole, spec, config)
         changes: dict[str, Callable[[Tensor], Tensor]] = {}
         for layer, names in parts.items():
             for leaf in ("weight", "bias"):
@@ -163,6 +164,23 @@ class Reading:
         if not isinstance(alpha, int | float) or isinstance(alpha, bool):
             raise InputError(f"{self.where}: lora_alpha is {shown(alpha)}, not a number")
         return float(alpha) / (math.sqrt(rank) if self._fields.get("use_rslora") else rank)
+
+    def _check_table(
+        self, base: Weights, whole: Mapping[str, str], spec: ModelSpec, config: Any
+    ) -> None:
+        """Raises InputError for a new table of token embeddings beside an output layer that shared
+        the old one: PEFT leaves that as it was, and there are two tables then."""
+        if not getattr(config, "tie_embeddings", False) or self._fields.get("ensure_weight_tying"):
+            return
+        if PEFT_KINDS.get(str(self._fields.get("task_type"))) not in ("causal_lm", "seq2seq", None):
+            return
+        for _, ours, theirs in spec.weights[HUGGING_FACE].tensors(config):
+            if ours == TOKEN_TABLE and _as_in(base, theirs[0], spec) in whole:
+                raise InputError(
+                    f"{self.where}: modules_to_save has the token embeddings, which the base's "
+                    "output layer shares and would share no more; merge it with PEFT "
+                    "(merge_and_unload), or train it with ensure_weight_tying"
+                )
 
     def description(
         self, fields: Mapping[str, Any], spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]
