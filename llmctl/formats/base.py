@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -133,6 +133,8 @@ class Pretrained:
     """How many these are, or will be once they are learned."""
     quantised: Mapping[str, Callable[[], QuantisedMatrix]] = field(default_factory=dict)
     """What reads each matrix that the folder keeps in whole numbers, by our name of it."""
+    owns_weights: bool = False
+    """See ``owning``."""
 
     @property
     def kind(self) -> str:
@@ -233,24 +235,28 @@ class Pretrained:
         files = [sha256_file(path) for path in self.files]
         return sha256_json([*files, self.tokenizer.digest(), *self.tokenizer.said_beside()])
 
-    def network(self, *, copied: bool = False) -> Any:
-        """The model as it was trained, whatever it does: a network of llmctl/models/heads, made as
-        ``with_head`` does, or the tables of an n-gram model."""
+    def owning(self) -> Pretrained:
+        """The model whose networks have weights of their own, for what is trained and for what
+        outlives its files; those of others may lie in the pages of a file."""
+        return replace(self, owns_weights=True)
+
+    def network(self) -> Any:
+        """The model as it was trained, whatever it does: a network of llmctl/models/heads, or the
+        tables of an n-gram model."""
         if self.kind in HEADS and self.decoder is None:
-            return self.with_head(self.kind, copied=copied)
+            return self.with_head(self.kind)
         return self.ngram() if self.kind == "ngram" else self.seq2seq()
 
-    def with_head(self, kind: str, *, dropout: float | None = None, copied: bool = False) -> Any:
+    def with_head(self, kind: str, *, dropout: float | None = None) -> Any:
         """The backbone with a head of the table ``HEADS``, and with another dropout where it is
-        given. copied: whether the weights are the network's own, as with a given one; else they
-        may lie in their file. Raises InputError where there are no tensors for the head."""
+        given, as to be trained. Raises InputError where there are no tensors for the head."""
         with self._fitting():
             head = HEADS[kind]
             fresh = [name for name in head.optional if name not in self.tensors]
             with contextlib.nullcontext() if fresh else undrawn():
                 body = self._built(self.config if dropout is None else self.config_with(dropout))
                 model = head.build_described(body, self.tensors, self.fields)
-            return self._filled(model, fresh, copied=copied or dropout is not None)
+            return self._filled(model, fresh, copied=self.owns_weights or dropout is not None)
 
     def ngram(self) -> NgramModel:
         """The tables of an n-gram model. Raises InputError if it is none."""
@@ -260,8 +266,8 @@ class Pretrained:
             arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()}
             return model_of(arrays, self.config, self.tokenizer.vocab_size)
 
-    def causal_lm(self, *, dropout: float | None = None, copied: bool = False) -> CausalLM:
-        """The model with its output layer, as ``with_head`` makes it.
+    def causal_lm(self, *, dropout: float | None = None) -> CausalLM:
+        """The model with its output layer, and with another dropout where it is given.
 
         Raises InputError if it doesn't predict next tokens.
         """
@@ -270,7 +276,7 @@ class Pretrained:
                 f"{self.path} is {self.described}, and doesn't write text; give a GPT, a "
                 "Llama or a nanochat model"
             )
-        model: CausalLM = self.with_head(self.kind, dropout=dropout, copied=copied)
+        model: CausalLM = self.with_head(self.kind, dropout=dropout)
         return model
 
     def seq2seq(self, *, dropout: float = 0.0) -> seq2seq.Seq2Seq | EncoderDecoderLM:
@@ -286,14 +292,14 @@ class Pretrained:
         with self._fitting():
             return self._filled(seq2seq.build(self.config_with(dropout), self.decoder, self.spec))
 
-    def masked_lm(self, *, copied: bool = False) -> MaskedLM:
-        """The model with the heads of pretraining; see ``with_head``. Raises InputError without."""
+    def masked_lm(self) -> MaskedLM:
+        """The model with the heads of pretraining. Raises InputError if it has none."""
         if self.spec.kind != "encoder" or not self.kind:
             raise InputError(
                 f"{self.path} is no masked language model but a {self.spec.name}; give a "
                 "pretrained BERT"
             )
-        model: MaskedLM = self.with_head("masked_lm", copied=copied)
+        model: MaskedLM = self.with_head("masked_lm")
         return model
 
     def classifier(self) -> Classifier | PooledClassifier:
@@ -378,16 +384,6 @@ class Pretrained:
             raise not_the_model(
                 self.files[min(1, len(self.files) - 1)], " ".join(str(error).split())
             ) from None
-
-
-def check_tokenizer(path: Path, tokenizer: Tokenizer, digest: object) -> None:
-    """Raises InputError unless a tokenizer has the digest of the one that a model learned with."""
-    if digest != tokenizer.digest():
-        raise InputError(
-            f"{path}: the tokenizer is not the one that the model was trained with (its digest "
-            "differs from config.json's); they don't belong together: copy it again from where "
-            "the model was made"
-        )
 
 
 def not_the_model(file: Path, reason: object) -> InputError:

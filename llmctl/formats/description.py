@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llmctl.errors import InputError
 from llmctl.models.config_json import shown
 from llmctl.models.heads import HEADS
+from llmctl.tokenizers import Tokenizer
 
 TASK, TOKENIZER = "llmctl_task", "llmctl_tokenizer"
 """Fields that only llmctl writes: what the model does, and its tokenizer's digest."""
@@ -86,3 +88,13 @@ def names_of_labels(fields: Mapping[str, Any], count: int) -> list[str]:
         twice = next(name for name in names if names.count(name) > 1)
         raise PurposeError(f"id2label has the name {twice!r} twice; give each class its own")
     return names
+
+
+def check_tokenizer(path: Path, tokenizer: Tokenizer, digest: object) -> None:
+    """Raises InputError unless a tokenizer has the digest of the one that a model learned with."""
+    if digest != tokenizer.digest():
+        raise InputError(
+            f"{path}: the tokenizer is not the one that the model was trained with (its digest "
+            "differs from config.json's); they don't belong together: copy it again from where "
+            "the model was made"
+        )

@@ -168,7 +168,7 @@ def open_models(
     if draft is not None:
         # As many rows as the models have.
         rows = max(2, engine.max_sequences)
-        ahead = Draft(OpenedModel.open(workspace, draft), device, dtype, kernels, rows)
+        ahead = Draft(OpenedModel.open(workspace, draft, owning=True), device, dtype, kernels, rows)
     for name, start in named:
         if name in models:
             raise UsageError(
@@ -253,11 +253,11 @@ def _open(
     draft: Draft | None,
     created: int,
 ) -> ServedModel:
-    opened = OpenedModel.open(workspace, start)
+    opened = OpenedModel.open(workspace, start, owning=True)
     served = ServedModel(name, opened, created, device)
     if opened.kind in NEXT_TOKEN_KINDS:
         folder = opened.folder
-        model = folder.causal_lm(copied=True).to(choose_device(device, "--device"))
+        model = folder.causal_lm().to(choose_device(device, "--device"))
         # With a row of one kind and another: packed for several.
         head = prepare(model, dtype, rows=max(2, config.max_sequences), kernels=kernels)
         decoder = CausalDecoder(

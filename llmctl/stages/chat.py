@@ -81,7 +81,7 @@ def open_chat(
     where = choose_device(config.device, "--device")
     folder, _ = open_model(workspace, start)
     config = _as_the_folder_says(folder, config, reporter or Reporter())
-    model = folder.causal_lm(copied=True).to(where)
+    model = folder.owning().causal_lm().to(where)
     made_here = TOKENIZER in folder.fields
     if folder.tokenizer.chat_template is None or (made_here and not folder.fields.get(CHAT)):
         raise InputError(

@@ -20,9 +20,11 @@ class OpenedModel(Finetuned):
     """The model as an input of what is made with it."""
 
     @classmethod
-    def open(cls, workspace: Workspace, name: str) -> Self:
-        """The model of a run's name or of a folder. Raises InputError if there is none."""
-        return cls(name, *open_any_model(workspace, name))
+    def open(cls, workspace: Workspace, name: str, *, owning: bool = False) -> Self:
+        """The model of a run's name or of a folder. owning: see ``Pretrained.owning``. Raises
+        InputError if there is none."""
+        folder, run, record = open_any_model(workspace, name)
+        return cls(name, folder.owning() if owning else folder, run, record)
 
     @property
     def kind(self) -> str:

@@ -146,7 +146,7 @@ def test_a_file_that_was_replaced_meanwhile_is_named(tmp_path: Path):
 def test_what_is_trained_has_weights_of_its_own(tmp_path: Path):
     make(tmp_path, "llama")
     for network in (
-        open_folder(tmp_path).causal_lm(copied=True),
+        open_folder(tmp_path).owning().causal_lm(),
         open_folder(tmp_path).causal_lm(dropout=0.0),
     ):
         pages = pages_of(tmp_path / "model.safetensors")
@@ -173,7 +173,7 @@ def test_gates_in_two_files(tmp_path: Path):
 def test_an_adapters_tensors_are_changed_and_the_others_lie_in_the_base(tmp_path: Path):
     make(tmp_path / "base", "llama")
     folder, options = open_folder(tmp_path / "base"), LoraConfig(rank=2)
-    model = folder.causal_lm(copied=True)
+    model = folder.owning().causal_lm()
     add_lora(model, options, new=())
     with torch.no_grad():
         for parameter in model.parameters():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from llmctl.serving import server
 from llmctl.serving.config import ServeConfig
 from llmctl.tokenizers.fast import FastTokenizer
 from llmctl.workspace.artefacts import Workspace
+from tests.serving.conftest import served
 
 
 def test_what_a_tokenizer_knows_of_its_pieces_is_found_out_once(
@@ -61,3 +63,17 @@ def test_opening_leaves_no_threads_that_compute(
             time.sleep(0.01)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="maps are listed by /proc")
+def test_a_server_outlives_its_files(decoder_workspace: Path, tmp_path: Path):
+    """Mapped, a file that is overwritten would end it, or change what it answers."""
+    folder = tmp_path / "gpt"
+    shutil.copytree(decoder_workspace / "runs" / "tiny-gpt" / "model", folder)
+    body = {"model": "gpt", "prompt": "the ship", "max_tokens": 8, "temperature": 0}
+    with served(decoder_workspace, str(folder)) as client:
+        before = client.post("/v1/completions", json=body).json()["choices"]
+        assert str(folder) not in Path("/proc/self/maps").read_text()
+        for path in folder.iterdir():
+            os.truncate(path, 0)
+        assert client.post("/v1/completions", json=body).json()["choices"] == before

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from llmctl import tokenizers
 from llmctl.errors import InputError, did_you_mean
-from llmctl.formats.base import Pretrained, check_tokenizer, not_the_model
+from llmctl.formats.base import Pretrained, not_the_model
 from llmctl.formats.description import (
     MAX_LENGTH,
     MAX_SOURCE,
@@ -21,6 +21,7 @@ from llmctl.formats.description import (
     TOKENIZER,
     Purpose,
     PurposeError,
+    check_tokenizer,
 )
 from llmctl.formats.huggingface.packed import (
     INTEGER_PARTS,

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from llmctl import tokenizers
 from llmctl.errors import InputError
-from llmctl.formats.base import LazyTensors, Pretrained, check_tokenizer
-from llmctl.formats.description import TOKENIZER, Purpose
+from llmctl.formats.base import LazyTensors, Pretrained
+from llmctl.formats.description import TOKENIZER, Purpose, check_tokenizer
 from llmctl.models.ngram.arrays import arrays_of
 from llmctl.models.ngram.model import NgramModel
 from llmctl.models.ngram.smoothing import NgramConfig

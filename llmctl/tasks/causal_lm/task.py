@@ -108,7 +108,7 @@ class CausalPretraining(Pretraining[CausalLMConfig, CausalData]):
         return CausalLM(body)
 
     def pretrained(self, base: Pretrained) -> CausalLM:
-        return base.causal_lm(copied=True)
+        return base.owning().causal_lm()
 
     @property
     def exported_tokenizer(self) -> Tokenizer:

@@ -141,7 +141,7 @@ class LanguageDistilTask(DistilTask):
         return ()
 
     def _open_teacher_network(self) -> nn.Module:
-        network: nn.Module = self.teacher.folder.network(copied=True)
+        network: nn.Module = self.teacher.folder.owning().network()
         return network
 
     def _compared(

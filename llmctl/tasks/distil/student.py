@@ -54,7 +54,7 @@ def with_layers(teacher: Pretrained, count: int, name: str) -> Pretrained:
             f"--layers: the layers of {name}, a {teacher.spec.name}, differ by their number, so "
             "none can be left out; give --arch and --preset"
         )
-    network: Any = teacher.network(copied=True)
+    network: Any = teacher.owning().network()
     network.body.keep_layers(kept_layers(count, total))
     return replace(
         teacher,

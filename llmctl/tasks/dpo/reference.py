@@ -63,7 +63,7 @@ def _digest(base: Pretrained, answers: Sequence[EncodedAnswer], machine: Machine
 def _computed(
     base: Pretrained, answers: Sequence[EncodedAnswer], machine: Machine, reporter: Reporter
 ) -> Tensor:
-    model = base.causal_lm(copied=True).to(machine.device).eval()
+    model = base.owning().causal_lm().to(machine.device).eval()
     log_probs = answers_under(model, answers, machine, reporter, "answers under the reference")
     if not bool(log_probs.isfinite().all()):
         raise InputError(

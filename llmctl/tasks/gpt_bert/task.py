@@ -52,7 +52,7 @@ class GptBertPretraining(Pretraining[GptBertObjective, GptBertData]):
         return MaskedNextTokenLM(body)
 
     def pretrained(self, base: Pretrained) -> MaskedNextTokenLM:
-        model: MaskedNextTokenLM = base.with_head(GptBertHead.kind, copied=True)
+        model: MaskedNextTokenLM = base.owning().with_head(GptBertHead.kind)
         return model
 
     @property

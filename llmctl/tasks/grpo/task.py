@@ -183,7 +183,7 @@ class GrpoTask(AnsweringTask):
 
     def before_training(self, folder: Path, machine: Machine, reporter: Reporter) -> None:
         if self.config.objective.beta:
-            model = self.base.causal_lm(copied=True).to(machine.device).eval()
+            model = self.base.owning().causal_lm().to(machine.device).eval()
             self._reference = model.requires_grad_(False)
 
     def batch(self, number: int) -> PromptBatch:

@@ -81,7 +81,7 @@ class MaskedPretraining(Pretraining[MaskedLMConfig, DataConfig]):
         return {"next_sentence": base.masked_lm().next_sentence is not None}
 
     def pretrained(self, base: Pretrained) -> MaskedLM:
-        model = base.masked_lm(copied=True)
+        model = base.owning().masked_lm()
         if not self.config.objective.next_sentence:
             model.pooler = model.next_sentence = None
         elif model.next_sentence is None:
