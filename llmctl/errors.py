@@ -97,11 +97,11 @@ TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 NO_ACCESS = frozenset(
     {
         errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT,
-        errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV,
+        errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV, errno.EBUSY,
     }
 )  # fmt: skip
 """What it answers where a path can't be used: its permissions, its kind, its length, links that
-lead in a circle, or that it isn't there."""
+lead in a circle, a mount's own folder that can't be replaced, or that it isn't there."""
 
 
 def record_of(error: Exception) -> list[Any]:

@@ -174,6 +174,7 @@ def test_ctrl_c_is_no_error(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         (OSError(errno.EMFILE, "Too many open files", "/x"), 5, "ulimit -n"),
         (OSError(errno.ENFILE, "Too many open files"), 5, "ulimit -n"),
         (OSError(errno.ELOOP, "Too many levels", "/x"), 3, "/x can't be read or written"),
+        (OSError(errno.EBUSY, "Device or resource busy", "/x"), 3, "/x can't be read or written"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "/x"), 3, "/x can't be read"),
         (OSError(errno.EIO, "Input/output error", "/x"), 5, "/x: Input/output error"),
         (OSError(errno.ENOSPC, "No space", "/x"), 5, "the disk is full (/x)"),
