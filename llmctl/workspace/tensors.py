@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+ALIGNMENT = 64
+"""Bytes at whose multiples PyTorch puts tensors. Products of what lies elsewhere are summed up in
+another order, and differ in their last bits."""
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types of floats as safetensors calls them, and as PyTorch does."""
 
@@ -34,10 +35,7 @@ def write_tensors(
     with errors_naming(path, hidden):
         try:
             hidden.unlink(missing_ok=True)
-            hidden.touch()
-            mode = stat.S_IMODE(hidden.stat().st_mode)
             _save(hidden, contiguous, metadata or {"format": "pt"})
-            hidden.chmod(mode)  # the library gives a file to nobody else
             take_mode(hidden, path)
             hidden.replace(path)
         except BaseException:
@@ -45,19 +43,30 @@ def write_tensors(
             raise
 
 
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write them. Raises OSError where the library wraps one of the operating system in text:
-    "… (os error 28)"."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write contiguous tensors of a processor's memory.
 
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number:
-            raise OSError(int(number[1]), str(error), str(path)) from None
-        raise
+    As the library's writer does, the widest first and by their names, but for the blanks behind the
+    head: with them the numbers begin where they can be mapped (see ``ALIGNMENT``).
+    """
+    import torch
+    from safetensors.torch import _TYPES
+
+    names = {dtype: name for name, dtype in _TYPES.items()}
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    head: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        dtype = names[tensors[name].dtype]
+        head[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -108,7 +117,7 @@ class MappedTensors:
 
     def together(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
         """The numbers of tensors of a type that lie one behind another, as a vector in the file's
-        pages; None where they don't lie so."""
+        pages; None where they don't lie so, or begin where PyTorch would put none."""
         import torch
 
         start = end = self._offsets(names[0])[0]
@@ -118,7 +127,7 @@ class MappedTensors:
             if told is None or getattr(torch, told) != dtype or first != end:
                 return None
             end = last
-        if start == end or (self._start + start) % dtype.itemsize:
+        if start == end or (self._start + start) % ALIGNMENT:
             return None
         count, offset = (end - start) // dtype.itemsize, self._start + start
         return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=offset)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
 from llmctl.errors import DivergedError, InputError, Interrupted, UsageError
@@ -228,9 +227,8 @@ def fill(monkeypatch: pytest.MonkeyPatch, path_part: str, spare: int) -> None:
 
         monkeypatch.setattr(module, name, call)
 
-    guarded(safetensors.torch, "save_file", lambda tensors, path, **_: path)
     guarded(os, "open", lambda path, flags, *_, **__: path if flags & os.O_CREAT else "")
-    guarded(Path, "open", lambda path, mode="r", *_, **__: path if mode in ("a", "w") else "")
+    guarded(Path, "open", lambda path, mode="r", *_, **__: path if mode in ("a", "w", "wb") else "")
     guarded(Path, "write_text", lambda path, *_, **__: path)
     FULL_DISK.filename = None
 
@@ -242,7 +240,7 @@ def fill(monkeypatch: pytest.MonkeyPatch, path_part: str, spare: int) -> None:
         ("best-", 0, "checkpoints/best-00000002"),
         ("metrics.jsonl", 2, "metrics.jsonl"),
         ("progress.json", 3, "progress.json"),
-        ("model.partial/model.saf", 0, "model"),
+        ("model.partial/.model.saf", 0, "model"),
         ("model.partial/config.json", 0, "model"),
         ("again/.manifest.json", 0, "manifest.json"),
     ],
