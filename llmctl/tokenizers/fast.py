@@ -222,7 +222,11 @@ class FastTokenizer(Tokenizer):
         write_transformers_config(folder, self, max_length, self._transformers_fields())
 
     def digest(self) -> str:
-        return hashlib.sha256(self._rust.to_str(pretty=False).encode()).hexdigest()
+        told = self._rust
+        if _adds_nothing(told.post_processor):  # which transformers writes where there was none
+            told = RustTokenizer.from_str(told.to_str())
+            told.post_processor = None
+        return hashlib.sha256(told.to_str(pretty=False).encode()).hexdigest()
 
     def pieces_digest(self) -> str:
         settings = {**self.settings(), "post_processor": None}
@@ -235,6 +239,15 @@ class FastTokenizer(Tokenizer):
 
     def _transformers_fields(self) -> dict[str, Any]:
         return {"tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+def _adds_nothing(processor: Any) -> bool:
+    """Whether a post-processor leaves texts and pairs as they are."""
+    if not isinstance(processor, processors.TemplateProcessing):
+        return False
+    settings = json.loads(processor.__getstate__())
+    parts = [*settings["single"], *settings["pair"]]
+    return not settings["special_tokens"] and all("Sequence" in part for part in parts)
 
 
 PROBES = 300

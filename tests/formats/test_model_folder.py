@@ -210,3 +210,27 @@ def test_a_classifier_without_its_last_layer(tiny_workspace: Path, tmp_path: Pat
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(InputError, match="it has no layer that gives classes"):
         open_folder(folder)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_folder_that_transformers_saved_again_is_opened(tmp_path: Path, adds: bool):
+    """It writes a post-processor that adds nothing where there was none."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer: Any = learn("bpe", ["the ship sails over the wide sea"] * 3, 280)
+    if not adds:
+        tokenizer._rust.post_processor = None
+    spec = ARCHITECTURES["llama"]
+    config = spec.config(
+        vocab_size=tokenizer.vocab_size, num_layers=1, hidden_size=16, num_heads=2, max_positions=32
+    )
+    model = CausalLM(spec.build(config))
+    write_model_folder(tmp_path / "ours", model, tokenizer, {})
+    saved = tmp_path / "saved"
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").save_pretrained(saved)
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "ours").save_pretrained(saved)
+    read = open_folder(saved)
+    assert read.tokenizer.encode("the sea") == tokenizer.encode("the sea")
+    ids = torch.tensor([tokenizer.encode("the sea")])
+    network = read.causal_lm().eval()
+    with torch.no_grad():
+        assert torch.equal(network.logits(network.body(ids)), model.eval().logits(model.body(ids)))
