@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-ALIGNMENT = 64
+TENSOR_ALIGNMENT = 64
 """Bytes at whose multiples PyTorch puts tensors. Products of what lies elsewhere are summed up in
 another order, and differ in their last bits."""
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -47,7 +47,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """Write contiguous tensors of a processor's memory.
 
     As the library's writer does, the widest first and by their names, but for the blanks behind the
-    head: with them the numbers begin where they can be mapped (see ``ALIGNMENT``).
+    head: with them the numbers begin where they can be mapped (see ``TENSOR_ALIGNMENT``).
     """
     import torch
     from safetensors.torch import _TYPES
@@ -62,7 +62,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         dtype = names[tensors[name].dtype]
         head[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    text += b" " * (-(8 + len(text)) % TENSOR_ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
@@ -127,7 +127,7 @@ class MappedTensors:
             if told is None or getattr(torch, told) != dtype or first != end:
                 return None
             end = last
-        if start == end or (self._start + start) % ALIGNMENT:
+        if start == end or (self._start + start) % TENSOR_ALIGNMENT:
             return None
         count, offset = (end - start) // dtype.itemsize, self._start + start
         return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=offset)
