@@ -66,7 +66,9 @@ def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            file.write(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+            # A single number is contiguous whatever its stride, and then can't be seen as bytes.
+            numbers = tensors[name].as_strided((tensors[name].numel(),), (1,))
+            file.write(numbers.view(torch.uint8).numpy().data)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
