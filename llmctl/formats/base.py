@@ -254,7 +254,7 @@ class Pretrained:
             head = HEADS[kind]
             fresh = [name for name in head.optional if name not in self.tensors]
             with contextlib.nullcontext() if fresh else undrawn():
-                body = self._built(self.config if dropout is None else self.config_with(dropout))
+                body = self._built(self.config_with(dropout))
                 model = head.build_described(body, self.tensors, self.fields)
             return self._filled(model, fresh, copied=self.owns_weights or dropout is not None)
 
@@ -349,14 +349,14 @@ class Pretrained:
 
     def _reader(self, dropout: float | None) -> Backbone:
         """The backbone as it reads whole texts: both ways, where it has learned to."""
-        config = self.config if dropout is None else self.config_with(dropout)
+        config = self.config_with(dropout)
         if self.purpose.kind == GptBertHead.kind:
             config = config.replace(bidirectional=True)
         return self._built(config)
 
-    def config_with(self, dropout: float) -> Any:
-        """The backbone's configuration with another dropout, where it has any."""
-        has_dropout = "dropout" in type(self.config).model_fields
+    def config_with(self, dropout: float | None) -> Any:
+        """The backbone's configuration with another dropout, where one is given and it has any."""
+        has_dropout = dropout is not None and "dropout" in type(self.config).model_fields
         return self.config.replace(dropout=dropout) if has_dropout else self.config
 
     def _built(self, config: Any) -> Backbone:

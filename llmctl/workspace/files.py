@@ -79,16 +79,26 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None
     durable: flush it to the disk first, which takes milliseconds.
     """
     payload = data.encode() if isinstance(data, str) else data
+    with replaced_file(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(payload)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """A name beside a file for what takes its place and permissions when the block ends well.
+
+    If the block raises, what it wrote goes.
+    """
     # A short name, as that of the file may be as long as names can be.
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{PARTIAL}")
     with errors_naming(path, temporary):
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(payload)
-                if durable:
-                    stream.flush()
-                    os.fsync(stream.fileno())
+            yield temporary
             take_mode(temporary, path)
             temporary.replace(path)
         except BaseException:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import InputError
-from llmctl.workspace.files import errors_naming, hidden_sibling, take_mode
+from llmctl.workspace.files import errors_naming, replaced_file
 
 if TYPE_CHECKING:
     import torch
@@ -30,17 +30,9 @@ def write_tensors(
 ) -> None:
     """Write safetensors in one step. Raises OSError, as any writer does, when the disk is full."""
     # Prepared beside it, a file that is there stays whole for whoever has it mapped.
-    hidden = hidden_sibling(path)
     contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    with errors_naming(path, hidden):
-        try:
-            hidden.unlink(missing_ok=True)
-            _save(hidden, contiguous, metadata or {"format": "pt"})
-            take_mode(hidden, path)
-            hidden.replace(path)
-        except BaseException:
-            hidden.unlink(missing_ok=True)
-            raise
+    with replaced_file(path) as temporary:
+        _save(temporary, contiguous, metadata or {"format": "pt"})
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
