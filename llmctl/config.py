@@ -68,7 +68,7 @@ class Config(BaseModel):
         frozen=True,
         extra="forbid",
         validate_default=True,
-        use_attribute_docstrings=True,
+        defer_build=True,
         allow_inf_nan=False,
     )
 

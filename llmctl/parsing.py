@@ -54,7 +54,7 @@ def parse_json(text: str | bytes) -> Any:
     its values would be lost."""
     text = _decoded(text)
     try:
-        with _gc_paused() if len(text) > LONG_JSON else contextlib.nullcontext():
+        with gc_paused() if len(text) > LONG_JSON else contextlib.nullcontext():
             value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise Malformed(error.msg, error.lineno) from None
@@ -159,7 +159,7 @@ def _decoded(text: str | bytes) -> str:
 
 
 @contextlib.contextmanager
-def _gc_paused() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Collect no garbage meanwhile: beside PyTorch's modules that takes four fifths of the time in
     which a long document is read, and finds nothing."""
     was_enabled = gc.isenabled()

@@ -69,7 +69,7 @@ def command(
 ) -> None:
     """Talk with a model that has learned to answer. From a pipe, each line is a turn."""
     asked = locals()
-    options.ask_for_large_pages()
+    options.load_pytorch(large_pages=True)
     from llmctl.cli.console import TerminalReporter
     from llmctl.stages.chat import ChatConfig, open_chat
 

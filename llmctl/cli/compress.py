@@ -94,6 +94,7 @@ def command(
     """Make a model smaller, and say in one table what that costs and gains: size, speed, and
     quality on held-out data, beside the start and a simpler method."""
     asked = locals()
+    options.load_pytorch()
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.compression.config import CompressConfig
     from llmctl.reporting.compression import render_compression

@@ -45,6 +45,7 @@ def command(
 ) -> None:
     """Make vectors of texts, to search or compare them by meaning."""
     asked = locals()
+    options.load_pytorch()
     from llmctl.cli.console import TerminalReporter, print_json
     from llmctl.cli.console import out as terminal
     from llmctl.data.tables.labelled_files import LabelledColumns

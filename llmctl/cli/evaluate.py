@@ -158,6 +158,7 @@ def command(
     asked = {**locals(), **flags}
     if reward is not None:
         asked = {**asked, "set_": [f"rewards.reward={reward}", *set_]}
+    options.load_pytorch()
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.inference.templates import as_given
     from llmctl.reporting.report import render_report

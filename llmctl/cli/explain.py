@@ -108,6 +108,7 @@ def _explain(
     run: str, texts: list[str], data: Path | None, columns: Any, asked_for: dict[str, Any]
 ) -> None:
     """Show which words decided."""
+    options.load_pytorch()
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.data.tables.labelled import Example
     from llmctl.reporting.explanation import page, render_explanation, render_methods
@@ -158,6 +159,7 @@ def _explain(
 
 def _look_inside(run: str, texts: list[str], columns: Any, asked_for: dict[str, Any]) -> None:
     """Show what happens in the network."""
+    options.load_pytorch()
     from llmctl.cli.console import TerminalReporter, out, print_json
     from llmctl.reporting.explanation import inside_page
     from llmctl.reporting.report import render_report

@@ -125,7 +125,7 @@ def command(
     """Write on from prompts. Always the likeliest token, unless an option asks for sampling, or the
     model's own generation_config.json does."""
     table = locals()
-    options.ask_for_large_pages()
+    options.load_pytorch(large_pages=True)
     from llmctl.cli.console import TerminalReporter, print_json
     from llmctl.stages.generate import (
         Templated,

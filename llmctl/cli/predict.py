@@ -43,6 +43,7 @@ def command(
     """Classify texts, by what a model has learned or by a template that asks it, or fill in the
     [MASK]s or sentinels of a text with a pretrained model."""
     asked = locals()
+    options.load_pytorch()
     from llmctl.cli.console import TerminalReporter, print_json
     from llmctl.data.tables.labelled_files import LabelledColumns
     from llmctl.data.text.sources import no_file

@@ -6,7 +6,11 @@ are made here from the commands themselves.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
+import textwrap
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +113,7 @@ def _table(of: str, rows: list[Row], besides: str) -> str:
 
 def _fields(config: Config, prefix: str) -> list[Row]:
     rows: list[Row] = []
+    texts = _texts(type(config))
     # As declared: a default such as 0, "by the width", is filled in when a configuration is made.
     complete = not any(field.is_required() for field in type(config).model_fields.values())
     declared = complete and config == type(config)()
@@ -120,8 +125,32 @@ def _fields(config: Config, prefix: str) -> list[Row]:
             shown = field.get_default() if declared else value
             words = words_of(field.annotation)
             values = f"One of: {', '.join(words)}. " if words else ""
-            rows.append((prefix + name, shown, values + _cell(field.description)))
+            rows.append(
+                (prefix + name, shown, values + _cell(field.description or texts.get(name)))
+            )
     return rows
+
+
+def _texts(config: type[Config]) -> dict[str, str]:
+    """What the source says below each field of a class and of those that it builds on."""
+    texts: dict[str, str] = {}
+    for base in reversed(config.__mro__):
+        if not issubclass(base, Config):
+            continue
+        try:
+            source = inspect.getsource(base)
+        except OSError:  # made at run time of others, which have one
+            continue
+        (tree,) = ast.parse(textwrap.dedent(source)).body
+        assert isinstance(tree, ast.ClassDef)
+        for line, below in pairwise(tree.body):
+            match line, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    texts[name] = inspect.cleandoc(text)
+    return texts
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def command(
     json: bool = flag("Print one JSON object a line.", "--json"),
 ) -> None:
     """Find the texts that are nearest to a query in meaning; every one is compared."""
+    options.load_pytorch()
     from llmctl.cli.console import print_json
     from llmctl.reporting.visible import visible
     from llmctl.stages.search import search

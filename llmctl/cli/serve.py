@@ -62,7 +62,7 @@ def command(
 ) -> None:
     """Serve models over HTTP, as OpenAI's clients and vLLM's expect it, with a page to chat at."""
     asked = locals()
-    options.ask_for_large_pages()
+    options.load_pytorch(large_pages=True)
     from llmctl.cli.console import TerminalReporter
     from llmctl.serving.config import ServeConfig
 

@@ -29,6 +29,7 @@ def run(
     parameters: of the command, by name. named: those that say what is trained on and from; the
     others but ``BESIDES`` are fields of the configuration. timed: a dry run tries some steps.
     """
+    options.load_pytorch()
     from llmctl.cli.console import TerminalReporter, out, print_dry_run, print_json
     from llmctl.stages import train
     from llmctl.stages.plan import plan

@@ -29,7 +29,7 @@ from llmctl.formats.description import (
     PurposeError,
     names_of_labels,
 )
-from llmctl.formats.filling import fill, fill_network
+from llmctl.formats.filling import Placement, fill, fill_network
 from llmctl.formats.frames import frame_in
 from llmctl.models.heads import HEADS, seq2seq
 from llmctl.models.heads.causal_lm import CausalLM
@@ -45,7 +45,6 @@ from llmctl.models.layers.virtual_tokens import VirtualShape, VirtualTokens
 from llmctl.models.ngram.arrays import model_of
 from llmctl.models.ngram.model import NgramModel
 from llmctl.models.spec import Backbone, ModelSpec
-from llmctl.models.weight_map import PartsReader
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.frames import Frame
 from llmctl.workspace.files import sha256_file, sha256_json
@@ -76,35 +75,6 @@ class Format(Protocol):
         ...
 
 
-class LazyTensors(Mapping[str, Tensor]):
-    """Tensors by name, each read when it is looked up, and kept by nobody."""
-
-    def __init__(self, readers: Mapping[str, Callable[[], Tensor]]) -> None:
-        self.readers = dict(readers)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.readers[name]()
-
-    def mapped_for(self, name: str, own: Tensor, files: dict[Path, Any]) -> Tensor | None:
-        """A tensor of ours where it lies in a file, if it can lie there; see ``PartsReader``."""
-        reader = self.readers.get(name)
-        return reader.mapped_for(own, files) if isinstance(reader, PartsReader) else None
-
-    def into(self, name: str, own: Tensor) -> bool:
-        """Read a tensor into one of ours, where its reader can; returns whether it could."""
-        reader = self.readers[name]
-        return isinstance(reader, PartsReader) and reader.into(own)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.readers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.readers)
-
-    def __len__(self) -> int:
-        return len(self.readers)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """A model that was trained, here or elsewhere: what it is, and where its tensors are."""
@@ -133,8 +103,8 @@ class Pretrained:
     """How many these are, or will be once they are learned."""
     quantised: Mapping[str, Callable[[], QuantisedMatrix]] = field(default_factory=dict)
     """What reads each matrix that the folder keeps in whole numbers, by our name of it."""
-    owns_weights: bool = False
-    """See ``owning``."""
+    lie: Placement = Placement.ALIGNED
+    """Where the weights of its networks lie."""
 
     @property
     def kind(self) -> str:
@@ -238,7 +208,12 @@ class Pretrained:
     def owning(self) -> Pretrained:
         """The model whose networks have weights of their own, for what is trained and for what
         outlives its files; those of others may lie in the pages of a file."""
-        return replace(self, owns_weights=True)
+        return replace(self, lie=Placement.OWN)
+
+    def anywhere(self) -> Pretrained:
+        """The model whose networks' weights lie wherever they begin in a file, for what ``prepare``
+        of llmctl/inference/weights.py gives another form."""
+        return replace(self, lie=Placement.ANYWHERE)
 
     def network(self) -> Any:
         """The model as it was trained, whatever it does: a network of llmctl/models/heads, or the
@@ -256,7 +231,7 @@ class Pretrained:
             with contextlib.nullcontext() if fresh else undrawn():
                 body = self._built(self.config_with(dropout))
                 model = head.build_described(body, self.tensors, self.fields)
-            return self._filled(model, fresh, copied=self.owns_weights or dropout is not None)
+            return self._filled(model, fresh, Placement.OWN if dropout is not None else self.lie)
 
     def ngram(self) -> NgramModel:
         """The tables of an n-gram model. Raises InputError if it is none."""
@@ -365,8 +340,10 @@ class Pretrained:
             body.put_before_texts(VirtualTokens(self.virtual))
         return body
 
-    def _filled(self, model: Net, without: Sequence[str] = (), *, copied: bool = True) -> Net:
-        fill_network(model, self.tensors, without, mapped=not copied)
+    def _filled(
+        self, model: Net, without: Sequence[str] = (), lie: Placement = Placement.OWN
+    ) -> Net:
+        fill_network(model, self.tensors, without, lie)
         for name in self.quantised.keys() & model.state_dict().keys():
             # What gives a layer another form may take the numbers as they are.
             part = model.get_submodule(name.removesuffix(".weight"))

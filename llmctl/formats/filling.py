@@ -1,45 +1,82 @@
-"""Tensors of a folder into a network's, one after another."""
+"""Tensors of a folder into a network's."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum, auto
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llmctl.workspace.tensors import MappedFiles
 
-@torch.no_grad()
+THREADED_BYTES = 1 << 24
+"""Fewer are read before threads have begun."""
+
+
 def fill(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into a network's, one after another: beside the network there is one at a time.
+    """Read tensors into a network's, by each thread one after another: beside the network there is
+    no more than one a thread.
 
     Raises ValueError for one that is missing or has another shape.
     """
+    threads = torch.get_num_threads() if getattr(tensors, "by_threads", False) else 1
+    if threads == 1 or sum(own.nbytes for own in state.values()) < THREADED_BYTES:
+        _fill(state, tensors)
+        return
+    names = list(state)
+    parts = [{name: state[name] for name in names[start::threads]} for start in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(_fill, parts, repeat(tensors)))
+
+
+@torch.no_grad()
+def _fill(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     into = getattr(tensors, "into", None)
-    for name, own in state.items():
-        if name not in tensors:
-            raise ValueError(f"there is no tensor {name}")
-        if into is not None and into(name, own):
-            continue
-        tensor = tensors[name]
-        if tensor.shape != own.shape:
-            raise ValueError(f"{name} is {sides(tensor.shape)}, not {sides(own.shape)}")
-        own.copy_(tensor)
+    files: dict[Path, Any] = {}
+    try:
+        for name, own in state.items():
+            if name not in tensors:
+                raise ValueError(f"there is no tensor {name}")
+            if into is not None and into(name, own, files):
+                continue
+            tensor = tensors[name]
+            if tensor.shape != own.shape:
+                raise ValueError(f"{name} is {sides(tensor.shape)}, not {sides(own.shape)}")
+            own.copy_(tensor)
+    finally:
+        for file in files.values():
+            file.close()
+
+
+class Placement(Enum):
+    """Where a network's weights lie."""
+
+    OWN = auto()
+    """In memory of their own, whatever becomes of their file."""
+    ALIGNED = auto()
+    """In the pages of their file, where they take no time and no memory, if they begin there as
+    PyTorch would have put them; else in memory of their own."""
+    ANYWHERE = auto()
+    """In the pages of their file, wherever they begin. Products of them may differ in their last
+    bits: see ``TENSOR_ALIGNMENT``."""
 
 
 @torch.no_grad()
 def fill_network(
-    model: nn.Module, tensors: Mapping[str, Tensor], without: Collection[str], *, mapped: bool
+    model: nn.Module, tensors: Mapping[str, Tensor], without: Collection[str], lie: Placement
 ) -> None:
-    """Give a network its tensors, but those that are left out.
+    """Give a network its tensors, but those that are left out, where they are to lie.
 
-    mapped: whether they stay in the pages of their file where they can lie there, so that they take
-    no time and no memory; the others are copied, as ``fill`` does. Raises ValueError for one that
-    is missing or has another shape.
+    What can't lie in a file is copied, as ``fill`` does. Raises ValueError for one that is missing
+    or has another shape.
     """
-    mapped_for = getattr(tensors, "mapped_for", None) if mapped else None
-    files: dict[Path, Any] = {}
+    mapped_for = None if lie is Placement.OWN else getattr(tensors, "mapped_for", None)
+    files = MappedFiles(anywhere=lie is Placement.ANYWHERE)
     copied = {}
     for name, own in model.state_dict(keep_vars=True).items():
         if name in without:

@@ -21,26 +21,28 @@ class OpensWithTokenizer(Protocol):
         ...
 
 
-def open_model(workspace: Workspace, name: str) -> tuple[Pretrained, InputRecord]:
-    """The network of a run's name or of a folder; a run's files are checked by their digests.
+def open_model(workspace: Workspace, name: str) -> tuple[Pretrained, Artefact | None]:
+    """The network of a run's name or of a folder, with its run if it is of one; a run's files are
+    checked by their digests.
 
     Raises InputError if there is none, it is not whole, or the model has no network.
     """
-    model, _, record = open_any_model(workspace, name)
+    model, run = open_any_model(workspace, name)
     _ = model.spec
-    return model, record
+    return model, run
 
 
-def open_any_model(
-    workspace: Workspace, name: str
-) -> tuple[Pretrained, Artefact | None, InputRecord]:
+def open_any_model(workspace: Workspace, name: str) -> tuple[Pretrained, Artefact | None]:
     """A model, an n-gram model too, as ``open_model`` opens it, with its run if it is of one."""
     path, run = find_model(workspace, name)
-    model = open_folder(path)
+    return open_folder(path), run
+
+
+def record_of(model: Pretrained, run: Artefact | None) -> InputRecord:
+    """A model as an input of what is made with it. Of a mere folder it reads all the weights."""
     if run is not None:
-        return model, run, run.as_input("model")
-    record = InputRecord(role="model", name=str(model.path.resolve()), digest=model.digest())
-    return model, None, record
+        return run.as_input("model")
+    return InputRecord(role="model", name=str(model.path.resolve()), digest=model.digest())
 
 
 def open_folder(path: Path) -> Pretrained:

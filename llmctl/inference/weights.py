@@ -12,6 +12,7 @@ M rows, I inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Literal
 
@@ -29,6 +30,7 @@ from llmctl.models.layers.feed_forward import ACTIVATIONS, FeedForward
 from llmctl.models.layers.quantised_embedding import QuantisedEmbedding
 from llmctl.models.layers.quantised_matrix import READ_QUANTISED, QuantisedMatrix
 from llmctl.models.spec import Backbone
+from llmctl.workspace.tensors import aligned
 
 WeightType = Literal["fp32", "bf16", "int8", "int4"]
 Kernels = Literal["torch", "native"]
@@ -49,7 +51,9 @@ class OneRowLinear(nn.Module):
         super().__init__()
         O, I = weight_OI.shape  # noqa: E741
         weight_OI = weight_OI.detach()
-        self.weight_OI = weight_OI.t().contiguous().t() if O > I else weight_OI.contiguous()
+        self.weight_OI = (
+            weight_OI.t().contiguous().t() if O > I else aligned(weight_OI.contiguous())
+        )
         self.bias_O = None if bias_O is None else bias_O.detach()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,9 +114,10 @@ def prepare(
     """Put a model's linear layers into another form, in place, for writing alone; returns its
     output layer, or None where that stays.
 
-    rows: how many are written at once. reader: what reads its sources. On a processor norms, what
-    lies between the layers and embeddings that the folder has in full stay fp32. Raises UsageError
-    for a type that the device can't do, or kernels that it can't have.
+    rows: how many are written at once. reader: what reads its sources. Weights may lie anywhere in
+    a file before; those of products don't afterwards. On a processor norms, what lies between the
+    layers and embeddings that the folder has in full stay fp32. Raises UsageError for a type that
+    the device can't do, or kernels that it can't have.
     """
     device = model.body.like_states().device
     if kernels == "native":
@@ -129,17 +134,30 @@ def prepare(
                     network.to(torch.bfloat16)
         return None
     layer = _NATIVE[dtype] if kernels == "native" else _layer(dtype, rows)
+    assert isinstance(model.body, nn.Module)
+    bodies = [model.body] if reader is None else [model.body, reader]
     if layer is None:
+        for network in (model, *bodies[1:]):
+            _align(network, tables=True)
         return None
     table: nn.Linear | nn.Embedding = model.output or model.body.embedding()
     head = _in_form(table, layer)
-    assert isinstance(model.body, nn.Module)
-    _replace_linears(model.body, layer)
-    if reader is not None:
-        _replace_linears(reader, layer)
+    for network in bodies:
+        _replace_linears(network, layer)
+        _align(network, tables=False)
     if dtype in ("int8", "int4"):
         keep_table_quantised(model.body)
     return head
+
+
+@torch.no_grad()
+def _align(network: nn.Module, *, tables: bool) -> None:
+    """Copy weights that lie in a file where PyTorch would have put none, in place. tables: those
+    of embeddings, too, which are not looked up alone."""
+    for module in network.modules():
+        if tables or not isinstance(module, nn.Embedding):
+            for own in module.parameters(recurse=False):
+                own.data = aligned(own.data)
 
 
 def keep_table_quantised(body: Backbone) -> None:
@@ -169,12 +187,22 @@ def prepare_reader(network: nn.Module, dtype: WeightType, *, rows: int) -> None:
 
 
 def _replace_linears(network: nn.Module, layer: Layer) -> None:
+    linears = []
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(parent, name, _in_form(child, layer))
+                linears.append((parent, name))
             elif isinstance(child, nn.Dropout):  # nothing here, but ten microseconds a call
                 setattr(parent, name, nn.Identity())
+
+    def replace(place: tuple[nn.Module, str]) -> None:
+        parent, name = place
+        setattr(parent, name, _in_form(getattr(parent, name), layer))
+
+    # To turn a matrix keeps one core busy; other forms are made by all of them already.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list((pool.map if layer is OneRowLinear else map)(replace, linears))
+    for parent in network.modules():
         if isinstance(parent, FeedForward) and isinstance(parent.expand, PackedLinear):
             _fuse_activation(parent, parent.expand)
 

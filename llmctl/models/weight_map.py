@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -238,6 +238,25 @@ class WeightMap:
         )
 
 
+@runtime_checkable
+class TensorFiles(Protocol):
+    """Tensors in files, each read where it is wanted; several threads may read at once."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes by name."""
+        ...
+
+    def into(self, name: str, place: Tensor, files: dict[Path, Any]) -> None:
+        """Read a tensor into one of its shape. files: those that a thread has open already."""
+        ...
+
+    def mapped(self, names: Sequence[str], dtype: torch.dtype, files: Any) -> Tensor | None:
+        """The numbers of tensors that lie one behind another, as a vector in their file's pages, if
+        they can be had so. files: those that are mapped."""
+        ...
+
+
 @dataclass(frozen=True)
 class PartsReader:
     """Makes a tensor of ours of theirs, when it is called."""
@@ -251,31 +270,38 @@ class PartsReader:
     def __call__(self) -> Tensor:
         return self.rule.join([self.names.take(self.tensors, name) for name in self.theirs])
 
-    def mapped_for(self, own: Tensor, files: dict[Path, Any]) -> Tensor | None:
+    def mapped_for(self, own: Tensor, files: Any) -> Tensor | None:
         """Ours where theirs lie in a file, if they have the type of a tensor of ours and lie there
-        as in it; else None. files: what is mapped already."""
-        mapped = getattr(self.tensors, "mapped", None)
-        if mapped is None or not (self.rule.in_place and self.rule.is_concatenation):
+        as in it; else None. files: those that are mapped, a ``MappedFiles``."""
+        joined = self.rule.in_place and self.rule.is_concatenation
+        if not joined or not isinstance(self.tensors, TensorFiles):
             return None
         parts = self.rule.split(own, self.config)
         names = [self.names.name_in(self.tensors, name) for name in self.theirs]
-        shapes = self.tensors.shapes  # type: ignore[attr-defined]
+        shapes = self.tensors.shapes
         if [part.shape for part in parts] != [shapes[name] for name in names]:
             return None
-        numbers: Tensor | None = mapped(names, own.dtype, files)
+        numbers = self.tensors.mapped(names, own.dtype, files)
         return None if numbers is None else numbers.view(own.shape)
 
-    def into(self, own: Tensor) -> bool:
-        """Copy theirs into a tensor of ours, one after another, where each has its place in it;
-        returns whether that could be. Without it theirs are held beside ours while it is made."""
+    def into(self, own: Tensor, files: dict[Path, Any]) -> bool:
+        """Read theirs into a tensor of ours, one after another, where each has its place in it;
+        returns whether that could be. Without it theirs are held beside ours while it is made.
+        files: what is open already."""
         if not self.rule.in_place:
             return False
         places = self.rule.split(own, self.config)
-        for place, name in zip(places, self.theirs, strict=True):
-            part = self.names.take(self.tensors, name)
-            if place.shape != part.shape:
-                return False
-            place.copy_(part)
+        names = [self.names.name_in(self.tensors, name) for name in self.theirs]
+        for place, name in zip(places, names, strict=True):
+            if isinstance(self.tensors, TensorFiles):
+                if place.shape != self.tensors.shapes[name]:
+                    return False
+                self.tensors.into(name, place, files)
+            else:
+                part = self.tensors[name]
+                if place.shape != part.shape:
+                    return False
+                place.copy_(part)
         return True
 
 

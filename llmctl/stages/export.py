@@ -21,7 +21,7 @@ from llmctl.formats.gguf.writing import CALLED, MADE_FROM, QUANTISATION
 from llmctl.formats.ollama import Ollama
 from llmctl.formats.ollama.modelfile import MODELFILE, sampling_parameters
 from llmctl.formats.onnx.writing import write_onnx
-from llmctl.formats.open import open_any_model
+from llmctl.formats.open import open_any_model, record_of
 from llmctl.formats.rewriting import check_is_whole, fields_beside, write_rewritten
 from llmctl.formats.sampling_defaults import FILE as GENERATION_CONFIG
 from llmctl.formats.sampling_defaults import (
@@ -90,7 +90,7 @@ def export(
             f"--quantisation {config.quantisation} is for gguf and ollama; leave it out with "
             f"--format {config.format}"
         )
-    model, run, record = open_any_model(workspace, start)
+    model, run = open_any_model(workspace, start)
     if model.architecture is None:
         raise InputError(f"{start} is {model.described}, which no other program opens")
     check_is_whole(model)
@@ -98,7 +98,8 @@ def export(
     target = out or Path(f"{name}{ENDINGS[config.format]}")
     if not target.parent.is_dir():
         raise InputError(f"{target}: there is no folder {target.parent}; make it, or name another")
-    made_from = sha256_json([EXPORT_VERSION, record.digest, config.model_dump(mode="json")])
+    digest = record_of(model, run).digest
+    made_from = sha256_json([EXPORT_VERSION, digest, config.model_dump(mode="json")])
     if os.path.lexists(target) and not force:
         if _made_before(target, made_from):
             return Exported(target, _size(target), True)

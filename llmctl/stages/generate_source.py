@@ -72,7 +72,7 @@ def write_from_file(
         "column": column,
         "suffix": output.path.suffix,
         "reading": [reading.encoding, reading.errors, reading.header],
-        **generation.identity,
+        **generation.identity(),
     }
     with _opened(output, sha256_json(made_from)[:16]) as file:
         block = generation.block_size

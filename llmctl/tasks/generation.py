@@ -97,15 +97,12 @@ class TextGenerator(ABC):
         check_draft_tokens(config, draft)
         rows = self._rows * (config.draft_tokens + 1 if guesses else 1)
         self._decoder = self.decoder(model, config, rows)
-        digests = [model.record.digest]
+        self._draft_model = draft
         self._draft: DecoderRunner | None = None
         if draft is not None:
             together = self._rows if Engine.writes(self._decoder, config) else 1
             check_draft(draft, self.tokenizer, model.name)
             self._draft = draft_decoder(draft, config, rows=together)
-            digests.append(draft.record.digest)
-        self.identity: dict[str, Any] = {"models": digests, "config": config.identity()}
-        """What decides the texts."""
         self._rules = CompiledSamplingParams(config, self.tokenizer)
         self._told = False
         self._constraint: Callable[[], Constraint] | None = None
@@ -120,7 +117,13 @@ class TextGenerator(ABC):
         if form is not None:
             self._check_constrained()
             self._constraint = Grammars(self.tokenizer, self._rules.ends).constraint(*form)
-            self.identity["form"] = list(form)
+        self._form = form
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the texts. The weights' digests are among it, for which they are read."""
+        models = [self.model, *([self._draft_model] if self._draft_model else [])]
+        value = {"models": [one.record.digest for one in models], "config": self.config.identity()}
+        return value if self._form is None else {**value, "form": list(self._form)}
 
     @classmethod
     def default_batch(cls, config: GenerateConfig) -> int:

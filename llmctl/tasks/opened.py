@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Self
 
 from llmctl.formats.columns import Finetuned
 from llmctl.formats.description import CLOZE, MODEL_KINDS
-from llmctl.formats.open import open_any_model
+from llmctl.formats.open import open_any_model, record_of
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.manifests import InputRecord
 
@@ -16,14 +18,21 @@ from llmctl.workspace.manifests import InputRecord
 class OpenedModel(Finetuned):
     """A model that is measured, predicts or writes."""
 
-    record: InputRecord
-    """The model as an input of what is made with it."""
+    read_record: Callable[[], InputRecord]
+    """Makes ``record``."""
+
+    @cached_property
+    def record(self) -> InputRecord:
+        """The model as an input of what is made with it. Where nothing is, its weights need not be
+        read for their digest."""
+        return self.read_record()
 
     @classmethod
     def open(cls, workspace: Workspace, name: str, *, owning: bool = False) -> Self:
         """The model of a run's name or of a folder. owning: see ``Pretrained.owning``. Raises
         InputError if there is none."""
-        folder, run, record = open_any_model(workspace, name)
+        folder, run = open_any_model(workspace, name)
+        record = partial(record_of, folder, run)
         return cls(name, folder.owning() if owning else folder, run, record)
 
     @property

@@ -13,7 +13,7 @@ from llmctl.data.shards.choosing import choose_shards
 from llmctl.data.text.input_files import data_record
 from llmctl.errors import InputError, UsageError
 from llmctl.formats.base import Pretrained
-from llmctl.formats.open import open_model
+from llmctl.formats.open import open_model, record_of
 from llmctl.models import ARCHITECTURES
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks import DEFAULT_TASK, TASKS, WITHOUT_NETWORK, finetuning_task, task_of, tasks_of
@@ -297,7 +297,8 @@ class FinetuneRequest(Request):
             assert teachers is not None
             base, called = task.new_student(self.config, teachers)
             return base, None, called
-        return *open_model(workspace, self._network(workspace, reporter)), self.start
+        model, run = open_model(workspace, self._network(workspace, reporter))
+        return model, record_of(model, run), self.start
 
     def pinned(
         self,

@@ -88,15 +88,64 @@ def tensor_heads(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {name: (p.get_dtype(), tuple(p.get_shape())) for name, p in parts.items()}
 
 
+class TensorReader:
+    """A safetensors file that is opened once for many of its tensors, each read where it is wanted:
+    beside them there is nothing of the file in memory. To be closed."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError if the file is missing or malformed."""
+        with _opened(path):  # the library looks whether the head is sound
+            pass
+        self._path = path
+        with errors_naming(path):
+            self._file = path.open("rb", buffering=0)
+            length = int.from_bytes(self._file.read(8), "little")
+            self._start = 8 + length
+            self._head: dict[str, Any] = json.loads(self._file.read(length))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def into(self, name: str, place: Tensor) -> Tensor:
+        """Read a tensor into one of its shape; returns the numbers as the file has them.
+
+        Raises InputError where the file has no such tensor any more, or ends before it does.
+        """
+        import torch
+
+        told = self._head.get(name, {})
+        dtype = getattr(torch, FLOATS.get(told.get("dtype"), ""), None)
+        if dtype is None or told["shape"] != list(place.shape):
+            raise _changed(self._path, name)
+        place = place.detach()
+        in_place = place.dtype == dtype and place.is_contiguous() and place.device.type == "cpu"
+        numbers = place if in_place else torch.empty(place.shape, dtype=dtype)
+        rest = numbers.view(-1).view(torch.uint8).numpy().data
+        with errors_naming(self._path):
+            self._file.seek(self._start + told["data_offsets"][0])
+            while rest:
+                if not (read := self._file.readinto(rest)):
+                    raise _changed(self._path, name)
+                rest = rest[read:]
+        if not in_place:
+            place.copy_(numbers)
+        return numbers
+
+
 class MappedTensors:
     """A safetensors file in memory as the system has it: its pages take none beside the system's
     cache of files, and processes share them. What is written to a page is this object's own and
     does not reach the file."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises InputError if the file is missing or malformed."""
+    def __init__(self, path: Path, *, anywhere: bool = False) -> None:
+        """anywhere: whether a tensor may begin where PyTorch would put none.
+
+        Raises InputError if the file is missing or malformed.
+        """
         import torch
 
+        self._step = 1 if anywhere else TENSOR_ALIGNMENT
         with _opened(path):  # the library looks whether the head is sound
             pass
         self._path = path
@@ -111,7 +160,7 @@ class MappedTensors:
 
     def together(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
         """The numbers of tensors of a type that lie one behind another, as a vector in the file's
-        pages; None where they don't lie so, or begin where PyTorch would put none."""
+        pages; None where they don't lie so, or begin where they may not."""
         import torch
 
         start = end = self._offsets(names[0])[0]
@@ -121,7 +170,7 @@ class MappedTensors:
             if told is None or getattr(torch, told) != dtype or first != end:
                 return None
             end = last
-        if start == end or (self._start + start) % TENSOR_ALIGNMENT:
+        if start == end or (self._start + start) % self._step:
             return None
         count, offset = (end - start) // dtype.itemsize, self._start + start
         return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=offset)
@@ -129,12 +178,35 @@ class MappedTensors:
     def _offsets(self, name: str) -> tuple[int, int]:
         """Where a tensor begins and ends, in bytes behind the head."""
         if name not in self._head:
-            raise InputError(
-                f"{self._path} changed while it was read: it has no tensor {name} any more; run "
-                "the command again"
-            )
+            raise _changed(self._path, name)
         first, last = self._head[name]["data_offsets"]
         return int(first), int(last)
+
+
+class MappedFiles:
+    """The files of safetensors that a network's weights are mapped from."""
+
+    def __init__(self, *, anywhere: bool) -> None:
+        """anywhere: see ``MappedTensors``."""
+        self._anywhere, self._files = anywhere, dict[Path, MappedTensors]()
+
+    def __getitem__(self, path: Path) -> MappedTensors:
+        """A file, mapped when it is first asked for. Raises InputError as ``MappedTensors``."""
+        if path not in self._files:
+            self._files[path] = MappedTensors(path, anywhere=self._anywhere)
+        return self._files[path]
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """A tensor, or a copy of it if it begins where PyTorch would have put none."""
+    return tensor.clone() if tensor.data_ptr() % TENSOR_ALIGNMENT else tensor
+
+
+def _changed(path: Path, name: str) -> InputError:
+    return InputError(
+        f"{path} changed while it was read: it has no tensor {name} any more, or another; run the "
+        "command again"
+    )
 
 
 @contextlib.contextmanager

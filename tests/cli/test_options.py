@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,26 @@ def test_options_flags_and_arguments_are_parsed_by_their_names():
     assert said("a", "--size", "3", "--from", "x", "-q") == "['a'] 3 x True"
     assert "by what" in said("--help")
     assert CliRunner().invoke(app, []).exit_code == 2
+
+
+LOADING = """
+import gc
+import llmctl.parsing
+from llmctl.cli.options import load_pytorch
+looked = []
+gc.callbacks.append(lambda phase, info: looked.append(phase))
+load_pytorch()
+import torch
+print(len(looked), gc.isenabled(), gc.get_freeze_count() > 100_000)
+load_pytorch()
+print(gc.isenabled())
+"""
+
+
+def test_pytorch_is_loaded_without_looking_for_garbage():
+    result = subprocess.run(
+        [sys.executable, "-c", LOADING], capture_output=True, text=True, check=True
+    )
+    first, again = result.stdout.splitlines()
+    assert first == "0 True True"
+    assert again == "True"

@@ -95,7 +95,7 @@ def on_pairs(classifier: Finetune, folder: Path) -> str:
 
 
 def finetuned(place: Workspace, name: str) -> Finetuned:
-    folder, run, _ = open_any_model(place, name)
+    folder, run = open_any_model(place, name)
     return Finetuned(name, folder, run)
 
 

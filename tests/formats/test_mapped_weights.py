@@ -8,6 +8,7 @@ import os
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llmctl.errors import InputError
+from llmctl.formats import filling
 from llmctl.formats.open import open_folder
 from llmctl.formats.peft.folder import Adapter
+from llmctl.inference.decoder import CausalDecoder
+from llmctl.inference.weights import OneRowLinear, prepare
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.training.adapters.base import merge
 from llmctl.training.adapters.lora import LoraConfig, add_lora, learned
-from llmctl.workspace.tensors import MappedTensors, write_tensors
-from tests.formats.test_weights import make
+from llmctl.workspace.tensors import MappedTensors, TensorReader, write_tensors
+from tests.formats.test_weights import edit, make
 
 IDS_BT = torch.tensor([[1, 2, 3, 4]])
 
@@ -139,6 +143,89 @@ def test_what_is_mapped_is_what_is_read(
             assert both is not None
             assert torch.equal(both, expected)
         assert mapped.together([second, first], dtype) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(shape=st.tuples(st.integers(0, 3), st.integers(1, 5)),
+       kept=st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+       wanted=st.sampled_from([torch.float32, torch.bfloat16]),
+       turned=st.booleans(), head=st.text(max_size=9))  # fmt: skip
+def test_what_is_read_into_a_place_is_what_the_library_reads(
+    tmp_path_factory: pytest.TempPathFactory,
+    shape: tuple[int, int],
+    kept: torch.dtype,
+    wanted: torch.dtype,
+    turned: bool,
+    head: str,
+):
+    """Of another type, or where numbers don't lie one behind another, too."""
+    path = tmp_path_factory.mktemp("any") / "some.safetensors"
+    tensors = {"a": torch.randn(shape).to(kept), "b": torch.randn(7, dtype=torch.float64)}
+    save_file(tensors, path, {"said": head})
+    reader = TensorReader(path)
+    for name in ("a", "b", "a"):
+        tensor = load_file(path)[name]
+        place = torch.full(tensor.shape[::-1] if turned else tensor.shape, 3.0, dtype=wanted)
+        place = place.mT if turned and place.dim() > 1 else place
+        assert torch.equal(reader.into(name, place), tensor)
+        assert torch.equal(place, tensor.to(wanted))
+    with pytest.raises(InputError, match="changed while it was read"):
+        reader.into("b", torch.empty(8))
+    reader.close()
+
+
+def test_a_file_that_is_cut_off_meanwhile_is_named(tmp_path: Path):
+    path = tmp_path / "some.safetensors"
+    save_file({"a": torch.randn(1000)}, path)
+    reader = TensorReader(path)
+    os.truncate(path, 1000)
+    with pytest.raises(InputError, match=r"some\.safetensors changed while it was read"):
+        reader.into("a", torch.empty(1000))
+    reader.close()
+
+
+@pytest.mark.parametrize("arch", ["gpt", "llama"])
+def test_what_several_threads_read_is_what_one_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str
+):
+    written = make(tmp_path, arch).state_dict()
+    monkeypatch.setattr(filling, "THREADED_BYTES", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    read = open_folder(tmp_path).owning().causal_lm().state_dict()
+    assert read.keys() == written.keys()
+    assert all(torch.equal(own, written[name]) for name, own in read.items())
+    edit(tmp_path, lambda tensors: next(iter(tensors.values())).fill_(torch.nan))
+    with pytest.raises(InputError, match="not finite"):
+        open_folder(tmp_path).owning().causal_lm()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("arch", ["gpt", "llama"])
+def test_what_is_written_is_the_same_wherever_weights_begin(
+    tmp_path: Path, arch: str, rows: int, dtype: Any
+):
+    make(tmp_path, arch)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path), path, {"format": "pt", "said": "x" * 8})
+    folder = open_folder(tmp_path)
+
+    def decoder(model: CausalLM) -> CausalDecoder:
+        return CausalDecoder(model, head=prepare(model, dtype, rows=rows))
+
+    model = folder.anywhere().causal_lm()
+    pages = pages_of(path)
+    assert any(lies_in(own, pages) and own.data_ptr() % 64 for own in model.parameters())
+    there, owned = decoder(model), decoder(folder.owning().causal_lm())
+    prompts = [[1, 2, 3]] * rows
+    assert torch.equal(there.prefill(prompts, 4), owned.prefill(prompts, 4))
+    step = torch.tensor([[4]] * rows)
+    assert torch.equal(there.extend(step), owned.extend(step))
+    for part in model.body.modules():
+        weights = [part.weight_OI] if isinstance(part, OneRowLinear) else []
+        if not isinstance(part, nn.Embedding):
+            weights += part.parameters(recurse=False)
+        assert not any(own.data_ptr() % 64 for own in weights), part
 
 
 @settings(max_examples=50, deadline=None)

@@ -240,7 +240,7 @@ def _ngram(folder: Path) -> None:
 def _answers(folder: Path) -> list[Any]:
     """What a command would make of a model: classes, words behind masks, or text."""
     place = Workspace(folder / "workspace")
-    opened, _, _ = open_any_model(place, str(folder / "model"))
+    opened, _ = open_any_model(place, str(folder / "model"))
     architecture = getattr(opened, "architecture", None)
     if architecture is not None and architecture.kind == "encoder":
         texts = ["the ship [MASK] over the sea", "[MASK] lay eggs"]

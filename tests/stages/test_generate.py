@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from llmctl.cli.app import app
 from llmctl.config import build
+from llmctl.formats import base
 from llmctl.formats.open import open_folder
 from llmctl.formats.peft.folder import Adapter
 from llmctl.stages.generate import open_generation
@@ -443,3 +444,19 @@ def test_a_process_ends_with_one_sentence(models: Workspace):
     result = llmctl(models.root, "generate", "--from", "gpt", *FEW, stdin=f"The ship\n{LONG}\n",
                     code=3)  # fmt: skip
     assert "standard input:2 has" in one_sentence(result)
+
+
+def test_weights_are_not_read_for_a_digest_that_nobody_asks_for(
+    models: Workspace, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(models.get("run", "gpt").folder / "model", folder)
+    expected = run("--from", folder, "--prompt", "a")
+
+    def digest(path: Path) -> str:
+        raise AssertionError(f"{path} is read")
+
+    monkeypatch.setattr(base, "sha256_file", digest)
+    assert run("--from", folder, "--prompt", "a").stdout == expected.stdout
+    with pytest.raises(AssertionError, match="is read"):
+        open_generation(models, str(folder), GenerateConfig(device="cpu")).identity()

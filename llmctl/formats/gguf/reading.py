@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from llmctl.errors import InputError, did_you_mean
-from llmctl.formats.base import LazyTensors, Pretrained
+from llmctl.formats.base import Pretrained
 from llmctl.formats.description import MAX_LENGTH, Purpose, PurposeError
 from llmctl.formats.gguf.file import AGAIN
 from llmctl.formats.gguf.parts import GgufParts
 from llmctl.formats.huggingface.weights import check_body, check_sizes
+from llmctl.formats.lazy_tensors import LazyTensors
 from llmctl.models.config_json import FieldError
 from llmctl.models.gguf_names import (
     CLASSIFIES,

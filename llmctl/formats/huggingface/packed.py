@@ -36,7 +36,7 @@ from llmctl.models.spec import TOKEN_TABLE
 from llmctl.models.weight_map import Rule, Transpose, WeightMap
 from llmctl.parsing import read_json_object
 from llmctl.workspace.files import to_json
-from llmctl.workspace.tensors import MappedTensors, read_tensors, write_tensors
+from llmctl.workspace.tensors import MappedFiles, TensorReader, read_tensors, write_tensors
 
 QUANTIZATION = "quantization_config"
 """The field of config.json that says how numbers are packed."""
@@ -164,9 +164,13 @@ class PackedWeights(Weights):
         """Shapes by name, as if no matrix were packed."""
         return self._shapes
 
-    def mapped(
-        self, names: Sequence[str], dtype: torch.dtype, files: dict[Path, MappedTensors]
-    ) -> Tensor | None:
+    def into(self, name: str, place: Tensor, files: dict[Path, TensorReader]) -> None:
+        if name in self._packed:
+            place.copy_(self[name])
+        else:
+            self._weights.into(name, place, files)
+
+    def mapped(self, names: Sequence[str], dtype: torch.dtype, files: MappedFiles) -> Tensor | None:
         """The numbers of tensors that are not packed, as ``Weights`` gives them."""
         unchanged = self._packed.isdisjoint(names)
         return self._weights.mapped(names, dtype, files) if unchanged else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llmctl.formats.base import LazyTensors
+from llmctl.formats.lazy_tensors import LazyTensors
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 
 ENCODER, DECODER, START = "encoder.", "decoder.", "start.weight"

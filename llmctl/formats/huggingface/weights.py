@@ -24,7 +24,7 @@ from llmctl.models.layers.initialisation import Undrawn
 from llmctl.models.spec import HUGGING_FACE, ModelSpec
 from llmctl.models.weight_map import WeightMap
 from llmctl.parsing import read_json_object
-from llmctl.workspace.tensors import FLOATS, MappedTensors, read_tensor, tensor_heads
+from llmctl.workspace.tensors import FLOATS, MappedFiles, TensorReader, read_tensor, tensor_heads
 
 WEIGHTS_FILE = "model.safetensors"
 PICKLED = "pytorch_model.bin"
@@ -111,21 +111,27 @@ class Weights(Mapping[str, Tensor]):
             _check_finite(path, name, tensor)
         return tensor
 
-    def mapped(
-        self, names: Sequence[str], dtype: torch.dtype, files: dict[Path, MappedTensors]
-    ) -> Tensor | None:
+    def into(self, name: str, place: Tensor, files: dict[Path, TensorReader]) -> None:
+        """Read a tensor into one of its shape. files: those that are open already; its own becomes
+        one of them. Raises InputError as ``__getitem__``."""
+        path, inner, _ = self._places[name]
+        if path.suffix in PICKLED_ENDINGS:
+            place.copy_(self[name])
+            return
+        if path not in files:
+            files[path] = TensorReader(path)
+        _check_finite(path, name, files[path].into(inner, place))
+
+    def mapped(self, names: Sequence[str], dtype: torch.dtype, files: MappedFiles) -> Tensor | None:
         """The numbers of tensors of a type that lie one behind another in a file of safetensors, as
         a vector in the file's own pages; None where they don't lie so, or are not read as they lie.
 
-        files: those that are mapped already; this one becomes one of them. Raises InputError as
-        ``__getitem__``.
+        Raises InputError as ``__getitem__``.
         """
         places = [self._places[name] for name in names]
         path = places[0].file
         if path.suffix in PICKLED_ENDINGS or any(place.file != path for place in places):
             return None
-        if path not in files:
-            files[path] = MappedTensors(path)
         tensor = files[path].together([place.name for place in places], dtype)
         if tensor is not None:
             _check_finite(path, " and ".join(names), tensor)

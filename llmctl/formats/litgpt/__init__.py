@@ -9,7 +9,7 @@ from typing import Any
 
 from llmctl import tokenizers
 from llmctl.errors import InputError, read_errors_naming
-from llmctl.formats.base import LazyTensors, Pretrained
+from llmctl.formats.base import Pretrained
 from llmctl.formats.description import Purpose
 from llmctl.formats.huggingface.weights import (
     AGAIN,
@@ -18,6 +18,7 @@ from llmctl.formats.huggingface.weights import (
     check_sizes,
     load_pickled,
 )
+from llmctl.formats.lazy_tensors import LazyTensors
 from llmctl.models import BY_MODEL_TYPE
 from llmctl.models.config_json import FieldError
 from llmctl.models.litgpt_fields import described_by

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from llmctl.errors import InputError, read_errors_naming
-from llmctl.formats.base import LazyTensors, Pretrained
+from llmctl.formats.base import Pretrained
 from llmctl.formats.description import Purpose
+from llmctl.formats.lazy_tensors import LazyTensors
 from llmctl.models.gguf_names import EMBEDDING_TENSOR, GGUF_ARCHITECTURES, OUTPUT_TENSOR
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.scored_pieces import build_scored

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from llmctl.errors import InputError, did_you_mean
-from llmctl.formats.base import LazyTensors, Pretrained
+from llmctl.formats.base import Pretrained
 from llmctl.formats.description import Purpose
 from llmctl.formats.huggingface.weights import Weights, check_body, check_sizes, load_pickled
+from llmctl.formats.lazy_tensors import LazyTensors
 from llmctl.formats.nanogpt.tokenizer import read_tokenizer_for
 from llmctl.models import ARCHITECTURES
 from llmctl.models.config_json import FieldError

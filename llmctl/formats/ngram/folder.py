@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from llmctl import tokenizers
 from llmctl.errors import InputError
-from llmctl.formats.base import LazyTensors, Pretrained
+from llmctl.formats.base import Pretrained
 from llmctl.formats.description import TOKENIZER, Purpose, check_tokenizer
+from llmctl.formats.lazy_tensors import LazyTensors
 from llmctl.models.ngram.arrays import arrays_of
 from llmctl.models.ngram.model import NgramModel
 from llmctl.models.ngram.smoothing import NgramConfig

@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from llmctl.errors import InputError
-from llmctl.formats.base import LazyTensors, Pretrained
+from llmctl.formats.base import Pretrained
 from llmctl.formats.huggingface.reading import read_folder
 from llmctl.formats.huggingface.weights import AGAIN, PICKLED, WEIGHTS_FILE
+from llmctl.formats.lazy_tensors import LazyTensors
 from llmctl.formats.peft.reading import PICKLED_ADAPTER, Reading
 from llmctl.formats.peft.virtual import virtual_in
 from llmctl.formats.peft.writing import (

@@ -34,7 +34,7 @@ from llmctl.models.spec import HUGGING_FACE, TOKEN_TABLE, ModelSpec
 from llmctl.models.weight_map import Transpose
 from llmctl.parsing import read_json_object
 from llmctl.tokenizers.loading import IN_A_FOLDER
-from llmctl.workspace.tensors import MappedTensors
+from llmctl.workspace.tensors import MappedFiles, TensorReader
 
 PICKLED_ADAPTER = "adapter_model.bin"
 LORA, IA3 = "LORA", "IA3"
@@ -246,9 +246,15 @@ class AdaptedWeights(Weights):
         tensor = self._base[name]
         return self._changes[name](tensor) if name in self._changes else tensor
 
-    def mapped(
-        self, names: Sequence[str], dtype: torch.dtype, files: dict[Path, MappedTensors]
-    ) -> Tensor | None:
+    def into(self, name: str, place: Tensor, files: dict[Path, TensorReader]) -> None:
+        if name in self._whole:
+            self._adapter.into(self._whole[name], place, files)
+        elif name in self._changes:
+            place.copy_(self[name])
+        else:
+            self._base.into(name, place, files)
+
+    def mapped(self, names: Sequence[str], dtype: torch.dtype, files: MappedFiles) -> Tensor | None:
         """The numbers of tensors that nothing was learned of, as ``Weights`` gives them."""
         unchanged = {*self._whole, *self._changes}.isdisjoint(names)
         return self._base.mapped(names, dtype, files) if unchanged else None

@@ -17,10 +17,11 @@ from typing import Any
 from torch import Tensor
 
 from llmctl.errors import InputError
-from llmctl.formats.base import LazyTensors, Pretrained
+from llmctl.formats.base import Pretrained
 from llmctl.formats.description import MAX_LENGTH, Purpose
 from llmctl.formats.huggingface.reading import read_folder
 from llmctl.formats.huggingface.writing import write_model_folder
+from llmctl.formats.lazy_tensors import LazyTensors
 from llmctl.models.config_json import shown
 from llmctl.models.heads.embed import NORMALIZE, POOLING, Embedder, Pooling
 from llmctl.parsing import Malformed, parse_json, read_json_object

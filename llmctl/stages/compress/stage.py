@@ -271,7 +271,10 @@ class Compression:
             smaller = make_smaller(self.start.folder, config, windows, progress, self.rows)
             write_smaller(smaller, self.start.folder, config, folder / "model")
         opened = open_folder(folder / "model")
-        record = InputRecord(role="model", name=name, digest=opened.digest())
+
+        def record() -> InputRecord:
+            return InputRecord(role="model", name=name, digest=opened.digest())
+
         return OpenedModel(name, opened, self.start.run, record)
 
     def _check_loss(self, loss: float) -> None:

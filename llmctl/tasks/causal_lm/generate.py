@@ -18,7 +18,7 @@ class Continuation(TextGenerator):
     @staticmethod
     def decoder(model: OpenedModel, config: GenerateConfig, rows: int) -> DecoderRunner:
         folder = model.folder
-        lm = folder.causal_lm().to(choose_device(config.device, "--device"))
+        lm = folder.anywhere().causal_lm().to(choose_device(config.device, "--device"))
         head = prepare(lm, config.dtype, rows=rows, kernels=config.kernels)
         return CausalDecoder(lm, longest=folder.max_length, head=head, tokenizer=folder.tokenizer)
 
