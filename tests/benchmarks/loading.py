@@ -1,6 +1,6 @@
 """How long a language model takes to be loaded and how much memory, beside transformers; by hand.
 
-    python -m tests.benchmarks.loading MODEL [--rounds 5] [--threads 1]
+    python -m tests.benchmarks.loading MODEL [--rounds 5] [--threads 2]
 
 MODEL: a folder of transformers' with safetensors. Each of the two loads it with its tokenizer, in
 processes of its own and in turns, from the system's cache of files, and looks at a number in every
@@ -13,6 +13,9 @@ page of the weights, so that they are in memory. Shown are
   as a multiple of the weights' bytes; and how much at the end is the process's own (RssAnon), for
   what it has mapped of a file counts as resident too, but the system takes that back when it likes.
 
+Then, of whole programs that write one token behind a prompt, ``llmctl generate`` and a script of
+five lines with transformers: seconds from start to end, and of computing.
+
 Medians, least to greatest.
 """
 
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -74,11 +78,44 @@ def load(how: str, folder: Path, started: float) -> dict[str, float]:
     }  # fmt: skip
 
 
+PROMPT = "The capital of France is"
+SCRIPT = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(int(sys.argv[3]))
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+ids = model.generate(
+    **tokenizer(sys.argv[2], return_tensors="pt"), max_new_tokens=1, do_sample=False
+)
+print(tokenizer.decode(ids[0], skip_special_tokens=True))
+"""
+
+
+def write_one_token(how: str, model: Path, threads: int) -> dict[str, float]:
+    """One program from its start to its end."""
+    words = [sys.executable, "-c", SCRIPT, str(model), PROMPT, str(threads)]
+    if how == "llmctl":
+        words = [sys.executable, "-m", "llmctl", "generate", "--from", str(model)]
+        words += ["--prompt", PROMPT, "--max-new-tokens", "1", "--generation-config", "none"]
+        words += ["--threads", str(threads)]
+    before, start = os.times(), time.monotonic()
+    result = subprocess.run(words, check=True, capture_output=True, text=True)
+    seconds, after = time.monotonic() - start, os.times()
+    assert result.stdout.startswith(PROMPT), result.stdout
+    computed = after.children_user + after.children_system
+    return {
+        "seconds": seconds,
+        "cpu": computed - before.children_user - before.children_system,
+        "said": hash(result.stdout.strip()),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=HOW, help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, default=0.0, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -91,6 +128,7 @@ def main() -> None:
     for path in options.model.glob("*.safetensors"):
         path.read_bytes()
     found: dict[str, list[dict[str, float]]] = {how: [] for how in HOW}
+    programs: dict[str, list[dict[str, float]]] = {how: [] for how in HOW}
     words = [sys.executable, "-m", "tests.benchmarks.loading", str(options.model)]
     words += ["--threads", str(options.threads), "--only"]
     for number in range(options.rounds):
@@ -98,17 +136,27 @@ def main() -> None:
             asked = [*words, how, "--started", str(time.monotonic())]
             result = subprocess.run(asked, check=True, capture_output=True, text=True)
             found[how].append(json.loads(result.stdout.splitlines()[-1]))
+        for how in HOW if number % 2 else reversed(HOW):
+            programs[how].append(write_one_token(how, options.model, options.threads))
     ours, theirs = (found[how] for how in HOW)
     assert len({run["sum"] for run in ours + theirs}) == 1, "other weights"
     print(f"{ours[0]['bytes'] / 1e6:.0f} MB of weights")
-    print(f"| | {' | '.join(COLUMNS.values())} |")
-    print(f"| --- |{' --- |' * len(COLUMNS)}")
+    table(found, COLUMNS)
+    assert len({run["said"] for runs in programs.values() for run in runs}) == 1, "other texts"
+    table(programs, {"seconds": "one token, s", "cpu": "CPU, s"})
+
+
+def table(found: dict[str, list[dict[str, float]]], columns: dict[str, str]) -> None:
+    """Print medians of some figures, and their ratios."""
+    print(f"| | {' | '.join(columns.values())} |")
+    print(f"| --- |{' --- |' * len(columns)}")
     for how, runs in found.items():
-        values = {name: sorted(run[name] for run in runs) for name in COLUMNS}
+        values = {name: sorted(run[name] for run in runs) for name in columns}
         cells = [f"{median(v):.2f} ({v[0]:.2f} to {v[-1]:.2f})" for v in values.values()]
         print(f"| {how} | {' | '.join(cells)} |")
+    ours, theirs = found.values()
     shares = [
-        f"{median(r[name] for r in ours) / median(r[name] for r in theirs):.2f}" for name in COLUMNS
+        f"{median(r[name] for r in ours) / median(r[name] for r in theirs):.2f}" for name in columns
     ]
     print(f"| ours / theirs | {' | '.join(shares)} |")
 
