@@ -106,9 +106,10 @@ PROFILE = flag(
 )
 SEED = option("Seed of every random draw.")
 KERNELS = option(
-    "Whose products int8 and int4 weights are multiplied by: torch, or native: our own, twice as "
-    "fast and more, which this machine's C compiler makes when they are first asked for.",
-    show_default="torch",
+    "Whose products int8 and int4 weights are multiplied by: torch; native: our own, twice as "
+    "fast and more, which this machine's C compiler makes when they are first asked for; auto: "
+    "native on a processor with AVX-512 VNNI, if there is a compiler.",
+    show_default="auto",
 )
 DEVICE = option("Device that computes: auto, cpu, cuda or mps.", show_default="auto")
 ENCODING = option(

@@ -58,7 +58,7 @@ def _step(folder: Pretrained, dtype: WeightType, rows: int) -> float:
     length = min(TIMED_TOKENS, folder.max_length // 2)
     if folder.kind in NEXT_TOKEN_KINDS:
         model = folder.causal_lm()
-        decoder = CausalDecoder(model, head=prepare(model, dtype, rows=rows))
+        decoder = CausalDecoder(model, head=prepare(model, dtype, rows=rows, kernels="auto"))
         prompt, room = [0] * length, folder.max_length - length
         ids_BT = torch.zeros(rows, 1, dtype=torch.long)
 

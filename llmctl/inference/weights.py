@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from llmctl.errors import UsageError
 from llmctl.inference.int4 import INT4_GROUPS, Int4Linear
 from llmctl.inference.native import NativeLinear
+from llmctl.inference.native.library import NoKernelsError, are_made_for_this, library
 from llmctl.inference.quantised import Int8Linear, OneRowInt8Linear
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.heads.encoder_decoder import EncoderDecoderLM
@@ -33,9 +34,9 @@ from llmctl.models.spec import Backbone
 from llmctl.workspace.tensors import aligned
 
 WeightType = Literal["fp32", "bf16", "int8", "int4"]
-Kernels = Literal["torch", "native"]
+Kernels = Literal["auto", "torch", "native"]
 """Whose products int8 and int4 weights are multiplied by: PyTorch's, or those that this machine's C
-compiler makes of our own."""
+compiler makes of our own; auto: see ``chosen_kernels``."""
 
 FEWEST_ROWS, MOST_ROWS = 8, 256
 """For which oneDNN packs; either serves any number, and a few per cent to a half slower."""
@@ -103,6 +104,30 @@ class Bf16Linear(nn.Module):
         return F.linear(x.bfloat16(), self.weight_OI, self.bias_O).to(x.dtype)
 
 
+def chosen_kernels(
+    kernels: Kernels,
+    dtype: WeightType,
+    device: torch.device,
+    note: Callable[[str], None] | None = None,
+) -> Kernels:
+    """Whose products weights of a type are multiplied by, where that was left open: ours, on a
+    processor that they are made for and with a compiler that makes them, else PyTorch's.
+
+    note: told where a compiler is all that lacks.
+    """
+    if kernels != "auto":
+        return kernels
+    if dtype not in _NATIVE or device.type != "cpu" or not are_made_for_this():
+        return "torch"
+    try:
+        library()
+    except NoKernelsError as error:
+        if note is not None:
+            note(f"{dtype} by PyTorch's kernels, at a third to a half of the speed: {error.said}")
+        return "torch"
+    return "native"
+
+
 def prepare(
     model: CausalLM | EncoderDecoderLM,
     dtype: WeightType,
@@ -120,6 +145,7 @@ def prepare(
     the device can't do, or kernels that it can't have.
     """
     device = model.body.like_states().device
+    kernels = chosen_kernels(kernels, dtype, device)
     if kernels == "native":
         _check_native(device, dtype)
     if device.type != "cpu":

@@ -22,9 +22,10 @@ class ServeConfig(EngineConfig):
     """Device that computes; auto: the accelerator if there is one."""
     dtype: WeightType = "fp32"
     """Number format of the weights; int8 and int4 are the fastest on a processor."""
-    kernels: Kernels = "torch"
-    """Whose products int8 and int4 weights are multiplied by: PyTorch's; native: ours, which this
-    machine's C compiler makes when they are first asked for."""
+    kernels: Kernels = "auto"
+    """Whose products int8 and int4 weights are multiplied by: torch, PyTorch's; native, ours, which
+    this machine's C compiler makes when they are first asked for; auto: ours on a processor with
+    AVX-512 VNNI, if there is a compiler."""
     generation_config: str = AUTO
     """Whose generation_config.json says how texts are chosen, where a request doesn't: auto, the
     model's own; none; or that of another folder."""

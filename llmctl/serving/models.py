@@ -15,7 +15,7 @@ from llmctl.inference.constraints import Grammars
 from llmctl.inference.decoder import CausalDecoder, DecoderRunner
 from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig
 from llmctl.inference.engine import Engine, EngineConfig
-from llmctl.inference.weights import Kernels, WeightType, prepare
+from llmctl.inference.weights import Kernels, WeightType, chosen_kernels, prepare
 from llmctl.reporting.reporter import Reporter
 from llmctl.serving.errors import HTTPError
 from llmctl.tasks import TASKS
@@ -160,6 +160,7 @@ def open_models(
     reporter = reporter or Reporter()
     check_draft_tokens(engine, draft)
     models: dict[str, ServedModel] = {}
+    chosen = chosen_kernels(kernels, dtype, choose_device(device, "--device"), reporter.note)
     named = [_named(start) for start in starts]
     for adapter in adapters:
         own, path = _named(adapter)
@@ -168,13 +169,13 @@ def open_models(
     if draft is not None:
         # As many rows as the models have.
         rows = max(2, engine.max_sequences)
-        ahead = Draft(OpenedModel.open(workspace, draft, owning=True), device, dtype, kernels, rows)
+        ahead = Draft(OpenedModel.open(workspace, draft, owning=True), device, dtype, chosen, rows)
     for name, start in named:
         if name in models:
             raise UsageError(
                 f"two models would be called {name}; give one another name: --from NAME={start}"
             )
-        served = _open(workspace, name, start, engine, device, dtype, kernels, ahead, created)
+        served = _open(workspace, name, start, engine, device, dtype, chosen, ahead, created)
         models[name] = served
         if served.engine is not None:
             served.sampling = taken_defaults(
@@ -197,7 +198,7 @@ def _check_heard(
 ) -> None:
     """Tell which models an option for weights leaves as they are. Raises UsageError where it does
     with all."""
-    usual = {"dtype": "fp32", "kernels": "torch"}
+    usual = {"dtype": "fp32", "kernels": "auto"}
     given = {"dtype": dtype, "kernels": kernels}
     asked = " ".join(f"--{name} {value}" for name, value in given.items() if value != usual[name])
     others = [name for name, model in models.items() if model.engine is None]

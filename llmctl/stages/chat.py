@@ -16,7 +16,7 @@ from llmctl.inference.chat import ChatSession
 from llmctl.inference.constraints import GrammarKind
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.decoding import GenerationConfig
-from llmctl.inference.weights import Kernels, WeightType, prepare
+from llmctl.inference.weights import Kernels, WeightType, chosen_kernels, prepare
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.generation import check_draft, check_draft_tokens, engine_draft
 from llmctl.tasks.opened import OpenedModel
@@ -38,9 +38,10 @@ class ChatConfig(GenerationConfig):
     """Device that computes; auto: the accelerator if there is one."""
     dtype: WeightType = "fp32"
     """Number format of the weights; int8 and int4 are the fastest on a processor."""
-    kernels: Kernels = "torch"
-    """Whose products int8 and int4 weights are multiplied by: PyTorch's; native: ours, which this
-    machine's C compiler makes when they are first asked for."""
+    kernels: Kernels = "auto"
+    """Whose products int8 and int4 weights are multiplied by: torch, PyTorch's; native, ours, which
+    this machine's C compiler makes when they are first asked for; auto: ours on a processor with
+    AVX-512 VNNI, if there is a compiler."""
     generation_config: str = AUTO
     """Whose generation_config.json says how answers are chosen, where nothing else does: auto, the
     model's own; none; or that of another folder."""
@@ -80,7 +81,9 @@ def open_chat(
     check_draft_tokens(config, draft)
     where = choose_device(config.device, "--device")
     folder, _ = open_model(workspace, start)
-    config = _as_the_folder_says(folder, config, reporter or Reporter())
+    reporter = reporter or Reporter()
+    config = _as_the_folder_says(folder, config, reporter)
+    kernels = chosen_kernels(config.kernels, config.dtype, where, reporter.note)
     model = folder.owning().causal_lm().to(where)
     made_here = TOKENIZER in folder.fields
     if folder.tokenizer.chat_template is None or (made_here and not folder.fields.get(CHAT)):
@@ -93,11 +96,11 @@ def open_chat(
         smaller = OpenedModel.open(workspace, draft)
         check_draft(smaller, folder.tokenizer, start)
         ahead = engine_draft(
-            smaller, device=config.device, dtype=config.dtype, kernels=config.kernels, rows=1
+            smaller, device=config.device, dtype=config.dtype, kernels=kernels, rows=1
         )
     guesses = draft is not None or config.prompt_lookup is not None
     rows = config.draft_tokens + 1 if guesses else 1
-    head = prepare(model, config.dtype, rows=rows, kernels=config.kernels)
+    head = prepare(model, config.dtype, rows=rows, kernels=kernels)
     decoder = CausalDecoder(model, longest=folder.max_length, head=head, tokenizer=folder.tokenizer)
     template = ChatTemplate(folder.tokenizer.chat_template, folder.tokenizer)
     session = ChatSession(decoder, folder.tokenizer, template, config, form=form, draft=ahead)

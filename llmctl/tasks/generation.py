@@ -18,12 +18,13 @@ from llmctl.inference.decoding import generate as write_texts
 from llmctl.inference.decoding.batches import block_size
 from llmctl.inference.decoding.config import DEFAULT_CANDIDATES, MOST_AT_ONCE
 from llmctl.inference.engine import Constraint, Engine, EngineConfig
-from llmctl.inference.weights import Kernels, WeightType
+from llmctl.inference.weights import Kernels, WeightType, chosen_kernels
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks import TASKS
 from llmctl.tasks.opened import OpenedModel
 from llmctl.tokenizers import Tokenizer
 from llmctl.training.distributed.processes import get_world
+from llmctl.training.precision import choose_device
 
 TEXTS = 8
 """Texts that are written together by default."""
@@ -39,9 +40,10 @@ class GenerateConfig(GenerationConfig):
     """Device that computes; auto: the accelerator if there is one."""
     dtype: WeightType = "fp32"
     """Number format of the weights; int8 and int4 are the fastest on a processor."""
-    kernels: Kernels = "torch"
-    """Whose products int8 and int4 weights are multiplied by: PyTorch's; native: ours, which this
-    machine's C compiler makes when they are first asked for."""
+    kernels: Kernels = "auto"
+    """Whose products int8 and int4 weights are multiplied by: torch, PyTorch's; native, ours, which
+    this machine's C compiler makes when they are first asked for; auto: ours on a processor with
+    AVX-512 VNNI, if there is a compiler."""
     generation_config: str = AUTO
     """Whose generation_config.json says how texts are chosen, where nothing else does: auto, the
     model's own; none; or that of another folder."""
@@ -90,7 +92,9 @@ class TextGenerator(ABC):
         self.model, self.tokenizer = model, model.folder.tokenizer
         if not config.batch_size:
             config = config.replace(batch_size=self.default_batch(config))
-        self.config = config
+        device = choose_device(config.device, "--device")
+        kernels = chosen_kernels(config.kernels, config.dtype, device, self.reporter.note)
+        self.config = config = config.replace(kernels=kernels)
         self._rows = rows_at_once(config, prompts)
         # Of each text several tokens are read at once where some are guessed.
         guesses = draft is not None or config.prompt_lookup is not None

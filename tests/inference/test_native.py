@@ -20,10 +20,10 @@ from llmctl.errors import UsageError
 from llmctl.inference import weights
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.engine import Engine, EngineConfig, EngineRequest
-from llmctl.inference.int4 import quantise_groups
+from llmctl.inference.int4 import Int4Linear, quantise_groups
 from llmctl.inference.native import FusedLlama, NativeLinear, library
 from llmctl.inference.quantised import Int8Linear, quantise
-from llmctl.inference.weights import prepare
+from llmctl.inference.weights import chosen_kernels, prepare
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.models.layers.quantised_matrix import QuantisedMatrix
 from llmctl.tasks.generation import GenerateConfig
@@ -214,12 +214,43 @@ def test_without_a_compiler_the_option_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(library, "library", library.library.__wrapped__)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UsageError, match="needs a C compiler"):
+    with pytest.raises(UsageError, match="no C compiler here"):
         library.library()
     monkeypatch.setenv("CC", "/bin/false")
     with pytest.raises(UsageError, match="can't compile the kernels"):
         library.library()
     assert not list(tmp_path.iterdir())
+
+
+def test_ours_are_taken_where_they_are_made_for_the_processor(monkeypatch: pytest.MonkeyPatch):
+    cpu, notes = torch.device("cpu"), list[str]()
+
+    def chosen(kernels: Any = "auto", dtype: Any = "int8", device: torch.device = cpu) -> str:
+        return chosen_kernels(kernels, dtype, device, notes.append)
+
+    monkeypatch.setattr(weights, "are_made_for_this", lambda: True)
+    assert chosen() == chosen(dtype="int4") == "native"
+    assert chosen("torch") == chosen(dtype="fp32") == chosen(dtype="bf16") == "torch"
+    assert chosen(device=torch.device("meta")) == "torch"
+    head = prepare(make_model("llama"), "int8", rows=1, kernels="auto")
+    assert isinstance(head, NativeLinear)
+    monkeypatch.setattr(weights, "are_made_for_this", lambda: False)
+    assert chosen() == "torch"
+    assert not notes
+    assert chosen("native") == "native"
+
+
+def test_without_a_compiler_pytorch_s_are_taken_and_it_is_told(monkeypatch: pytest.MonkeyPatch):
+    notes = list[str]()
+    monkeypatch.setattr(weights, "are_made_for_this", lambda: True)
+    monkeypatch.setattr(weights, "library", library.library.__wrapped__)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CC", raising=False)
+    assert chosen_kernels("auto", "int4", torch.device("cpu"), notes.append) == "torch"
+    (note,) = notes
+    assert "no C compiler here (cc, gcc or clang)" in note
+    assert "install one" in note
+    assert isinstance(prepare(make_model("llama"), "int4", rows=1, kernels="auto"), Int4Linear)
 
 
 PLAIN = """

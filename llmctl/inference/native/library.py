@@ -17,6 +17,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from llmctl.errors import UsageError
 
 KERNEL_SOURCES = ("llama.c", "products.h")
@@ -27,11 +29,26 @@ COMPILER_FLAGS = (
 KERNELS_OPTION = "--kernels native"
 
 
+class NoKernelsError(UsageError):
+    """The kernels can't be had here."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{KERNELS_OPTION}: {reason}; {remedy}, or leave the option out")
+        self.said = f"{reason}; {remedy}"
+        """Why, and what to do, where they were not asked for."""
+
+
+def are_made_for_this() -> bool:
+    """Whether the processor has what the kernels are written for. Any other computes the same, how
+    fast was not measured."""
+    return bool(torch.cpu._is_avx512_supported() and torch.cpu._is_vnni_supported())
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The kernels, ready to be called; made where they aren't yet, which takes some seconds.
 
-    Raises UsageError where there is no compiler, or none that can.
+    Raises NoKernelsError where there is no compiler, or none that can.
     """
     compiler = _compiler()
     folder = Path(__file__).parent
@@ -45,9 +62,9 @@ def library() -> ctypes.CDLL:
             _compile(compiler, folder / KERNEL_SOURCES[0], kept)
         found = ctypes.CDLL(str(kept))
     except OSError as error:
-        raise UsageError(
-            f"{KERNELS_OPTION}: the kernels can't be kept at {kept.parent} ({error}); set "
-            "XDG_CACHE_HOME to a folder that can be written, or leave the option out"
+        raise NoKernelsError(
+            f"the kernels can't be kept at {kept.parent} ({error})",
+            "set XDG_CACHE_HOME to a folder that can be written",
         ) from error
     pointer, size, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     found.llmctl_multiply.argtypes = [pointer, pointer, pointer, size, integer]
@@ -61,9 +78,9 @@ def _compiler() -> list[str]:
     for words in names:
         if words and shutil.which(words[0]):
             return words
-    raise UsageError(
-        f"{KERNELS_OPTION} needs a C compiler, and there is no {asked or 'cc, gcc or clang'} here; "
-        "install one (apt install gcc), name it by CC, or leave the option out"
+    raise NoKernelsError(
+        f"there is no C compiler here ({asked or 'cc, gcc or clang'})",
+        "install one (apt install gcc), or name it by CC",
     )
 
 
@@ -88,8 +105,7 @@ def _run(command: list[str]) -> bytes:
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
         why = next((line for line in said if "error" in line), said[-1])
-        raise UsageError(
-            f"{KERNELS_OPTION}: {command[0]} can't compile the kernels ({why}); name another "
-            "compiler by CC, or leave the option out"
+        raise NoKernelsError(
+            f"{command[0]} can't compile the kernels ({why})", "name another compiler by CC"
         )
     return done.stdout

@@ -19,7 +19,7 @@ class NgramContinuation(Continuation):
             raise UsageError(
                 f"--dtype {config.dtype}: {model.name} is an n-gram model, without weights"
             )
-        if config.kernels != "torch":
+        if config.kernels == "native":
             raise UsageError(
                 f"--kernels {config.kernels}: {model.name} is an n-gram model, without weights"
             )
