@@ -10,6 +10,7 @@ from llmctl.errors import InputError
 from llmctl.formats.base import Pretrained
 from llmctl.formats.description import CHAT, MAX_LENGTH, TASK, TOKENIZER
 from llmctl.formats.huggingface.writing import write_model_folder
+from llmctl.formats.sampling_defaults import add_sampling, sampling_fields
 from llmctl.formats.sentence_transformers.folder import SentenceTransformers
 from llmctl.models.config_json import OWN_PREFIX
 
@@ -45,8 +46,10 @@ def check_is_whole(model: Pretrained) -> None:
 
 
 def write_rewritten(model: Pretrained, folder: Path) -> None:
-    """Write a model anew, its tensors in fp32. Raises InputError for one that transformers has no
-    class for, or with virtual tokens."""
+    """Write a model anew, its tensors in fp32, with what its folder says of how texts are chosen.
+
+    Raises InputError for one that transformers has no class for, or with virtual tokens.
+    """
     check_is_whole(model)
     if model.architecture is None or model.decoder is not None:
         raise InputError(
@@ -55,3 +58,4 @@ def write_rewritten(model: Pretrained, folder: Path) -> None:
         )
     save = SentenceTransformers().save if model.kind == "embed" else write_model_folder
     save(folder, model.network(), model.tokenizer, fields_beside(model))
+    add_sampling(folder, sampling_fields(model))

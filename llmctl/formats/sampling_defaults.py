@@ -11,6 +11,7 @@ from llmctl.errors import ConfigError, InputError
 from llmctl.formats.peft.folder import Peft
 from llmctl.reporting.reporter import Reporter
 from llmctl.tokenizers.hf_config import read_object
+from llmctl.workspace.files import write_json
 
 if TYPE_CHECKING:
     from llmctl.formats.base import Pretrained
@@ -77,6 +78,14 @@ def sampling_fields(model: Pretrained) -> dict[str, Any]:
     sampling_defaults(folder)
     said = read_object(folder / FILE)
     return {name: said[name] for name in ("do_sample", *DRAWING, *ALWAYS) if name in said}
+
+
+def add_sampling(folder: Path, said: Mapping[str, Any]) -> None:
+    """Write what ``sampling_fields`` gave of a model into the file of one that was made of it, if
+    it writes."""
+    path = folder / FILE
+    if said and path.is_file():
+        write_json(path, {**read_object(path), **said})
 
 
 def taken_defaults(

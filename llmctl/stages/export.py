@@ -23,12 +23,7 @@ from llmctl.formats.ollama.modelfile import MODELFILE, sampling_parameters
 from llmctl.formats.onnx.writing import write_onnx
 from llmctl.formats.open import open_any_model, record_of
 from llmctl.formats.rewriting import check_is_whole, fields_beside, write_rewritten
-from llmctl.formats.sampling_defaults import FILE as GENERATION_CONFIG
-from llmctl.formats.sampling_defaults import (
-    generation_config_folder,
-    sampling_defaults,
-    sampling_fields,
-)
+from llmctl.formats.sampling_defaults import generation_config_folder, sampling_defaults
 from llmctl.parsing import read_json_object
 from llmctl.reporting.reporter import Reporter
 from llmctl.workspace.artefacts import Workspace
@@ -157,9 +152,6 @@ def _write_ollama(model: Pretrained, folder: Path, extra: dict[str, Any], notes:
 
 def _write_hf(model: Pretrained, folder: Path, extra: dict[str, Any], notes: list[str]) -> None:
     write_rewritten(model, folder)
-    path, said = folder / GENERATION_CONFIG, sampling_fields(model)
-    if said and path.is_file():
-        write_json(path, {**read_json_object(path), **said})
 
 
 WRITERS: dict[str, Callable[[Pretrained, Path, dict[str, Any], list[str]], None]] = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from llmctl.formats.base import Pretrained
 from llmctl.formats.description import CHAT, MAX_LENGTH, NEXT_TOKEN_KINDS
 from llmctl.formats.huggingface.writing import write_model_folder
+from llmctl.formats.sampling_defaults import add_sampling, sampling_fields
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.finetuning import FinetuningTask
@@ -37,6 +38,7 @@ class ChatTask(FinetuningTask):
         self._tokenizer = copy.copy(base.tokenizer)
         self._tokenizer.chat_template = source
         self._template = ChatTemplate(source, self._tokenizer)
+        self._sampling = sampling_fields(base)
 
     @classmethod
     def kinds(cls, config: Any) -> tuple[str, ...]:
@@ -59,6 +61,7 @@ class ChatTask(FinetuningTask):
     def write(self, folder: Path, model: nn.Module) -> None:
         extra = {MAX_LENGTH: max(self._max_length, self.base.max_length), CHAT: True}
         write_model_folder(folder, model, self._tokenizer, extra)
+        add_sampling(folder, self._sampling)
 
     def heads(self, model: nn.Module) -> dict[str, Tensor]:
         return {}

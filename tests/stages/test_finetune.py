@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from llmctl.cli.app import app
+from llmctl.compression.config import CompressConfig
 from llmctl.data.tables.labelled import Example
 from llmctl.formats.open import open_folder
 from llmctl.reporting.reporter import Reporter
+from llmctl.stages.compress.stage import Compression
 from llmctl.stages.predict import predict
 from llmctl.stages.train import finetune, outline
 from llmctl.tasks.finetuning import resolve, scale_lr_by_width
@@ -151,6 +153,26 @@ def test_the_network_of_random_weights_is_the_newest_that_can_learn_the_task(
     again = plan(workspace, "scratch", sayings_file, config, like="tiny-gpt")["plan"]
     assert again["up_to_date"] is False
     assert again["parameters"] != run.manifest.summary["parameters"]
+
+
+def test_how_a_base_chooses_texts_is_how_what_was_made_of_it_does(
+    workspace: Workspace, sayings_file: Path, tmp_path: Path
+):
+    base = Path(shutil.copytree(workspace.path("run", "tiny-gpt") / "model", tmp_path / "base"))
+    path = base / "generation_config.json"
+    said = {"do_sample": True, "temperature": 0.3, "top_k": 7}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **said, "eos_token_id": 1}))
+    config = resolve("instruct", quick(max_steps=1))
+    run, _ = finetune(workspace, str(base), sayings_file, config, reporter=Notes())
+    (tmp_path / "held-out.txt").write_text("ship to sea " * 200)
+    how, name = CompressConfig(method="round", max_tokens=300), run.manifest.name
+    held_out = tmp_path / "held-out.txt"
+    small, _ = Compression(workspace, name, how, data=None, held_out=held_out).run("small")
+    for made in (run, small):
+        written = json.loads((made.folder / "model" / path.name).read_text())
+        assert said.items() <= written.items()
+        # What ends its texts is a matter of its own template.
+        assert written["eos_token_id"] != 1
 
 
 @pytest.mark.parametrize(
