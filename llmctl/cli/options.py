@@ -218,8 +218,8 @@ def ask_for_large_pages() -> None:
 
 
 def load_pytorch(*, large_pages: bool = False) -> None:
-    """Import PyTorch, for a command that needs it before its stage does: a sixth sooner without
-    looking for garbage among what stays, and whenever garbage is looked for afterwards.
+    """Import PyTorch, for a command that needs it, without looking for garbage among what stays:
+    that takes a sixth less time, and so does every later look for garbage, which passes it by.
 
     large_pages: see ``LARGE_PAGES``.
     """

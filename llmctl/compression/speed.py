@@ -18,7 +18,13 @@ from llmctl.formats.base import Pretrained
 from llmctl.formats.description import NEXT_TOKEN_KINDS
 from llmctl.inference.decoder import CausalDecoder
 from llmctl.inference.int4 import GROUP
-from llmctl.inference.weights import WeightType, prepare, prepare_reader
+from llmctl.inference.weights import (
+    Kernels,
+    WeightType,
+    chosen_kernels,
+    prepare,
+    prepare_reader,
+)
 from llmctl.models.layers.quantised_embedding import bytes_of_table
 from llmctl.models.spec import TOKEN_TABLE, Backbone
 
@@ -43,9 +49,15 @@ class InferenceSpeed:
     """At batch 1 of what is written; at batch 32 of what is read."""
 
 
-def measure_speed(folder: Pretrained, dtype: WeightType) -> InferenceSpeed:
-    """Time a model with its weights in a form."""
-    seconds = [_step(folder, dtype, rows) for rows in TIMED_BATCHES]
+def measure_speed(
+    folder: Pretrained, dtype: WeightType, note: Callable[[str], None] | None = None
+) -> InferenceSpeed:
+    """Time a model with its weights in a form, by the kernels that it would be used with here.
+
+    note: see ``chosen_kernels``.
+    """
+    kernels = chosen_kernels("auto", dtype, torch.device("cpu"), note)
+    seconds = [_step(folder, dtype, kernels, rows) for rows in TIMED_BATCHES]
     if folder.kind in NEXT_TOKEN_KINDS:
         return InferenceSpeed(seconds[0], seconds[1], 1 / seconds[0])
     return InferenceSpeed(
@@ -54,11 +66,11 @@ def measure_speed(folder: Pretrained, dtype: WeightType) -> InferenceSpeed:
 
 
 @torch.inference_mode()
-def _step(folder: Pretrained, dtype: WeightType, rows: int) -> float:
+def _step(folder: Pretrained, dtype: WeightType, kernels: Kernels, rows: int) -> float:
     length = min(TIMED_TOKENS, folder.max_length // 2)
     if folder.kind in NEXT_TOKEN_KINDS:
         model = folder.causal_lm()
-        decoder = CausalDecoder(model, head=prepare(model, dtype, rows=rows, kernels="auto"))
+        decoder = CausalDecoder(model, head=prepare(model, dtype, rows=rows, kernels=kernels))
         prompt, room = [0] * length, folder.max_length - length
         ids_BT = torch.zeros(rows, 1, dtype=torch.long)
 

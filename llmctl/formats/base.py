@@ -212,8 +212,8 @@ class Pretrained:
 
     def anywhere(self) -> Pretrained:
         """The model whose networks' weights lie wherever they begin in a file, for what ``prepare``
-        of llmctl/inference/weights.py gives another form."""
-        return replace(self, lie=Placement.ANYWHERE)
+        of llmctl/inference/weights.py gives another form; one that is ``owning`` stays so."""
+        return self if self.lie is Placement.OWN else replace(self, lie=Placement.ANYWHERE)
 
     def network(self) -> Any:
         """The model as it was trained, whatever it does: a network of llmctl/models/heads, or the

@@ -16,22 +16,35 @@ from llmctl.workspace.tensors import MappedFiles
 
 THREADED_BYTES = 1 << 24
 """Fewer are read before threads have begun."""
+MOST_READERS = 4
+"""Threads at most: as many read as fast as memory takes it, and each may hold a tensor."""
 
 
 def fill(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Read tensors into a network's, by each thread one after another: beside the network there is
-    no more than one a thread.
+    """Read tensors into a network's, by a few threads one after another each: beside the network
+    there is what these make of one.
 
     Raises ValueError for one that is missing or has another shape.
     """
-    threads = torch.get_num_threads() if getattr(tensors, "by_threads", False) else 1
-    if threads == 1 or sum(own.nbytes for own in state.values()) < THREADED_BYTES:
+    threads = min(torch.get_num_threads(), MOST_READERS)
+    size = sum(own.nbytes for own in state.values())
+    if size < THREADED_BYTES or not getattr(tensors, "by_threads", False):
+        threads = 1
+    if threads == 1:
         _fill(state, tensors)
         return
     names = list(state)
     parts = [{name: state[name] for name in names[start::threads]} for start in range(threads)]
+    inference = torch.is_inference_mode_enabled()  # a matter of each thread
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(_fill, parts, repeat(tensors)))
+        list(pool.map(_fill_in_mode, repeat(inference), parts, repeat(tensors)))
+
+
+def _fill_in_mode(
+    inference: bool, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    with torch.inference_mode(inference):
+        _fill(state, tensors)
 
 
 @torch.no_grad()

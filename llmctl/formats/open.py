@@ -38,7 +38,7 @@ def open_any_model(workspace: Workspace, name: str) -> tuple[Pretrained, Artefac
     return open_folder(path), run
 
 
-def record_of(model: Pretrained, run: Artefact | None) -> InputRecord:
+def input_record(model: Pretrained, run: Artefact | None) -> InputRecord:
     """A model as an input of what is made with it. Of a mere folder it reads all the weights."""
     if run is not None:
         return run.as_input("model")

@@ -52,8 +52,8 @@ class OneRowLinear(nn.Module):
         super().__init__()
         O, I = weight_OI.shape  # noqa: E741
         weight_OI = weight_OI.detach()
-        self.weight_OI = (
-            weight_OI.t().contiguous().t() if O > I else aligned(weight_OI.contiguous())
+        self.weight_OI = aligned(
+            weight_OI.t().contiguous().t() if O > I else weight_OI.contiguous()
         )
         self.bias_O = None if bias_O is None else bias_O.detach()
 
@@ -123,7 +123,7 @@ def chosen_kernels(
         library()
     except NoKernelsError as error:
         if note is not None:
-            note(f"{dtype} by PyTorch's kernels, at a third to a half of the speed: {error.said}")
+            note(f"{dtype} by PyTorch's kernels, which write more slowly than ours: {error.said}")
         return "torch"
     return "native"
 
@@ -140,9 +140,9 @@ def prepare(
     output layer, or None where that stays.
 
     rows: how many are written at once. reader: what reads its sources. Weights may lie anywhere in
-    a file before; those of products don't afterwards. On a processor norms, what lies between the
-    layers and embeddings that the folder has in full stay fp32. Raises UsageError for a type that
-    the device can't do, or kernels that it can't have.
+    a file before; afterwards no matrix of a product does. On a processor norms, what lies between
+    the layers and embeddings that the folder has in full stay fp32. Raises UsageError for a type
+    that the device can't do, or kernels that it can't have.
     """
     device = model.body.like_states().device
     kernels = chosen_kernels(kernels, dtype, device)

@@ -160,6 +160,7 @@ def open_models(
     reporter = reporter or Reporter()
     check_draft_tokens(engine, draft)
     models: dict[str, ServedModel] = {}
+    GenerationConfig.model_rebuild()  # before requests do it, each in a thread of its own
     chosen = chosen_kernels(kernels, dtype, choose_device(device, "--device"), reporter.note)
     named = [_named(start) for start in starts]
     for adapter in adapters:

@@ -21,7 +21,7 @@ from llmctl.formats.gguf.writing import CALLED, MADE_FROM, QUANTISATION
 from llmctl.formats.ollama import Ollama
 from llmctl.formats.ollama.modelfile import MODELFILE, sampling_parameters
 from llmctl.formats.onnx.writing import write_onnx
-from llmctl.formats.open import open_any_model, record_of
+from llmctl.formats.open import input_record, open_any_model
 from llmctl.formats.rewriting import check_is_whole, fields_beside, write_rewritten
 from llmctl.formats.sampling_defaults import generation_config_folder, sampling_defaults
 from llmctl.parsing import read_json_object
@@ -93,7 +93,7 @@ def export(
     target = out or Path(f"{name}{ENDINGS[config.format]}")
     if not target.parent.is_dir():
         raise InputError(f"{target}: there is no folder {target.parent}; make it, or name another")
-    digest = record_of(model, run).digest
+    digest = input_record(model, run).digest
     made_from = sha256_json([EXPORT_VERSION, digest, config.model_dump(mode="json")])
     if os.path.lexists(target) and not force:
         if _made_before(target, made_from):

@@ -8,7 +8,7 @@ that were sorted by length together, so the result has the same bits as if it ha
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -67,14 +67,18 @@ def write_from_file(
     total = sum(1 for _ in read_sources(sources, column, reading))
     if not total:
         raise InputError(f"--source {sources} has no sources; write one a line")
-    made_from = {
-        "sources": sha256_file(sources),
-        "column": column,
-        "suffix": output.path.suffix,
-        "reading": [reading.encoding, reading.errors, reading.header],
-        **generation.identity(),
-    }
-    with _opened(output, sha256_json(made_from)[:16]) as file:
+
+    def made_from() -> str:
+        value = {
+            "sources": sha256_file(sources),
+            "column": column,
+            "suffix": output.path.suffix,
+            "reading": [reading.encoding, reading.errors, reading.header],
+            **generation.identity(),
+        }
+        return sha256_json(value)[:16]
+
+    with _opened(output, made_from) as file:
         block = generation.block_size
         world = get_world()
         done = _whole_blocks(file, block) if world.is_main and output.file else 0
@@ -96,7 +100,7 @@ def write_from_file(
 
 
 @contextmanager
-def _opened(output: Output, made_from: str) -> Iterator[BinaryIO]:
+def _opened(output: Output, made_from: Callable[[], str]) -> Iterator[BinaryIO]:
     """What the texts are written into; of several processes one writes, and has the others' texts.
     Raises on all processes what it meets at the start."""
     world, opened = get_world(), ExitStack()
@@ -104,7 +108,7 @@ def _opened(output: Output, made_from: str) -> Iterator[BinaryIO]:
     file: BinaryIO | None = None
     if world.is_main:
         try:
-            way = output.stream() if output.file is None else output.partial(made_from)
+            way = output.stream() if output.file is None else output.partial(made_from())
             file = opened.enter_context(way)
         except (LlmctlError, OSError) as error:
             failure = error

@@ -92,13 +92,13 @@ class TextGenerator(ABC):
         self.model, self.tokenizer = model, model.folder.tokenizer
         if not config.batch_size:
             config = config.replace(batch_size=self.default_batch(config))
-        device = choose_device(config.device, "--device")
-        kernels = chosen_kernels(config.kernels, config.dtype, device, self.reporter.note)
-        self.config = config = config.replace(kernels=kernels)
         self._rows = rows_at_once(config, prompts)
         # Of each text several tokens are read at once where some are guessed.
         guesses = draft is not None or config.prompt_lookup is not None
         check_draft_tokens(config, draft)
+        device = choose_device(config.device, "--device")
+        kernels = chosen_kernels(config.kernels, config.dtype, device, self.reporter.note)
+        self.config = config = config.replace(kernels=kernels)
         rows = self._rows * (config.draft_tokens + 1 if guesses else 1)
         self._decoder = self.decoder(model, config, rows)
         self._draft_model = draft

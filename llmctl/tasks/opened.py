@@ -9,7 +9,7 @@ from typing import Self
 
 from llmctl.formats.columns import Finetuned
 from llmctl.formats.description import CLOZE, MODEL_KINDS
-from llmctl.formats.open import open_any_model, record_of
+from llmctl.formats.open import input_record, open_any_model
 from llmctl.workspace.artefacts import Workspace
 from llmctl.workspace.manifests import InputRecord
 
@@ -32,7 +32,7 @@ class OpenedModel(Finetuned):
         """The model of a run's name or of a folder. owning: see ``Pretrained.owning``. Raises
         InputError if there is none."""
         folder, run = open_any_model(workspace, name)
-        record = partial(record_of, folder, run)
+        record = partial(input_record, folder, run)
         return cls(name, folder.owning() if owning else folder, run, record)
 
     @property

@@ -13,7 +13,7 @@ from llmctl.data.shards.choosing import choose_shards
 from llmctl.data.text.input_files import data_record
 from llmctl.errors import InputError, UsageError
 from llmctl.formats.base import Pretrained
-from llmctl.formats.open import open_model, record_of
+from llmctl.formats.open import input_record, open_model
 from llmctl.models import ARCHITECTURES
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks import DEFAULT_TASK, TASKS, WITHOUT_NETWORK, finetuning_task, task_of, tasks_of
@@ -298,7 +298,7 @@ class FinetuneRequest(Request):
             base, called = task.new_student(self.config, teachers)
             return base, None, called
         model, run = open_model(workspace, self._network(workspace, reporter))
-        return model, record_of(model, run), self.start
+        return model, input_record(model, run), self.start
 
     def pinned(
         self,

@@ -184,12 +184,14 @@ class ChatTemplate:
                 )
             cuts.append(len(prompt))
             ends.append(sum(map(len, own_special[: number + 1])))
-        ids = self._tokenizer.encode(text, allow_special=True)
         expected = [number for part in own_special for number in part]
-        if [number for number in ids if self._is_special(number)] == expected:
-            return _Layout(text, [], cuts, ends, ids)
-        layout = _Layout(text, spans, cuts, ends, [])
-        layout.ids[:] = self._encode_span(layout, 0, len(text))
+        spelled = [span for span in spans if self._special_in(text[slice(*span)])]
+        # Where a spelling comes of what is said and what stands around it, each message is apart.
+        for literal in ([], spelled, spans):
+            layout = _Layout(text, literal, cuts, ends, [])
+            layout.ids[:] = self._encode_span(layout, 0, len(text))
+            if [number for number in layout.ids if self._is_special(number)] == expected:
+                break
         return layout
 
     def _parts(
@@ -275,7 +277,8 @@ class ChatTemplate:
 class _Layout:
     text: str
     literal: list[tuple[int, int]]
-    """Where what is said stands, if some of it is spelled as a special token."""
+    """Where that stands which is said and spelled as a special token. The ids of what comes before
+    are what they are without it."""
     cuts: list[int]
     """Where each answer begins."""
     ends: list[int]

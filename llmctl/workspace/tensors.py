@@ -41,7 +41,6 @@ def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     As the library's writer does, the widest first and by their names, but for the blanks behind the
     head: with them the numbers begin where they can be mapped (see ``TENSOR_ALIGNMENT``).
     """
-    import torch
     from safetensors.torch import _TYPES
 
     names = {dtype: name for name, dtype in _TYPES.items()}
@@ -58,9 +57,16 @@ def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            # A single number is contiguous whatever its stride, and then can't be seen as bytes.
-            numbers = tensors[name].as_strided((tensors[name].numel(),), (1,))
-            file.write(numbers.view(torch.uint8).numpy().data)
+            file.write(_as_bytes(tensors[name]))
+
+
+def _as_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor."""
+    import torch
+
+    # A single number is contiguous whatever its stride, and then can't be seen as bytes.
+    numbers = tensor.as_strided((tensor.numel(),), (1,))
+    return numbers.view(torch.uint8).numpy().data
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -101,7 +107,12 @@ class TensorReader:
             self._file = path.open("rb", buffering=0)
             length = int.from_bytes(self._file.read(8), "little")
             self._start = 8 + length
-            self._head: dict[str, Any] = json.loads(self._file.read(length))
+            head = self._file.read(length)
+        try:
+            self._head: dict[str, Any] = json.loads(head)
+        except ValueError:  # another file has taken its place since
+            self._file.close()
+            raise _changed(path) from None
 
     def close(self) -> None:
         """Close the file."""
@@ -117,16 +128,16 @@ class TensorReader:
         told = self._head.get(name, {})
         dtype = getattr(torch, FLOATS.get(told.get("dtype"), ""), None)
         if dtype is None or told["shape"] != list(place.shape):
-            raise _changed(self._path, name)
+            raise _changed(self._path)
         place = place.detach()
         in_place = place.dtype == dtype and place.is_contiguous() and place.device.type == "cpu"
-        numbers = place if in_place else torch.empty(place.shape, dtype=dtype)
-        rest = numbers.view(-1).view(torch.uint8).numpy().data
+        numbers = place if in_place else torch.empty(place.shape, dtype=dtype, device="cpu")
+        rest = _as_bytes(numbers)
         with errors_naming(self._path):
             self._file.seek(self._start + told["data_offsets"][0])
             while rest:
                 if not (read := self._file.readinto(rest)):
-                    raise _changed(self._path, name)
+                    raise _changed(self._path)
                 rest = rest[read:]
         if not in_place:
             place.copy_(numbers)
@@ -145,7 +156,7 @@ class MappedTensors:
         """
         import torch
 
-        self._step = 1 if anywhere else TENSOR_ALIGNMENT
+        self._anywhere = anywhere
         with _opened(path):  # the library looks whether the head is sound
             pass
         self._path = path
@@ -170,7 +181,8 @@ class MappedTensors:
             if told is None or getattr(torch, told) != dtype or first != end:
                 return None
             end = last
-        if start == end or (self._start + start) % self._step:
+        step = dtype.itemsize if self._anywhere else TENSOR_ALIGNMENT
+        if start == end or (self._start + start) % step:
             return None
         count, offset = (end - start) // dtype.itemsize, self._start + start
         return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=offset)
@@ -178,7 +190,7 @@ class MappedTensors:
     def _offsets(self, name: str) -> tuple[int, int]:
         """Where a tensor begins and ends, in bytes behind the head."""
         if name not in self._head:
-            raise _changed(self._path, name)
+            raise _changed(self._path)
         first, last = self._head[name]["data_offsets"]
         return int(first), int(last)
 
@@ -202,11 +214,8 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % TENSOR_ALIGNMENT else tensor
 
 
-def _changed(path: Path, name: str) -> InputError:
-    return InputError(
-        f"{path} changed while it was read: it has no tensor {name} any more, or another; run the "
-        "command again"
-    )
+def _changed(path: Path) -> InputError:
+    return InputError(f"{path} changed while it was read; run the command again")
 
 
 @contextlib.contextmanager

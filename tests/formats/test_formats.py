@@ -18,7 +18,7 @@ from llmctl.formats import FORMATS
 from llmctl.formats.base import Pretrained
 from llmctl.formats.description import Purpose
 from llmctl.formats.lazy_tensors import LazyTensors
-from llmctl.formats.open import open_folder, open_model, record_of
+from llmctl.formats.open import input_record, open_folder, open_model
 from llmctl.models import ARCHITECTURES
 from llmctl.stages.predict import predict
 from llmctl.tokenizers import Tokenizer
@@ -81,7 +81,7 @@ def test_a_format_is_a_folder_of_code_and_a_line(
     assert list(predict(workspace, str(path), examples)) == list(
         predict(workspace, "subjects", examples)
     )
-    assert record_of(*open_model(workspace, str(path))).digest == open_folder(path).digest()
+    assert input_record(*open_model(workspace, str(path))).digest == open_folder(path).digest()
 
 
 def test_an_adapter_without_its_base_is_no_model(tmp_path: Path):

@@ -194,9 +194,38 @@ def test_what_several_threads_read_is_what_one_reads(
     read = open_folder(tmp_path).owning().causal_lm().state_dict()
     assert read.keys() == written.keys()
     assert all(torch.equal(own, written[name]) for name, own in read.items())
+    with torch.inference_mode():  # a matter of each thread
+        read = open_folder(tmp_path).owning().causal_lm().state_dict()
+    assert all(torch.equal(own, written[name]) for name, own in read.items())
     edit(tmp_path, lambda tensors: next(iter(tensors.values())).fill_(torch.nan))
     with pytest.raises(InputError, match="not finite"):
         open_folder(tmp_path).owning().causal_lm()
+
+
+@pytest.mark.parametrize("kind", ["pickled", "halves"])
+def test_threads_read_what_is_made_of_the_files_tensors_in_inference_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    make(tmp_path, "llama")
+    path = tmp_path / "model.safetensors"
+    if kind == "pickled":
+        torch.save(load_file(path), tmp_path / "pytorch_model.bin")
+        path.unlink()
+    else:
+        save_file({name: own.bfloat16() for name, own in load_file(path).items()}, path)
+    alone = open_folder(tmp_path).owning().causal_lm().state_dict()
+    monkeypatch.setattr(filling, "THREADED_BYTES", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with torch.inference_mode():
+        read = open_folder(tmp_path).owning().causal_lm().state_dict()
+    assert all(torch.equal(own, alone[name]) for name, own in read.items())
+
+
+def test_a_model_that_owns_its_weights_stays_so(tmp_path: Path):
+    make(tmp_path, "llama")
+    model = open_folder(tmp_path).owning().anywhere().causal_lm()
+    pages = pages_of(tmp_path / "model.safetensors")
+    assert not any(lies_in(own, pages) for own in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4"])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from llmctl.errors import InputError
 from llmctl.formats.huggingface.writing import write_model_folder
-from llmctl.formats.open import open_folder, open_model, record_of
+from llmctl.formats.open import input_record, open_folder, open_model
 from llmctl.models import ARCHITECTURES
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.tokenizers import learn
@@ -108,9 +108,9 @@ def test_a_vocabulary_may_be_padded(folder: Path, ours: bool):
 def test_the_tokenizer_counts_in_the_digest_of_a_folder(folder: Path, tmp_path: Path):
     made_elsewhere(folder)
     workspace = Workspace(tmp_path / "w")
-    before = record_of(*open_model(workspace, str(folder)))
+    before = input_record(*open_model(workspace, str(folder)))
     edit_vocabulary(folder, swap_two_pieces)
-    after = record_of(*open_model(workspace, str(folder)))
+    after = input_record(*open_model(workspace, str(folder)))
     assert before.digest != after.digest
 
 

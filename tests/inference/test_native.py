@@ -219,6 +219,15 @@ def test_without_a_compiler_the_option_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CC", "/bin/false")
     with pytest.raises(UsageError, match="can't compile the kernels"):
         library.library()
+    monkeypatch.setenv("CC", 'gcc "')
+    with pytest.raises(UsageError, match="no command"):
+        library.library()
+    (tmp_path / "cc").write_text("no program")
+    (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    with pytest.raises(UsageError, match="can't be run"):
+        library.library()
+    (tmp_path / "cc").unlink()
     assert not list(tmp_path.iterdir())
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from llmctl.compression import COMPRESSION_METHODS
 from llmctl.compression.config import CompressConfig
 from llmctl.errors import InputError, LossError, UsageError
+from llmctl.formats import filling
 from llmctl.formats.open import open_model
 from llmctl.reporting.compression import render_sizes
 from llmctl.stages.compress.sizes import sizes
@@ -74,6 +75,13 @@ def weights_of(place: Workspace, name: str) -> tuple[int, int]:
     body = open_model(place, name)[0].causal_lm().body
     matrices = (p for block in body.layers() for p in block.parameters() if p.dim() == 2)
     return sum(p.numel() for p in matrices), body.embedding().weight.numel()
+
+
+def test_a_model_that_threads_read(place: Workspace, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(filling, "THREADED_BYTES", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    run, _ = smaller(place, "gpt", "round")
+    assert read_table(run)["rows"][0]["latency_1"] > 0
 
 
 def test_embeddings_that_are_the_output_layer_too(place: Workspace):

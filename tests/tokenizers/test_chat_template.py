@@ -77,6 +77,19 @@ def spoken(tokenizer: Tokenizer, ids: Any) -> str:
 SAID = st.text(st.sampled_from("ab \n<|im_endstar>\tü😀/[]INST")).filter(lambda t: bool(t.strip()))
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_token_s_spelling_changes_nothing_of_what_was_said_before(
+    tokenizer: Tokenizer, name: str
+):
+    template = ChatTemplate(TEMPLATES[name], tokenizer)
+    messages = talk("\n a", "b", "c", "<|im_end|> [INST] </s>", system="x")
+    chat = template.encode(messages)
+    prompt = template.encode_prompt(messages[:-1])
+    assert chat.ids[: len(prompt)].tolist() == prompt
+    plain = template.encode(talk("\n a", "b", "c", "d", system="x"))
+    assert chat.ids[: len(prompt)].tolist() == plain.ids[: len(prompt)].tolist()
+
+
 @given(said=st.lists(SAID, min_size=1, max_size=3), system=SAID | st.none(), data=st.data())
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_answers_alone_are_scored_and_prompts_are_what_was_trained(

@@ -74,7 +74,10 @@ def library() -> ctypes.CDLL:
 
 def _compiler() -> list[str]:
     asked = os.environ.get("CC")
-    names = [shlex.split(asked)] if asked else [["cc"], ["gcc"], ["clang"]]
+    try:
+        names = [shlex.split(asked)] if asked else [["cc"], ["gcc"], ["clang"]]
+    except ValueError as error:
+        raise NoKernelsError(f"CC is {asked!r}, no command ({error})", "mend it") from None
     for words in names:
         if words and shutil.which(words[0]):
             return words
@@ -85,7 +88,12 @@ def _compiler() -> list[str]:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmctl"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmctl"
+    except RuntimeError:
+        raise NoKernelsError(
+            "there is no home folder to keep the kernels in", "set XDG_CACHE_HOME to a folder"
+        ) from None
 
 
 def _macros(compiler: list[str]) -> bytes:
@@ -101,7 +109,12 @@ def _compile(compiler: list[str], source: Path, target: Path) -> None:
 
 
 def _run(command: list[str]) -> bytes:
-    done = subprocess.run(command, capture_output=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except OSError as error:
+        raise NoKernelsError(
+            f"{command[0]} can't be run ({error.strerror})", "name another compiler by CC"
+        ) from None
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
         why = next((line for line in said if "error" in line), said[-1])

@@ -135,7 +135,7 @@ def rows_of(
     rows = []
     for row, (model, dtype) in models.items():
         reporter.note(f"timing {model.name} ({dtype})")
-        figures, speed = report.results[row], measure_speed(model.folder, dtype)
+        figures, speed = report.results[row], measure_speed(model.folder, dtype, reporter.note)
         rows.append(
             {
                 "name": model.name,
