@@ -182,13 +182,16 @@ def test_weights_are_read_when_something_is_computed(
 ):
     """A plan with several models reads their descriptions alone."""
     read: list[Path] = []
-    plain = Weights.__getitem__
 
-    def counted(weights: Weights, name: str) -> Any:
-        read.extend(weights.files)
-        return plain(weights, name)
+    def counted(plain: Any) -> Any:
+        def reading(weights: Weights, *given: Any) -> Any:
+            read.extend(weights.files)
+            return plain(weights, *given)
 
-    monkeypatch.setattr(Weights, "__getitem__", counted)
+        return reading
+
+    for way in ("__getitem__", "into", "mapped"):
+        monkeypatch.setattr(Weights, way, counted(getattr(Weights, way)))
     for start, data, others in (
         ("gpt", None, ["llama", "other"]),
         ("subjects", labelled_file, ["subjects"]),
