@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,8 @@ def sampling_defaults(folder: Path) -> tuple[dict[str, float], tuple[str, ...]]:
         value = said.get(name)
         if value is None or value == neutral:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or value in (math.inf, -math.inf):  # JSON's 1e400
             raise InputError(f"{folder / FILE}: {name} is {value!r}, not a number; mend the file")
         found[name] = value
     others = (name for name, idle in PASSED_OVER.items() if said.get(name) not in (None, [], idle))
@@ -69,15 +71,29 @@ def generation_config_folder(model: Pretrained) -> Path:
     return next((folder for folder in folders if (folder / FILE).is_file()), model.path)
 
 
-def sampling_fields(model: Pretrained) -> dict[str, Any]:
-    """What a model's file says of how texts are chosen, as it stands there. Raises InputError as
-    ``sampling_defaults``."""
+def sampling_fields(model: Pretrained, ranges: type[Config] | None = None) -> dict[str, Any]:
+    """What a model's file says of how texts are chosen and counts, as it stands there.
+
+    ranges: a configuration that has the fields, and knows what they can be. Raises InputError as
+    ``sampling_defaults``, and for a value that is in no range.
+    """
     folder = generation_config_folder(model)
     if not folder.is_dir():
         return {}
-    sampling_defaults(folder)
+    found, _ = sampling_defaults(folder)
+    if ranges is not None:
+        _check_ranges(folder / FILE, found, ranges, "mend the file")
     said = read_object(folder / FILE)
-    return {name: said[name] for name in ("do_sample", *DRAWING, *ALWAYS) if name in said}
+    drawn = DRAWING if said.get("do_sample") else {}
+    return {name: said[name] for name in ("do_sample", *drawn, *ALWAYS) if name in said}
+
+
+def _check_ranges(path: Path, said: Mapping[str, float], ranges: type[Config], remedy: str) -> None:
+    for name, value in said.items():
+        try:
+            build(ranges, {name: value})
+        except ConfigError as error:
+            raise InputError(f"{path}: {error}; {remedy}") from None
 
 
 def add_sampling(folder: Path, said: Mapping[str, Any]) -> None:
@@ -116,14 +132,8 @@ def taken_defaults(
             f"{AUTO} or {NONE}"
         )
     said, others = sampling_defaults(place)
-    for name, value in said.items():
-        try:
-            build(fields, {name: value})
-        except ConfigError as error:
-            raise InputError(
-                f"{place / FILE}: {error}; mend the file, or leave it out with "
-                f"--generation-config {NONE}"
-            ) from None
+    remedy = f"mend the file, or leave it out with --generation-config {NONE}"
+    _check_ranges(place / FILE, said, fields, remedy)
     left = tuple(name for name in said if name in passed_over and name not in given)
     taken = {n: value for n, value in said.items() if n not in given and n not in passed_over}
     if taken:

@@ -13,6 +13,7 @@ from llmctl.formats.base import Pretrained
 from llmctl.formats.description import CHAT, MAX_LENGTH, NEXT_TOKEN_KINDS
 from llmctl.formats.huggingface.writing import write_model_folder
 from llmctl.formats.sampling_defaults import add_sampling, sampling_fields
+from llmctl.inference.decoding import GenerationConfig
 from llmctl.models.heads.causal_lm import CausalLM
 from llmctl.reporting.reporter import Reporter
 from llmctl.tasks.finetuning import FinetuningTask
@@ -38,7 +39,7 @@ class ChatTask(FinetuningTask):
         self._tokenizer = copy.copy(base.tokenizer)
         self._tokenizer.chat_template = source
         self._template = ChatTemplate(source, self._tokenizer)
-        self._sampling = sampling_fields(base)
+        self._sampling = sampling_fields(base, GenerationConfig)
 
     @classmethod
     def kinds(cls, config: Any) -> tuple[str, ...]:

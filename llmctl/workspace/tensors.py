@@ -222,6 +222,8 @@ def _changed(path: Path) -> InputError:
 def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path} is a folder or a device; give a file")
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,15 @@ def test_pickled_weights_are_read_as_tensors_alone(
         with pytest.raises(InputError, match=str(path)):
             open_folder(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes by name")
+def test_a_pipe_in_the_place_of_weights_is_not_waited_for(tmp_path: Path):
+    make(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors is a folder or a device"):
+        open_folder(tmp_path)
 
 
 def test_a_folder_without_weights(tmp_path: Path):

@@ -227,8 +227,35 @@ def test_without_a_compiler_the_option_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CC", str(tmp_path / "cc"))
     with pytest.raises(UsageError, match="can't be run"):
         library.library()
+    monkeypatch.setenv("CC", shutil.which("true", path=os.defpath) or "true")
+    with pytest.raises(UsageError, match="made no file"):
+        library.library()
     (tmp_path / "cc").unlink()
+    (tmp_path / "llmctl").rmdir()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_library_that_is_another_or_cut_off_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "library", library.library.__wrapped__)
+    (tmp_path / "llmctl.c").write_text("int x;")
+    sources = library.KERNEL_SOURCES
+    monkeypatch.setattr(library, "KERNEL_SOURCES", (str(tmp_path / "llmctl.c"),))
+    for _ in range(2):
+        with pytest.raises(UsageError, match="are not the kernels; name another compiler"):
+            library.library()
+    assert not list((tmp_path / "llmctl").iterdir())
+    monkeypatch.setattr(library, "KERNEL_SOURCES", sources)
+    assert library.library()
+    (kept,) = (tmp_path / "llmctl").glob("*.so")
+    cut_off = tmp_path / "second" / "llmctl" / kept.name
+    cut_off.parent.mkdir(parents=True)
+    cut_off.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    assert library.library()
+    assert cut_off.stat().st_size == kept.stat().st_size
 
 
 def test_ours_are_taken_where_they_are_made_for_the_processor(monkeypatch: pytest.MonkeyPatch):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from llmctl.cli.app import app
 from llmctl.compression.config import CompressConfig
 from llmctl.data.tables.labelled import Example
+from llmctl.errors import InputError
 from llmctl.formats.open import open_folder
 from llmctl.reporting.reporter import Reporter
 from llmctl.stages.compress.stage import Compression
@@ -173,6 +174,10 @@ def test_how_a_base_chooses_texts_is_how_what_was_made_of_it_does(
         assert said.items() <= written.items()
         # What ends its texts is a matter of its own template.
         assert written["eos_token_id"] != 1
+    for value in ("1e400", "-3", '"warm"'):
+        path.write_text(f'{{"do_sample": true, "temperature": {value}}}')
+        with pytest.raises(InputError, match=r"generation_config\.json: temperature"):
+            finetune(workspace, str(base), sayings_file, config, reporter=Notes(), force=True)
 
 
 @pytest.mark.parametrize(

@@ -56,16 +56,25 @@ def library() -> ctypes.CDLL:
     for part in (_macros(compiler), *((folder / name).read_bytes() for name in KERNEL_SOURCES)):
         digest.update(len(part).to_bytes(8, "little") + part)
     kept = _cache_folder() / f"kernels-{digest.hexdigest()}.so"
+    if kept.exists():
+        try:
+            return _loaded(kept)
+        except OSError:  # cut off
+            pass
     try:
-        if not kept.exists():
-            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _compile(compiler, folder / KERNEL_SOURCES[0], kept)
-        found = ctypes.CDLL(str(kept))
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _compile(compiler, folder / KERNEL_SOURCES[0], kept)
+        return _loaded(kept)
     except OSError as error:
         raise NoKernelsError(
             f"the kernels can't be kept at {kept.parent} ({error})",
             "set XDG_CACHE_HOME to a folder that can be written",
         ) from error
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    """Raises OSError for what is no library, AttributeError for another."""
+    found = ctypes.CDLL(str(path))
     pointer, size, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     found.llmctl_multiply.argtypes = [pointer, pointer, pointer, size, integer]
     found.llmctl_read.argtypes = [pointer, pointer, pointer, size, integer]
@@ -105,6 +114,14 @@ def _compile(compiler: list[str], source: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         _run([*compiler, *COMPILER_FLAGS, "-shared", "-fPIC", str(source), "-o", str(made), "-lm"])
+        if not made.exists():
+            raise NoKernelsError(f"{compiler[0]} made no file", "name another compiler by CC")
+        try:
+            _loaded(made)
+        except AttributeError:
+            raise NoKernelsError(
+                f"what {compiler[0]} made are not the kernels", "name another compiler by CC"
+            ) from None
         made.replace(target)  # whole or not at all, whoever else makes it too
 
 
