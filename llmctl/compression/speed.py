@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from llmctl.formats.base import Pretrained
 from llmctl.formats.description import NEXT_TOKEN_KINDS
 from llmctl.inference.decoder import CausalDecoder
+from llmctl.inference.decoding import CompiledSamplingParams, GenerationConfig
+from llmctl.inference.engine import Engine, EngineConfig, EngineRequest
 from llmctl.inference.int4 import GROUP
 from llmctl.inference.weights import (
     Kernels,
@@ -31,6 +33,10 @@ from llmctl.models.spec import TOKEN_TABLE, Backbone
 TIMED_BATCHES = (1, 32)
 TIMED_TOKENS = 64
 """Tokens of a text that an encoder reads, or that a decoder has before it."""
+MOST_TIMED_STEPS = 256
+"""Tokens that are written behind a text at most."""
+READ_AT_ONCE = EngineConfig(prefix_cache=0, step_seconds=1000.0)
+"""All prompts are read in one step."""
 LEAST_STEPS_TIMED, LEAST_SECONDS_TIMED = 3, 0.3
 """Steps that are timed at least, and for how long at least."""
 BYTES_OF_SCALES = 4
@@ -71,13 +77,19 @@ def _step(folder: Pretrained, dtype: WeightType, kernels: Kernels, rows: int) ->
     if folder.kind in NEXT_TOKEN_KINDS:
         model = folder.causal_lm()
         decoder = CausalDecoder(model, head=prepare(model, dtype, rows=rows, kernels=kernels))
-        prompt, room = [0] * length, folder.max_length - length
-        ids_BT = torch.zeros(rows, 1, dtype=torch.long)
+        room = min(folder.max_length - length, MOST_TIMED_STEPS)
+        how = GenerationConfig(max_new_tokens=room, min_new_tokens=room)
+        rules = CompiledSamplingParams(how, folder.tokenizer)
+        engine = Engine(decoder, READ_AT_ONCE.replace(max_sequences=rows))
 
         def begin() -> None:
-            decoder.prefill([prompt] * rows, room)
+            while not engine.idle:
+                engine.step()
+            for number in range(rows):
+                engine.submit(EngineRequest(prompt=[0] * length, rules=rules, number=number))
+            engine.step()
 
-        return _timed(lambda: decoder.extend(ids_BT), begin, room)
+        return _timed(engine.step, begin, room - 1)
     network: Any = folder.network().eval()
     prepare_reader(network.body, dtype, rows=rows * length)
     text_BT = torch.zeros(rows, min(TIMED_TOKENS, folder.max_length), dtype=torch.long)
