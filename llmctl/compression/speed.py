@@ -36,7 +36,7 @@ TIMED_TOKENS = 64
 MOST_TIMED_STEPS = 256
 """Tokens that are written behind a text at most."""
 READ_AT_ONCE = EngineConfig(prefix_cache=0, step_seconds=1000.0)
-"""All prompts are read in one step."""
+"""Prompts are read in as few steps as may be."""
 LEAST_STEPS_TIMED, LEAST_SECONDS_TIMED = 3, 0.3
 """Steps that are timed at least, and for how long at least."""
 BYTES_OF_SCALES = 4
@@ -87,7 +87,8 @@ def _step(folder: Pretrained, dtype: WeightType, kernels: Kernels, rows: int) ->
                 engine.step()
             for number in range(rows):
                 engine.submit(EngineRequest(prompt=[0] * length, rules=rules, number=number))
-            engine.step()
+            while not engine.idle and len(engine.step()) < rows:
+                pass  # until all prompts are read
 
         return _timed(engine.step, begin, room - 1)
     network: Any = folder.network().eval()
