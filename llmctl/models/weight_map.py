@@ -292,11 +292,12 @@ class PartsReader:
             return False
         places = self.rule.split(own, self.config)
         names = [self.names.name_in(self.tensors, name) for name in self.theirs]
+        in_files = self.tensors if isinstance(self.tensors, TensorFiles) else None
         for place, name in zip(places, names, strict=True):
-            if isinstance(self.tensors, TensorFiles):
-                if place.shape != self.tensors.shapes[name]:
+            if in_files is not None:
+                if place.shape != in_files.shapes[name]:
                     return False
-                self.tensors.into(name, place, files)
+                in_files.into(name, place, files)
             else:
                 part = self.tensors[name]
                 if place.shape != part.shape:

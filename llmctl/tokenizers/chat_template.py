@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -185,14 +185,19 @@ class ChatTemplate:
             cuts.append(len(prompt))
             ends.append(sum(map(len, own_special[: number + 1])))
         expected = [number for part in own_special for number in part]
-        spelled = [span for span in spans if self._special_in(text[slice(*span)])]
-        # Where a spelling comes of what is said and what stands around it, each message is apart.
-        for literal in ([], spelled, spans):
+        for literal in self._literals(text, spans):
             layout = _Layout(text, literal, cuts, ends, [])
             layout.ids[:] = self._encode_span(layout, 0, len(text))
             if [number for number in layout.ids if self._is_special(number)] == expected:
                 break
         return layout
+
+    def _literals(self, text: str, spans: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+        """Which messages to read apart from what stands around them: each of these is looked for
+        where the one before leaves special tokens that the template did not write."""
+        yield []
+        yield [span for span in spans if self._special_in(text[slice(*span)])]
+        yield spans  # a spelling came of what is said and what stands around it
 
     def _parts(
         self, messages: Sequence[Message], text: str, add_generation_prompt: bool
